@@ -1,0 +1,272 @@
+"""Combinators: objectives made of objectives. A paper that mixes known things is a gin file.
+
+Parts meet in one parameter tree. A path that two parts both have is one shared parameter (shapes must agree), so
+`Alternate` over one model trains one set of weights. Extra state and batches stay apart, under the part's name.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from paradigm import trees
+from paradigm.errors import UserError
+from paradigm.objective import Loss, Objective, rows_spec
+from paradigm.schedule import as_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareParts:
+    """Runs the prepare of each part named, on the same example, under 'part/key'."""
+
+    parts: tuple  # ((name, prepare), ...)
+    choose: Any = None  # step -> names of the parts that are read; None: all
+
+    def __call__(self, example, rng, step, train):
+        names = None if self.choose is None else self.choose(step)
+        out = {}
+        for name, prepare in self.parts:
+            if names is None or name in names:
+                out.update({f"{name}/{k}": v for k, v in prepare(example, rng, step, train).items()})
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Objective):
+    """What the combinators share: parts = ((name, objective), ...)."""
+
+    parts: tuple = ()
+
+    def __post_init__(self):
+        names = [name for name, _ in self.parts]
+        if not names or len(set(names)) != len(names):
+            raise UserError(f"{type(self).__name__}.parts must be (name, objective) pairs with distinct names, got {names}")
+
+    @property
+    def partition_rules(self):
+        return tuple(dict.fromkeys(rule for _, part in self.parts for rule in part.partition_rules))
+
+    def init(self, key):
+        params = {}
+        for name, part in self.parts:
+            params = _union(params, part.init(key), name)
+        return params
+
+    def init_extra(self, params, key):
+        return {name: part.init_extra(params, jax.random.fold_in(key, i)) for i, (name, part) in enumerate(self.parts)}
+
+    def variables(self, params, extra, which="online"):
+        for name, part in self.parts:
+            try:
+                return part.variables(params, extra if which == "ema" else extra.get(name, {}), which)
+            except KeyError:
+                continue
+        raise KeyError(f"no part of {type(self).__name__} has variables {which!r}")
+
+    def _active(self, phase):
+        return self.parts
+
+    def batch_spec(self, batch_size, phase=None):
+        phase = self.phase(0) if phase is None else phase
+        spec = rows_spec(batch_size)
+        for name, part in self._active(phase):
+            inner = part.batch_spec(batch_size)
+            spec.update({f"{name}/{k}": v for k, v in inner.items() if k not in ("index", "mask")})
+        return spec
+
+    def flops(self, batch_spec):
+        named = lambda name: _part_of(batch_spec, name)
+        return sum(part.flops(named(name)) for name, part in self.parts if any(k.startswith(name + "/") for k in batch_spec))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(Combined):
+    """sum over parts of coefficient(step) * loss, every step (CoCa, ELECTRA).
+
+    coefficients: one float or Schedule for each part; () means 1 for all.
+    """
+
+    coefficients: tuple = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.coefficients and len(self.coefficients) != len(self.parts):
+            raise UserError(f"Sum.coefficients has {len(self.coefficients)} entries for {len(self.parts)} parts: give one each")
+
+    @property
+    def pairs(self):
+        return any(part.pairs for _, part in self.parts)
+
+    @property
+    def couples_examples(self):
+        return any(part.couples_examples for _, part in self.parts)
+
+    @property
+    def prepare(self):
+        return PrepareParts(tuple((name, part.prepare) for name, part in self.parts))
+
+    def _weighted(self, ctx):
+        scales = self.coefficients or (1.0,) * len(self.parts)
+        return [(name, part, as_schedule(scale)(ctx.step)) for (name, part), scale in zip(self.parts, scales)]
+
+    def encode(self, params, extra, batch, ctx):
+        embeddings, loss = {}, Loss()
+        for name, part, scale in self._weighted(ctx):
+            embeddings[name], one = part.encode(params, extra[name], _part_of(batch, name), ctx)
+            loss = loss.join(one.prefixed(name, scale))
+        return embeddings, loss
+
+    def pair_loss(self, params, extra, embeddings, batch, ctx):
+        loss = Loss()
+        for name, part, scale in self._weighted(ctx):
+            if part.pairs:
+                one = part.pair_loss(params, extra[name], embeddings[name], _part_of(batch, name), ctx)
+                loss = loss.join(one.prefixed(name, scale))
+        return loss
+
+    def loss(self, params, extra, batch, ctx):
+        embeddings, decomposes = self.encode(params, extra, batch, ctx)
+        return decomposes.join(self.pair_loss(params, extra, embeddings, batch, ctx))
+
+    def update_extra(self, extra, params, loss, ctx):
+        return {name: part.update_extra(extra[name], params, loss.unprefixed(name), ctx) for name, part in self.parts}
+
+
+@dataclasses.dataclass(frozen=True)
+class _OneAtATime(Combined):
+    """Base of the combinators in which each step belongs to one part, whose name is the phase."""
+
+    @property
+    def prepare(self):
+        return PrepareParts(tuple((name, part.prepare) for name, part in self.parts), _Chosen(self._timetable()))
+
+    def phase(self, step):
+        return self._timetable()(int(step))
+
+    def phases(self):
+        table = self._timetable()
+        return {name: table.first(name) for name, _ in self.parts}
+
+    @property
+    def pairs(self):
+        return any(part.pairs for _, part in self.parts)
+
+    @property
+    def couples_examples(self):
+        return any(part.couples_examples for _, part in self.parts)
+
+    def _active(self, phase):
+        found = tuple((name, part) for name, part in self.parts if name == phase)
+        if not found:
+            raise KeyError(f"no phase {phase!r}: there are {[name for name, _ in self.parts]}")
+        return found
+
+    def loss(self, params, extra, batch, ctx):
+        ((name, part),) = self._active(ctx.phase)
+        return part.loss(params, extra[name], _part_of(batch, name), ctx).prefixed(name)
+
+    def encode(self, params, extra, batch, ctx):
+        ((name, part),) = self._active(ctx.phase)
+        embeddings, loss = part.encode(params, extra[name], _part_of(batch, name), ctx)
+        return embeddings, loss.prefixed(name)
+
+    def pair_loss(self, params, extra, embeddings, batch, ctx):
+        ((name, part),) = self._active(ctx.phase)
+        return part.pair_loss(params, extra[name], embeddings, _part_of(batch, name), ctx).prefixed(name)
+
+    def update_extra(self, extra, params, loss, ctx):
+        ((name, part),) = self._active(ctx.phase)
+        return {**extra, name: part.update_extra(extra[name], params, loss.unprefixed(name), ctx)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternate(_OneAtATime):
+    """The parts in turn by a repeating pattern of their names, one a step (AntLM): pattern=('a', 'a', 'b')."""
+
+    pattern: tuple = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if set(self.pattern) != {name for name, _ in self.parts}:
+            raise UserError(f"Alternate.pattern {self.pattern} must name each of {[n for n, _ in self.parts]} at least once")
+
+    def _timetable(self):
+        return Pattern(self.pattern)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages(_OneAtATime):
+    """One part after the other (SpacTor): part i runs until step boundaries[i], the last one to the end."""
+
+    boundaries: tuple = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        rising = all(a < b for a, b in zip((0,) + tuple(self.boundaries), self.boundaries))
+        if len(self.boundaries) != len(self.parts) - 1 or not rising:
+            raise UserError(f"Stages.boundaries {self.boundaries} must be {len(self.parts) - 1} rising steps for {len(self.parts)} parts")
+
+    def _timetable(self):
+        return Boundaries(tuple(name for name, _ in self.parts), tuple(self.boundaries))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """step -> name, repeating."""
+
+    names: tuple
+
+    def __call__(self, step):
+        return self.names[step % len(self.names)]
+
+    def first(self, name):
+        return self.names.index(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boundaries:
+    """step -> name, by the first boundary that lies beyond the step."""
+
+    names: tuple
+    boundaries: tuple
+
+    def __call__(self, step):
+        return next((n for n, b in zip(self.names, self.boundaries) if step < b), self.names[-1])
+
+    def first(self, name):
+        return ((0,) + self.boundaries)[self.names.index(name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """step -> the one name that a timetable gives, as a tuple (picklable, for data workers)."""
+
+    timetable: Any
+
+    def __call__(self, step):
+        return (self.timetable(step),)
+
+
+def _part_of(batch, name):
+    """The batch that part `name` sees: its own entries, and whose rows they are."""
+    own = {k[len(name) + 1 :]: v for k, v in batch.items() if k.startswith(name + "/")}
+    return {**own, "index": batch["index"], "mask": batch["mask"]}
+
+
+def _union(ours, theirs, part):
+    """Both trees in one; a path in both must be the same shape, and is then one shared parameter (ours)."""
+    have = dict(trees.named_leaves(ours))
+    for name, leaf in trees.named_leaves(theirs):
+        if name in have and have[name].shape != leaf.shape:
+            raise UserError(
+                f"part {part!r} has {name} of shape {tuple(leaf.shape)}, another part has it as {tuple(have[name].shape)}: "
+                "parts share a parameter by its path, so give one of the modules another name"
+            )
+    return _merge(ours, theirs)
+
+
+def _merge(ours, theirs):
+    out = dict(theirs)
+    for key, value in ours.items():
+        out[key] = _merge(value, theirs[key]) if key in theirs and isinstance(value, dict) else value
+    return out

@@ -1,0 +1,108 @@
+"""Trees by path: a leaf's name is its path, 'encoder/layers/attention/query/kernel'.
+
+Tables (partition rules, weight decay, learning-rate multipliers) are read against these names, first match wins.
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+
+from paradigm.errors import UserError
+
+STACKED = "layers"  # a path component of this name: the leaves below it carry a leading layer axis
+
+
+def path_name(path):
+    """'a/b/0' for a jax key path."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def named_leaves(tree, is_leaf=None):
+    """[(name, leaf), ...] in jax's order."""
+    return [(path_name(p), x) for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
+
+
+def named_map(fn, tree, *rest):
+    """jax.tree.map whose function also gets the name: fn(name, leaf, *others)."""
+    return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_name(p), *xs), tree, *rest)
+
+
+def is_stacked(name):
+    """Whether the leaf of this name carries a leading layer axis."""
+    return STACKED in name.split("/")
+
+
+def first_match(table, name, default=None):
+    """The value of the first (regex, value) whose regex is found in `name`."""
+    for pattern, value in table:
+        if re.search(pattern, name):
+            return value
+    return default
+
+
+def stack(trees):
+    """Per-layer trees -> one tree whose leaves have a leading layer axis."""
+    return jax.tree.map(lambda *xs: np.stack(xs) if isinstance(xs[0], np.ndarray) else jax.numpy.stack(xs), *trees)
+
+
+def unstack(tree):
+    """The inverse of `stack`: a list of per-layer trees."""
+    n = jax.tree.leaves(tree)[0].shape[0]
+    return [jax.tree.map(lambda x: x[i], tree) for i in range(n)]
+
+
+def merge_strict(wanted, found, where="checkpoint"):
+    """`found`'s leaves in `wanted`'s structure; every leaf must be there with its shape.
+
+    Raises:
+        UserError: naming the leaf, the shape wanted and the shape found (first five of each kind).
+    """
+    have = dict(named_leaves(found))
+    want = dict(named_leaves(wanted))
+    problems = [f"{n}: wanted {tuple(x.shape)} {x.dtype}, found nothing" for n, x in want.items() if n not in have]
+    problems += [f"{n}: wanted nothing, found {tuple(x.shape)} {x.dtype}" for n, x in have.items() if n not in want]
+    problems += [
+        f"{n}: wanted {tuple(x.shape)}, found {tuple(have[n].shape)}"
+        for n, x in want.items()
+        if n in have and tuple(have[n].shape) != tuple(x.shape)
+    ]
+    if problems:
+        raise UserError(f"{where} does not fit the model: " + "; ".join(problems[:5]) + _more(problems))
+    return named_map(lambda n, _: have[n], wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What a partial merge did: names of leaves that were taken, kept as they were, and left over."""
+
+    matched: tuple
+    missing: tuple
+    unexpected: tuple
+
+    def __str__(self):
+        return f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+
+
+def merge_partial(wanted, found, where="checkpoint"):
+    """(tree, MergeReport): leaves of `found` where name and shape agree, `wanted`'s own elsewhere.
+
+    Raises:
+        UserError: when nothing matches, which is never what was meant.
+    """
+    have = dict(named_leaves(found))
+    fits = {n for n, x in named_leaves(wanted) if n in have and tuple(have[n].shape) == tuple(x.shape)}
+    report = MergeReport(
+        tuple(sorted(fits)),
+        tuple(n for n, _ in named_leaves(wanted) if n not in fits),
+        tuple(n for n in have if n not in fits),
+    )
+    if not fits:
+        ours, theirs = [n for n, _ in named_leaves(wanted)][:2], list(have)[:2]
+        raise UserError(f"no leaf of {where} matches the model: it wants {ours} ..., {where} holds {theirs} ...")
+    return named_map(lambda n, x: have[n] if n in fits else x, wanted), report
+
+
+def _more(problems):
+    return f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
