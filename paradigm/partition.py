@@ -1,0 +1,133 @@
+"""Where arrays lie: first-match rules over parameter paths -> shardings on a mesh of data, fsdp and tensor.
+
+A rule is (regex on 'a/b/kernel', mesh axes of the trailing dims); leading dims, stacked layers among them, get None.
+Vectors that no rule names are replicated; a matrix that no rule names is an error, since on a pod it would be a copy on
+every chip. Moments and averages inherit by path from the parameter that their path ends with.
+"""
+
+import re
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from paradigm import trees
+from paradigm.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the axes that a batch's rows are spread over
+
+
+def constrain(x, *axes):
+    """`x` with its trailing dims laid over these mesh axes; x itself where there is no mesh with these axes.
+
+    BATCH stands first for activations: constrain(x_BxLxD, BATCH, None, None).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, _trailing(axes, x.ndim))
+
+
+def constrain_rows(tree):
+    """Every leaf [B, ...] of the tree, its rows spread over the batch axes."""
+    return jax.tree.map(lambda x: constrain(x, BATCH, *(None,) * (x.ndim - 1)), tree)
+
+
+def batch_shardings(batch_spec, mesh):
+    """Rows over data and fsdp, for each entry of a batch.
+
+    Raises:
+        UserError: when the batch does not divide over those axes.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, spec in batch_spec.items():
+        if spec.shape[0] % ways:
+            raise UserError(
+                f"a batch of {spec.shape[0]} does not divide over data x fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']} "
+                f"devices (entry {name!r}): choose a batch size that is a multiple of {ways}"
+            )
+    return {name: NamedSharding(mesh, P(BATCH)) for name in batch_spec}
+
+
+def shardings(tree, rules, mesh, user_rules=()):
+    """A NamedSharding for each leaf of an abstract tree of parameters or extra state.
+
+    Args:
+        tree: leaves with .shape.
+        rules: the model family's ordered rules.
+        user_rules: rules of the experiment, read first; each must match something.
+
+    Raises:
+        UserError: a matrix that no rule matches, a dim that does not divide its axes, a user's rule without a match.
+    """
+    for pattern, _ in user_rules:
+        if not any(re.search(pattern, name) for name, _ in trees.named_leaves(tree)):
+            raise UserError(f"partition rule {pattern!r} matches no parameter: correct it or leave it out")
+    rules = tuple(user_rules) + tuple(rules)
+    return trees.named_map(lambda name, x: NamedSharding(mesh, _spec(name, x.shape, rules, mesh)), tree)
+
+
+def state_shardings(state, rules, mesh, user_rules=()):
+    """Shardings of a TrainState of ShapeDtypeStructs; opt_state inherits from params by path."""
+    replicated = NamedSharding(mesh, P())
+    params = shardings(state.params, rules, mesh, user_rules)
+    by_name = {name: (x.shape, s.spec) for (name, x), s in zip(trees.named_leaves(state.params), jax.tree.leaves(params))}
+    return state.replace(
+        step=replicated,
+        bad_steps=replicated,
+        params=params,
+        opt_state=trees.named_map(lambda name, x: NamedSharding(mesh, _inherited(name, x.shape, by_name)), state.opt_state),
+        extra=shardings(state.extra, tuple(user_rules) + tuple(rules), mesh),
+    )
+
+
+def _spec(name, shape, rules, mesh):
+    axes = trees.first_match(rules, name)
+    if axes is None:
+        rank = len(shape) - trees.is_stacked(name)
+        if rank >= 2:
+            raise UserError(f"no partition rule matches {name} of shape {tuple(shape)}: add (regex, axes) for it to the rules")
+        return P()
+    if len(axes) > len(shape):
+        raise UserError(f"the partition rule for {name} has {len(axes)} axes {axes}, its shape {tuple(shape)} has fewer dims")
+    spec = _trailing(axes, len(shape))
+    for size, axis in zip(shape, spec):
+        ways = _ways(axis, mesh)
+        if size % ways:
+            raise UserError(
+                f"{name} of shape {tuple(shape)}: dim {size} does not divide over mesh axis {axis!r} of {ways} devices; "
+                f"change the mesh or the model's size"
+            )
+    return spec
+
+
+def _ways(axis, mesh):
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    ways = 1
+    for name in names:
+        ways *= mesh.shape[name]
+    return ways
+
+
+def _inherited(name, shape, params):
+    """The spec of an optimizer's leaf: its parameter's; a factored moment's drops the axis that was reduced."""
+    parts = name.split("/")
+    for i in range(len(parts)):
+        found = params.get("/".join(parts[i:]))
+        if found is not None:
+            break
+    else:
+        return P()
+    wanted, spec = found
+    if shape == wanted:
+        return spec
+    spec = tuple(spec) + (None,) * (len(wanted) - len(spec))
+    order = reversed(range(len(wanted))) if "v_row" in parts else range(len(wanted))
+    for axis in order:
+        if wanted[:axis] + wanted[axis + 1 :] == shape:
+            return P(*spec[:axis], *spec[axis + 1 :])
+    return P()
+
+
+def _trailing(axes, rank):
+    return P(*(None,) * (rank - len(axes)), *axes)
