@@ -1,0 +1,57 @@
+"""Install Paradigm: `pip install -e .`, or `make venv` for a virtual environment of its own."""
+
+from setuptools import setup
+
+PACKAGES = [
+    "paradigm",
+    "t5like",
+    "t5like.objectives",
+    "launch",
+    "gin_configs",
+    "benchmarks",
+]
+
+setup(
+    name="paradigm-pretraining",
+    version="0.1.0",
+    description="Every way of pre-training a foundation model, as a short pure function under one contract, in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_data={"gin_configs": ["**/*.gin"], "benchmarks": ["*.json"]},
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "array_record>=0.8,<0.9",
+        "chex>=0.1.90,<0.2",
+        "etils>=1.12,<2",
+        "flax>=0.12,<0.13",
+        "gin-config>=0.5,<0.6",
+        "grain>=0.2.14,<0.3",
+        "jax>=0.10.2,<0.13",
+        "matplotlib>=3.9,<4",
+        "numpy>=2.0,<3",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "sentencepiece>=0.2,<0.3",
+        "tensorboardX>=2.6.2,<3",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
+        # Reading prepared tfds data needs no TensorFlow; converting TFRecord data does.
+        "data": ["tensorflow-datasets>=4.9.8,<5", "tensorflow>=2.20,<3"],
+        "weights": ["safetensors>=0.5,<1"],
+        # The TPU compiler without a TPU, for `--dry_run` against a pod and ahead-of-time compiles.
+        "aot": ["jax[tpu]>=0.10.2,<0.13"],
+        "test": [
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.12,<1",
+            "safetensors>=0.5,<1",
+        ],
+    },
+)
