@@ -3,64 +3,67 @@
 Three axes, always all three and always in this order. `data` replicates the parameters, `fsdp` shards them and the batch,
 `tensor` splits heads, hidden units and vocabulary. A batch is cut over data * fsdp.
 """
-from __future__ import annotations
 
 import difflib
 import math
-from typing import TYPE_CHECKING, Sequence
+from typing import Sequence
+
+import jax
+from jax.experimental import mesh_utils
 
 from paradigm.errors import UserError
-
-if TYPE_CHECKING:
-  import jax
-
-AXES = ("data", "fsdp", "tensor")
+from paradigm.partition import AXES
 
 
 def parse_mesh(spec: str) -> dict[str, int]:
-  """'data:1,fsdp:-1,tensor:1' -> {'data': 1, 'fsdp': -1, 'tensor': 1}.
+    """'data:1,fsdp:-1,tensor:1' -> {'data': 1, 'fsdp': -1, 'tensor': 1}.
 
-  An axis that is left out is 1; at most one may be -1, which means every device that the others leave.
-  Raises UserError for an unknown, repeated or ill-sized axis.
-  """
-  sizes = {}
-  for part in filter(None, (p.strip() for p in spec.split(","))):
-    name, colon, size = (s.strip() for s in part.partition(":"))
-    if name not in AXES:
-      near = difflib.get_close_matches(name, AXES, 1)
-      raise UserError(f"mesh '{spec}': unknown axis '{name}'{f', did you mean {near[0]!r}?' if near else ''}; "
-                      f"the axes are {', '.join(AXES)}, as in 'data:1,fsdp:-1,tensor:1'")
-    if name in sizes:
-      raise UserError(f"mesh '{spec}': axis '{name}' is given twice; give it once")
-    if not colon or not (size == "-1" or size.isdecimal() and int(size) > 0):
-      raise UserError(f"mesh '{spec}': axis '{name}' needs a size that is a positive number or -1, as in '{name}:2', "
-                      f"not '{part}'")
-    sizes[name] = int(size)
-  if sum(size == -1 for size in sizes.values()) > 1:
-    raise UserError(f"mesh '{spec}': two axes are -1; at most one can take the devices that the others leave")
-  return {axis: sizes.get(axis, 1) for axis in AXES}
+    An axis that is left out is 1; at most one may be -1, which means every device that the others leave.
+    Raises UserError for an unknown, repeated or ill-sized axis.
+    """
+    sizes = {}
+    for part in filter(None, (p.strip() for p in spec.split(","))):
+        name, colon, size = (s.strip() for s in part.partition(":"))
+        if name not in AXES:
+            near = difflib.get_close_matches(name, AXES, 1)
+            raise UserError(
+                f"mesh '{spec}': unknown axis '{name}'{f', did you mean {near[0]!r}?' if near else ''}; "
+                f"the axes are {', '.join(AXES)}, as in 'data:1,fsdp:-1,tensor:1'"
+            )
+        if name in sizes:
+            raise UserError(f"mesh '{spec}': axis '{name}' is given twice; give it once")
+        if not colon or not (size == "-1" or size.isdecimal() and int(size) > 0):
+            raise UserError(
+                f"mesh '{spec}': axis '{name}' needs a size that is a positive number or -1, as in '{name}:2', "
+                f"not '{part}'"
+            )
+        sizes[name] = int(size)
+    if sum(size == -1 for size in sizes.values()) > 1:
+        raise UserError(f"mesh '{spec}': two axes are -1; at most one can take the devices that the others leave")
+    return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 def mesh_shape(spec: str, device_count: int) -> dict[str, int]:
-  """The mesh's axis sizes on this many devices, -1 filled in. Raises UserError when they do not divide the devices."""
-  sizes = parse_mesh(spec)
-  fixed = math.prod(size for size in sizes.values() if size != -1)
-  if device_count % fixed:
-    raise UserError(f"mesh '{spec}' does not divide the devices: its fixed axes take {fixed} of {device_count} devices; "
-                    f"choose sizes whose product divides {device_count}")
-  sizes = {axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()}
-  if math.prod(sizes.values()) != device_count:
-    raise UserError(f"mesh '{spec}' uses {fixed} of {device_count} devices and would leave the others idle; "
-                    "set one axis to -1 to use them all")
-  return sizes
+    """The mesh's axis sizes on this many devices, -1 filled in. Raises UserError when they do not divide the devices."""
+    sizes = parse_mesh(spec)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if device_count % fixed:
+        raise UserError(
+            f"mesh '{spec}' does not divide the devices: its fixed axes take {fixed} of {device_count} devices; "
+            f"choose sizes whose product divides {device_count}"
+        )
+    sizes = {axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != device_count:
+        raise UserError(
+            f"mesh '{spec}' uses {fixed} of {device_count} devices and would leave the others idle; "
+            "set one axis to -1 to use them all"
+        )
+    return sizes
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-  """The mesh of `spec` over `devices` (default: all), axes in the Auto type: the compiler places what nobody constrains."""
-  import jax
-  from jax.experimental import mesh_utils
-
-  devices = jax.devices() if devices is None else devices
-  shape = tuple(mesh_shape(spec, len(devices)).values())
-  grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
-  return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    """The mesh of `spec` over `devices` (default: all), axes in the Auto type: the compiler places what nobody constrains."""
+    devices = jax.devices() if devices is None else devices
+    shape = tuple(mesh_shape(spec, len(devices)).values())
+    grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
