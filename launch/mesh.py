@@ -1,12 +1,12 @@
 """The device mesh: 'data:1,fsdp:-1,tensor:1' -> jax.sharding.Mesh.
 
-Three axes, always all three and always in this order. `data` replicates the parameters, `fsdp` shards them and the batch,
-`tensor` splits heads, hidden units and vocabulary. A batch is cut over data * fsdp.
+Three axes, always all three and always in this order. `data` replicates the parameters, `fsdp` shards them, `tensor`
+splits heads, hidden units and vocabulary. The rows of a batch are spread over data and fsdp.
 """
 
 import difflib
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -44,7 +44,7 @@ def parse_mesh(spec: str) -> dict[str, int]:
 
 
 def mesh_shape(spec: str, device_count: int) -> dict[str, int]:
-    """The mesh's axis sizes on this many devices, -1 filled in. Raises UserError when they do not divide the devices."""
+    """The mesh's axis sizes on this many devices, -1 filled in. Raises UserError when they do not fill the devices."""
     sizes = parse_mesh(spec)
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if device_count % fixed:
@@ -62,7 +62,7 @@ def mesh_shape(spec: str, device_count: int) -> dict[str, int]:
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of `spec` over `devices` (default: all), axes in the Auto type: the compiler places what nobody constrains."""
+    """The mesh of `spec` over `devices` (default: all). Axes are Auto: the compiler places what nobody constrains."""
     devices = jax.devices() if devices is None else devices
     shape = tuple(mesh_shape(spec, len(devices)).values())
     grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)

@@ -14,7 +14,7 @@ import io
 import pathlib
 import re
 import tokenize
-from typing import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import gin
 
@@ -40,8 +40,8 @@ gin.add_config_file_search_path(str(SHIPPED))
 def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports: Sequence[str] = ()) -> Experiment:
     """The Experiment of these files and then these bindings, later ones winning; `imports` are read first.
 
-    A file is looked for as given, then among the shipped ones ('runs/demo.gin'). gin's global state is cleared first, so
-    a notebook may parse as often as it likes.
+    A file is looked for as given, then among the shipped ones ('runs/demo.gin'). gin's global state is cleared first,
+    so a notebook may parse as often as it likes.
     """
     paths = [_find(path, f"--gin_file={path}") for path in gin_files]
     sources = [(f"import {module}", f"--import={module}") for module in imports]
@@ -55,7 +55,7 @@ def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gi
 
 
 def operative_config() -> str:
-    """Every binding that the last parsed Experiment was built from, defaults included, as gin text that parses again."""
+    """Every binding that the last parsed Experiment was built from, defaults included: gin text that parses again."""
     return gin.operative_config_str(max_line_length=118)
 
 
