@@ -1,0 +1,469 @@
+"""Checkpoints that are whole or are not there: asynchronous, atomic, checksummed, and complete in themselves.
+
+    checkpoints/120/state/...       the arrays, as Orbax writes them
+    checkpoints/120/manifest.json   size and sha256 of every file above, metrics, and `meta`, with which a run goes on
+    checkpoints/130.tmp/...         being written, or interrupted; nobody ever reads it
+
+Orbax writes into N.tmp in the background. When it has committed, every file is flushed and hashed, the manifest is
+written last, and a rename to N is the commit. So a directory called N was once a whole checkpoint. If its manifest no
+longer agrees, it was damaged since (Orbax alone would restore a flipped bit without a word): a warning names it, and
+the one before it is used. Shapes and dtypes are compared before anything is restored, for Orbax casts silently.
+
+The state is saved as nested dicts by the names of paradigm.trees, so a checkpoint depends on no Python class.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import shutil
+import threading
+
+import jax
+import numpy as np
+
+from paradigm import trees
+from paradigm.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state"
+UNFINISHED = ".tmp"  # N.tmp: not committed yet
+DISCARDED = ".old"  # N.old: no longer a checkpoint, on its way out
+MARGIN = 1 << 20  # bytes, for what Orbax writes beside the arrays
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory. One process may write; any number may read meanwhile.
+
+    Args:
+        directory: where the numbered directories are; created by the first save.
+        keep: how many of the newest stay; the best one stays beside them.
+        best_metric: which of the metrics given to `save` decides the best, or None. A step without it, or where it is
+            not finite, is never the best.
+        best_mode: "min" or "max".
+    """
+
+    def __init__(self, directory, keep=3, best_metric=None, best_mode="min"):
+        if keep < 1:
+            raise UserError(f"keep={keep}: at least the newest checkpoint must stay, set keep=1 or more")
+        if best_mode not in ("min", "max"):
+            raise UserError(f"best_mode={best_mode!r}: write 'min' or 'max'")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep, self._best_metric, self._sign = keep, best_metric, 1 if best_mode == "min" else -1
+        self._current = None  # the step that was restored or saved last: saving it again would change nothing
+        self._verified, self._damaged = set(), set()
+        self._thread, self._error = None, None
+
+    def save(self, step, state, meta, metrics=None):
+        """Starts to save and returns; the buffers of `state` may be donated at once.
+
+        An earlier save that is still being written is waited for. All processes call this.
+
+        Args:
+            step: how many steps `state` has behind it.
+            state: any tree of arrays.
+            meta: a dict for JSON; what `restore` hands back. It should let a reader rebuild the objective.
+            metrics: {name: float}, for choosing the best.
+
+        Returns:
+            Whether a save was started: False when this step is the one that was saved or restored last.
+
+        Raises:
+            UserError: the previous save failed (disk full, for instance). What was committed before it stays.
+        """
+        self.wait()
+        step = int(step)
+        if step == self._current:
+            return False
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        manifest = {"format_version": FORMAT, "step": step, "metrics": metrics, "meta": meta}
+        manifest = json.loads(json.dumps(manifest))  # what cannot be written fails here, not in the background
+        tree = _nested(state, _array)
+        try:
+            if jax.process_index() == 0:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._sweep()
+                self._check_space(tree)
+            path = self.directory / f"{step}{UNFINISHED}" / STATE
+            self._io.save(path, args=_orbax().args.PyTreeSave(tree))
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._current = step
+        self._thread = threading.Thread(target=self._commit, args=(step, manifest), name=f"checkpoint-{step}")
+        self._thread.start()
+        return True
+
+    def wait(self):
+        """Returns when nothing is being written. Raises UserError if the last save failed; once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            self._current = None
+            raise error
+
+    def close(self):
+        """Waits, raises what `wait` raises, and lets go of threads. Leaving a `with` block calls it."""
+        try:
+            self.wait()
+        finally:
+            if "_io" in self.__dict__:
+                self.__dict__.pop("_io").close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def steps(self):
+        """Steps whose manifest is readable, ascending. Cheap: the arrays are not looked at."""
+        return sorted(self._manifests())
+
+    def best_step(self):
+        """The step that `best_metric` prefers, the later of equals; None when no checkpoint has that metric."""
+        return next(iter(_ranked(self._manifests(), self._best_metric, self._sign)), None)
+
+    def find(self, step=None):
+        """The step of a checkpoint whose every byte was verified, or None when there is no checkpoint at all.
+
+        Args:
+            step: None for the newest that is whole, "best" for the best that is whole, or one step.
+
+        Raises:
+            UserError: no such step; or there are checkpoints and none is whole; or one is of a newer format.
+        """
+        self.wait()
+        if jax.process_count() == 1:
+            return self._choose(step)
+        from jax.experimental import multihost_utils
+
+        failure, chosen = None, -1
+        if jax.process_index() == 0:
+            try:
+                found = self._choose(step)
+                chosen = -1 if found is None else found
+            except UserError as error:
+                failure, chosen = error, -2
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen == -2:
+            raise failure or UserError(f"{self.directory}: no checkpoint can be used; process 0 says why")
+        return None if chosen == -1 else chosen
+
+    def meta(self, step):
+        """(meta, metrics) of a step that `find` or `steps` named."""
+        manifest = _read_manifest(self.directory / str(step))
+        return manifest["meta"], manifest["metrics"]
+
+    def restore(self, abstract, step=None):
+        """(state, meta) of the newest whole checkpoint, or of `step` as in `find`; None when there is no checkpoint.
+
+        Args:
+            abstract: tree of ShapeDtypeStructs with shardings (none: the first device); each leaf is read straight into
+                its sharding, whatever mesh it was saved from.
+
+        Raises:
+            UserError: as `find`; or a leaf differs in name, shape or dtype, with the leaf, wanted and found.
+        """
+        found = self.find(step)
+        if found is None:
+            return None
+        path = self.directory / str(found)
+        _compare(dict(trees.named_leaves(abstract)), self._shapes(found), path)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def how(x):
+            sharding = getattr(x, "sharding", None) or here
+            return _orbax().ArrayRestoreArgs(sharding=sharding, global_shape=x.shape, dtype=x.dtype)
+
+        args = _orbax().args.PyTreeRestore(_nested(abstract), restore_args=_nested(abstract, how))
+        leaves = dict(trees.named_leaves(self._io.restore(path / STATE, args=args)))
+        self._current = found
+        return trees.named_map(lambda name, _: leaves[name], abstract), self.meta(found)[0]
+
+    def arrays(self, step=None, only=None):
+        """(step, nested dict of numpy arrays, meta) without knowing the model; None when there is no checkpoint.
+
+        Args:
+            step: as in `find`.
+            only: names of the trees to read, ("params",) for instance; None for all.
+        """
+        found = self.find(step)
+        if found is None:
+            return None
+        shapes = {n: x for n, x in self._shapes(found).items() if only is None or n.split("/")[0] in only}
+        item = _unflatten(shapes)
+        how = jax.tree.map(lambda _: _orbax().RestoreArgs(restore_type=np.ndarray), item)
+        args = _orbax().args.PyTreeRestore(item, restore_args=how, partial_restore=True)
+        tree = self._io.restore(self.directory / str(found) / STATE, args=args) if shapes else {}
+        return found, tree, self.meta(found)[0]
+
+    @functools.cached_property
+    def _io(self):
+        # Weights do not compress, and bits that a decompressor might see flipped are seen by the manifest anyway.
+        return _orbax().AsyncCheckpointer(_orbax().PyTreeCheckpointHandler(use_compression=False))
+
+    def _check_space(self, tree):
+        """Raises OSError when the disk is plainly too full, before anything is written."""
+        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) + MARGIN
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            text = f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes are needed and {free:,} are free"
+            raise OSError(errno.ENOSPC, text)
+
+    def _shapes(self, step):
+        """{name: ShapeDtypeStruct} of what a checkpoint holds."""
+        tree = self._io.metadata(self.directory / str(step) / STATE).item_metadata.tree
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in trees.named_leaves(tree)}
+
+    def _commit(self, step, manifest):
+        """In a thread: waits for Orbax, then makes N out of N.tmp and removes what is no longer kept."""
+        try:
+            self._io.wait_until_finished()
+            if jax.process_index() == 0:
+                unfinished, final = self.directory / f"{step}{UNFINISHED}", self.directory / str(step)
+                _write_manifest(unfinished, manifest)
+                if final.exists():  # of another future: this run was restored from an earlier step
+                    self._discard(step)
+                os.rename(unfinished, final)
+                _sync(self.directory)
+                self._damaged.discard(step)
+                self._verified.discard(step)
+                self._prune(step)
+        except Exception as error:  # whatever it is, the next save or wait raises it
+            self._error = self._failed(step, error)
+            self._error.__cause__ = error
+
+    def _failed(self, step, error):
+        """The UserError for a save that did not happen; what it wrote is removed, for it may be what fills the disk."""
+        with contextlib.suppress(Exception):  # it would raise the same error at every later call
+            self.__dict__.pop("_io").close()
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / f"{step}{UNFINISHED}", ignore_errors=True)
+        older = self.steps()
+        stays = f"the newest checkpoint is still step {older[-1]}" if older else "there is no checkpoint yet"
+        return UserError(f"{self.directory}: saving step {step} failed: {_reason(error)}; {stays}")
+
+    def _prune(self, newest):
+        """Removes what neither `keep` nor the best protects. Steps after `newest` are another run's, and left alone."""
+        manifests = {s: m for s, m in self._manifests().items() if s <= newest and s not in self._damaged}
+        stay = {*sorted(manifests)[-self._keep :], *_ranked(manifests, self._best_metric, self._sign)[:1]}
+        for step in manifests.keys() - stay:
+            self._discard(step)
+        self._sweep()
+
+    def _discard(self, step):
+        """Unnames a checkpoint in one move, so that a half-deleted one is never taken for a damaged one."""
+        old = self.directory / f"{step}{DISCARDED}"
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(self.directory / str(step), old)
+
+    def _sweep(self):
+        """Removes what interrupted saves and deletions left behind."""
+        for path in self.directory.iterdir():
+            if path.suffix in (UNFINISHED, DISCARDED) and path.stem.isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _present(self):
+        """The numbered directories, whole or not, ascending."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir())
+
+    def _manifests(self):
+        found = {}
+        for step in self._present():
+            try:
+                found[step] = _read_manifest(self.directory / str(step))
+            except Damaged:
+                continue
+        return found
+
+    def _choose(self, step):
+        present = self._present()
+        if not present and step is None:
+            return None
+        if step is None:
+            candidates = present[::-1]
+        elif step == "best":
+            candidates = _ranked(self._manifests(), self._best_metric, self._sign)
+        else:
+            candidates = [step] if step in present else []
+        if not candidates:
+            which = f"with {self._best_metric!r}, so none is the best" if step == "best" else f"of step {step}"
+            raise UserError(f"{self.directory}: no checkpoint {which}; there are steps {present}")
+        damage = {}
+        for candidate in candidates:
+            path = self.directory / str(candidate)
+            try:
+                if candidate not in self._verified:
+                    _verify(path)
+            except Damaged as why:
+                if path.exists():  # else the writer removed it while we read
+                    damage[candidate] = why
+                continue
+            self._verified.add(candidate)
+            if damage:
+                self._damaged |= damage.keys()
+                _log.warning("%s: %s; using checkpoint %d instead", self.directory, _list(damage), candidate)
+            return candidate
+        way_out = f"there are steps {present}, choose another"
+        if step is None:
+            way_out = "a run never starts over by itself: put back a copy, or begin in a new directory"
+        raise UserError(f"{self.directory}: {_list(damage)}; {way_out}")
+
+
+class Damaged(Exception):
+    """Why a directory is not a whole checkpoint."""
+
+
+def tree_sha256(tree):
+    """sha256 (hex) of a tree: for each leaf, in the order of names, its 'a/b/c', dtype, shape and bytes in C order."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(trees.named_leaves(tree)):
+        array = np.asarray(leaf)
+        digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _write_manifest(directory, manifest):
+    """Flushes and hashes every file of a directory and writes the manifest, the mark that all of this was done."""
+    files = {}
+    for path in _files(directory):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(directory).as_posix()] = [size, sha256]
+    manifest = {**manifest, "files": files}
+    with open(directory / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    for folder, _, _ in os.walk(directory):
+        _sync(folder)
+
+
+def _read_manifest(directory):
+    """The manifest of a directory, checked against its own digest. Raises Damaged, or UserError for a newer format."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        digest = manifest.pop("sha256")
+    except FileNotFoundError:
+        raise Damaged(f"it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"its {MANIFEST} cannot be read ({type(error).__name__})") from error
+    if digest != _digest(manifest):
+        raise Damaged(f"its {MANIFEST} was altered")
+    if manifest["format_version"] > FORMAT:
+        raise UserError(
+            f"{directory}: format {manifest['format_version']}, and this version reads up to {FORMAT}: update paradigm"
+        )
+    if str(manifest["step"]) != directory.name:
+        raise Damaged(f"it holds step {manifest['step']}")
+    return manifest
+
+
+def _verify(directory):
+    """Raises Damaged unless every file of the manifest is there with its size and its bytes."""
+    for name, (size, sha256) in _read_manifest(directory)["files"].items():
+        try:
+            with open(directory / name, "rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    raise Damaged(f"{name} has {found} bytes instead of {size}")
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise Damaged(f"{name} was altered: its sha256 differs")
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror or error}") from error
+
+
+def _compare(wanted, found, where):
+    """Raises UserError unless both have the same leaves with the same shapes and dtypes."""
+    describe = lambda x: f"{tuple(x.shape)} {np.dtype(x.dtype).name}" if x is not None else "nothing"
+    pairs = {name: (describe(wanted.get(name)), describe(found.get(name))) for name in {**wanted, **found}}
+    problems = [f"{name}: wanted {a}, found {b}" for name, (a, b) in pairs.items() if a != b]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{where} is of another model: " + "; ".join(problems[:3]) + more)
+
+
+def _ranked(manifests, metric, sign):
+    """Steps that have the metric, best first, the later of equals first."""
+    scores = {step: m["metrics"].get(metric) for step, m in manifests.items()}
+    usable = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
+    return sorted(usable, key=lambda step: (sign * scores[step], -step))
+
+
+def _nested(tree, fn=lambda x: x):
+    """Any tree as nested dicts with fn(leaf) at the leaves."""
+    return _unflatten({name: fn(leaf) for name, leaf in trees.named_leaves(tree)})
+
+
+def _unflatten(named):
+    """{'a/b/c': leaf} -> nested dicts."""
+    root = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return root
+
+
+def _array(x):
+    """A leaf as Orbax takes it; a copy of what the caller could still write to."""
+    return x if isinstance(x, jax.Array) else np.array(x)
+
+
+def _list(damage):
+    return "; ".join(f"checkpoint {step} is damaged: {why}" for step, why in damage.items())
+
+
+def _reason(error):
+    """One line for an I/O error, which tensorstore buries in a long text of its own."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({error.filename})" if error.filename else "")
+    text = " ".join(str(error).split())
+    code = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(code[1])) if code else text[:300] or type(error).__name__
+
+
+def _files(directory):
+    return sorted(p for p in pathlib.Path(directory).rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def _digest(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(directory):
+    """Makes the names in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@functools.cache
+def _orbax():
+    """The module, on first use: the import takes a third of a second."""
+    import orbax.checkpoint as orbax
+    from absl import logging as absl_logging
+
+    # Every failure of Orbax reaches the caller as an exception; its log would repeat it with a traceback.
+    absl_logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+    return orbax
