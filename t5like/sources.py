@@ -1,0 +1,382 @@
+"""Where text comes from: a source's name becomes pieces (planned without reading), and a piece becomes documents.
+
+    stdlib            sources and documentation of the Python standard library on this machine
+    PATH              a text file, .gz, .jsonl, .zip or ArrayRecord file, or a folder of such files
+    tfds:NAME         a prepared TensorFlow data set (or its directory), read without TensorFlow
+
+A document is a name that stays the same from run to run, and bytes that should be UTF-8. A piece is one document, or a
+stretch of a file that holds many; pieces are what several processes share out among themselves.
+"""
+
+import codecs
+import dataclasses
+import functools
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import struct
+import sys
+import sysconfig
+import zipfile
+import zlib
+from typing import Iterator
+
+from paradigm.errors import UserError
+
+EXTENSIONS = (".txt", ".text", ".md", ".rst", ".tex")  # what counts as plain text inside a folder or archive
+PIECE_BYTES = 4 << 20  # longer files of lines or records are read in stretches of about this size
+_JSONL = (".jsonl", ".ndjson", ".json")
+_RECORDS = (".array_record", ".arrayrecord")
+# Left out of stdlib: tests and their data, tables that a program wrote, bundled wheels, and files of this machine alone.
+_NOT_PROSE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "_bundled", "__pycache__", "entities.py"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a source. kind says how `read` reads it; start and end bound it in bytes (text, jsonl) or records.
+
+    name: the document's name, or the prefix of its documents' names. size: its bytes, or an estimate where only reading
+    would tell.
+    """
+
+    kind: str  # text | jsonl | array_record | tfds | topics
+    path: str
+    name: str
+    size: int
+    member: str = ""  # inside a zip; or the tfds name
+    start: int = 0
+    end: int | None = None
+    field: str = "text"
+
+    @property
+    def single(self):
+        """Whether it is one document, whose name is known before it is read."""
+        return self.kind == "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """All pieces of a source in a fixed order, and a fingerprint of names, sizes and contents."""
+
+    pieces: tuple[Piece, ...]
+    fingerprint: str
+    described: str
+
+
+def list_pieces(source, field="text", extensions=EXTENSIONS):
+    """The Listing of a source.
+
+    Raises UserError, naming the place, if nothing is there to read or a package is missing.
+    """
+    extensions = tuple(e if e.startswith(".") else f".{e}" for e in extensions)
+    if source == "stdlib":
+        pieces, described = _stdlib()
+    elif source.startswith("tfds:"):
+        pieces, described = _tfds(source[len("tfds:") :], field)
+    else:
+        path = pathlib.Path(source).expanduser()
+        if not path.exists():
+            raise UserError(f"source {source}: no such file or directory (other sources: stdlib, tfds:NAME)")
+        if path.is_dir():
+            pieces = _folder(path, field, extensions)
+        else:
+            pieces = list(_file(path, path.name, field, extensions))
+        described = f"{source}: {len(pieces)} pieces"
+    if not sum(p.size for p in pieces):
+        raise UserError(f"source {source} is empty: there is no text in it")
+    digest = hashlib.sha256()
+    for path in sorted({p.path for p in pieces}):
+        digest.update(f"{_checksum(path)} ".encode())
+    for p in pieces:
+        digest.update(f"{p.kind} {p.name} {p.size} {p.start} {p.end} {p.field}\n".encode())
+    return Listing(tuple(pieces), digest.hexdigest()[:32], described)
+
+
+def read(piece) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of every document of a piece, in order.
+
+    Raises UserError naming the file if it cannot be read as what its name says.
+    """
+    try:
+        yield from {"text": _read_text, "jsonl": _read_jsonl, "array_record": _read_array_record,
+                    "tfds": _read_tfds, "topics": _read_topics}[piece.kind](piece)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        raise UserError(f"{piece.path}: cannot be read ({_first_line(error)})") from error
+
+
+def decode(name, raw, invalid="replace"):
+    """(text, number of bytes that were not UTF-8 and became U+FFFD).
+
+    invalid: 'replace' or 'refuse'. Raises UserError naming the document if it looks binary, or if bytes are refused.
+    """
+    nul = raw.find(b"\0")
+    if nul >= 0:
+        raise UserError(f"{name} looks binary (a NUL byte at offset {nul}): leave it out, or save it as UTF-8 text")
+    try:
+        return str(raw, "utf-8-sig"), 0
+    except UnicodeDecodeError as error:
+        offset = error.start
+    if invalid == "refuse":
+        raise UserError(f"{name} is not UTF-8 (byte {raw[offset]:#04x} at offset {offset}): mend it, or pass "
+                        "--invalid_utf8=replace")
+    replaced = []
+    codecs.register_error("paradigm.count", lambda e: (replaced.append(e.end - e.start), ("\N{REPLACEMENT CHARACTER}", e.end))[1])
+    text = raw.decode("utf-8-sig", errors="paradigm.count")
+    if sum(replaced) > 0.1 * len(raw):
+        raise UserError(f"{name} looks binary ({sum(replaced)} of {len(raw)} bytes are not UTF-8): leave it out, or "
+                        "save it as UTF-8 text")
+    return text, sum(replaced)
+
+
+# ------------------------------------------------------------------------------------------------------------- planning
+
+
+def _stdlib():
+    root = pathlib.Path(sysconfig.get_path("stdlib"))
+    if not (root / "os.py").exists():
+        raise UserError(f"source stdlib: no Python sources in {root}; give --source=PATH instead")
+    pieces = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if f not in _NOT_PROSE and not f.startswith("config-"))
+        for file in sorted(files):
+            pieces += _stdlib_file(root, pathlib.Path(folder, file))
+    return pieces, f"Python {sys.version.split()[0]} standard library: {len(pieces)} files"
+
+
+def _stdlib_file(root, path):
+    size = path.stat().st_size
+    if path.suffix != ".py" or not size or path.name in _NOT_PROSE or path.name.startswith("_sysconfigdata"):
+        return
+    name = path.relative_to(root).as_posix()
+    # pydoc's topics are the language reference as one dictionary of strings: read as the prose that it is.
+    kind = "topics" if name == "pydoc_data/topics.py" else "text"
+    yield Piece(kind, str(path), name, size)
+
+
+def _folder(root, field, extensions):
+    pieces, seen = [], set()
+    for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not any(part.startswith(".") for part in pathlib.PurePosixPath(name).parts):
+            seen.add(_suffix(name) or name)
+            if _readable(name, extensions):
+                pieces += _file(path, name, field, extensions)
+    if not pieces:
+        raise UserError(f"source {root} holds no file of text ({' '.join(extensions)} .jsonl .zip .gz .array_record); "
+                        f"it holds {' '.join(sorted(seen)[:8]) or 'nothing'}. Name others with --extensions")
+    return pieces
+
+
+def _file(path, name, field, extensions):
+    """Pieces of one file, by its suffix; a file with a suffix of no meaning here is plain text."""
+    size, suffix = path.stat().st_size, _suffix(name)
+    if suffix == ".zip":
+        yield from _zip(path, name, extensions)
+    elif suffix in _RECORDS:
+        count = _reader(str(path)).num_records()
+        step = max(1, int(PIECE_BYTES * count / max(size, 1)))
+        for start in range(0, count, step):
+            end = min(start + step, count)
+            yield Piece("array_record", str(path), name, size * (end - start) // count, start=start, end=end)
+    elif suffix.endswith(".gz"):
+        kind = "jsonl" if suffix[:-3] in _JSONL else "text"
+        yield Piece(kind, str(path), name, 4 * size, field=field)  # text shrinks to about a quarter
+    elif suffix in _JSONL:
+        for start, end in _stretches(size):
+            yield Piece("jsonl", str(path), name, end - start, start=start, end=end, field=field)
+    else:
+        stretches = _stretches(size)
+        for start, end in stretches:
+            whole = len(stretches) == 1
+            part, end = (name, None) if whole else (f"{name}@{start}", end)
+            yield Piece("text", str(path), part, (size if whole else end - start), start=start, end=end)
+
+
+def _zip(path, name, extensions):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = sorted(archive.infolist(), key=lambda i: i.filename)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
+    members = [i for i in infos if _suffix(i.filename) in extensions and i.file_size]
+    if not members:
+        raise UserError(f"{path} holds no file of text ({' '.join(extensions)}); it holds "
+                        f"{', '.join(i.filename for i in infos[:4]) or 'nothing'}. Name others with --extensions")
+    for info in members:
+        yield Piece("text", str(path), info.filename, info.file_size, member=info.filename)
+
+
+def _tfds(name, field):
+    builder = _builder(name)
+    features = list(builder.info.features)
+    if field not in features:
+        raise UserError(f"tfds:{name} has no feature {field!r}, only {', '.join(features)}: choose with --field")
+    pieces = []
+    for split in sorted(builder.info.splits):
+        info = builder.info.splits[split]
+        for shard, (path, count) in enumerate(zip(info.filepaths, info.shard_lengths)):
+            size, prefix = os.path.getsize(path), f"{split}/{shard}"
+            step = count if _is_tfrecord(path) else max(1, int(PIECE_BYTES * count / max(size, 1)))
+            for start in range(0, count, step):
+                end = min(start + step, count)
+                pieces.append(Piece("tfds", os.fspath(path), prefix, size * (end - start) // count, member=name,
+                                    start=start, end=end, field=field))
+    return pieces, f"tfds:{builder.info.full_name} from {builder.data_dir}"
+
+
+@functools.cache
+def _builder(name):
+    try:
+        import tensorflow_datasets as tfds  # an extra; it needs no TensorFlow to read
+    except ImportError as error:
+        raise UserError(f'tfds:{name} needs tensorflow-datasets: pip install "paradigm[data]"') from error
+    try:
+        builder = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
+        prepared = builder.is_prepared() if not os.path.isdir(name) else True
+    except Exception as error:  # tfds lists every data set it knows here; the first line says enough
+        raise UserError(f"tfds:{name} cannot be opened ({_first_line(error)})") from error
+    if not prepared:
+        raise UserError(f"tfds:{name} is not prepared in {builder.data_dir}: set TFDS_DATA_DIR to where it is, or run "
+                        f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()")
+    return builder
+
+
+def _stretches(size):
+    """[start, end) of about PIECE_BYTES each, all of one size."""
+    count = max(1, round(size / PIECE_BYTES))
+    return [(size * i // count, size * (i + 1) // count) for i in range(count)]
+
+
+def _suffix(name):
+    """'.jsonl.gz' of a.b.jsonl.gz, '.array_record' of x.array_record-00000-of-00001, '.txt' of notes.v2.txt."""
+    suffixes = [s.lower().split("-")[0] for s in pathlib.PurePosixPath(name).suffixes[-2:]]
+    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+
+
+def _readable(name, extensions):
+    suffix = _suffix(name)
+    return suffix in extensions + _RECORDS + _JSONL[:2] + (".zip",) or (
+        suffix.endswith(".gz") and suffix[:-3] in extensions + _JSONL)
+
+
+def _checksum(path):
+    """Size and CRC of a file's first and last 32 MiB: a changed corpus is noticed without reading terabytes."""
+    size, edge = os.path.getsize(path), 32 << 20
+    with open(path, "rb") as file:
+        crc = zlib.crc32(file.read(edge))
+        if size > edge:
+            file.seek(max(edge, size - edge))
+            crc = zlib.crc32(file.read(), crc)
+    return f"{size}:{crc:08x}"
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_text(piece):
+    with _open(piece) as file:
+        if piece.start or piece.end is not None:
+            size = file.seek(0, os.SEEK_END)
+            start, end = (_line_start(file, size if at is None else at, size) for at in (piece.start, piece.end))
+            file.seek(start)
+            yield piece.name, file.read(end - start)
+        else:
+            yield piece.name, file.read()
+
+
+def _open(piece):
+    if piece.member:
+        return zipfile.ZipFile(piece.path).open(piece.member)
+    return gzip.open(piece.path) if piece.path.lower().endswith(".gz") else open(piece.path, "rb")
+
+
+def _line_start(file, at, size):
+    """The start of the first line at or after byte `at`; of the first character, where no line ends within 64 KiB."""
+    if at <= 0 or at >= size:
+        return min(max(at, 0), size)
+    file.seek(at - 1)
+    near = file.read(1 << 16)
+    newline = near.find(b"\n")
+    return at + (newline if newline >= 0 else next((k for k, byte in enumerate(near[1:5]) if byte & 0xC0 != 0x80), 0))
+
+
+def _read_jsonl(piece):
+    with _open(piece) as file:
+        if piece.start:  # the line that this byte is part of belongs to the stretch before
+            file.seek(piece.start - 1)
+            file.readline()
+        offset = file.tell()
+        for line in file:
+            if piece.end is not None and offset >= piece.end:
+                break
+            if line.strip():
+                yield f"{piece.name}@{offset}", _json_text(line, piece, offset)
+            offset += len(line)
+
+
+def _json_text(line, piece, offset):
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{piece.path}: the line at byte {offset} is not JSON ({error})") from error
+    text = record.get(piece.field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
+        raise UserError(f"{piece.path}: the line at byte {offset} has no text in {piece.field!r} (it has {has}): choose "
+                        "with --field")
+    return text.encode("utf-8", errors="replace")  # JSON can name half a surrogate pair
+
+
+def _read_array_record(piece):
+    reader = _reader(piece.path)
+    for start in range(piece.start, piece.end, 256):
+        rows = range(start, min(start + 256, piece.end))
+        yield from ((f"{piece.name}#{row}", raw) for row, raw in zip(rows, reader.read(rows.start, rows.stop)))
+
+
+def _read_tfds(piece):
+    features = _builder(piece.member).info.features
+    if _is_tfrecord(piece.path):
+        rows = ((f"{piece.name}#{row}", raw) for row, raw in enumerate(_tfrecords(piece.path)))
+    else:
+        rows = _read_array_record(piece)
+    for name, raw in rows:
+        text = features.deserialize_example_np(raw)[piece.field]
+        yield name, text if isinstance(text, bytes) else str(text).encode()
+
+
+def _tfrecords(path):
+    """Serialised examples of a TFRecord file: length (8 bytes), its CRC (4), the example, its CRC (4). CRCs are not checked."""
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+            body = file.read(size + 4)
+            if len(header) < 12 or len(body) < size + 4:
+                raise UserError(f"{path} is cut short: it ends inside a record")
+            yield body[:size]
+
+
+def _is_tfrecord(path):
+    return ".tfrecord" in os.path.basename(path)
+
+
+def _read_topics(piece):
+    from pydoc_data import topics
+
+    for topic, text in sorted(topics.topics.items()):
+        yield f"{piece.name}/{topic}", text.encode()
+
+
+def _reader(path):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be read as ArrayRecord ({_first_line(error)})") from error
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
