@@ -1,0 +1,157 @@
+"""Tokenizers lose nothing, keep T5's id layout, survive pickling and saving, and say what is wrong with settings."""
+
+import hashlib
+import io
+import json
+import pathlib
+import pickle
+import textwrap
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from paradigm.errors import UserError
+from t5like import tokenizer as tok
+
+CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok)]
+HARD = [
+    "",
+    " ",
+    "   a  b ",
+    "\tdef f(x):\n\t    return 12345\n\n\n",
+    "na\u00efve \U0001f642 \U0001f469\u200d\U0001f467 \u65e5\u672c\u8a9e e\u0301",
+    "\u2581low\u2581\u2581bar \u2581",
+    "nul\0 and \r\n, \u2028, \ufeff, \x1c",
+    "</s><pad><unk> <0x41> <X> <extra_id_3>",
+    "\U0010ffff",
+]
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return tok.train_sentencepiece(CORPUS, 640, extra_ids=20)
+
+
+@pytest.fixture(params=["bytes", "sentencepiece"])
+def tokenizer(request, pieces):
+    return tok.ByteTokenizer(20) if request.param == "bytes" else pieces
+
+
+def test_round_trip_and_byte_lengths(tokenizer):
+    texts = HARD + CORPUS
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert ids.dtype == np.int32
+        assert tokenizer.decode(ids) == text
+        np.testing.assert_array_equal(ids, tokenizer.encode(text))
+        assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+        assert not len(ids) or (ids.min() >= 3 and ids.max() < tokenizer.vocab_size - tokenizer.extra_ids)
+
+
+def test_layout(tokenizer, pieces):
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id) == (0, 1, 2)
+    assert tokenizer.sentinel(0) == tokenizer.vocab_size - 1 and tokenizer.sentinel(19) == tokenizer.vocab_size - 20
+    assert tokenizer.byte_lengths.shape == (tokenizer.vocab_size,) and tokenizer.byte_lengths.dtype == np.float32
+    assert not tokenizer.byte_lengths[:3].any() and not tokenizer.byte_lengths[-20:].any()
+    assert pieces.vocab_size == 640
+    assert tok.ByteTokenizer().vocab_size == 359 and tok.ByteTokenizer().encode("A").tolist() == [68]
+    with pytest.raises(UserError, match="there is no sentinel 20 among 20; raise extra_ids"):
+        tokenizer.sentinel(20)
+
+
+def test_pieces_suit_code(pieces):
+    assert len(pieces.encode("\n\n\t")) == 3
+    assert len(pieces.encode("        ")) < 8
+    assert len(pieces.encode("1234")) == 4
+    assert sum(map(len, pieces.encode_batch(CORPUS))) < 0.6 * sum(map(len, CORPUS))
+
+
+def test_decoding_what_no_text_encodes(tokenizer):
+    a, b = tokenizer.encode("a").tolist(), tokenizer.encode("b").tolist()
+    ids = [0, *a, tokenizer.sentinel(0), *b, tokenizer.sentinel(2), 2, tokenizer.sentinel(3), 1, 0, 0]
+    assert tokenizer.decode(ids) == "a<X>b<Z>\ufffd<extra_id_3>"
+    broken = 3 + 0xC3 if tokenizer.kind == "bytes" else tokenizer._processor.piece_to_id("<0xC3>")
+    assert tokenizer.decode([broken]) == "\ufffd"
+    for bad in (-1, tokenizer.vocab_size):
+        with pytest.raises(UserError, match="leave the vocabulary of"):
+            tokenizer.decode([5, bad])
+
+
+def test_prompt(tokenizer):
+    ids = tokenizer.encode_prompt("The <X> sat on <extra_id_4> mat <Y>")
+    assert [i for i in ids.tolist() if i > tokenizer.sentinel(19) - 1] == [tokenizer.sentinel(i) for i in (0, 4, 1)]
+    assert tokenizer.decode(ids) == "The <X> sat on <extra_id_4> mat <Y>"
+    assert tokenizer.decode(tokenizer.encode_prompt("none")) == "none"
+
+
+def test_pickle_save_load(tokenizer, tmp_path):
+    tokenizer.encode("builds the processor")
+    text = CORPUS[0]
+    place = tmp_path / "a" / "b"
+    tokenizer.save(place)
+    for other in (pickle.loads(pickle.dumps(tokenizer)), tok.load_tokenizer(place), tok.get_tokenizer(place)):
+        np.testing.assert_array_equal(other.encode(text), tokenizer.encode(text))
+        assert other.fingerprint == tokenizer.fingerprint and other == tokenizer
+
+
+def test_training_is_deterministic(pieces):
+    again = tok.train_sentencepiece(iter(CORPUS), 640, extra_ids=20)
+    assert again.model == pieces.model
+    assert pieces.fingerprint == f"sentencepiece:20:{hashlib.sha256(pieces.model).hexdigest()}"
+    assert tok.train_sentencepiece(CORPUS, 640, extra_ids=20, max_bytes=1000).model != pieces.model
+    assert tok.train_sentencepiece(CORPUS, 620, extra_ids=0).text_ids == 620  # the same model, 20 ids differently used
+
+
+def test_damage_is_named(pieces, tmp_path):
+    pieces.save(tmp_path)
+    tok.train_sentencepiece(CORPUS, 630, extra_ids=20).save(tmp_path / "other")
+    (tmp_path / "sentencepiece.model").write_bytes((tmp_path / "other" / "sentencepiece.model").read_bytes())
+    with pytest.raises(UserError, match="does not hold the model that was saved there"):
+        tok.load_tokenizer(tmp_path)
+    (tmp_path / "sentencepiece.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="these 11 bytes are not a SentencePiece model"):
+        tok.load_tokenizer(tmp_path)
+    (tmp_path / "sentencepiece.model").unlink()
+    with pytest.raises(UserError, match="sentencepiece.model is missing"):
+        tok.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": "bytes"}))
+    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+        tok.load_tokenizer(tmp_path)
+
+
+def test_other_peoples_models(pieces, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(pieces.model)
+    assert tok.get_tokenizer(tmp_path / "spiece.model", extra_ids=20) == pieces
+    model = io.BytesIO()
+    lines = CORPUS[0].splitlines()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=200, minloglevel=2
+    )
+    with pytest.raises(UserError, match=r"must have pad 0, eos 1, unk 2; this one has \(-1, 2, 0\)"):
+        tok.SentencePieceTokenizer(model.getvalue())
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (300, "300 is too small: 100 sentinels, 3 specials, newline, tab and 256 bytes take 361 ids"),
+        (370, "the characters of this text need a vocabulary of at least"),
+        (90_000, "this text supports a vocabulary of at most"),
+    ],
+)
+def test_vocabulary_sizes_that_cannot_be(size, message):
+    with pytest.raises(UserError, match=message):
+        tok.train_sentencepiece(CORPUS, size)
+
+
+def test_names(pieces):
+    assert tok.get_tokenizer("bytes") == tok.ByteTokenizer(100)
+    assert tok.get_tokenizer("sentencepiece:640", texts=lambda: CORPUS, extra_ids=20) == pieces
+    with pytest.raises(UserError, match="did you mean 'sentencepiece:8192'"):
+        tok.get_tokenizer("sentencpiece:640", texts=CORPUS)
+    with pytest.raises(UserError, match="did you mean 'bytes'"):
+        tok.get_tokenizer("byte")
+    with pytest.raises(UserError, match="learnt from text, and none was given"):
+        tok.get_tokenizer("sentencepiece:640")
+    with pytest.raises(UserError, match="there is no text to learn"):
+        tok.get_tokenizer("sentencepiece:640", texts=["", "\n"])
