@@ -132,15 +132,13 @@ def config_diff(old: str, new: str) -> list[str]:
     """
     old, new = _bindings(old), _bindings(new)
     free = {f"Experiment.{name}" for name in MAY_CHANGE} | set(MAY_CHANGE)
-    evaluators = re.findall(
-        r"@(?:\w+/)*(\w+)", old.get("Experiment.evaluators", "") + new.get("Experiment.evaluators", "")
-    )
+    evaluators = [n for side in (old, new) for n in re.findall(r"(\w+)\(\)", side.get("Experiment.evaluators", ""))]
     lines = []
     for key in sorted(old.keys() | new.keys()):
         name = key.split("/")[-1]
         if old.get(key) == new.get(key) or name in free or name.split(".")[0] in evaluators:
             continue
-        lines += [f"- {key} = {old[key]}"] * (key in old) + [f"+ {key} = {new[key]}"] * (key in new)
+        lines += [f"{sign} {key} = {side[key]}" for sign, side in (("-", old), ("+", new)) if key in side]
     return lines
 
 
@@ -154,9 +152,10 @@ def _bindings(text: str) -> dict[str, str]:
 def flatten(value: Any, path: str = "") -> dict[str, str]:
     """An experiment as {'objective.model.heads': '6', ...}: every setting in its resolved form, defaults included."""
     if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name") and f.repr]
+        linen = ("parent", "name") if hasattr(value, "apply") else ()  # fields of a module that are no settings
+        names = [f.name for f in dataclasses.fields(value) if f.name not in linen]
         own = {path: type(value).__name__} if path else {}
         return own | {k: v for n in names for k, v in flatten(getattr(value, n), f"{path}.{n}".lstrip(".")).items()}
-    if isinstance(value, (tuple, list)) and any(dataclasses.is_dataclass(v) for v in value):
+    if isinstance(value, tuple) and any(dataclasses.is_dataclass(v) or isinstance(v, tuple) for v in value):
         return {k: v for i, item in enumerate(value) for k, v in flatten(item, f"{path}[{i}]").items()}
     return {path: getattr(value, "__name__", repr(value))}

@@ -1,0 +1,46 @@
+import jax
+import pytest
+
+from launch.mesh import make_mesh, mesh_shape, parse_mesh
+from paradigm.errors import UserError
+
+
+def test_parse():
+    assert parse_mesh("data:1,fsdp:-1,tensor:1") == {"data": 1, "fsdp": -1, "tensor": 1}
+    assert list(parse_mesh(" tensor:2 , data:-1")) == ["data", "fsdp", "tensor"]
+    assert parse_mesh("tensor:2") == {"data": 1, "fsdp": 1, "tensor": 2}
+
+
+@pytest.mark.parametrize("spec, text", [
+    ("tensro:2", "mesh 'tensro:2': unknown axis 'tensro', did you mean 'tensor'?; the axes are data, fsdp, tensor"),
+    ("model:2", "unknown axis 'model'; the axes are data, fsdp, tensor"),
+    ("data:2,data:4", "axis 'data' is given twice"),
+    ("data", "axis 'data' needs a size that is a positive number or -1, as in 'data:2', not 'data'"),
+    ("data:0", "axis 'data' needs a size"),
+    ("data:-2", "axis 'data' needs a size"),
+    ("data:two", "axis 'data' needs a size"),
+    ("data:-1,fsdp:-1", "two axes are -1; at most one"),
+])  # fmt: skip
+def test_parse_errors(spec, text):
+    with pytest.raises(UserError) as error:
+        parse_mesh(spec)
+    assert text in str(error.value)
+
+
+def test_shape_fills_the_devices():
+    assert mesh_shape("data:2,fsdp:-1,tensor:2", 8) == {"data": 2, "fsdp": 2, "tensor": 2}
+    with pytest.raises(
+        UserError, match="mesh 'data:3,fsdp:-1' does not divide the devices: its fixed axes take 3 of 8"
+    ):
+        mesh_shape("data:3,fsdp:-1", 8)
+    with pytest.raises(UserError, match="mesh 'data:2,tensor:2' uses 4 of 8 devices .* set one axis to -1"):
+        mesh_shape("data:2,tensor:2", 8)
+    with pytest.raises(UserError, match="mesh 'fsdp:16' does not divide the devices: its fixed axes take 16 of 8"):
+        mesh_shape("fsdp:16", 8)
+
+
+def test_mesh_has_all_axes_and_leaves_placement_to_the_compiler():
+    mesh = make_mesh("fsdp:-1,tensor:2")
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    assert make_mesh("fsdp:2", jax.devices()[:2]).devices.size == 2
