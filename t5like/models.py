@@ -1,0 +1,339 @@
+"""Text models from one Stack: Encoder, Decoder, EncoderDecoder, and their sizes by name, `t5(...)` and `gpt(...)`.
+
+Parameter paths (n layers stacked in front; H heads, K head dim, D model, F hidden, V vocabulary):
+
+    embed/embedding                         [V, D]      shared by encoder and decoder
+    positions/embedding                     [T, D]      learned positions only
+    encoder|decoder/relative_bias/embedding [32, H]     relative positions only
+    encoder|decoder/layers/...              leaves with a leading n:
+        attention_norm|cross_norm|mlp_norm/scale [D]    (/bias [D] with norm="layer")
+        attention|cross/query|key|value/kernel   [D, H, K]  (/bias [H, K] with bias=True)
+        attention|cross/out/kernel               [H, K, D]  (/bias [D])
+        mlp/gate/kernel                          [D, F]     gated only: the activated half (T5's wi_0)
+        mlp/up/kernel                            [D, F]     (/bias [F]; T5's wi or wi_1)
+        mlp/down/kernel                          [F, D]     (/bias [D]; T5's wo)
+    encoder|decoder/norm/scale              [D]         (/bias [D])
+    logits/kernel                           [D, V]      untied only
+
+An Encoder has `encoder/`, a Decoder `decoder/`, an EncoderDecoder both. Every call returns (output, named); named holds
+"embedded" [B, L, D] and "layers" [n, B, L, D], and for an EncoderDecoder the encoder's under "encoder/" and "encoded".
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from paradigm.errors import UserError
+from paradigm.transformer import Architecture, Dense, Embed, Stack, Visibility, choose
+
+# First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
+PARTITION_RULES = (
+    (r"(^|/)embed/embedding$", ("tensor", "fsdp")),
+    (r"(^|/)positions/embedding$", (None, "fsdp")),
+    (r"relative_bias/embedding$", (None, "tensor")),
+    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+    (r"(query|key|value)/bias$", ("tensor", None)),
+    (r"out/kernel$", ("tensor", None, "fsdp")),
+    (r"(gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"(gate|up)/bias$", ("tensor",)),
+    (r"down/kernel$", ("tensor", "fsdp")),
+    (r"(^|/)logits/kernel$", ("fsdp", "tensor")),
+)
+
+
+class TextModel(Architecture, kw_only=True):
+    """What the three share: the embedding, the output kernel and the fields of stacks.
+
+    vocab_size: V. layers: of each stack. tied: the output kernel is the embedding. tied_scale: logits times
+    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. max_length: rows of the table of learned
+    positions. remat, scan: see Stack.
+    """
+
+    vocab_size: int
+    layers: int
+    tied: bool = False
+    tied_scale: bool = False
+    embed_std: float = 1.0
+    max_length: int | None = None
+    remat: str = "none"
+    scan: bool = True
+
+    def setup(self):
+        self.embed = Embed(self.vocab_size, self.d_model, self.embed_std, self.dtype)
+        if self.positions == "learned":
+            self.learned = Embed(self.max_length, self.d_model, self.embed_std, self.dtype, name="positions")
+        if not self.tied:
+            self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
+
+    def stack(self, cross=False):
+        return Stack(**self.shared(layers=self.layers, cross=cross, remat=self.remat, scan=self.scan))
+
+    def embedded(self, tokens, positions):
+        """int32 [B, L] -> [B, L, D]."""
+        x = self.embed(tokens)
+        if self.positions == "learned":
+            if tokens.shape[1] > self.max_length:
+                raise UserError(f"{tokens.shape[1]} tokens, but max_length={self.max_length} learned positions: raise max_length")
+            x = x + self.learned(positions)
+        return x
+
+    @nn.nowrap
+    def output_kernel(self, params):
+        """float32 [D, V] with logits == hidden @ output_kernel(params); reads nothing but the tree."""
+        if not self.tied:
+            return params["logits"]["kernel"]
+        kernel = params["embed"]["embedding"].T
+        return kernel * self.d_model**-0.5 if self.tied_scale else kernel
+
+    def score(self, hidden):
+        """[B, L, D] -> logits float32 [B, L, V]."""
+        if not self.tied:
+            return self.logits(hidden).astype(jnp.float32)
+        kernel = self.output_kernel(self.variables["params"]).astype(self.dtype)
+        return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+
+
+class Encoder(TextModel, kw_only=True):
+    """Tokens that all see each other."""
+
+    def setup(self):
+        super().setup()
+        self.encoder = self.stack()
+
+    def hidden(self, tokens, keys=None, segments=None):
+        """int32 [B, L] -> (hidden [B, L, D], named). segments: int32 [B, L], 0 is padding; None takes id 0 as padding."""
+        visibility = Visibility(queries=segments, keys=tokens if segments is None else segments)
+        embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
+        hidden, named = self.encoder(embedded, visibility, keys=keys)
+        return hidden, {"embedded": embedded, **named}
+
+    def __call__(self, tokens, keys=None, segments=None):
+        """int32 [B, L] -> (logits [B, L, V], named)."""
+        hidden, named = self.hidden(tokens, keys, segments)
+        return self.score(hidden), {**named, "hidden": hidden}
+
+    @nn.nowrap
+    def flops(self, batch, length):
+        """Forward FLOPs: products of the stack and of the logits at every position."""
+        return _stack(self).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+
+
+class Decoder(TextModel, kw_only=True):
+    """Next-token model; with `prefix` lengths, the first tokens of each row see each other (prefix LM), by the same weights."""
+
+    def setup(self):
+        super().setup()
+        self.decoder = self.stack()
+
+    def hidden(self, tokens_in, keys=None, segments=None, positions=None, prefix=None, cache=None):
+        """int32 [B, L] -> (hidden [B, L, D], named).
+
+        Args:
+            tokens_in: token t-1 at position t, 0 at the start of a document.
+            keys: typed PRNG keys [B] for dropout, or None.
+            segments: int32 [B, L]; a token sees its own segment only.
+            positions: int32 [B, L], restarting with each segment; None counts from the start of the row.
+            prefix: int32 [B], how many first positions are visible to all.
+            cache: from `new_cache`; named["cache"] is the next one.
+        """
+        offset = 0 if cache is None else cache["index"]
+        if positions is None:
+            positions = jnp.arange(tokens_in.shape[1])[None] + offset
+        visibility = Visibility(True, prefix, segments, segments, offset)
+        embedded = self.embedded(tokens_in, positions)
+        hidden, named = self.decoder(
+            embedded, visibility, positions=positions, keys=keys, cache=None if cache is None else cache["decoder"]
+        )
+        return hidden, _advanced({"embedded": embedded, **named}, cache, tokens_in.shape[1])
+
+    def __call__(self, tokens_in, keys=None, segments=None, positions=None, prefix=None, cache=None):
+        """int32 [B, L] -> (logits float32 [B, L, V], named); arguments as `hidden`."""
+        hidden, named = self.hidden(tokens_in, keys, segments, positions, prefix, cache)
+        return self.score(hidden), {**named, "hidden": hidden}
+
+    @nn.nowrap
+    def new_cache(self, batch, length):
+        """An empty cache for `length` positions: {"index": int32 [], "decoder": {"self": ...}}. Needs no variables."""
+        return {"index": jnp.zeros((), jnp.int32), "decoder": _stack(self).new_cache(batch, length)}
+
+    @nn.nowrap
+    def flops(self, batch, length):
+        """Forward FLOPs: products of the stack (all pairs of positions) and of the logits at every position."""
+        return _stack(self).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+
+
+class EncoderDecoder(TextModel, kw_only=True):
+    """T5: an encoder, and a causal decoder that attends to it; `layers` of each, one embedding."""
+
+    def setup(self):
+        super().setup()
+        self.encoder = self.stack()
+        self.decoder = self.stack(cross=True)
+
+    def encode(self, inputs, keys=None, input_segments=None):
+        """int32 [B, S] -> (encoded [B, S, D], named). input_segments: int32 [B, S]; None takes id 0 as padding."""
+        visibility = Visibility(queries=input_segments, keys=inputs if input_segments is None else input_segments)
+        embedded = self.embedded(inputs, jnp.arange(inputs.shape[1])[None])
+        encoded, named = self.encoder(embedded, visibility, keys=_fold(keys, 0))
+        return encoded, {"embedded": embedded, **named}
+
+    def decode(self, encoded, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None, cache=None):
+        """int32 [B, L] -> (hidden [B, L, D], named).
+
+        Args:
+            encoded: [B, S, D]; None when the cache already holds the source's keys and values.
+            inputs: int32 [B, S], what was encoded: where it is 0 nothing is seen, unless segments say otherwise.
+            decoder_inputs: targets shifted right, 0 at the start.
+            cache: from `new_cache`; named["cache"] is the next one. Its first use must bring `encoded`.
+        """
+        offset = 0 if cache is None else cache["index"]
+        positions = jnp.arange(decoder_inputs.shape[1])[None] + offset
+        visibility = Visibility(True, None, target_segments, target_segments, offset)
+        to_source = Visibility(queries=target_segments, keys=inputs if input_segments is None else input_segments)
+        embedded = self.embedded(decoder_inputs, positions)
+        hidden, named = self.decoder(
+            embedded,
+            visibility,
+            positions=positions,
+            source=encoded,
+            source_visibility=to_source,
+            keys=_fold(keys, 1),
+            cache=None if cache is None else cache["decoder"],
+        )
+        return hidden, _advanced({"embedded": embedded, **named}, cache, decoder_inputs.shape[1])
+
+    def hidden(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
+        """int32 [B, S] and [B, L] -> (decoder's hidden [B, L, D], named)."""
+        encoded, of_encoder = self.encode(inputs, keys, input_segments)
+        hidden, named = self.decode(encoded, inputs, decoder_inputs, keys, input_segments, target_segments)
+        return hidden, {**named, **{f"encoder/{k}": v for k, v in of_encoder.items()}, "encoded": encoded}
+
+    def __call__(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
+        """int32 [B, S] and [B, L] -> (logits float32 [B, L, V], named); give both segments or neither."""
+        hidden, named = self.hidden(inputs, decoder_inputs, keys, input_segments, target_segments)
+        return self.score(hidden), {**named, "hidden": hidden}
+
+    def decode_step(self, encoded, inputs, decoder_inputs, cache, input_segments=None):
+        """One or more next tokens: (logits float32 [B, L, V], next cache). See `decode`."""
+        hidden, named = self.decode(encoded, inputs, decoder_inputs, None, input_segments, None, cache)
+        return self.score(hidden), named["cache"]
+
+    @nn.nowrap
+    def new_cache(self, batch, length):
+        """An empty cache for `length` positions of the decoder. Needs no variables."""
+        return {"index": jnp.zeros((), jnp.int32), "decoder": _stack(self).new_cache(batch, length)}
+
+    @nn.nowrap
+    def flops(self, batch, source, length):
+        """Forward FLOPs for inputs [B, S] and targets [B, L], logits at every target position."""
+        decoder = _stack(self, cross=True).flops(batch, length, source)
+        return _stack(self).flops(batch, source) + decoder + 2 * batch * length * self.d_model * self.vocab_size
+
+
+def _stack(model, cross=False):
+    return Stack(**model.shared(layers=model.layers, cross=cross), parent=None)
+
+
+def _fold(keys, side):
+    """Keys for the encoder (0) and for the decoder (1), so that equal sites draw different masks."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, side)
+
+
+def _advanced(named, cache, length):
+    if cache is None:
+        return named
+    return {**named, "cache": {"index": cache["index"] + length, "decoder": named["cache"]}}
+
+
+# ---- Sizes by name -----------------------------------------------------------------------------------------------------
+
+# d_model, heads, head_dim, d_ff, layers; from the t5x configs examples/t5/t5_1_1 and t5_1_0 (3b and 11b of v1.0 as the
+# released checkpoints). `tiny` is this project's, for tests and two cores.
+T5_SIZES = {
+    "1.1": {
+        "tiny": (128, 4, 32, 320, 2),
+        "small": (512, 6, 64, 1024, 8),
+        "base": (768, 12, 64, 2048, 12),
+        "large": (1024, 16, 64, 2816, 24),
+        "xl": (2048, 32, 64, 5120, 24),
+        "xxl": (4096, 64, 64, 10240, 24),
+    },
+    "1.0": {
+        "tiny": (128, 4, 32, 512, 2),
+        "small": (512, 8, 64, 2048, 6),
+        "base": (768, 12, 64, 3072, 12),
+        "large": (1024, 16, 64, 4096, 24),
+        "3b": (1024, 32, 128, 16384, 24),
+        "11b": (1024, 128, 128, 65536, 24),
+    },
+}
+T5_SIZES["1.1"] |= {"3b": T5_SIZES["1.1"]["xl"], "11b": T5_SIZES["1.1"]["xxl"]}
+
+# d_model, heads, layers: Radford et al. 2019, table 2, and the released GPT-2 checkpoints; `tiny` and `1b` are this project's.
+GPT_SIZES = {
+    "tiny": (128, 4, 2),
+    "124m": (768, 12, 12),
+    "355m": (1024, 16, 24),
+    "774m": (1280, 20, 36),
+    "1.5b": (1600, 25, 48),
+    "1b": (2048, 16, 20),
+}
+GPT_SIZES |= {"small": GPT_SIZES["124m"], "medium": GPT_SIZES["355m"], "large": GPT_SIZES["774m"], "xl": GPT_SIZES["1.5b"]}
+
+
+def t5(size, vocab_size, version="1.1", **overrides):
+    """A T5 EncoderDecoder by name (Raffel et al. 2020; v1.1: gated GELU after Shazeer 2020, no dropout, untied).
+
+    Args:
+        size: tiny, small, base, large, xl or 3b, xxl or 11b (v1.0: 3b and 11b only).
+        vocab_size: the tokenizer's, sentinels included.
+        version: "1.1", or "1.0" (ReLU, tied with logits scaled by d_model ** -0.5, dropout 0.1).
+        overrides: any field of EncoderDecoder.
+
+    Raises:
+        UserError: an unknown version, size or field (the nearest is named), or heads that do not divide.
+    """
+    sizes = choose("T5 version", str(version), T5_SIZES)
+    d_model, heads, head_dim, d_ff, layers = choose(f"T5 v{version} size", str(size).lower(), sizes)
+    fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "head_dim": head_dim, "d_ff": d_ff, "layers": layers}
+    fields |= {"positions": "relative", "scale_attention": False}
+    if str(version) == "1.0":
+        fields |= {"activation": "relu", "tied": True, "tied_scale": True, "dropout": 0.1}
+    return _built(EncoderDecoder, fields, overrides)
+
+
+def gpt(size, vocab_size, style="rope", **overrides):
+    """A Decoder by name.
+
+    Args:
+        size: tiny, 124m or small, 355m or medium, 774m or large, 1.5b or xl (GPT-2's), 1b.
+        vocab_size: the tokenizer's.
+        style: rope (rotary positions, RMSNorm, gated SiLU of width 8/3 D, untied) or gpt2 (learned positions, LayerNorm, tanh
+            GELU, biases, tied; Radford et al. 2019).
+        overrides: any field of Decoder.
+
+    Raises:
+        UserError: an unknown style, size or field (the nearest is named), or heads that do not divide.
+    """
+    d_model, heads, layers = choose("GPT size", str(size).lower(), GPT_SIZES)
+    fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "layers": layers, "init_std": 0.02, "embed_std": 0.02}
+    styles = {
+        # 8/3 D keeps a gated MLP at the parameters of a plain one of 4 D (Shazeer 2020, section 3), rounded up to 64.
+        "rope": {"positions": "rope", "activation": "gated_silu", "d_ff": -(-8 * d_model // 3 // 64) * 64},
+        "gpt2": {
+            **{"positions": "learned", "max_length": 1024, "norm": "layer", "eps": 1e-5, "activation": "gelu", "bias": True},
+            **{"tied": True, "d_ff": 4 * d_model, "dropout_style": "gpt2"},
+        },
+    }
+    return _built(Decoder, fields | choose("GPT style", style, styles), overrides)
+
+
+def _built(kind, fields, overrides: dict[str, Any]):
+    names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
+    model = kind(**fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()})
+    if model.vocab_size is None or model.vocab_size < 1:
+        raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids")
+    model.head_width  # raises now rather than in the first trace
+    return model
