@@ -5,14 +5,13 @@ devices: as many virtual CPU devices stand in for them, so a laptop can look at 
 """
 
 import math
-from typing import Any
 
 import jax
 
 from launch.experiment import Experiment
 from launch.mesh import make_mesh, parse_mesh
-from paradigm import partition, trees
-from paradigm.step import init_state, make_train_step
+from launch.program import Program
+from paradigm import trees
 
 
 def stand_in_devices(mesh: str) -> int:
@@ -31,53 +30,33 @@ def stand_in_devices(mesh: str) -> int:
 def report(experiment: Experiment) -> str:
     """The parameter table, then bytes per device and FLOPs per step for each phase of the objective."""
     mesh = make_mesh(experiment.mesh)
-    objective = experiment.objective
-    state = jax.eval_shape(lambda: init_state(objective, experiment.optimizer, experiment.seed, experiment.ema))
-    shardings = partition.state_shardings(state, objective.partition_rules, mesh)
+    program = Program(experiment, mesh)
+    state = program.state
 
     table = [("parameter", "shape", "dtype", "sharding", "count")]
-    for (name, leaf), sharding in zip(trees.named_leaves(state.params), jax.tree.leaves(shardings.params)):
-        table.append((name, _list(leaf.shape), str(leaf.dtype), _list(sharding.spec), f"{leaf.size:,}"))
-    total = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    lines = [*_columns(table), "", f"{total:,} parameters on {_list(f'{k}:{v}' for k, v in mesh.shape.items())}", ""]
+    for name, x in trees.named_leaves(state.params):
+        table.append((name, _list(x.shape), str(x.dtype), _list(x.sharding.spec) or "-", f"{x.size:,}"))
+    total = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = f"{mesh.size} {'device' if mesh.size == 1 else 'devices'} ({experiment.mesh})"
+    lines = [*_columns(table), "", f"{total:,} parameters on {devices}; each device and step:"]
 
-    table = [("phase", "params", "optimizer", "extra", "batch", "activations*", "sum", "model FLOPs")]
-    for phase in objective.phases():
-        batch = objective.batch_spec(experiment.batch_size, phase)
-        batch_shardings = partition.batch_shardings(batch, mesh)
-        sizes = [
-            _bytes(state.params, shardings.params),
-            _bytes(state.opt_state, shardings.opt_state),
-            _bytes(state.extra, shardings.extra),
-            _bytes(batch, batch_shardings),
-            _temporaries(experiment, phase, mesh, (state, batch), (shardings, batch_shardings)),
-        ]
-        table.append((phase, *map(_readable, sizes), _readable(sum(sizes)), f"{objective.flops(batch):.4g}"))
-    lines += ["per device and step:", *_columns(table)]
-    lines += [f"* gradients among them; what {mesh.devices.flat[0].platform} compiles to, other devices differ"]
+    table = [("phase", "params", "optimizer", "extra", "batch", "activations", "sum", "model FLOPs of all")]
+    for phase, batch in program.batch.items():
+        sizes = [*map(_bytes, (state.params, state.opt_state, state.extra, batch))]
+        sizes.append(program.compile(phase).memory_analysis().temp_size_in_bytes)
+        flops = experiment.objective.flops(batch)
+        table.append((phase, *map(_readable, sizes), _readable(sum(sizes)), f"{flops:.4g}"))
+    platform = mesh.devices.flat[0].platform
+    lines += [
+        *_columns(table),
+        f"(activations: all that lives within a step, gradients too, as compiled for {platform})",
+    ]
     return "\n".join(lines)
 
 
-def _temporaries(experiment, phase, mesh, arguments, shardings) -> int:
-    """Bytes per device of what lives only within a step, from the compiled program."""
-    step = make_train_step(
-        experiment.objective,
-        experiment.optimizer,
-        seed=experiment.seed,
-        phase=phase,
-        microbatches=experiment.microbatches,
-        clip=experiment.clip,
-        ema=experiment.ema,
-    )
-    jitted = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], None), donate_argnums=0)
-    with jax.set_mesh(mesh):
-        return jitted.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-
-def _bytes(tree: Any, shardings: Any) -> int:
-    """Bytes per device of a tree of ShapeDtypeStructs."""
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings))
-    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
+def _bytes(tree) -> int:
+    """Bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _readable(size: float) -> str:
@@ -86,8 +65,8 @@ def _readable(size: float) -> str:
 
 
 def _list(items) -> str:
-    name = lambda x: "x".join(x) if isinstance(x, tuple) else "-" if x is None else str(x)
-    return ", ".join(map(name, items))
+    """'64, fsdp, -' of a shape or a PartitionSpec."""
+    return ", ".join("+".join(x) if isinstance(x, tuple) else "-" if x is None else str(x) for x in items)
 
 
 def _columns(rows) -> list[str]:

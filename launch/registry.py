@@ -1,8 +1,8 @@
 """gin, and the only file that knows it: run files and bindings in, an Experiment out.
 
-What a gin file can name is `HOMES`, plus every public Objective subclass of the modules that --import=MODULE brings in;
-such a module needs no gin and no decorator. Every failure is a UserError of one line: what, where (file:line, when gin
-knows it) and what to do. A binding that nothing reads is a failure too: it would otherwise be a silent typo.
+What a gin file can name is `HOMES`, the objectives of our packages, and those of any module that --import=MODULE brings
+in; such a module needs no gin and no decorator. Every failure is a UserError of one line: what, where (file:line, when
+gin knows it) and what to do. A binding that nothing reads is a failure too: it would otherwise be a silent typo.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import gin
 from launch.experiment import Experiment
 from paradigm.errors import UserError
 
-# Module -> the names that gin files may use from it; None: all that it lists in __all__.
+# Module -> the names that gin files may use from it.
 HOMES = {
     "launch.experiment": ("Experiment",),
     "paradigm.combine": ("Sum", "Alternate", "Stages"),
@@ -29,8 +29,8 @@ HOMES = {
     "paradigm.optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon"),
     "t5like.data": ("TextData",),
     "t5like.models": ("t5", "gpt"),
-    "t5like.objectives": None,
 }
+OBJECTIVES = ("t5like.objectives",)  # packages all of whose objectives can be named
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}
@@ -70,16 +70,16 @@ def register(configurable: Callable, name: str | None = None) -> None:
         raise UserError(f"{configurable.__module__}.{name}: {known.__module__} has that name already; choose another")
 
 
-def import_objectives(module: str) -> None:
-    """Imports a module from outside the repository and registers the Objective subclasses that it defines."""
+def register_objectives(module: str) -> None:
+    """Imports a module or package and registers the Objective subclasses that it defines and does not hide by a '_'."""
     from paradigm.objective import Objective
 
     try:
         found = importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"--import={module}: {error}; is its folder on PYTHONPATH?") from error
-    own = [value for value in vars(found).values() if inspect.isclass(value) and value.__module__ == module]
-    objectives = [value for value in own if issubclass(value, Objective) and not value.__name__.startswith("_")]
+    own = [v for v in vars(found).values() if inspect.isclass(v) and f"{v.__module__}.".startswith(f"{module}.")]
+    objectives = [v for v in own if issubclass(v, Objective) and not v.__name__.startswith("_")]
     if not objectives:
         raise UserError(f"--import={module}: it defines no subclass of paradigm.objective.Objective to register")
     for objective in objectives:
@@ -90,9 +90,10 @@ def _build(sources: Iterable[tuple[str, str]]) -> Experiment:
     """Parses (text, origin) one after another and builds the Experiment that they bind."""
     gin.clear_config()
     for module, names in HOMES.items():
-        found = importlib.import_module(module)
-        for name in found.__all__ if names is None else names:
-            register(getattr(found, name), name)
+        for name in names:
+            register(getattr(importlib.import_module(module), name), name)
+    for module in OBJECTIVES:
+        register_objectives(module)
     origin = "the command line"
     for text, origin in sources:
         _look_ahead(text, origin)
@@ -111,7 +112,7 @@ def _look_ahead(text: str, origin: str) -> None:
     """Registers what a text imports before gin meets its names, and checks that what it includes is there."""
     for number, line in enumerate(text.splitlines(), 1):
         if match := re.match(r"import\s+([\w.]+)", line):
-            import_objectives(match[1])
+            register_objectives(match[1])
         if match := re.match(r"include\s+['\"](.*)['\"]", line):
             path = _find(match[1], f"{origin}:{number}: include '{match[1]}'")
             if re.search(r"^include\s", path.read_text("utf-8"), re.MULTILINE):

@@ -51,7 +51,7 @@ ABSTRACT = jax.eval_shape(lambda: make_state(0))
 def original(tmp_path_factory):
     """Checkpoints 10, 20 and 30."""
     directory = tmp_path_factory.mktemp("original") / "checkpoints"
-    with Checkpoints(directory) as checkpoints:
+    with Checkpoints(directory, best_metric="valid/loss") as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, make_state(step), {"next_index": step * 8}, {"valid/loss": abs(step - 20)})
     return directory
@@ -84,6 +84,7 @@ def test_round_trip_keeps_every_bit_and_type(directory):
 def test_restores_a_chosen_step_and_the_best(directory):
     checkpoints = Checkpoints(directory, best_metric="valid/loss")
     assert checkpoints.steps() == [10, 20, 30] and checkpoints.best_step() == 20
+    assert Checkpoints(directory).best_step() == 20  # the checkpoints know by which metric
     assert Checkpoints(directory, best_metric="valid/loss", best_mode="max").best_step() == 30
     assert_is(checkpoints.restore(ABSTRACT, 10)[0], 10)
     state, meta = checkpoints.restore(ABSTRACT, "best")
@@ -282,11 +283,13 @@ def test_an_emptied_only_checkpoint_stops(tmp_path):
 
 def test_a_step_asked_for_is_not_replaced_by_another(directory):
     flip_a_bit(directory / "20")
-    with pytest.raises(UserError, match=r"20 is damaged.*there are steps \[10, 20, 30\], choose another"):
+    with pytest.raises(UserError, match=r"20 is damaged.*; choose another of \[10, 20, 30\]"):
         Checkpoints(directory).restore(ABSTRACT, 20)
-    with pytest.raises(UserError, match=r"no checkpoint of step 25; there are steps \[10, 20, 30\]"):
+    with pytest.raises(UserError, match=r"none of the checkpoints \[10, 20, 30\] is of step 25"):
         Checkpoints(directory).restore(ABSTRACT, 25)
-    with pytest.raises(UserError, match="no checkpoint with 'valid/accuracy', so none is the best"):
+    with pytest.raises(
+        UserError, match=r"none of the checkpoints \[10, 20, 30\] has 'valid/accuracy', so none is the best"
+    ):
         Checkpoints(directory, best_metric="valid/accuracy").restore(ABSTRACT, "best")
 
 

@@ -98,6 +98,7 @@ def test_anything_else_is_refused_with_its_lines():
 
 def test_the_text_that_gin_prints_is_understood(monkeypatch):
     monkeypatch.setattr(registry, "HOMES", {"launch.experiment": ("Experiment",)})
+    monkeypatch.setattr(registry, "OBJECTIVES", ())
     text = """
 import tests.miniatures
 Experiment.objective = @TwoTerms()
