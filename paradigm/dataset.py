@@ -174,7 +174,7 @@ class Dataset:
 
     def read(self, step, rows=slice(None)):
         """(batch, problems): `batch(step, rows)` and a tuple of what was wrong with its records."""
-        rows = np.arange(self.batch_size)[rows]
+        rows = np.arange(self.batch_size)[rows if isinstance(rows, slice) else list(rows)]
         index = step * self.batch_size + rows
         which, position = self._locate(step, rows)
         records, problems = [None] * len(rows), []

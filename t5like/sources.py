@@ -70,7 +70,13 @@ def list_pieces(source, field="text", extensions=EXTENSIONS):
 
     Raises UserError, naming the place, if nothing is there to read or a package is missing.
     """
-    extensions = tuple(e if e.startswith(".") else f".{e}" for e in extensions)
+    try:
+        return _list(source, field, tuple(e if e.startswith(".") else f".{e}" for e in extensions))
+    except OSError as error:
+        raise UserError(f"source {source}: {error.filename} cannot be read ({error.strerror})") from error
+
+
+def _list(source, field, extensions):
     if source == "stdlib":
         pieces, described = _stdlib()
     elif source.startswith("tfds:"):

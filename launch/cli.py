@@ -1,0 +1,34 @@
+"""How every entry point starts and ends: a person's mistake is one line on stderr and exit code 2, never a traceback."""
+
+import sys
+
+from absl import app, flags
+
+from paradigm.errors import UserError
+
+
+def run(main):
+    """Parses the absl flags, calls main(argv) with what is left of the command line, and exits.
+
+    --help prints the module's docstring and its own flags (exit 0), a flag that does not exist or a UserError is one line
+    (exit 2), and so is Ctrl-C (exit 130).
+    """
+    app.run(lambda argv: _call(main, argv), flags_parser=lambda argv: _call(_parse, argv))
+
+
+def _parse(argv):
+    if {"--help", "-help", "-h", "-?"} & set(argv):
+        print(f"{sys.modules['__main__'].__doc__.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    return flags.FLAGS(argv)
+
+
+def _call(function, argv):
+    try:
+        return function(argv)
+    except (UserError, flags.Error) as error:
+        message, code = f"error: {' '.join(str(error).split())}", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    print(message, file=sys.stderr)
+    sys.exit(code)

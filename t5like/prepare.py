@@ -1,0 +1,401 @@
+"""Documents become shards of token windows, by several processes, with the same bytes however many there are.
+
+The pieces of a source are dealt to jobs by size alone; a job reads its pieces, tokenises their documents, joins them
+with eos between, cuts windows and writes one train and one valid shard. Files appear under their own names only when
+they are whole (written aside, synced, renamed); a job's record of size and SHA-256 follows them, meta.json follows all.
+So a preparation that was interrupted goes on where it was when it is run again, and never takes a part for the whole.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from paradigm.errors import UserError
+from t5like import sources
+from t5like.data import FORMAT, META, encode_window, read_meta
+from t5like.tokenizer import get_tokenizer, load_tokenizer
+
+PLAN = "plan.json"  # what an unfinished directory is going to be
+JOB_BYTES = 2 << 20  # of text, at least; a large corpus has about JOBS jobs
+JOBS = 1024
+SAMPLE_PER_ID = 256  # bytes of text for each id of a vocabulary to be learnt
+WRITER = "group_size:1,zstd:1"  # one record a chunk: random access decompresses nothing else
+
+
+def prepare(recipe, out, workers=None, progress=True):
+    """Makes `out` the prepared directory of a TextData with a window, unless it is that already; returns its meta.
+
+    workers: processes, None for one a core; the result does not depend on it. progress: a bar and a summary on stderr.
+
+    Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
+    and for a full or unwritable disk.
+    """
+    out = pathlib.Path(out)
+    if recipe.window is None:
+        raise UserError("window is not set: give the number of tokens a window (--window=568 for span corruption of 512)")
+    settings = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if (out / META).exists():
+        meta = read_meta(out)
+        _same(out, meta["settings"], settings)
+        return meta
+    listing = sources.list_pieces(recipe.source, recipe.field, recipe.extensions)
+    pieces, held_out = _split(recipe, listing)
+    jobs = _deal(pieces)
+    with _errors_as_user_errors(out), _own(out):
+        plan = _plan(recipe, settings, listing, pieces, held_out, out, progress)
+        records = _run(recipe, jobs, held_out, plan, out, workers, progress)
+        meta = _meta(plan, records)
+        _complain_if_short(recipe, meta)
+        _write_json(out / META, meta)
+        for leftover in [PLAN, *(_record_name(j, len(jobs)) for j in range(len(jobs)))]:
+            (out / leftover).unlink(missing_ok=True)
+    if progress:
+        print(summary(meta), file=sys.stderr)
+    return meta
+
+
+def summary(meta):
+    """A few lines for a person: what was read, and what became of it."""
+    lines = [f"source     {meta['source']['described']}", f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']} ids"]
+    for split in ("train", "valid"):
+        c = meta["counts"][split]
+        if c["windows"]:
+            lines.append(f"{split:10} {c['documents']:,} documents, {c['bytes']:,} bytes, {c['tokens']:,} tokens in "
+                         f"{c['windows']:,} windows of {meta['settings']['window']} ({c['bytes'] / max(c['tokens'], 1):.2f} "
+                         f"bytes a token; {c['padding']:,} positions padded, {c['dropped']:,} tokens dropped)")
+    bad = meta["invalid_utf8"]
+    if bad["bytes"]:
+        lines.append(f"invalid    {bad['bytes']:,} bytes in {bad['documents']:,} documents were not UTF-8 and were replaced "
+                     f"(first: {bad['first']})")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Which documents are for validation: those named or matched, and a share of the others by their names' hashes."""
+
+    names: tuple[str, ...] = ()
+    globs: str = ""
+    share: float = 0.0
+
+    def __call__(self, name):
+        return name in self.names or _matches(name, self.globs) or _hash(name) < self.share
+
+
+def _plan(recipe, settings, listing, pieces, held_out, out, progress):
+    """plan.json, made or read again: settings, fingerprints and the tokenizer that all jobs use."""
+    path = out / PLAN
+    if path.exists() and any(out.glob("done-*")):  # else nothing is lost by starting over
+        plan = json.loads(path.read_text())
+        _same(out, plan["settings"], settings)
+        if plan["source"]["fingerprint"] != listing.fingerprint:
+            raise UserError(f"{out} was begun from {recipe.source} as it was then, and that has changed: delete {out}, or "
+                            "give another directory")
+        return plan
+    if progress and recipe.tokenizer.startswith("sentencepiece:"):
+        print(f"learning a vocabulary ({recipe.tokenizer}) ...", file=sys.stderr)
+    tokenizer = get_tokenizer(recipe.tokenizer, texts=lambda: _sample(recipe, pieces, held_out))
+    for leftover in ("tokenizer.tmp", "tokenizer"):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+    tokenizer.save(out / "tokenizer.tmp")
+    for file in (out / "tokenizer.tmp").iterdir():
+        _sync(file)
+    os.rename(out / "tokenizer.tmp", out / "tokenizer")
+    highest = tokenizer.vocab_size - tokenizer.extra_ids - 1
+    plan = {
+        "format": FORMAT,
+        "settings": settings,
+        "source": {"described": listing.described, "fingerprint": listing.fingerprint},
+        "tokenizer": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": "<u1" if highest < 1 << 8 else "<u2" if highest < 1 << 16 else "<u4",
+    }
+    _write_json(path, plan)
+    return plan
+
+
+def _split(recipe, listing):
+    """(pieces to read, HeldOut): at least one document is held out whatever the hashes say."""
+    pieces = [p for p in listing.pieces if not (p.single and _matches(p.name, recipe.exclude))]
+    if not pieces:
+        raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing")
+    if recipe.valid_glob or not recipe.valid:
+        return pieces, HeldOut(globs=recipe.valid_glob)
+    if len(pieces) == 1 and pieces[0].single:  # one document: its end is held out
+        [only] = pieces
+        [(_, raw)] = sources.read(only)
+        cut = int(len(raw) * (1 - recipe.valid))
+        train = dataclasses.replace(only, name=f"{only.name}@0", size=cut, start=0, end=cut)
+        valid = dataclasses.replace(only, name=f"{only.name}@{cut}", size=len(raw) - cut, start=cut)
+        return [train, valid], HeldOut(names=(valid.name,))
+    names = [p.name for p in pieces if p.single] or [name for name, _ in sources.read(pieces[0])]
+    names = [n for n in names if not _matches(n, recipe.exclude)]
+    return pieces, HeldOut(names=(min(names, key=_hash),) if names else (), share=recipe.valid)
+
+
+def _hash(name):
+    """A document's name as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
+
+
+def _matches(name, globs):
+    return any(fnmatch.fnmatchcase(name, g.strip()) for g in globs.split(",") if g.strip())
+
+
+def _deal(pieces):
+    """Pieces in order, cut into jobs of about equal size: a function of the pieces alone."""
+    size = max(JOB_BYTES, sum(p.size for p in pieces) // JOBS)
+    jobs, room = [[]], size
+    for piece in pieces:
+        if jobs[-1] and piece.size > room:
+            jobs.append([])
+            room = size
+        jobs[-1].append(piece)
+        room -= piece.size
+    return jobs
+
+
+def _sample(recipe, pieces, held_out):
+    """Training text to learn a vocabulary from: beginnings of documents, in the order of their names' hashes, up to a bound."""
+    budget = max(1 << 20, SAMPLE_PER_ID * int(recipe.tokenizer.partition(":")[2]))
+    most = budget // min(len(pieces), 16)
+    for piece in sorted(pieces, key=lambda p: _hash(p.name)):
+        left = most
+        for name, raw in sources.read(piece):
+            if held_out(name) or _matches(name, recipe.exclude):
+                continue
+            head = raw if len(raw) <= left else raw[:left].rpartition(b"\n")[0]
+            yield sources.decode(name, head, recipe.invalid_utf8)[0]
+            left, budget = left - len(raw), budget - len(head)
+            if left <= 0:
+                break
+        if budget <= 0:
+            return
+
+
+# ----------------------------------------------------------------------------------------------------------------- jobs
+
+
+def _run(recipe, jobs, held_out, plan, out, workers, progress):
+    """Each job's record, in order; those that an earlier run finished are checked and taken over."""
+    records = [_finished(j, len(jobs), plan, out) for j in range(len(jobs))]
+    todo = [j for j, record in enumerate(records) if record is None]
+    workers = min(workers or os.cpu_count() or 1, len(todo))
+    sizes = [sum(p.size for p in job) for job in jobs]
+    arguments = [(recipe, jobs[j], held_out, plan, str(out), j, len(jobs)) for j in todo]
+    with contextlib.ExitStack() as stack:
+        if workers > 1:  # spawned: the caller may hold the threads of a jax backend
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, context))
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            futures = {pool.submit(_job, *a): j for a, j in zip(arguments, todo)}
+            done = ((futures[f], f.result) for f in concurrent.futures.as_completed(futures))
+        else:
+            done = ((j, lambda a=a: _job(*a)) for a, j in zip(arguments, todo))
+        bar = stack.enter_context(tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="preparing", disable=not progress,
+                                       initial=sum(sizes) - sum(sizes[j] for j in todo), leave=False))
+        for j, result in done:
+            records[j] = result()
+            bar.update(sizes[j])
+    return records
+
+
+def _job(recipe, pieces, held_out, plan, out, job, jobs):
+    """Writes the shards of one job, then its record, and returns the record."""
+    out = pathlib.Path(out)
+    tokenizer = load_tokenizer(out / "tokenizer")
+    bad = {"documents": 0, "bytes": 0, "first": None}
+    with _errors_as_user_errors(out):
+        shards = {s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"]) for s in ("train", "valid")}
+        for name, raw in (d for piece in pieces for d in sources.read(piece)):
+            if _matches(name, recipe.exclude):
+                continue
+            text, replaced = sources.decode(name, raw, recipe.invalid_utf8)
+            if replaced:
+                bad = {"documents": bad["documents"] + 1, "bytes": bad["bytes"] + replaced, "first": bad["first"] or name}
+            if text:
+                split = "valid" if held_out(name) else "train"
+                shards[split].add(np.append(tokenizer.encode(text), np.int32(tokenizer.eos_id)), len(raw))
+        record = {"plan": _digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
+        _write_json(out / _record_name(job, jobs), record)
+    return record
+
+
+class _Shard:
+    """Joins documents, cuts them into windows and writes them aside; `close` puts the file in its place."""
+
+    LEAST = 16  # tokens that the last window of a shard must hold to be worth its padding
+
+    def __init__(self, path, window, dtype):
+        self.path, self.window, self.dtype = path, window, dtype
+        self.aside = path.with_name(path.name + ".tmp")
+        self.writer = None
+        self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
+        self.counts = dict(documents=0, bytes=0, tokens=0, windows=0, padding=0, dropped=0)
+
+    def add(self, tokens, text_bytes):
+        self.starts = np.append(self.starts, len(self.tokens))
+        self.tokens = np.concatenate([self.tokens, tokens])
+        self.counts["documents"] += 1
+        self.counts["bytes"] += text_bytes
+        self.counts["tokens"] += len(tokens)
+        whole = len(self.tokens) // self.window * self.window
+        for begin in range(0, whole, self.window):
+            self._write(begin, begin + self.window)
+        self.tokens, self.starts = self.tokens[whole:], self.starts[self.starts >= whole] - whole
+
+    def _write(self, begin, end):
+        if self.writer is None:
+            from array_record.python.array_record_module import ArrayRecordWriter
+
+            self.writer = ArrayRecordWriter(str(self.aside), WRITER)
+        inside = self.starts[(self.starts > begin) & (self.starts < end)] - begin
+        self.writer.write(encode_window(self.tokens[begin:end], inside, self.window, self.dtype))
+        self.counts["windows"] += 1
+
+    def close(self):
+        """Finishes the file; a record of it, or of its absence where no window came together."""
+        if len(self.tokens) >= self.LEAST:
+            self.counts["padding"] = self.window - len(self.tokens)
+            self._write(0, len(self.tokens))
+        else:
+            self.counts["dropped"] = len(self.tokens)
+        if self.writer is None:
+            return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
+        self.writer.close()
+        _sync(self.aside)
+        os.replace(self.aside, self.path)
+        return {"file": self.path.name, "bytes": self.path.stat().st_size, "sha256": _sha256(self.path), "counts": self.counts}
+
+
+def _finished(job, jobs, plan, out):
+    """The record of a job that an earlier run finished, if its files are still what it says; else None."""
+    try:
+        record = json.loads((out / _record_name(job, jobs)).read_text())
+    except (OSError, ValueError):
+        return None
+    if record.get("plan") != _digest(plan):
+        return None
+    for split in ("train", "valid"):
+        shard = record[split]
+        path = out / (shard["file"] or "")
+        if shard["file"] and not (path.exists() and path.stat().st_size == shard["bytes"] and _sha256(path) == shard["sha256"]):
+            return None
+    return record
+
+
+def _meta(plan, records):
+    shards = {s: [{"file": r[s]["file"], "windows": r[s]["counts"]["windows"], "bytes": r[s]["bytes"], "sha256": r[s]["sha256"]}
+                  for r in records if r[s]["file"]] for s in ("train", "valid")}
+    counts = {s: {k: sum(r[s]["counts"][k] for r in records) for k in records[0][s]["counts"]} for s in ("train", "valid")}
+    bad = [r["invalid_utf8"] for r in records]
+    bad = {"documents": sum(b["documents"] for b in bad), "bytes": sum(b["bytes"] for b in bad),
+           "first": next((b["first"] for b in bad if b["first"]), None)}
+    identity = [plan["tokenizer"], plan["dtype"], plan["settings"]["window"], shards]
+    return {**plan, "fingerprint": _digest(identity), "counts": counts, "invalid_utf8": bad, "shards": shards}
+
+
+def _complain_if_short(recipe, meta):
+    train, valid = meta["counts"]["train"], meta["counts"]["valid"]
+    if not train["tokens"] + valid["tokens"]:
+        raise UserError(f"source {recipe.source} is empty: there is no text in it")
+    if train["tokens"] < recipe.window:
+        raise UserError(f"source {recipe.source}: {train['documents']} training documents hold {train['tokens']} tokens, fewer "
+                        f"than one window of {recipe.window}: shorten the sequence, or give more text")
+    if recipe.valid_glob and not valid["documents"]:
+        raise UserError(f"source {recipe.source}: no document matches valid_glob={recipe.valid_glob!r}")
+    if (recipe.valid or recipe.valid_glob) and not valid["windows"]:
+        raise UserError(f"source {recipe.source}: {valid['documents']} validation documents hold {valid['tokens']} tokens, too "
+                        f"few for a window of {recipe.window}: raise --valid, or shorten the sequence")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def _same(out, there, wanted):
+    """UserError with the differences unless a directory was made with these settings."""
+    changed = [f"{k}={there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k]]
+    if changed:
+        raise UserError(f"{out} holds another corpus ({'; '.join(changed)}): give another directory, or delete it")
+
+
+def _shard_name(split, job, jobs):
+    return f"{split}-{job:05d}-of-{jobs:05d}.array_record"
+
+
+def _record_name(job, jobs):
+    return f"done-{job:05d}-of-{jobs:05d}.json"
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path, value):
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    _sync(aside)
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def _sync(path):
+    """Waits until a file, or a directory's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _own(out):
+    """Makes `out`, sees that nobody else's files are in it, and keeps other preparations away until done."""
+    out.mkdir(parents=True, exist_ok=True)
+    ours = ("plan.json", "tokenizer", "done-", "train-", "valid-", ".lock")
+    if strange := sorted(n for n in os.listdir(out) if not n.startswith(ours)):
+        raise UserError(f"{out} holds other files ({', '.join(strange[:3])}) and no prepared corpus: give another directory")
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it with the process
+        except BlockingIOError:
+            raise UserError(f"{out} is being prepared by another process: wait for it, or give another directory") from None
+        yield
+
+
+@contextlib.contextmanager
+def _errors_as_user_errors(out):
+    """What a disk can do to us, and a worker that was killed, as one line each."""
+    try:
+        yield
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(f"{out}: a worker process died, perhaps for lack of memory: run it again with fewer workers; what is "
+                        "finished is kept") from error
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None)
+        if isinstance(error, RuntimeError):  # how ArrayRecord tells what the system said
+            if "() failed: " not in str(error):
+                raise
+            reason = str(error).partition("() failed: ")[2].partition(";")[0]
+        raise UserError(f"{out}: cannot be written ({reason}): free some space, or give another directory; what is finished "
+                        "is kept") from error
