@@ -1,0 +1,4 @@
+"""The text objectives, one file and one line each."""
+
+from t5like.objectives.next_token import NextToken as NextToken
+from t5like.objectives.span_corruption import SpanCorruption as SpanCorruption

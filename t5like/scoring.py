@@ -1,0 +1,30 @@
+"""What every text objective does with its hidden states: cross-entropy, accuracy, and bits per byte of text."""
+
+import math
+
+from paradigm.losses import chunked_cross_entropy
+from paradigm.objective import Loss, Term
+
+
+def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss):
+    """Next-token scores of a batch as a Loss.
+
+    Args:
+        hidden: [B, L, D]. kernel: [D, V]; logits are hidden @ kernel.
+        targets: int32 [B, L]. weights: float32 [B, L], 0 where nothing is predicted.
+        is_text: bool [B, L], which targets spell text; sentinels and specials do not.
+        text_bytes: float32 [B], bytes that the text targets spell, 0 for rows of padding.
+        z_loss: coefficient of log(Z)^2 in the loss (1e-4 in T5X).
+
+    Returns:
+        Loss with the term `cross_entropy` (nats a target, z-loss included) and the metrics `nll` (nats a target),
+        `accuracy`, and `bits_per_byte` (bits spent on text targets / bytes that they spell).
+    """
+    ce = chunked_cross_entropy(hidden, kernel, targets, weights, z_loss=z_loss)
+    count = weights.sum()
+    metrics = {
+        "nll": ((ce.nll * weights).sum(), count),
+        "accuracy": ((ce.correct * weights).sum(), count),
+        "bits_per_byte": ((ce.nll * weights * is_text).sum() / math.log(2), text_bytes.sum()),
+    }
+    return Loss(terms={"cross_entropy": Term(ce.total, count)}, metrics=metrics)
