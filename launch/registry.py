@@ -46,12 +46,12 @@ def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports
     paths = [_find(path, f"--gin_file={path}") for path in gin_files]
     sources = [(f"import {module}", f"--import={module}") for module in imports]
     sources += [(path.read_text("utf-8"), str(path)) for path in paths]
-    return _build(sources + [(param, "--gin_param") for param in gin_params])
+    return _build(sources, gin_params)
 
 
 def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gin") -> Experiment:
     """The Experiment of one gin text, such as a run directory's config.gin, with bindings on top."""
-    return _build([(text, name), *((param, "--gin_param") for param in gin_params)])
+    return _build([(text, name)], gin_params)
 
 
 def operative_config() -> str:
@@ -86,26 +86,49 @@ def register_objectives(module: str) -> None:
         register(objective)
 
 
-def _build(sources: Iterable[tuple[str, str]]) -> Experiment:
-    """Parses (text, origin) one after another and builds the Experiment that they bind."""
+def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experiment:
+    """Parses each (text, origin), then the bindings, and builds the Experiment."""
     gin.clear_config()
     for module, names in HOMES.items():
         for name in names:
             register(getattr(importlib.import_module(module), name), name)
     for module in OBJECTIVES:
         register_objectives(module)
-    origin = "the command line"
     for text, origin in sources:
         _look_ahead(text, origin)
-        stream = io.StringIO(text)
-        stream.name = origin  # gin names it in its errors
-        with _in_one_line(origin):
-            gin.parse_config(stream)
-    with _in_one_line(origin):
+        _parse(text, origin)
+    # In files, what is bound must be referred to; a binding on the command line may well cut a reference off.
+    bound = gin.config_str()
+    _refuse_unread(_bound(bound), set(re.findall(r"[@%](?:\w+/)*(\w+)", bound)) | {"Experiment"})
+    for param in params:
+        _parse(param, "--gin_param")
+    with _in_one_line(sources[-1][1] if sources else "--gin_param"):
         gin.finalize()
         experiment = gin.get_configurable("Experiment")()
-    _refuse_unread_bindings()
+    _refuse_unread(set().union(*map(_bound, params)), _bound(gin.operative_config_str()))
     return experiment
+
+
+def _parse(text: str, origin: str) -> None:
+    stream = io.StringIO(text)
+    stream.name = origin  # gin names it in its errors
+    with _in_one_line(origin):
+        gin.parse_config(stream)
+
+
+def _bound(text: str) -> set[str]:
+    """The macros and configurables that a gin text binds: 'total_steps = 3' and 'valid/Cosine.peak = 1' -> names."""
+    return set(re.findall(r"^(?:\w+/)*(\w+)(?:\.\w+)? *=", text, re.MULTILINE))
+
+
+def _refuse_unread(bound: set[str], read: set[str]) -> None:
+    """Raises UserError for a macro or a configurable that is bound while nothing that is built reads it."""
+    for name in sorted(bound - read):
+        if name in _registered:
+            raise UserError(f"{name} has bindings but nothing refers to @{name}(): remove them, or refer to it; "
+                            f"this experiment is made of {', '.join(sorted(read & _registered.keys()))}")  # fmt: skip
+        near = [f"{owner}.{name}" for owner in sorted(_registered) if name in _parameters(_registered[owner])]
+        raise UserError(f"'{name}' is set but nothing reads it{f', did you mean {near[0]}?' if near else ''}")
 
 
 def _look_ahead(text: str, origin: str) -> None:
@@ -126,21 +149,6 @@ def _find(path: str, what: str) -> pathlib.Path:
             return candidate
     available = [p.relative_to(SHIPPED).as_posix() for p in SHIPPED.rglob("*.gin")]
     raise UserError(f"{what}: no such file here or in {SHIPPED}{_nearest(path, available)}")
-
-
-def _refuse_unread_bindings() -> None:
-    """Raises UserError for a macro or a configurable that is bound but that the Experiment was built without."""
-    bound, read = gin.config_str(), gin.operative_config_str()
-    macros = lambda text: set(re.findall(r"^(\w+) = ", text, re.MULTILINE))
-    if unread := sorted(macros(bound) - macros(read)):
-        near = [f"{name}.{p}" for name, c in _registered.items() for p in _parameters(c) if p == unread[0]]
-        raise UserError(f"'{unread[0]}' is set but nothing reads it{f', did you mean {near[0]}?' if near else ''}")
-    named = lambda text: set(re.findall(r"^# Parameters for (?:.*/)?([\w.]+):", text, re.MULTILINE))
-    if unread := sorted(named(bound) - named(read)):
-        raise UserError(
-            f"{unread[0]} has bindings but this experiment does not use it (it uses {', '.join(sorted(named(read)))}): "
-            f"remove them, or refer to @{unread[0]}() where it belongs"
-        )
 
 
 # --- gin's exceptions, in one line -----------------------------------------------------------------------------------

@@ -33,13 +33,15 @@ def test_a_good_one_passes():
     ({"ema": 1.0}, "Experiment.ema=1.0 must lie between 0 and 1, or be None"),
     ({"best_mode": "low"}, "Experiment.best_mode='low' must be 'min' or 'max'"),
     ({"best_metric": "loss"}, "Experiment.best_metric='loss' must be a validation metric, as in 'valid/loss'"),
-    ({"microbatches": 3}, "Experiment.batch_size=8 does not divide into Experiment.microbatches=3: choose a multiple of 3"),
-    ({"batch_size": 12}, "Experiment.batch_size=12 does not divide over data x fsdp = 1 x 8 devices: choose a multiple of 8"),
+    ({"microbatches": 3}, "Experiment.batch_size=8 does not divide into Experiment.microbatches=3: "
+                          "choose a multiple of 3"),
+    ({"batch_size": 12}, "Experiment.batch_size=12 does not divide over data x fsdp = 1 x 8 devices: "
+                         "choose a multiple of 8"),
     ({"microbatches": 2}, "Experiment.batch_size=8 in 2 microbatches does not divide over data x fsdp = 1 x 8 devices: "
                           "choose a multiple of 16"),
     ({"mesh": "fsdp:3"}, "mesh 'fsdp:3' does not divide the devices"),
     ({"mesh": "tensro:2"}, "unknown axis 'tensro', did you mean 'tensor'?"),
-    ({"mesh": "fsdp:4,tensor:2"}, "encoder/in/kernel of shape (6, 8): dim 6 does not divide over mesh axis 'fsdp' of 4 devices"),
+    ({"mesh": "fsdp:4,tensor:2"}, "encoder/in/kernel of shape (6, 8): dim 6 does not divide over mesh axis 'fsdp' of 4"),
 ])  # fmt: skip
 def test_each_problem_has_its_fix(changes, text):
     assert text in problem(**changes)
@@ -102,7 +104,8 @@ def test_the_text_that_gin_prints_is_understood(monkeypatch):
     text = """
 import tests.miniatures
 Experiment.objective = @TwoTerms()
-Experiment.data = ('a rather long value that gin will print on lines of its own', 'because it does not fit on one line of text')
+Experiment.data = \\
+    ('a rather long value that gin will print on lines of its own', 'because it does not fit on one line of text')
 Experiment.optimizer = 'none'
 Experiment.total_steps = 3
 Experiment.batch_size = 8

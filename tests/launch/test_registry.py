@@ -99,7 +99,8 @@ def test_what_is_missing_is_named_with_the_file_and_the_flag(tmp_path, monkeypat
         'the run file should set it, as runs/demo.gin does, or a flag, as in --gin_param="Experiment.batch_size = 8"'
     )
     assert failure(without("total =")).startswith(
-        'run.gin: %total is used but not set: the run file should set it, as runs/demo.gin does, or a flag, as in --gin_param="total = 30"'
+        "run.gin: %total is used but not set: the run file should set it, as runs/demo.gin does, "
+        'or a flag, as in --gin_param="total = 30"'
     )
     assert failure(GOOD + "Experiment.batch_size = %gin.REQUIRED").startswith(
         "run.gin: Experiment.batch_size is required and not set: "
@@ -108,10 +109,20 @@ def test_what_is_missing_is_named_with_the_file_and_the_flag(tmp_path, monkeypat
 
 def test_what_nothing_reads_is_an_error():
     assert failure(GOOD, "seed = 3") == "'seed' is set but nothing reads it, did you mean Experiment.seed?"
-    assert failure(GOOD, "Signs.name = 'x'").startswith(
-        "Signs has bindings but this experiment does not use it (it uses Experiment, TwoTerms): remove them, or refer to @Signs()"
-    )
+    assert failure(GOOD + "totl = 3") == "'totl' is set but nothing reads it"
+    for bad in (lambda line: failure(GOOD, line), lambda line: failure(GOOD + line)):
+        assert bad("Signs.name = 'x'") == (
+            "Signs has bindings but nothing refers to @Signs(): remove them, or refer to it; "
+            "this experiment is made of Experiment, TwoTerms"
+        )
     parse(GOOD + "Experiment.evaluators = (@Signs(),)", "Signs.name = 'x'")
+
+
+def test_a_param_may_cut_off_what_a_file_binds():
+    run = parse(GOOD + "TwoTerms.name = 'x'", "Experiment.total_steps = 4", "Experiment.optimizer = @Signs()")
+    assert run.total_steps == 4
+    text = GOOD.replace("optimizer = @TwoTerms", "optimizer = @Signs") + "Signs.name = 'x'"
+    assert parse(text, "Experiment.optimizer = @CachedPairs()").optimizer.name == "encoder"
 
 
 @pytest.mark.parametrize("line, text", [
