@@ -47,9 +47,9 @@ class Checkpoints:
     Args:
         directory: where the numbered directories are; created by the first save.
         keep: how many of the newest stay; the best one stays beside them.
-        best_metric: which of the metrics given to `save` decides the best, or None. A step without it, or where it is
-            not finite, is never the best.
-        best_mode: "min" or "max".
+        best_metric: which of the metrics given to `save` decides the best. A step without it, or where it is not
+            finite, is never the best. A reader may leave it out: the newest checkpoint knows it.
+        best_mode: "min" or "max" of best_metric.
     """
 
     def __init__(self, directory, keep=3, best_metric=None, best_mode="min"):
@@ -58,7 +58,7 @@ class Checkpoints:
         if best_mode not in ("min", "max"):
             raise UserError(f"best_mode={best_mode!r}: write 'min' or 'max'")
         self.directory = pathlib.Path(directory).absolute()
-        self._keep, self._best_metric, self._sign = keep, best_metric, 1 if best_mode == "min" else -1
+        self._keep, self._best_by = keep, (best_metric, best_mode)
         self._current = None  # the step that was restored or saved last: saving it again would change nothing
         self._verified, self._damaged = set(), set()
         self._thread, self._error = None, None
@@ -85,7 +85,7 @@ class Checkpoints:
         if step == self._current:
             return False
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        manifest = {"format_version": FORMAT, "step": step, "metrics": metrics, "meta": meta}
+        manifest = {"format_version": FORMAT, "step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
         manifest = json.loads(json.dumps(manifest))  # what cannot be written fails here, not in the background
         tree = _nested(state, _array)
         try:
@@ -132,7 +132,7 @@ class Checkpoints:
 
     def best_step(self):
         """The step that `best_metric` prefers, the later of equals; None when no checkpoint has that metric."""
-        return next(iter(_ranked(self._manifests(), self._best_metric, self._sign)), None)
+        return next(iter(self._ranked(self._manifests())), None)
 
     def find(self, step=None):
         """The step of a checkpoint whose every byte was verified, or None when there is no checkpoint at all.
@@ -256,9 +256,9 @@ class Checkpoints:
 
     def _prune(self, newest):
         """Removes what neither `keep` nor the best protects. Steps after `newest` are another run's, and left alone."""
-        manifests = {s: m for s, m in self._manifests().items() if s <= newest and s not in self._damaged}
-        stay = {*sorted(manifests)[-self._keep :], *_ranked(manifests, self._best_metric, self._sign)[:1]}
-        for step in manifests.keys() - stay:
+        manifests = {s: m for s, m in self._manifests().items() if s <= newest}
+        whole = {s: m for s, m in manifests.items() if s not in self._damaged}
+        for step in manifests.keys() - {*sorted(whole)[-self._keep :], *self._ranked(whole)[:1]}:
             self._discard(step)
         self._sweep()
 
@@ -289,6 +289,17 @@ class Checkpoints:
                 continue
         return found
 
+    def _ranked(self, manifests):
+        """Steps that have the metric, best first, the later of equals first."""
+        metric, mode = self._by(manifests)
+        scores = {step: m["metrics"].get(metric) for step, m in manifests.items()}
+        usable = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
+        return sorted(usable, key=lambda step: (scores[step] if mode == "min" else -scores[step], -step))
+
+    def _by(self, manifests):
+        """(metric, mode): this object's, or the newest checkpoint's."""
+        return manifests[max(manifests)]["best_by"] if manifests and self._best_by[0] is None else self._best_by
+
     def _choose(self, step):
         present = self._present()
         if not present and step is None:
@@ -296,12 +307,13 @@ class Checkpoints:
         if step is None:
             candidates = present[::-1]
         elif step == "best":
-            candidates = _ranked(self._manifests(), self._best_metric, self._sign)
+            candidates = self._ranked(self._manifests())
         else:
             candidates = [step] if step in present else []
         if not candidates:
-            which = f"with {self._best_metric!r}, so none is the best" if step == "best" else f"of step {step}"
-            raise UserError(f"{self.directory}: no checkpoint {which}; there are steps {present}")
+            metric = self._by(self._manifests())[0]
+            which = f"has {metric!r}, so none is the best" if step == "best" else f"is of step {step}"
+            raise UserError(f"{self.directory}: none of the checkpoints {present} {which}")
         damage = {}
         for candidate in candidates:
             path = self.directory / str(candidate)
@@ -317,7 +329,7 @@ class Checkpoints:
                 self._damaged |= damage.keys()
                 _log.warning("%s: %s; using checkpoint %d instead", self.directory, _list(damage), candidate)
             return candidate
-        way_out = f"there are steps {present}, choose another"
+        way_out = f"choose another of {present}"
         if step is None:
             way_out = "a run never starts over by itself: put back a copy, or begin in a new directory"
         raise UserError(f"{self.directory}: {_list(damage)}; {way_out}")
@@ -398,13 +410,6 @@ def _compare(wanted, found, where):
         raise UserError(f"{where} is of another model: " + "; ".join(problems[:3]) + more)
 
 
-def _ranked(manifests, metric, sign):
-    """Steps that have the metric, best first, the later of equals first."""
-    scores = {step: m["metrics"].get(metric) for step, m in manifests.items()}
-    usable = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
-    return sorted(usable, key=lambda step: (sign * scores[step], -step))
-
-
 def _nested(tree, fn=lambda x: x):
     """Any tree as nested dicts with fn(leaf) at the leaves."""
     return _unflatten({name: fn(leaf) for name, leaf in trees.named_leaves(tree)})
@@ -423,8 +428,8 @@ def _unflatten(named):
 
 
 def _array(x):
-    """A leaf as Orbax takes it; a copy of what the caller could still write to."""
-    return x if isinstance(x, jax.Array) else np.array(x)
+    """A leaf as Orbax takes it; it copies what the caller could still write to."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _list(damage):
