@@ -111,7 +111,7 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
         values, slopes = _one_chunk(z_loss, kernel_DxV, *xs, gradient=gradient)
         if gradient:
             d_hidden, d_kernel = slopes
-            d_kernel_NxDxV = _constrain(d_kernel_NxDxV + d_kernel, BATCH_AXES, None, "tensor")
+            d_kernel_NxDxV += d_kernel
             values = *values, d_hidden
         return d_kernel_NxDxV, values
 

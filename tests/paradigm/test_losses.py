@@ -153,7 +153,7 @@ def test_logits_of_the_batch_are_never_held():
 def test_evaluation_computes_no_gradient():
     """Only one product of [tokens, D] with [D, V] is in the program when nobody differentiates it."""
     args = shaped(2, 8, 16, 32)
-    count = lambda f: jax.jit(f).lower(*args).as_text().count("stablehlo.dot_general")
+    count = lambda f: str(jax.make_jaxpr(f)(*args)).count("dot_general[")
     assert count(lambda *a: chunked_cross_entropy(*a)) == 1
     assert count(loss_and_gradient) == 3  # logits, d_hidden, d_kernel: no logits twice
 
@@ -202,7 +202,7 @@ def collectives(text):
     return found
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(2, 4, 1), (2, 2, 2), (1, 4, 2)])
 def test_a_mesh_moves_no_hidden_and_no_logits(shape):
     """Inside the loop only per-token statistics and d_hidden's sum over `tensor` travel; the kernel's gradient is
     reduced once, after it; nothing as large as the batch's hidden states or a chunk's logits is gathered."""
@@ -216,7 +216,8 @@ def test_a_mesh_moves_no_hidden_and_no_logits(shape):
 
     with jax.set_mesh(mesh):
         out = (NamedSharding(mesh, P()), shardings[:2])
-        text = jax.jit(f, in_shardings=shardings, out_shardings=out).lower(*shaped(B, L, D, V)).compile().as_text()
+        text = jax.jit(f, in_shardings=shardings, out_shardings=out).lower(*shaped(B, L, D, V, jnp.bfloat16))
+        text = text.compile().as_text()
     rows = B // (data * fsdp)
     moved = collectives(text)
     assert "while" in text
@@ -224,8 +225,7 @@ def test_a_mesh_moves_no_hidden_and_no_logits(shape):
         for size, inside in entries:
             if inside:
                 assert size <= (rows * chunk * D if tensor > 1 else 0), (name, size)
-            elif name == "all-gather":
-                assert size <= D * V // tensor, (name, size)  # the kernel, gathered over fsdp once
+    assert sum(size for size, _ in moved["all-gather"]) <= D * V // tensor  # the kernel, gathered over fsdp, once
     gradient = [size for name, es in moved.items() for size, _ in es if name in ("all-reduce", "reduce-scatter")]
     assert sum(s >= D * V // tensor // fsdp for s in gradient) <= 2, gradient
 
