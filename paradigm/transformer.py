@@ -45,10 +45,11 @@ class Visibility:
     """Who may see whom, without an array of pairs: kernels take it as it is, the plain path expands it in blocks.
 
     causal: static; key j is visible to query i when j <= i.
-    prefix: int32 [B] or None; the first `prefix` keys are visible to all queries, causal or not (Raffel et al. 2020, 3.2.1).
-    queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys` alone,
-        keys of segment 0 are padding and the rest is visible to every query.
-    offset: int32 [] position of the first query among the keys, as in decoding with a cache.
+    prefix: int32 [B] or None; under `causal`, the first `prefix` keys are visible to all queries (prefix LM, Raffel et
+        al. 2020, section 3.2.1).
+    queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
+        alone, keys of segment 0 are padding and the rest is visible to every query.
+    offset: int32 [B], or 0: the first query's position among the keys, as in decoding with a cache.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -57,16 +58,26 @@ class Visibility:
     keys: Any = None
     offset: Any = 0
 
-    def expand(self, rows, columns):
-        """bool, broadcastable to [B, 1, L, S], for query rows [L] and key columns [S]; None when all is visible."""
+    def positions(self, length):
+        """int32 [B or 1, L]: the queries' positions among the keys."""
+        return jnp.reshape(self.offset, (-1, 1)) + jnp.arange(length)
+
+    def cut(self, start, length):
+        """The same for `length` queries from `start` (traced) on."""
+        queries = None if self.queries is None else jax.lax.dynamic_slice_in_dim(self.queries, start, length, 1)
+        return self.replace(queries=queries, offset=self.offset + start)
+
+    def expand(self, length, source):
+        """bool, broadcastable to [B, 1, L, S]; None when all is visible."""
         seen = None
         if self.causal:
-            seen = (columns[None, :] <= rows[:, None] + self.offset)[None]  # [1, L, S]
+            columns = jnp.arange(source)
+            seen = columns <= self.positions(length)[..., None]  # [B or 1, L, S]
             if self.prefix is not None:
-                seen = seen | (columns[None, None, :] < self.prefix[:, None, None])  # [B, L, S]
+                seen |= columns < self.prefix[:, None, None]
         if self.keys is not None:
-            keys = self.keys[:, None, columns]  # [B, 1, S]
-            same = keys > 0 if self.queries is None else self.queries[:, rows, None] == keys
+            keys = self.keys[:, None, :]  # [B, 1, S]
+            same = keys > 0 if self.queries is None else self.queries[:, :, None] == keys
             seen = same if seen is None else seen & same
         return None if seen is None else seen[:, None]
 
@@ -193,7 +204,7 @@ def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
 
 
 class RelativeBias(nn.Module):
-    """T5's bias on attention logits, one table a stack shared by its layers: query and key positions -> [H, L, S]."""
+    """T5's bias on attention logits, one table a stack shared by its layers: positions [B or 1, L] -> [B or 1, H, L, S]."""
 
     heads: int
     buckets: int = 32
@@ -201,11 +212,12 @@ class RelativeBias(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, rows, columns, bidirectional):
-        # As Mesh-TensorFlow's get_variable without an initialiser, and as t5x: Glorot uniform.
+    def __call__(self, positions, source, bidirectional):
+        # Mesh-TensorFlow leaves this table to TensorFlow's default, Glorot uniform; t5x states it.
         table = self.param("embedding", nn.initializers.glorot_uniform(), (self.buckets, self.heads), jnp.float32)
-        bucket = relative_buckets(columns[None, :] - rows[:, None], bidirectional, self.buckets, self.farthest)
-        return table.T.astype(self.dtype)[:, bucket]  # [H, L, S]
+        distance = jnp.arange(source) - positions[..., None]  # [B or 1, L, S]
+        bucket = relative_buckets(distance, bidirectional, self.buckets, self.farthest)
+        return jnp.moveaxis(table.astype(self.dtype)[bucket], -1, 1)
 
 
 def rope_angles(positions, head_dim, theta=10000.0):
@@ -229,33 +241,31 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, we
     """The plain attention path: softmax(scale * q k + bias, where visible) v, in blocks of queries when L is long.
 
     Args:
-        visibility: Visibility over these rows and columns.
-        bias: [H, L, S] added to the logits, or None.
-        weights: a function of the attention weights [B, H, L, S], dropout.
-        block: queries taken at a time when L is a larger multiple of it, so that [B, H, L, S] never stands as a whole.
+        visibility: Visibility of the S keys to the L queries.
+        bias: [B or 1, H, L, S] added to the logits, or None.
+        weights: a function of the attention weights [B, H, L, S]: dropout.
+        block: queries at a time when L is a larger multiple of it, so that [B, H, L, S] never stands as a whole.
 
     Returns:
         [B, H, L, K].
     """
-    length, columns = q_BxHxLxK.shape[2], jnp.arange(k_BxHxSxK.shape[2])
+    length, source = q_BxHxLxK.shape[2], k_BxHxSxK.shape[2]
 
-    def part(q, rows, bias):
-        logits = jnp.einsum("bhlk,bhsk->bhls", q * jnp.asarray(scale, q.dtype), k_BxHxSxK)
-        logits = logits.astype(jnp.float32)
+    def part(q, visibility, bias):
+        logits = jnp.einsum("bhlk,bhsk->bhls", q * jnp.asarray(scale, q.dtype), k_BxHxSxK).astype(jnp.float32)
         if bias is not None:
             logits = logits + bias.astype(jnp.float32)
-        seen = visibility.expand(rows, columns)
+        seen = visibility.expand(q.shape[2], source)
         if seen is not None:
             logits = jnp.where(seen, logits, MASKED)
-        p = weights(jax.nn.softmax(logits, axis=-1).astype(q.dtype))
-        return jnp.einsum("bhls,bhsk->bhlk", p, v_BxHxSxK)
+        return jnp.einsum("bhls,bhsk->bhlk", weights(jax.nn.softmax(logits, axis=-1).astype(q.dtype)), v_BxHxSxK)
 
     if length <= block or length % block:
-        return part(q_BxHxLxK, jnp.arange(length), bias)
+        return part(q_BxHxLxK, visibility, bias)
 
     def one(start):
-        cut = lambda x, axis: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, axis)
-        return part(cut(q_BxHxLxK, 2), start + jnp.arange(block), cut(bias, 1))
+        cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, 2)
+        return part(cut(q_BxHxLxK), visibility.cut(start, block), cut(bias))
 
     parts = jax.lax.map(jax.checkpoint(one), jnp.arange(0, length, block))  # [n, B, H, block, K]
     return jnp.moveaxis(parts, 0, 2).reshape(q_BxHxLxK.shape)
@@ -329,7 +339,7 @@ class Attention(Architecture, kw_only=True):
         Args:
             source: [B, S, D] to attend to; None is x itself.
             memory: {"key", "value"} [B, H, S, K], finished, in place of a source.
-            bias: [H, L, S] on the logits. angles: of rotary positions. keys: [B] for dropout.
+            bias: [B or 1, H, L, S] on the logits. angles: of rotary positions. keys: [B] for dropout.
             cache: {"key", "value"} [B, H, T, K] into which x's own are written at visibility.offset.
         """
         width, std = self.head_width, self.init_std
@@ -345,8 +355,8 @@ class Attention(Architecture, kw_only=True):
         if angles is not None:
             q, memory["key"] = rotate(q, angles), rotate(memory["key"], angles)
         if cache is not None:
-            at = (0, 0, visibility.offset, 0)
-            memory = {n: jax.lax.dynamic_update_slice(cache[n], y.astype(cache[n].dtype), at) for n, y in memory.items()}
+            write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))
+            memory = {name: write(cache[name], memory[name], visibility.offset) for name in memory}
         scale = width**-0.5 if self.scale_attention else 1.0
         weights = lambda p: self.dropped(p, keys, f"{self.name}/weights")
         y = attend(q, memory["key"], memory["value"], visibility, bias, scale, weights)
@@ -388,7 +398,7 @@ class MLP(Architecture, kw_only=True):
 
 @struct.dataclass
 class Shared:
-    """What all layers of a stack see alike: visibility, bias [H, L, S], rotary angles, source [B, S, D], keys [B]."""
+    """What all layers of a stack see alike: visibility, bias [B or 1, H, L, S], rotary angles, source [B, S, D], keys [B]."""
 
     visibility: Visibility
     bias: Any = None
@@ -472,14 +482,14 @@ class Stack(Architecture, kw_only=True):
         Returns:
             named: "layers" [n, B, L, D], each block's output; "cache" when one was given, with x's keys and values.
         """
-        length = x.shape[1]
-        rows = jnp.arange(length) + visibility.offset
+        rows = visibility.positions(x.shape[1])
         bias = angles = None
         if self.positions == "relative":
-            columns = jnp.arange(length if cache is None else cache["self"]["key"].shape[3])
-            bias = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")(rows, columns, not visibility.causal)
+            columns = x.shape[1] if cache is None else cache["self"]["key"].shape[3]
+            relative = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
+            bias = relative(rows, columns, not visibility.causal)
         elif self.positions == "rope":
-            angles = rope_angles(rows[None] if positions is None else positions, self.head_width)
+            angles = rope_angles(rows if positions is None else positions, self.head_width)
 
         policy = choose("remat", self.remat, REMAT)
         body = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)

@@ -67,8 +67,9 @@ class TextModel(Architecture, kw_only=True):
         if not self.tied:
             self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
 
-    def stack(self, cross=False):
-        return Stack(**self.shared(layers=self.layers, cross=cross, remat=self.remat, scan=self.scan))
+    @nn.nowrap
+    def stack(self, **changes):
+        return Stack(**self.shared(layers=self.layers, remat=self.remat, scan=self.scan) | changes)
 
     def embedded(self, tokens, positions):
         """int32 [B, L] -> [B, L, D]."""
@@ -117,7 +118,7 @@ class Encoder(TextModel, kw_only=True):
     @nn.nowrap
     def flops(self, batch, length):
         """Forward FLOPs: products of the stack and of the logits at every position."""
-        return _stack(self).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+        return self.stack(parent=None).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
 
 
 class Decoder(TextModel, kw_only=True):
@@ -140,7 +141,7 @@ class Decoder(TextModel, kw_only=True):
         """
         offset = 0 if cache is None else cache["index"]
         if positions is None:
-            positions = jnp.arange(tokens_in.shape[1])[None] + offset
+            positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(offset, (-1, 1))
         visibility = Visibility(True, prefix, segments, segments, offset)
         embedded = self.embedded(tokens_in, positions)
         hidden, named = self.decoder(
@@ -155,22 +156,35 @@ class Decoder(TextModel, kw_only=True):
 
     @nn.nowrap
     def new_cache(self, batch, length):
-        """An empty cache for `length` positions: {"index": int32 [], "decoder": {"self": ...}}. Needs no variables."""
-        return {"index": jnp.zeros((), jnp.int32), "decoder": _stack(self).new_cache(batch, length)}
+        """An empty cache for `length` positions: {"index": int32 [B], "decoder": {"self": ...}}. Needs no variables.
+
+        index: how many positions of each row are filled. Slots at or after it are never seen, so a ragged batch of prompts
+        is read padded in one call, and `index` then set to their lengths.
+        """
+        return {"index": jnp.zeros((batch,), jnp.int32), "decoder": self.stack(parent=None).new_cache(batch, length)}
 
     @nn.nowrap
     def flops(self, batch, length):
         """Forward FLOPs: products of the stack (all pairs of positions) and of the logits at every position."""
-        return _stack(self).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+        return self.stack(parent=None).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
 
 
 class EncoderDecoder(TextModel, kw_only=True):
-    """T5: an encoder, and a causal decoder that attends to it; `layers` of each, one embedding."""
+    """T5: an encoder, and a causal decoder that attends to it, with one embedding.
+
+    layers: of the encoder, and of the decoder unless decoder_layers says otherwise.
+    """
+
+    decoder_layers: int | None = None
 
     def setup(self):
         super().setup()
         self.encoder = self.stack()
-        self.decoder = self.stack(cross=True)
+        self.decoder = self.stack(**self._decoder)
+
+    @property
+    def _decoder(self):
+        return {"cross": True, "layers": self.layers if self.decoder_layers is None else self.decoder_layers}
 
     def encode(self, inputs, keys=None, input_segments=None):
         """int32 [B, S] -> (encoded [B, S, D], named). input_segments: int32 [B, S]; None takes id 0 as padding."""
@@ -189,7 +203,7 @@ class EncoderDecoder(TextModel, kw_only=True):
             cache: from `new_cache`; named["cache"] is the next one. Its first use must bring `encoded`.
         """
         offset = 0 if cache is None else cache["index"]
-        positions = jnp.arange(decoder_inputs.shape[1])[None] + offset
+        positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(offset, (-1, 1))
         visibility = Visibility(True, None, target_segments, target_segments, offset)
         to_source = Visibility(queries=target_segments, keys=inputs if input_segments is None else input_segments)
         embedded = self.embedded(decoder_inputs, positions)
@@ -223,17 +237,13 @@ class EncoderDecoder(TextModel, kw_only=True):
     @nn.nowrap
     def new_cache(self, batch, length):
         """An empty cache for `length` positions of the decoder. Needs no variables."""
-        return {"index": jnp.zeros((), jnp.int32), "decoder": _stack(self).new_cache(batch, length)}
+        return {"index": jnp.zeros((batch,), jnp.int32), "decoder": self.stack(**self._decoder, parent=None).new_cache(batch, length)}
 
     @nn.nowrap
     def flops(self, batch, source, length):
         """Forward FLOPs for inputs [B, S] and targets [B, L], logits at every target position."""
-        decoder = _stack(self, cross=True).flops(batch, length, source)
-        return _stack(self).flops(batch, source) + decoder + 2 * batch * length * self.d_model * self.vocab_size
-
-
-def _stack(model, cross=False):
-    return Stack(**model.shared(layers=model.layers, cross=cross), parent=None)
+        decoder = self.stack(**self._decoder, parent=None).flops(batch, length, source)
+        return self.stack(parent=None).flops(batch, source) + decoder + 2 * batch * length * self.d_model * self.vocab_size
 
 
 def _fold(keys, side):
