@@ -28,11 +28,10 @@ import threading
 import jax
 import numpy as np
 
+from launch import manifest
 from paradigm import trees
 from paradigm.errors import UserError
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 STATE = "state"
 UNFINISHED = ".tmp"  # N.tmp: not committed yet
 DISCARDED = ".old"  # N.old: no longer a checkpoint, on its way out
@@ -85,8 +84,8 @@ class Checkpoints:
         if step == self._current:
             return False
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        manifest = {"format_version": FORMAT, "step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
-        manifest = json.loads(json.dumps(manifest))  # what cannot be written fails here, not in the background
+        facts = {"step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
+        facts = json.loads(json.dumps(facts))  # what cannot be written fails here, not in the background
         tree = _nested(state, _array)
         try:
             if jax.process_index() == 0:
@@ -98,7 +97,7 @@ class Checkpoints:
         except OSError as error:
             raise self._failed(step, error) from error
         self._current = step
-        self._thread = threading.Thread(target=self._commit, args=(step, manifest), name=f"checkpoint-{step}")
+        self._thread = threading.Thread(target=self._commit, args=(step, facts), name=f"checkpoint-{step}")
         self._thread.start()
         return True
 
@@ -128,7 +127,7 @@ class Checkpoints:
 
     def steps(self):
         """Steps whose manifest is readable, ascending. Cheap: the arrays are not looked at."""
-        return sorted(self._manifests())
+        return list(self._manifests())
 
     def best_step(self):
         """The step that `best_metric` prefers, the later of equals; None when no checkpoint has that metric."""
@@ -162,8 +161,8 @@ class Checkpoints:
 
     def meta(self, step):
         """(meta, metrics) of a step that `find` or `steps` named."""
-        manifest = _read_manifest(self.directory / str(step))
-        return manifest["meta"], manifest["metrics"]
+        facts = manifest.read(self.directory / str(step))
+        return facts["meta"], facts["metrics"]
 
     def restore(self, abstract, step=None):
         """(state, meta) of the newest whole checkpoint, or of `step` as in `find`; None when there is no checkpoint.
@@ -226,17 +225,17 @@ class Checkpoints:
         tree = self._io.metadata(self.directory / str(step) / STATE).item_metadata.tree
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in trees.named_leaves(tree)}
 
-    def _commit(self, step, manifest):
+    def _commit(self, step, facts):
         """In a thread: waits for Orbax, then makes N out of N.tmp and removes what is no longer kept."""
         try:
             self._io.wait_until_finished()
             if jax.process_index() == 0:
                 unfinished, final = self.directory / f"{step}{UNFINISHED}", self.directory / str(step)
-                _write_manifest(unfinished, manifest)
+                manifest.write(unfinished, facts)
                 if final.exists():  # of another future: this run was restored from an earlier step
                     self._discard(step)
                 os.rename(unfinished, final)
-                _sync(self.directory)
+                manifest.sync(self.directory)
                 self._damaged.discard(step)
                 self._verified.discard(step)
                 self._prune(step)
@@ -256,9 +255,9 @@ class Checkpoints:
 
     def _prune(self, newest):
         """Removes what neither `keep` nor the best protects. Steps after `newest` are another run's, and left alone."""
-        manifests = {s: m for s, m in self._manifests().items() if s <= newest}
-        whole = {s: m for s, m in manifests.items() if s not in self._damaged}
-        for step in manifests.keys() - {*sorted(whole)[-self._keep :], *self._ranked(whole)[:1]}:
+        saved = {s: facts for s, facts in self._manifests().items() if s <= newest}
+        whole = {s: facts for s, facts in saved.items() if s not in self._damaged}
+        for step in saved.keys() - {*list(whole)[-self._keep :], *self._ranked(whole)[:1]}:
             self._discard(step)
         self._sweep()
 
@@ -281,24 +280,25 @@ class Checkpoints:
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir())
 
     def _manifests(self):
+        """{step: what its manifest says}, ascending, of those that are readable."""
         found = {}
         for step in self._present():
             try:
-                found[step] = _read_manifest(self.directory / str(step))
-            except Damaged:
+                found[step] = manifest.read(self.directory / str(step))
+            except manifest.Damaged:
                 continue
         return found
 
-    def _ranked(self, manifests):
+    def _ranked(self, saved):
         """Steps that have the metric, best first, the later of equals first."""
-        metric, mode = self._by(manifests)
-        scores = {step: m["metrics"].get(metric) for step, m in manifests.items()}
+        metric, mode = self._by(saved)
+        scores = {step: facts["metrics"].get(metric) for step, facts in saved.items()}
         usable = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
         return sorted(usable, key=lambda step: (scores[step] if mode == "min" else -scores[step], -step))
 
-    def _by(self, manifests):
+    def _by(self, saved):
         """(metric, mode): this object's, or the newest checkpoint's."""
-        return manifests[max(manifests)]["best_by"] if manifests and self._best_by[0] is None else self._best_by
+        return saved[max(saved)]["best_by"] if saved and self._best_by[0] is None else self._best_by
 
     def _choose(self, step):
         present = self._present()
@@ -319,8 +319,8 @@ class Checkpoints:
             path = self.directory / str(candidate)
             try:
                 if candidate not in self._verified:
-                    _verify(path)
-            except Damaged as why:
+                    manifest.verify(path)
+            except manifest.Damaged as why:
                 if path.exists():  # else the writer removed it while we read
                     damage[candidate] = why
                 continue
@@ -335,8 +335,29 @@ class Checkpoints:
         raise UserError(f"{self.directory}: {_list(damage)}; {way_out}")
 
 
-class Damaged(Exception):
-    """Why a directory is not a whole checkpoint."""
+def open_run(workdir, step=None):
+    """(Checkpoints, verified step) of a run directory, for those who only read.
+
+    Args:
+        workdir: a run directory.
+        step: an int or its digits, "best", or None for the newest that is whole.
+
+    Raises:
+        UserError: no such directory, nothing saved in it, or what `Checkpoints.find` raises.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such run directory")
+    if step not in (None, "best"):
+        try:
+            step = int(step)
+        except ValueError:
+            raise UserError(f"step={step!r}: write a number or 'best'") from None
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    found = checkpoints.find(step)
+    if found is None:
+        raise UserError(f"{checkpoints.directory}: no checkpoint there yet")
+    return checkpoints, found
 
 
 def tree_sha256(tree):
@@ -347,57 +368,6 @@ def tree_sha256(tree):
         digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
-
-
-def _write_manifest(directory, manifest):
-    """Flushes and hashes every file of a directory and writes the manifest, the mark that all of this was done."""
-    files = {}
-    for path in _files(directory):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(directory).as_posix()] = [size, sha256]
-    manifest = {**manifest, "files": files}
-    with open(directory / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder, _, _ in os.walk(directory):
-        _sync(folder)
-
-
-def _read_manifest(directory):
-    """The manifest of a directory, checked against its own digest. Raises Damaged, or UserError for a newer format."""
-    try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-        digest = manifest.pop("sha256")
-    except FileNotFoundError:
-        raise Damaged(f"it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its {MANIFEST} cannot be read ({type(error).__name__})") from error
-    if digest != _digest(manifest):
-        raise Damaged(f"its {MANIFEST} was altered")
-    if manifest["format_version"] > FORMAT:
-        raise UserError(
-            f"{directory}: format {manifest['format_version']}, and this version reads up to {FORMAT}: update paradigm"
-        )
-    if str(manifest["step"]) != directory.name:
-        raise Damaged(f"it holds step {manifest['step']}")
-    return manifest
-
-
-def _verify(directory):
-    """Raises Damaged unless every file of the manifest is there with its size and its bytes."""
-    for name, (size, sha256) in _read_manifest(directory)["files"].items():
-        try:
-            with open(directory / name, "rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                if found != size:
-                    raise Damaged(f"{name} has {found} bytes instead of {size}")
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise Damaged(f"{name} was altered: its sha256 differs")
-        except OSError as error:
-            raise Damaged(f"{name}: {error.strerror or error}") from error
 
 
 def _compare(wanted, found, where):
@@ -443,23 +413,6 @@ def _reason(error):
     text = " ".join(str(error).split())
     code = re.search(r"os_error_code='(\d+)'", text)
     return os.strerror(int(code[1])) if code else text[:300] or type(error).__name__
-
-
-def _files(directory):
-    return sorted(p for p in pathlib.Path(directory).rglob("*") if p.is_file() and p.name != MANIFEST)
-
-
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(directory):
-    """Makes the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch import checkpoint
+from launch import manifest
 from launch.checkpoint import Checkpoints, tree_sha256
 from paradigm import trees
 from paradigm.errors import UserError
@@ -159,8 +159,8 @@ def test_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_older_ones_go_only_after_the_newer_is_committed(tmp_path, monkeypatch):
-    seen, names, write = [], lambda: sorted(p.name for p in tmp_path.iterdir()), checkpoint._write_manifest
-    monkeypatch.setattr(checkpoint, "_write_manifest", lambda *args: (seen.append(names()), write(*args)))
+    seen, names, write = [], lambda: sorted(p.name for p in tmp_path.iterdir()), manifest.write
+    monkeypatch.setattr(manifest, "write", lambda *args: (seen.append(names()), write(*args)))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, {"w": jnp.ones(3)}, {})
@@ -320,10 +320,9 @@ def test_later_steps_are_left_alone_until_they_are_reached_again(directory):
 
 def test_a_newer_format_is_refused(directory):
     path = directory / "30" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["sha256"]
-    manifest["format_version"] = 2
-    path.write_text(json.dumps({**manifest, "sha256": checkpoint._digest(manifest)}))
+    content = json.loads(path.read_text()) | {"format_version": 2}
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "sha256": manifest.digest(content)}))
     with pytest.raises(UserError, match=r"30: format 2, and this version reads up to 1: update paradigm"):
         Checkpoints(directory).restore(ABSTRACT)
 
@@ -383,7 +382,7 @@ def test_a_disk_that_fills_up_during_the_save(directory, monkeypatch):
 
     checkpoints = Checkpoints(directory)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", full)
+        patch.setattr(manifest, "write", full)
         checkpoints.save(40, make_state(40), {})
         checkpoints._thread.join()
     with pytest.raises(UserError, match=r"step 40 failed: No space left on device \(.*40.tmp\); .*still step 30"):
