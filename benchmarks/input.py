@@ -18,7 +18,7 @@ from launch import cli
 from launch.input import batches
 from paradigm.dataset import Dataset
 from t5like.corrupt import SpanNoise
-from t5like.data import TextData
+from t5like.data import META, TextData
 
 DATA = flags.DEFINE_string("data", "stdlib", "A prepared directory or any source; see launch.prepare.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "sentencepiece:8192", "Its tokenizer, if it is not prepared.")
@@ -38,7 +38,8 @@ def main(argv):
 def measure(folder):
     raw_length = SpanNoise(10_000, 100, LENGTH.value).raw_length
     source = DATA.value
-    prepared = TextData(source, tokenizer=TOKENIZER.value).build(pathlib.Path(folder) / "data", raw_length, progress=False)
+    recipe = TextData(source) if (pathlib.Path(source) / META).exists() else TextData(source, TOKENIZER.value)
+    prepared = recipe.build(pathlib.Path(folder) / "data", raw_length, progress=False)
     noise = SpanNoise(prepared.tokenizer.vocab_size, prepared.tokenizer.extra_ids, LENGTH.value)
     dataset = Dataset(prepared.source("train"), noise, BATCH.value)
     with batches(dataset, workers=WORKERS.value) as stream:

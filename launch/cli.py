@@ -1,4 +1,4 @@
-"""How every entry point starts and ends: a person's mistake is one line on stderr and exit code 2, never a traceback."""
+"""How entry points start and end: a person's mistake is one line on stderr and exit code 2, never a traceback."""
 
 import sys
 
@@ -10,8 +10,8 @@ from paradigm.errors import UserError
 def run(main):
     """Parses the absl flags, calls main(argv) with what is left of the command line, and exits.
 
-    --help prints the module's docstring and its own flags (exit 0), a flag that does not exist or a UserError is one line
-    (exit 2), and so is Ctrl-C (exit 130).
+    --help prints the module's docstring and its own flags (exit 0). A flag that does not exist or a UserError is one
+    line (exit 2), and so is Ctrl-C (exit 130).
     """
     app.run(lambda argv: _call(main, argv), flags_parser=lambda argv: _call(_parse, argv))
 

@@ -9,6 +9,7 @@ import sys
 import grain
 from absl import flags
 
+SHARED = 1 << 24  # bytes from which an array travels in shared memory
 ENDLESS = 1 << 48  # steps; as good as no end
 
 
@@ -78,4 +79,7 @@ def batches(dataset, start_step=0, rows=slice(None), workers=0, prefetch=4):
     if not flags.FLAGS.is_parsed():  # Grain's processes read flags; in a notebook nobody has parsed any
         flags.FLAGS.mark_as_parsed()
     ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return Batches(iter(ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch))))
+    # By the pipe, not in shared memory: blocks left over at the end would be leaked with a warning at exit.
+    ahead = grain.experimental.WithOptionsIterDataset(ahead, grain.experimental.DatasetOptions(min_shm_size=SHARED))
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
+    return Batches(iter(ahead.mp_prefetch(processes)))

@@ -5,7 +5,7 @@
     python -m launch.prepare --source=tfds:c4/en --out=/data/c4 --tokenizer=t5.model --workers=32
 
 The bytes written do not depend on --workers. An interrupted preparation goes on when the same command is given again.
-Training uses the directory by the gin binding TextData.source = "/tmp/stdlib"; without one it prepares its text by itself.
+Training reads the directory by the gin binding TextData.source = "/tmp/stdlib"; else it prepares its text by itself.
 """
 
 from absl import flags
@@ -16,19 +16,29 @@ from t5like.data import TextData
 
 _DEFAULT = TextData()
 SOURCE = flags.DEFINE_string(
-    "source", None, "stdlib, a file (text, .gz, .jsonl, .zip, .array_record), a folder of such files, or tfds:NAME.")
+    "source", None, "stdlib, a file (text, .gz, .jsonl, .zip, .array_record), a folder of such files, or tfds:NAME."
+)
 OUT = flags.DEFINE_string("out", None, "The directory to write. One that holds other data is refused.")
 TOKENIZER = flags.DEFINE_string(
-    "tokenizer", _DEFAULT.tokenizer, "bytes, sentencepiece:SIZE (learnt from the text), a .model file or a saved tokenizer.")
+    "tokenizer",
+    _DEFAULT.tokenizer,
+    "bytes, sentencepiece:SIZE (learnt from the text), a .model file, or a saved tokenizer.",
+)
 WINDOW = flags.DEFINE_integer(
-    "window", 568, "Tokens a window: what the objective reads (568 fills the 512 inputs of T5's span corruption).")
-VALID = flags.DEFINE_float("valid", _DEFAULT.valid, "Share of the documents held out, by a hash of their names; 0 for none.")
-VALID_GLOB = flags.DEFINE_string("valid_glob", "", "Hold out the documents of these names instead, as in 'valid/*,dev/*'.")
+    "window", 568, "Tokens a window: what the objective reads (568 fills the 512 inputs of T5's span corruption)."
+)
+VALID = flags.DEFINE_float(
+    "valid", _DEFAULT.valid, "Share of the documents to hold out, by a hash of their names; 0 for none."
+)
+VALID_GLOB = flags.DEFINE_string(
+    "valid_glob", "", "Hold out the documents of these names instead, as in 'valid/*,dev/*'."
+)
 EXCLUDE = flags.DEFINE_string("exclude", "", "Leave out the documents of these names, as in 'test/*'.")
 FIELD = flags.DEFINE_string("field", _DEFAULT.field, "Where the text stands in a jsonl or tfds record.")
 EXTENSIONS = flags.DEFINE_list("extensions", list(_DEFAULT.extensions), "What is text inside a folder or an archive.")
 INVALID_UTF8 = flags.DEFINE_string(
-    "invalid_utf8", _DEFAULT.invalid_utf8, "'replace' bytes that are not UTF-8 and say how many, or 'refuse' the text.")
+    "invalid_utf8", _DEFAULT.invalid_utf8, "'replace' bytes that are not UTF-8 and say how many, or 'refuse' the text."
+)
 WORKERS = flags.DEFINE_integer("workers", None, "Processes; one a core unless given.", lower_bound=1)
 
 
@@ -43,8 +53,16 @@ def main(argv):
     from t5like.prepare import prepare
 
     recipe = TextData(
-        source=SOURCE.value, tokenizer=TOKENIZER.value, window=WINDOW.value, valid=VALID.value, valid_glob=VALID_GLOB.value,
-        exclude=EXCLUDE.value, field=FIELD.value, extensions=tuple(EXTENSIONS.value), invalid_utf8=INVALID_UTF8.value)
+        source=SOURCE.value,
+        tokenizer=TOKENIZER.value,
+        window=WINDOW.value,
+        valid=VALID.value,
+        valid_glob=VALID_GLOB.value,
+        exclude=EXCLUDE.value,
+        field=FIELD.value,
+        extensions=tuple(EXTENSIONS.value),
+        invalid_utf8=INVALID_UTF8.value,
+    )
     prepare(recipe, OUT.value, workers=WORKERS.value)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from paradigm.errors import UserError
 
+ROUNDS = 4  # of the shuffle's network, each of two halves
 ATTEMPTS = 16  # draws for the place of a broken record before the source is given up
 _EXAMPLE, _REPLACE, _EPOCH, _BATCH, _SHARE = range(1, 6)  # what a hash is for: streams of one seed never meet
 
@@ -28,15 +29,19 @@ _EXAMPLE, _REPLACE, _EPOCH, _BATCH, _SHARE = range(1, 6)  # what a hash is for: 
 
 
 def mix64(*words):
-    """uint64 hash of uint64 words (arrays of one broadcast shape, or ints), by rounds of the splitmix64 finaliser."""
+    """uint64 hash of uint64 words (arrays of one broadcast shape, or ints): at least one-dimensional."""
     state = np.zeros(np.broadcast_shapes(*(np.shape(w) for w in words)) or (1,), np.uint64)
     for word in words:
         word = np.uint64(word & 0xFFFFFFFFFFFFFFFF) if isinstance(word, int) else np.asarray(word).astype(np.uint64)
-        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
+        state = _finalise((state ^ word) + np.uint64(0x9E3779B97F4A7C15))
     return state
+
+
+def _finalise(x):
+    """The finaliser of splitmix64 (Steele et al. 2014, and Stafford's variant 13): a bijection of uint64 arrays."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def feistel(position, size, key):
@@ -56,9 +61,10 @@ def feistel(position, size, key):
     walking = np.arange(x.size)
     while walking.size:
         left, right, k = x[walking] >> right_bits, x[walking] & right_mask, key[walking]
-        for r in range(4):
-            left = left ^ (mix64(k, right, 2 * r) & left_mask)
-            right = right ^ (mix64(k, left, 2 * r + 1) & right_mask)
+        for _ in range(ROUNDS):
+            left = left ^ (_finalise(k ^ right) & left_mask)
+            right = right ^ (_finalise(~k ^ left) & right_mask)
+            k = k + np.uint64(0x9E3779B97F4A7C15)
         x[walking] = left << right_bits | right
         walking = walking[x[walking] >= np.uint64(size)]
     return x.astype(np.int64)
@@ -106,7 +112,7 @@ class Mixture:
     def __init__(self, sources, weights):
         self.sources, self.weights = tuple(sources), tuple(weights)
         if len(self.sources) != len(self.weights):
-            raise UserError(f"a mixture of {len(self.sources)} sources has {len(self.weights)} weights: give one for each")
+            raise UserError(f"a mixture of {len(self.sources)} sources has {len(self.weights)} weights: give each one")
         self.shares(np.zeros(1, np.int64))
 
     @property
@@ -120,8 +126,10 @@ class Mixture:
         wrong = ~(np.isfinite(table) & (table >= 0)).all(1) | ~(table.sum(1) > 0)
         if wrong.any():
             at = int(np.argmax(wrong))
-            raise UserError(f"mixture weights at step {steps[at]} are {table[at].tolist()}: "
-                            "they must be finite, not negative, and one at least above 0")
+            raise UserError(
+                f"mixture weights at step {steps[at]} are {table[at].tolist()}: "
+                "they must be finite, not negative, and one at least above 0"
+            )
         return table / table.sum(1, keepdims=True)
 
 
@@ -137,7 +145,8 @@ class Dataset:
     """
 
     def __init__(self, source, prepare, batch_size, seed=0, train=True):
-        self.source, self.prepare, self.batch_size, self.seed, self.train = source, prepare, int(batch_size), seed, train
+        self.source, self.prepare, self.batch_size = source, prepare, int(batch_size)
+        self.seed, self.train = seed, train
         self.sources = source.sources if isinstance(source, Mixture) else (source,)
         self.sizes = tuple(len(s) for s in self.sources)
         if self.batch_size < 1:
@@ -253,8 +262,10 @@ class Dataset:
                 return record
             problems.append(Problem(index, _name(source, position), f"{record}"))
             error = record
-        raise UserError(f"{ATTEMPTS} draws for the place of a broken record were broken too, the last one "
-                        f"{problems[-1].record if problems else ''} ({error}): the data are damaged, prepare them again")
+        raise UserError(
+            f"{ATTEMPTS} draws for the place of a broken record were broken too, the last one "
+            f"{problems[-1].record if problems else ''} ({error}): the data are damaged, prepare them again"
+        )
 
 
 def _fetch(source, positions):

@@ -29,8 +29,8 @@ class TextData:
     is used as it is. tokenizer: bytes, sentencepiece:SIZE (learnt from this text) or the path of a saved one.
     window: tokens a window; None takes what the objective reads. valid: share of the documents held out, chosen by a
     hash of their names. valid_glob: names of the documents to hold out instead, such as 'valid/*'. exclude: names to
-    leave out, such as 'test/*' (both may be several, comma-separated). field: the text's name in jsonl and tfds records.
-    extensions: what is text inside a folder or archive. invalid_utf8: 'replace' (and count) or 'refuse'.
+    leave out, such as 'test/*' (both may be several, comma-separated). field: where the text stands in jsonl and tfds
+    records. extensions: what is text inside a folder or archive. invalid_utf8: 'replace' (and count) or 'refuse'.
     """
 
     source: str = "stdlib"
@@ -60,16 +60,32 @@ class TextData:
         """
         from t5like.prepare import prepare  # it needs more than a data worker does
 
-        wanted = self.window or window
-        if (pathlib.Path(self.source).expanduser() / META).exists():
-            prepared = PreparedText(pathlib.Path(self.source).expanduser())
+        source = pathlib.Path(self.source).expanduser()
+        if (source / META).exists():
+            prepared = PreparedText(source)
+            self._agree(prepared)
         else:
-            prepare(dataclasses.replace(self, window=wanted), cache_dir, workers=workers, progress=progress)
+            recipe = dataclasses.replace(self, window=self.window or window)
+            prepare(recipe, cache_dir, workers=workers, progress=progress)
             prepared = PreparedText(cache_dir)
         if window and prepared.window < window:
-            raise UserError(f"{prepared.directory} holds windows of {prepared.window} tokens and the objective reads "
-                            f"{window}: prepare it again with --window={window}, or shorten the objective's length")
+            raise UserError(
+                f"{prepared.directory} holds windows of {prepared.window} tokens and the objective reads "
+                f"{window}: prepare it again with --window={window}, or shorten the objective's length"
+            )
         return prepared
+
+    def _agree(self, prepared):
+        """UserError if this recipe asks for anything that a prepared directory is not."""
+        there = prepared.meta["settings"]
+        for field in dataclasses.fields(self):
+            asked = getattr(self, field.name)
+            asked = list(asked) if isinstance(asked, tuple) else asked
+            if field.name != "source" and getattr(self, field.name) != field.default and asked != there[field.name]:
+                raise UserError(
+                    f"{prepared.directory} was prepared with {field.name}={there[field.name]!r}, not "
+                    f"{asked!r}: leave {field.name} out, or prepare it again"
+                )
 
 
 class PreparedText:
@@ -101,8 +117,13 @@ class PreparedText:
         if not shards:
             raise UserError(f"{self.directory} has no {split} windows: prepare it with --valid above 0")
         return WindowSource(
-            tuple(str(self.directory / s["file"]) for s in shards), tuple(s["windows"] for s in shards), self.window,
-            self.meta["dtype"], self.tokenizer.byte_lengths, f"{self.fingerprint}/{split}")
+            tuple(str(self.directory / s["file"]) for s in shards),
+            tuple(s["windows"] for s in shards),
+            self.window,
+            self.meta["dtype"],
+            self.tokenizer.byte_lengths,
+            f"{self.fingerprint}/{split}",
+        )
 
 
 class WindowSource:
@@ -153,11 +174,14 @@ class WindowSource:
         if reader is None:
             from array_record.python.array_record_module import ArrayRecordReader
 
-            reader = ArrayRecordReader(self.paths[shard], "readahead_buffer_size:0,max_parallelism:0",
-                                       file_reader_buffer_size=1 << 12)
+            reader = ArrayRecordReader(
+                self.paths[shard], "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=1 << 12
+            )
             if reader.num_records() != self.counts[shard]:
-                raise UserError(f"{self.paths[shard]} has {reader.num_records()} windows instead of {self.counts[shard]}: "
-                                "prepare it again")
+                raise UserError(
+                    f"{self.paths[shard]} has {reader.num_records()} windows instead of "
+                    f"{self.counts[shard]}: prepare it again"
+                )
             self._readers[shard] = reader
         return reader
 
@@ -200,7 +224,7 @@ def read_meta(directory):
     try:
         meta = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{directory} is not a prepared corpus (no {META}): run launch.prepare --out={directory}") from None
+        raise UserError(f"{directory} holds no prepared corpus (no {META}): run launch.prepare") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): prepare the corpus again") from None
     if meta.get("format") != FORMAT:

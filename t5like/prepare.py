@@ -44,7 +44,7 @@ def prepare(recipe, out, workers=None, progress=True):
     """
     out = pathlib.Path(out)
     if recipe.window is None:
-        raise UserError("window is not set: give the number of tokens a window (--window=568 for span corruption of 512)")
+        raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     settings = json.loads(json.dumps(dataclasses.asdict(recipe)))
     if (out / META).exists():
         meta = read_meta(out)
@@ -68,17 +68,22 @@ def prepare(recipe, out, workers=None, progress=True):
 
 def summary(meta):
     """A few lines for a person: what was read, and what became of it."""
-    lines = [f"source     {meta['source']['described']}", f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']} ids"]
+    lines = [f"source     {meta['source']['described']}"]
+    lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
     for split in ("train", "valid"):
         c = meta["counts"][split]
         if c["windows"]:
-            lines.append(f"{split:10} {c['documents']:,} documents, {c['bytes']:,} bytes, {c['tokens']:,} tokens in "
-                         f"{c['windows']:,} windows of {meta['settings']['window']} ({c['bytes'] / max(c['tokens'], 1):.2f} "
-                         f"bytes a token; {c['padding']:,} positions padded, {c['dropped']:,} tokens dropped)")
+            lines.append(
+                f"{split:10} {c['documents']:,} documents, {c['bytes']:,} bytes, {c['tokens']:,} tokens in "
+                f"{c['windows']:,} windows of {meta['settings']['window']} ({c['bytes'] / c['tokens']:.2f} bytes a "
+                f"token; {c['padding']:,} positions padded, {c['dropped']:,} tokens dropped)"
+            )
     bad = meta["invalid_utf8"]
     if bad["bytes"]:
-        lines.append(f"invalid    {bad['bytes']:,} bytes in {bad['documents']:,} documents were not UTF-8 and were replaced "
-                     f"(first: {bad['first']})")
+        lines.append(
+            f"replaced   {bad['bytes']:,} bytes that are not UTF-8, in {bad['documents']:,} documents (the "
+            f"first: {bad['first']})"
+        )
     return "\n".join(lines)
 
 
@@ -104,8 +109,10 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
         plan = json.loads(path.read_text())
         _same(out, plan["settings"], settings)
         if plan["source"]["fingerprint"] != listing.fingerprint:
-            raise UserError(f"{out} was begun from {recipe.source} as it was then, and that has changed: delete {out}, or "
-                            "give another directory")
+            raise UserError(
+                f"{out} was begun from {recipe.source} as it was then, and that has changed: delete "
+                f"{out}, or give another directory"
+            )
         return plan
     if progress and recipe.tokenizer.startswith("sentencepiece:"):
         print(f"learning a vocabulary ({recipe.tokenizer}) ...", file=sys.stderr)
@@ -171,7 +178,7 @@ def _deal(pieces):
 
 
 def _sample(recipe, pieces, held_out):
-    """Training text to learn a vocabulary from: beginnings of documents, in the order of their names' hashes, up to a bound."""
+    """Training text to learn a vocabulary from: heads of documents, by the order of their names' hashes, to a bound."""
     budget = max(1 << 20, SAMPLE_PER_ID * int(recipe.tokenizer.partition(":")[2]))
     most = budget // min(len(pieces), 16)
     for piece in sorted(pieces, key=lambda p: _hash(p.name)):
@@ -207,8 +214,17 @@ def _run(recipe, jobs, held_out, plan, out, workers, progress):
             done = ((futures[f], f.result) for f in concurrent.futures.as_completed(futures))
         else:
             done = ((j, lambda a=a: _job(*a)) for a, j in zip(arguments, todo))
-        bar = stack.enter_context(tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="preparing", disable=not progress,
-                                       initial=sum(sizes) - sum(sizes[j] for j in todo), leave=False))
+        bar = stack.enter_context(
+            tqdm(
+                total=sum(sizes),
+                unit="B",
+                unit_scale=True,
+                desc="preparing",
+                leave=False,
+                disable=not progress,
+                initial=sum(sizes) - sum(sizes[j] for j in todo),
+            )
+        )
         for j, result in done:
             records[j] = result()
             bar.update(sizes[j])
@@ -227,7 +243,8 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
                 continue
             text, replaced = sources.decode(name, raw, recipe.invalid_utf8)
             if replaced:
-                bad = {"documents": bad["documents"] + 1, "bytes": bad["bytes"] + replaced, "first": bad["first"] or name}
+                bad["documents"], bad["bytes"] = bad["documents"] + 1, bad["bytes"] + replaced
+                bad["first"] = bad["first"] or name
             if text:
                 split = "valid" if held_out(name) else "train"
                 shards[split].add(np.append(tokenizer.encode(text), np.int32(tokenizer.eos_id)), len(raw))
@@ -280,7 +297,8 @@ class _Shard:
         self.writer.close()
         _sync(self.aside)
         os.replace(self.aside, self.path)
-        return {"file": self.path.name, "bytes": self.path.stat().st_size, "sha256": _sha256(self.path), "counts": self.counts}
+        size = self.path.stat().st_size
+        return {"file": self.path.name, "bytes": size, "sha256": _sha256(self.path), "counts": self.counts}
 
 
 def _finished(job, jobs, plan, out):
@@ -294,18 +312,30 @@ def _finished(job, jobs, plan, out):
     for split in ("train", "valid"):
         shard = record[split]
         path = out / (shard["file"] or "")
-        if shard["file"] and not (path.exists() and path.stat().st_size == shard["bytes"] and _sha256(path) == shard["sha256"]):
+        if shard["file"] and not (path.exists() and path.stat().st_size == shard["bytes"]):
+            return None
+        if shard["file"] and _sha256(path) != shard["sha256"]:
             return None
     return record
 
 
 def _meta(plan, records):
-    shards = {s: [{"file": r[s]["file"], "windows": r[s]["counts"]["windows"], "bytes": r[s]["bytes"], "sha256": r[s]["sha256"]}
-                  for r in records if r[s]["file"]] for s in ("train", "valid")}
-    counts = {s: {k: sum(r[s]["counts"][k] for r in records) for k in records[0][s]["counts"]} for s in ("train", "valid")}
+    """meta.json: the plan, the shards of every job, and sums of what the jobs counted."""
+    shards, counts = {}, {}
+    for split in ("train", "valid"):
+        parts = [r[split] for r in records]
+        shards[split] = [
+            {"file": p["file"], "windows": p["counts"]["windows"], "bytes": p["bytes"], "sha256": p["sha256"]}
+            for p in parts
+            if p["file"]
+        ]
+        counts[split] = {k: sum(p["counts"][k] for p in parts) for k in parts[0]["counts"]}
     bad = [r["invalid_utf8"] for r in records]
-    bad = {"documents": sum(b["documents"] for b in bad), "bytes": sum(b["bytes"] for b in bad),
-           "first": next((b["first"] for b in bad if b["first"]), None)}
+    bad = {
+        "documents": sum(b["documents"] for b in bad),
+        "bytes": sum(b["bytes"] for b in bad),
+        "first": next((b["first"] for b in bad if b["first"]), None),
+    }
     identity = [plan["tokenizer"], plan["dtype"], plan["settings"]["window"], shards]
     return {**plan, "fingerprint": _digest(identity), "counts": counts, "invalid_utf8": bad, "shards": shards}
 
@@ -315,13 +345,17 @@ def _complain_if_short(recipe, meta):
     if not train["tokens"] + valid["tokens"]:
         raise UserError(f"source {recipe.source} is empty: there is no text in it")
     if train["tokens"] < recipe.window:
-        raise UserError(f"source {recipe.source}: {train['documents']} training documents hold {train['tokens']} tokens, fewer "
-                        f"than one window of {recipe.window}: shorten the sequence, or give more text")
+        raise UserError(
+            f"source {recipe.source}: {train['documents']} training documents hold {train['tokens']} tokens, "
+            f"fewer than one window of {recipe.window}: shorten the sequence, or give more text"
+        )
     if recipe.valid_glob and not valid["documents"]:
         raise UserError(f"source {recipe.source}: no document matches valid_glob={recipe.valid_glob!r}")
     if (recipe.valid or recipe.valid_glob) and not valid["windows"]:
-        raise UserError(f"source {recipe.source}: {valid['documents']} validation documents hold {valid['tokens']} tokens, too "
-                        f"few for a window of {recipe.window}: raise --valid, or shorten the sequence")
+        raise UserError(
+            f"source {recipe.source}: {valid['documents']} validation documents hold {valid['tokens']} "
+            f"tokens, too few for a window of {recipe.window}: raise --valid, or shorten the sequence"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -374,12 +408,14 @@ def _own(out):
     out.mkdir(parents=True, exist_ok=True)
     ours = ("plan.json", "tokenizer", "done-", "train-", "valid-", ".lock")
     if strange := sorted(n for n in os.listdir(out) if not n.startswith(ours)):
-        raise UserError(f"{out} holds other files ({', '.join(strange[:3])}) and no prepared corpus: give another directory")
+        raise UserError(
+            f"{out} holds other files ({', '.join(strange[:3])}), no prepared corpus: give another directory"
+        )
     with open(out / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it with the process
         except BlockingIOError:
-            raise UserError(f"{out} is being prepared by another process: wait for it, or give another directory") from None
+            raise UserError(f"{out} is being prepared by another process: wait, or give another directory") from None
         yield
 
 
@@ -389,13 +425,16 @@ def _errors_as_user_errors(out):
     try:
         yield
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(f"{out}: a worker process died, perhaps for lack of memory: run it again with fewer workers; what is "
-                        "finished is kept") from error
+        raise UserError(
+            f"{out}: a worker process died, perhaps for lack of memory: run it again with fewer workers; what "
+            "is finished is kept"
+        ) from error
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None)
         if isinstance(error, RuntimeError):  # how ArrayRecord tells what the system said
             if "() failed: " not in str(error):
                 raise
             reason = str(error).partition("() failed: ")[2].partition(";")[0]
-        raise UserError(f"{out}: cannot be written ({reason}): free some space, or give another directory; what is finished "
-                        "is kept") from error
+        raise UserError(
+            f"{out}: cannot be written ({reason}): free some space, or give another directory; what is finished is kept"
+        ) from error

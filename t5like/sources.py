@@ -8,7 +8,6 @@ A document is a name that stays the same from run to run, and bytes that should 
 stretch of a file that holds many; pieces are what several processes share out among themselves.
 """
 
-import codecs
 import dataclasses
 import functools
 import gzip
@@ -16,12 +15,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import struct
 import sys
 import sysconfig
 import zipfile
 import zlib
-from typing import Iterator
+from collections.abc import Iterator
 
 from paradigm.errors import UserError
 
@@ -29,8 +29,8 @@ EXTENSIONS = (".txt", ".text", ".md", ".rst", ".tex")  # what counts as plain te
 PIECE_BYTES = 4 << 20  # longer files of lines or records are read in stretches of about this size
 _JSONL = (".jsonl", ".ndjson", ".json")
 _RECORDS = (".array_record", ".arrayrecord")
-# Left out of stdlib: tests and their data, tables that a program wrote, bundled wheels, and files of this machine alone.
-_NOT_PROSE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "_bundled", "__pycache__", "entities.py"}
+# Left out of stdlib: installed packages, tests and their data, bundled wheels, and tables that a program wrote.
+_NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "_bundled", "encodings", "entities.py"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,13 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
     Raises UserError naming the file if it cannot be read as what its name says.
     """
     try:
-        yield from {"text": _read_text, "jsonl": _read_jsonl, "array_record": _read_array_record,
-                    "tfds": _read_tfds, "topics": _read_topics}[piece.kind](piece)
+        yield from {
+            "text": _read_text,
+            "jsonl": _read_jsonl,
+            "array_record": _read_array_record,
+            "tfds": _read_tfds,
+            "topics": _read_topics,
+        }[piece.kind](piece)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise UserError(f"{piece.path}: cannot be read ({_first_line(error)})") from error
 
@@ -125,15 +130,16 @@ def decode(name, raw, invalid="replace"):
     except UnicodeDecodeError as error:
         offset = error.start
     if invalid == "refuse":
-        raise UserError(f"{name} is not UTF-8 (byte {raw[offset]:#04x} at offset {offset}): mend it, or pass "
-                        "--invalid_utf8=replace")
-    replaced = []
-    codecs.register_error("paradigm.count", lambda e: (replaced.append(e.end - e.start), ("\N{REPLACEMENT CHARACTER}", e.end))[1])
-    text = raw.decode("utf-8-sig", errors="paradigm.count")
-    if sum(replaced) > 0.1 * len(raw):
-        raise UserError(f"{name} looks binary ({sum(replaced)} of {len(raw)} bytes are not UTF-8): leave it out, or "
-                        "save it as UTF-8 text")
-    return text, sum(replaced)
+        raise UserError(
+            f"{name} is not UTF-8 (byte {raw[offset]:#04x} at offset {offset}): mend it, or pass --invalid_utf8=replace"
+        )
+    # Each byte that cannot be decoded becomes one lone surrogate, which no UTF-8 text can hold.
+    text, replaced = re.subn("[\udc80-\udcff]", "\N{REPLACEMENT CHARACTER}", raw.decode("utf-8-sig", "surrogateescape"))
+    if replaced > 0.1 * len(raw):
+        raise UserError(
+            f"{name} looks binary ({replaced} of {len(raw)} bytes are not UTF-8): leave it out, or save it as UTF-8 text"
+        )
+    return text, replaced
 
 
 # ------------------------------------------------------------------------------------------------------------- planning
@@ -170,8 +176,10 @@ def _folder(root, field, extensions):
             if _readable(name, extensions):
                 pieces += _file(path, name, field, extensions)
     if not pieces:
-        raise UserError(f"source {root} holds no file of text ({' '.join(extensions)} .jsonl .zip .gz .array_record); "
-                        f"it holds {' '.join(sorted(seen)[:8]) or 'nothing'}. Name others with --extensions")
+        raise UserError(
+            f"source {root} holds no file of text ({' '.join(extensions)} .jsonl .zip .gz .array_record); "
+            f"it holds {' '.join(sorted(seen)[:8]) or 'nothing'}. Name others with --extensions"
+        )
     return pieces
 
 
@@ -208,8 +216,10 @@ def _zip(path, name, extensions):
         raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
     members = [i for i in infos if _suffix(i.filename) in extensions and i.file_size]
     if not members:
-        raise UserError(f"{path} holds no file of text ({' '.join(extensions)}); it holds "
-                        f"{', '.join(i.filename for i in infos[:4]) or 'nothing'}. Name others with --extensions")
+        raise UserError(
+            f"{path} holds no file of text ({' '.join(extensions)}); it holds "
+            f"{', '.join(i.filename for i in infos[:4]) or 'nothing'}. Name others with --extensions"
+        )
     for info in members:
         yield Piece("text", str(path), info.filename, info.file_size, member=info.filename)
 
@@ -227,8 +237,18 @@ def _tfds(name, field):
             step = count if _is_tfrecord(path) else max(1, int(PIECE_BYTES * count / max(size, 1)))
             for start in range(0, count, step):
                 end = min(start + step, count)
-                pieces.append(Piece("tfds", os.fspath(path), prefix, size * (end - start) // count, member=name,
-                                    start=start, end=end, field=field))
+                pieces.append(
+                    Piece(
+                        "tfds",
+                        os.fspath(path),
+                        prefix,
+                        size * (end - start) // count,
+                        member=name,
+                        start=start,
+                        end=end,
+                        field=field,
+                    )
+                )
     return pieces, f"tfds:{builder.info.full_name} from {builder.data_dir}"
 
 
@@ -244,8 +264,10 @@ def _builder(name):
     except Exception as error:  # tfds lists every data set it knows here; the first line says enough
         raise UserError(f"tfds:{name} cannot be opened ({_first_line(error)})") from error
     if not prepared:
-        raise UserError(f"tfds:{name} is not prepared in {builder.data_dir}: set TFDS_DATA_DIR to where it is, or run "
-                        f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()")
+        raise UserError(
+            f"tfds:{name} is not prepared in {builder.data_dir}: set TFDS_DATA_DIR to where it is, or run "
+            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()"
+        )
     return builder
 
 
@@ -264,7 +286,8 @@ def _suffix(name):
 def _readable(name, extensions):
     suffix = _suffix(name)
     return suffix in extensions + _RECORDS + _JSONL[:2] + (".zip",) or (
-        suffix.endswith(".gz") and suffix[:-3] in extensions + _JSONL)
+        suffix.endswith(".gz") and suffix[:-3] in extensions + _JSONL
+    )
 
 
 def _checksum(path):
@@ -330,8 +353,10 @@ def _json_text(line, piece, offset):
     text = record.get(piece.field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
-        raise UserError(f"{piece.path}: the line at byte {offset} has no text in {piece.field!r} (it has {has}): choose "
-                        "with --field")
+        raise UserError(
+            f"{piece.path}: the line at byte {offset} has no text in {piece.field!r} (it has {has}): name "
+            "the right one with --field"
+        )
     return text.encode("utf-8", errors="replace")  # JSON can name half a surrogate pair
 
 
@@ -354,7 +379,7 @@ def _read_tfds(piece):
 
 
 def _tfrecords(path):
-    """Serialised examples of a TFRecord file: length (8 bytes), its CRC (4), the example, its CRC (4). CRCs are not checked."""
+    """The examples of a TFRecord file: length (8 bytes), its CRC (4), example, its CRC (4). No CRC is checked."""
     with open(path, "rb") as file:
         while header := file.read(12):
             size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
