@@ -74,18 +74,21 @@ class Checkpoints:
             metrics: {name: float}, for choosing the best.
 
         Returns:
-            Whether a save was started: False when this step is the one that was saved or restored last.
+            Whether a save was started. It is not when this step was saved or restored last: its arrays are there, and
+            new metrics, where given, are added to its manifest together with this `meta`.
 
         Raises:
             UserError: the previous save failed (disk full, for instance). What was committed before it stays.
         """
         self.wait()
         step = int(step)
-        if step == self._current:
-            return False
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         facts = {"step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
         facts = json.loads(json.dumps(facts))  # what cannot be written fails here, not in the background
+        if step == self._current:
+            if metrics and jax.process_index() == 0:
+                manifest.amend(self.directory / str(step), facts)
+            return False
         tree = _nested(state, _array)
         try:
             if jax.process_index() == 0:

@@ -29,13 +29,24 @@ def write(directory, facts):
             os.fsync(file.fileno())
             size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(directory).as_posix()] = [size, sha256]
-    content = {**facts, "format_version": FORMAT, "files": files}
-    with open(directory / NAME, "w", encoding="utf-8") as file:
+    _put(directory, {**facts, "format_version": FORMAT, "files": files})
+    for folder, _, _ in os.walk(directory):
+        sync(folder)
+
+
+def amend(directory, facts):
+    """Replaces facts in the manifest of a directory, in one move. Raises what `read` raises."""
+    _put(directory, read(directory) | facts)
+    sync(directory)
+
+
+def _put(directory, content):
+    unfinished = directory / f"{NAME}.tmp"
+    with open(unfinished, "w", encoding="utf-8") as file:
         json.dump({**content, "sha256": digest(content)}, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    for folder, _, _ in os.walk(directory):
-        sync(folder)
+    os.replace(unfinished, directory / NAME)
 
 
 def read(directory):

@@ -168,12 +168,15 @@ def test_older_ones_go_only_after_the_newer_is_committed(tmp_path, monkeypatch):
 
 
 def test_the_step_saved_last_is_not_saved_again(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.save(1, {"w": jnp.ones(3)}, {})
-        assert not checkpoints.save(1, {"w": jnp.ones(3)}, {})
-    checkpoints = Checkpoints(tmp_path)
+    with Checkpoints(tmp_path, best_metric="loss") as checkpoints:
+        assert checkpoints.save(1, {"w": jnp.ones(3)}, {"evaluated": 0})
+        assert not checkpoints.save(1, {"w": jnp.ones(3)}, {"evaluated": 0})
+        assert checkpoints.save(2, {"w": jnp.zeros(3)}, {"evaluated": 0})
+    checkpoints = Checkpoints(tmp_path, best_metric="loss")
     checkpoints.restore({"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
-    assert not checkpoints.save(1, {"w": jnp.ones(3)}, {})
+    assert not checkpoints.save(2, {"w": jnp.zeros(3)}, {"evaluated": 2}, {"loss": 5.0})  # evaluated after it was saved
+    assert not checkpoints.save(2, {"w": jnp.zeros(3)}, {"evaluated": 0})  # no news
+    assert Checkpoints(tmp_path).find("best") == 2 and checkpoints.meta(2) == ({"evaluated": 2}, {"loss": 5.0})
 
 
 def test_leftovers_go_with_the_next_save(directory):
