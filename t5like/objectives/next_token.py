@@ -6,8 +6,8 @@ Windows of L tokens may hold several documents, told apart by `segments`. Each i
 predicted from the start id 0, its positions count from 0 and attention never leaves it.
 
 With prefix=True this is the prefix language model (Raffel et al. 2020, sections 3.2.1 and 3.2.3): the first p tokens
-of the window, p uniform over 1 .. n - 1, are read and not predicted. The p + 1 positions that hold them and the start id
-see each other, the rest is causal, and the loss is over x[p:].
+of the window, p uniform over 1 .. n - 1, are read and not predicted. The p + 1 positions of the start id and of these
+tokens see each other, the rest is causal, and the loss is over x[p:].
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Span corruption: the objective of T5 (Raffel et al. 2020, "Exploring the Limits of Transfer Learning", 3.3.4).
 
 A window of n tokens loses m = round(rate * n) of them in k = round(m / mean_span) spans. Kept and masked spans take
-turns, kept first; all masks of that form are equally likely. The encoder reads the window with a sentinel of its own for
-each masked span; the decoder writes each sentinel followed by what it hides:
+turns, kept first; all masks of that form are equally likely. The encoder reads the window with each masked span cut to
+a sentinel of its own; the decoder writes each sentinel followed by what it hides:
 
     original   Thank you for inviting me to your party last week .
     inputs     Thank you <X> me to your party <Y> </s>                        n - m + k + 1 = length
