@@ -1,0 +1,190 @@
+"""Evaluate a checkpoint of a run on its validation set.
+
+    python -m launch.evaluate --workdir=/tmp/demo                 the newest checkpoint
+    python -m launch.evaluate --workdir=/tmp/demo --step=best     the best by the run's own best_metric
+    python -m launch.evaluate --workdir=/tmp/demo --step=200 --gin_param="Experiment.eval_batches = 1000"
+
+Metrics, sampled texts and tables go to the console; the last line is one JSON object {"step": ..., "valid/loss": ...}.
+It is the code that evaluates during training, so that a number here is the number that training would have logged. The
+run directory is only read.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from launch import cli
+from launch.checkpoint import Checkpoints
+from launch.mesh import make_mesh
+from launch.program import Program
+from launch.writers import number
+from paradigm.dataset import Dataset
+from paradigm.errors import UserError
+from paradigm.step import make_eval_step
+
+
+class Data:
+    """The data of a run, opened: what the loop trains on and what evaluators are given.
+
+    train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it.
+    tokenizer: of the prepared data, or None. fingerprint: changes whenever the training stream would.
+    """
+
+    def __init__(self, experiment, directory, progress=True):
+        prepared = self._build(experiment, directory, progress)
+        objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
+        self.tokenizer = getattr(prepared, "tokenizer", None)
+        self.train = Dataset(prepared.source("train"), objective.prepare, size, seed)
+        held_out = prepared.source("valid")
+        self.valid = {
+            phase: Dataset(held_out, AtStep(objective.prepare, first), size, seed, train=False)
+            for phase, first in objective.phases().items()
+        }
+        self._limit = experiment.eval_batches
+
+    @staticmethod
+    def _build(experiment, directory, progress):
+        """Prepared by process 0 alone, then opened by all: the directory is on a file system that they share."""
+        build = lambda show: experiment.data.build(
+            directory, window=getattr(experiment.objective, "raw_length", None), progress=show
+        )
+        if jax.process_count() == 1:
+            return build(progress)
+        from jax.experimental import multihost_utils
+
+        if jax.process_index() == 0:
+            build(progress)
+        multihost_utils.sync_global_devices("data are prepared")
+        return build(False)
+
+    @property
+    def fingerprint(self):
+        return self.train.fingerprint
+
+    def batches(self, phase=None, rows=slice(None)):
+        """The validation batches of a phase (None: the first), numpy, padded with mask 0; at most eval_batches of them."""
+        dataset = next(iter(self.valid.values())) if phase is None else self.valid[phase]
+        for i in range(min(len(dataset), self._limit)):
+            yield dataset.batch(i, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtStep:
+    """A prepare whose step is fixed: validation examples belong to a phase, whenever they are read."""
+
+    prepare: Any
+    step: int
+
+    def __call__(self, example, rng, step, train):
+        return self.prepare(example, rng, self.step, train)
+
+
+class Evaluation:
+    """Runs the validation set and the evaluators. With an average of weights (ema) it is the average that is evaluated.
+
+    Each example counts once: sums are added over batches, padding has weight 0, and only then are they divided.
+    """
+
+    def __init__(self, program, data):
+        self._program, self._data, self._experiment = program, data, program.experiment
+        self._which = "online" if self._experiment.ema is None else "ema"
+        self._steps = {}  # phase -> executable, compiled when first needed
+
+    def run(self, state, abandon=lambda: False):
+        """({'valid/NAME': float}, artefacts) of a state; None when `abandon()` turned true between two batches.
+
+        'valid/loss' is the sum over terms of their means; a term's own mean is 'valid/loss/TERM' where there are several.
+        """
+        sums = collections.defaultdict(lambda: [0.0, 0.0])
+        with jax.set_mesh(self._program.mesh):
+            for phase in self._data.valid:
+                for batch in self._data.batches(phase, self._program.rows()):
+                    if abandon():
+                        return None
+                    metrics = self._step(phase)(state.params, state.extra, self._program.put(batch, phase))
+                    for name, (total, weight) in jax.device_get(metrics).items():
+                        sums[name][0] += float(total)
+                        sums[name][1] += float(weight)
+            means = {name: total / weight if weight else float("nan") for name, (total, weight) in sums.items()}
+            terms = [name for name in means if name.startswith("loss/")]
+            named = {"loss": sum(means[name] for name in terms)} | means
+            if len(terms) == 1:
+                del named[terms[0]]
+            artefacts = []
+            objective = self._experiment.objective
+            for evaluator in self._experiment.evaluators:
+                variables = objective.variables(state.params, state.extra, self._which)
+                more, shown = evaluator.run(objective, variables, self._data)
+                named |= more
+                artefacts += shown
+        return {f"valid/{name}": float(value) for name, value in named.items()}, artefacts
+
+    def _step(self, phase):
+        if phase not in self._steps:
+            e = self._experiment
+            step = make_eval_step(e.objective, seed=e.seed, phase=phase, which=self._which)
+            self._steps[phase] = jax.jit(step, out_shardings=NamedSharding(self._program.mesh, P()))
+        return self._steps[phase]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def evaluate(workdir, step=None, gin_params=()):
+    """(step, metrics, artefacts) of a checkpoint of the run in `workdir`; step as in Checkpoints.find.
+
+    Raises UserError when there is no run or no such checkpoint.
+    """
+    from launch import registry
+
+    workdir = pathlib.Path(workdir)
+    config = workdir / "config.gin"
+    if not config.exists():
+        raise UserError(f"--workdir={workdir}: there is no run here (no config.gin); give the --workdir of a training run")
+    experiment = registry.parse_text(config.read_text("utf-8"), gin_params, str(config))
+    program = Program(experiment, make_mesh(experiment.mesh))
+    checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
+    restored = checkpoints.restore(program.state, step)
+    if restored is None:
+        raise UserError(f"{workdir / 'checkpoints'}: there is no checkpoint yet; train until the first save")
+    state, _ = restored
+    metrics, artefacts = Evaluation(program, Data(experiment, workdir / "data")).run(state)
+    return int(state.step), metrics, artefacts
+
+
+def main(argv):
+    if argv[1:]:
+        raise UserError(f"'{argv[1]}' is not a flag: did you mean --workdir={argv[1]}? See --help")
+    if not WORKDIR.value:
+        raise UserError("--workdir is required: the directory of a training run, as in --workdir=/tmp/demo")
+    step = STEP.value
+    if step not in (None, "best"):
+        if not step.isdecimal():
+            raise UserError(f"--step={step}: write a number of steps, or 'best'; leave it out for the newest checkpoint")
+        step = int(step)
+    mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
+    step, metrics, artefacts = evaluate(WORKDIR.value, step, GIN_PARAM.value + mesh)
+    for artefact in artefacts:
+        if artefact.kind == "text":
+            print(f"{artefact.name}:\n" + "\n".join(f"  {line}" for line in artefact.value.splitlines()))
+        elif artefact.kind == "table":
+            print(f"{artefact.name}:\n" + "\n".join("  " + "  ".join(map(str, row)) for row in artefact.value))
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")
+    print(json.dumps({"step": step} | {name: number(value) for name, value in metrics.items()}))
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run directory of a training run.")
+    STEP = flags.DEFINE_string("step", None, "Which checkpoint: a number of steps, or 'best'; the newest if left out.")
+    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding on top of the run's, as in launch.train.")
+    MESH = flags.DEFINE_string("mesh", None, "How the devices here are used, if not as in training.")
+    cli.run(main)

@@ -1,0 +1,353 @@
+"""THE loop. There is one: it trains every objective, on one core or on a pod, from scratch or from where a run stopped.
+
+`train` reads from top to bottom as a run goes: claim the directory, compile while the data start up, find the first
+state, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head of the loop, which
+turns once more than there are steps, so that the last step is nothing special.
+
+Rows of metrics.jsonl do not depend on where a run was interrupted. A row merges the sums of the steps since the row
+before; a checkpoint carries the sums of the row that is not full yet, and what was logged and evaluated up to then.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import jax
+
+from launch import workdir as run_directory
+from launch.checkpoint import Checkpoints
+from launch.evaluate import Data, Evaluation
+from launch.experiment import validate
+from launch.input import batches
+from launch.mesh import make_mesh
+from launch.program import Background, Program, items
+from launch.writers import make_writers
+from paradigm import trees
+from paradigm.errors import UserError
+from paradigm.metrics import peak_flops
+
+BAD_STEPS = 10  # so many non-finite steps in a row end a run: by then it is not the data
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """How a call of `train` ended.
+
+    step: steps behind the state. interrupted: a signal ended it before total_steps. metrics: of the last evaluation.
+    """
+
+    step: int
+    interrupted: bool
+    state: object
+    metrics: dict
+
+
+def train(experiment, workdir, *, config=None, init_from=None, profile=None):
+    """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
+
+    SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends the
+    process at once. In a run of several processes jax's own preemption service brings SIGTERM to all of them.
+
+    Args:
+        experiment: an Experiment.
+        workdir: the run directory.
+        config: the experiment as gin text, kept as config.gin and in every checkpoint.
+        init_from: a run directory, or one checkpoint in it, whose params a NEW run starts with. Order: this run's own
+            checkpoint, then init_from, then scratch.
+        profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
+
+    Returns:
+        Finished.
+
+    Raises:
+        UserError: settings that cannot work, a directory of another experiment, a checkpoint that does not fit, a full
+            disk, or BAD_STEPS non-finite steps in a row.
+    """
+    validate(experiment, jax.device_count())
+    workdir, config = run_directory.claim(workdir, experiment, config)
+    try:
+        with contextlib.ExitStack() as closing:
+            return _train(experiment, workdir, config, init_from, profile, closing)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
+
+
+def _train(experiment, workdir, config, init_from, profile, closing):
+    objective, total = experiment.objective, experiment.total_steps
+    mesh = make_mesh(experiment.mesh)
+    closing.enter_context(jax.set_mesh(mesh))
+    _introduce(mesh)
+
+    # Shapes first. What they say is compiled in a thread, while the data are opened and the first state is found here.
+    program = Program(experiment, mesh)
+    checkpoints = closing.enter_context(
+        Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
+    )
+    first = objective.phase((checkpoints.steps() or [0])[-1])
+    executables = Background(program.compile, sorted(program.batch, key=lambda phase: phase != first))
+    closing.callback(executables.close)
+    data = Data(experiment, workdir / "data")
+
+    state, meta, source = _first_state(program, checkpoints, init_from)
+    step = int(state.step)
+    if meta["data"] not in (None, data.fingerprint):
+        raise UserError(
+            f"{workdir / 'data'} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted "
+            f"{meta['data']}): put the data back, or take another directory"
+        )
+    feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
+    evaluation = Evaluation(program, data)
+    unit = items(program.batch[first])[0]
+    progress = meta["progress"]
+    writers = make_writers(
+        workdir, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
+    )
+    closing.callback(writers.close)
+    count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    writers.say(f"{source} · {count:,} parameters · {workdir}")
+    meter = Meter(experiment, program, writers, progress, step, int(state.bad_steps))
+    evaluated, metrics = progress["evaluated"], {}
+    executables[first]
+    stop = closing.enter_context(Stop())
+    trace = closing.enter_context(Profile(profile, workdir / "profile"))
+
+    while True:
+        stopping, last = stop.asked(step), step == total
+        fresh = {}
+        if last:
+            meter.finish()
+        if step > evaluated and (last or step % experiment.eval_every == 0) and not stopping:
+            meter.drain()
+            start = time.perf_counter()
+            found = evaluation.run(state, stop.hurried)
+            if found is None:  # a signal came; the evaluation is due again when the run goes on
+                continue
+            evaluated, metrics = step, found[0]
+            writers.valid(step, *found, {"seconds": time.perf_counter() - start})
+            fresh = metrics
+            meter.restart_clock()
+        if step > 0 and (last or stopping or step % experiment.save_every == 0):
+            meter.drain()
+            saved = {
+                "next_index": step * experiment.batch_size,
+                "objective": type(objective).__name__,
+                "phase": objective.phase(step),
+                "config": config,
+                "data": data.fingerprint,
+                "versions": run_directory.versions(),
+                "progress": {"evaluated": evaluated, **meter.progress},
+            }
+            checkpoints.save(step, state, saved, fresh)
+            meter.restart_clock()
+        if last or stopping:
+            break
+
+        trace.at(step, meter)
+        phase = objective.phase(step)
+        state, new = executables[phase](state, program.put(next(feed), phase))
+        step += 1
+        meter.push(step, phase, new)
+        writers.advance(step)
+
+    checkpoints.wait()
+    writers.say(
+        f"done: {total} steps in {workdir}"
+        if last
+        else f"stopped at step {step} of {total}, saved in {checkpoints.directory}; the same command goes on from there"
+    )
+    return Finished(step, not last, state, metrics)
+
+
+def _introduce(mesh):
+    """The first line of a log, from every process: who and where."""
+    axes = " ".join(f"{name}:{size}" for name, size in mesh.shape.items())
+    packages = run_directory.versions()
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} · {jax.local_device_count()} of {jax.device_count()} devices "
+        f"({jax.devices()[0].device_kind}) · mesh {axes} · "
+        + ", ".join(f"{name} {packages[name]}" for name in ("python", "jax", "flax", "optax")),
+        flush=True,
+    )
+
+
+def _first_state(program, checkpoints, init_from):
+    """(state, meta, where it is from): this run's own newest checkpoint > init_from > scratch."""
+    fresh = {"data": None, "progress": {"logged": 0, "evaluated": 0, "window": {}}}
+    restored = checkpoints.restore(program.state)
+    if restored is not None:
+        state, meta = restored
+        also = f" (--init_from={init_from} is for new runs)" if init_from else ""
+        return state, meta, f"resumed from step {int(state.step)}{also}"
+    if init_from is None:
+        return program.init(), fresh, "started from scratch"
+    path, step = pathlib.Path(init_from).expanduser(), None
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        path, step = path.parent.parent, int(path.name)
+    found = Checkpoints(path / "checkpoints").arrays(step, only=("params",))
+    if found is None:
+        raise UserError(f"--init_from={init_from}: no checkpoint there; give a run directory or its checkpoints/STEP")
+    step, arrays, _ = found
+    params = trees.merge_strict(program.state.params, arrays["params"], f"--init_from={init_from} (step {step})")
+    return program.init(params), fresh, f"started from the parameters of {path} at step {step}"
+
+
+class Meter:
+    """What the host learns of the steps. It reads their metrics one step late, so that the device never waits for it, and
+    never lets more than two steps be in flight; merges them into rows; counts steps that were not finite; takes the time.
+
+    Several virtual devices of one CPU share a pool of threads, in which two steps in flight can wait for each other for
+    ever: there each step is waited for.
+
+    progress: logged, the step of the last full row, and window, {name: [sum, weight]} of the steps since.
+    """
+
+    def __init__(self, experiment, program, writers, progress, step, bad_in_a_row):
+        self._experiment, self._writers = experiment, writers
+        self._logged = progress["logged"]
+        self._window = {name: list(pair) for name, pair in progress["window"].items()}
+        self._bad_in_a_row = bad_in_a_row
+        self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
+        self._pending = collections.deque()
+        self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
+        self._items = {phase: items(spec) for phase, spec in program.batch.items()}
+        self._peak = None
+        self._read_until = step
+        self._start = self._clock = time.perf_counter()
+        self._forget_speed()
+
+    @property
+    def progress(self):
+        return {"logged": self._logged, "window": self._window}
+
+    def push(self, step, phase, metrics):
+        """Takes the metrics of the step just started, and reads those of the one before."""
+        self._pending.append((step, phase, metrics))
+        while len(self._pending) > self._late:
+            self._read()
+        if self._peak is None:  # measured on a CPU: while nothing else runs, and not before the first step
+            self.drain()
+            self._peak = peak_flops() * jax.device_count()
+            self.restart_clock()
+
+    def drain(self):
+        """Waits for every step that was started."""
+        while self._pending:
+            self._read()
+
+    def restart_clock(self):
+        """Leaves out of the speed whatever happened since the last step was read."""
+        self._clock = time.perf_counter()
+
+    def finish(self):
+        """The row of the last steps of a run, where they do not fill one."""
+        self.drain()
+        if self._read_until == self._experiment.total_steps and self._window:
+            self._row(self._read_until)
+
+    def _read(self):
+        step, phase, metrics = self._pending.popleft()
+        metrics = {name: [float(total), float(weight)] for name, (total, weight) in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        self._steps += 1
+        self._seconds, self._clock = self._seconds + now - self._clock, now
+        self._flops_done += self._flops[phase]
+        self._items_done += self._items[phase][1]
+        self._read_until = step
+        bad, _ = metrics.pop("bad_step")
+        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        for name, (total, weight) in {**({} if bad else metrics), "bad_steps": (bad, 0.0)}.items():
+            pair = self._window.setdefault(name, [0.0, 0.0])
+            pair[0], pair[1] = pair[0] + total, pair[1] + weight
+        if self._bad_in_a_row >= BAD_STEPS:
+            size = self._experiment.batch_size
+            raise UserError(
+                f"loss or gradient was not finite in {BAD_STEPS} steps in a row, last in batch {step - 1} (examples "
+                f"{(step - 1) * size} to {step * size - 1}): lower the learning rate, warm up longer or look at those data; "
+                "the same command goes on from the newest checkpoint"
+            )
+        if step % self._experiment.log_every == 0:
+            self._row(step)
+            self._logged, self._window = step, {}
+            self._forget_speed()
+
+    def _row(self, step):
+        means = {name: total / weight if weight else None for name, (total, weight) in self._window.items()}
+        means["bad_steps"] = int(self._window["bad_steps"][0])
+        speed = {"elapsed": time.perf_counter() - self._start}
+        if self._steps and self._peak:
+            unit = next(iter(self._items.values()))[0]
+            speed["seconds_per_step"] = self._seconds / self._steps
+            speed[f"{unit}_per_second"] = self._items_done / self._seconds
+            speed["mfu"] = self._flops_done / self._seconds / self._peak
+        self._writers.train(step, dict(sorted(means.items())), speed)
+
+    def _forget_speed(self):
+        self._steps, self._seconds, self._flops_done, self._items_done = 0, 0.0, 0.0, 0.0
+
+
+class Stop:
+    """SIGTERM or Ctrl-C, turned into a question that the loop asks once a step. The second Ctrl-C is not caught."""
+
+    def __init__(self):
+        self._signal, self._before = None, {}
+
+    def __enter__(self):
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number, _):
+        self._signal = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.write(2, f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C ends at once\n".encode())  # not print:
+        # the signal may have come in the middle of one
+
+    def asked(self, step):
+        """Whether to save and leave after `step` steps; all processes get the same answer."""
+        if jax.process_count() == 1:
+            return self._signal is not None
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def hurried(self):
+        """Whether a signal has come to this process, which is alone: then an evaluation is not worth finishing."""
+        return self._signal is not None
+
+
+class Profile:
+    """Traces steps first .. last - 1 of a run for TensorBoard's profiler."""
+
+    def __init__(self, steps, directory):
+        self._first, self._last = steps or (None, None)
+        self._directory, self._running = directory, False
+
+    def at(self, step, meter):
+        """Before each step: starts or stops when it is time, with no step in flight."""
+        if step == self._first:
+            meter.drain()
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        if step == self._last:
+            meter.drain()
+            self.__exit__()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

@@ -1,0 +1,129 @@
+"""What is compiled: an experiment on a mesh, known from shapes alone before there is any data or any number.
+
+    abstract state -> shardings -> executables, one for each phase of the objective
+"""
+
+import threading
+from concurrent.futures import Future
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from paradigm import partition
+from paradigm.errors import UserError
+from paradigm.step import init_state, make_train_step
+
+
+class Program:
+    """The shapes, shardings and executables of an experiment on a mesh.
+
+    state: the TrainState as ShapeDtypeStructs with shardings. batch[phase]: the same of a batch.
+    """
+
+    def __init__(self, experiment, mesh):
+        self.experiment, self.mesh = experiment, mesh
+        objective = experiment.objective
+        shapes = jax.eval_shape(self._init)
+        self.shardings = partition.state_shardings(shapes, objective.partition_rules, mesh)
+        self.state = _placed(shapes, self.shardings)
+        specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
+        self.batch = {phase: _placed(spec, partition.batch_shardings(spec, mesh)) for phase, spec in specs.items()}
+
+    def _init(self, params=None):
+        e = self.experiment
+        objective = e.objective if params is None else _Given(e.objective, params)
+        return init_state(objective, e.optimizer, e.seed, e.ema)
+
+    def init(self, params=None):
+        """The state at step 0, made where it will live; from these parameters where given (nested dicts of arrays)."""
+        with jax.set_mesh(self.mesh):
+            if params is None:
+                return jax.jit(self._init, out_shardings=self.shardings)()
+            params = jax.device_put(params, self.shardings.params)
+            return jax.jit(self._init, out_shardings=self.shardings)(params)
+
+    def compile(self, phase):
+        """step(state, batch) -> (state, metrics) for arrays that lie as `state` and `batch[phase]` say; donates the state."""
+        e = self.experiment
+        step = make_train_step(
+            e.objective, e.optimizer, seed=e.seed, phase=phase, microbatches=e.microbatches, clip=e.clip, ema=e.ema
+        )
+        with jax.set_mesh(self.mesh):
+            jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, NamedSharding(self.mesh, P())))
+            return jitted.lower(self.state, self.batch[phase]).compile()
+
+    def rows(self):
+        """The rows of the global batch that this process's devices hold: all that it has to read."""
+        size = self.experiment.batch_size
+        held = NamedSharding(self.mesh, P(partition.BATCH)).addressable_devices_indices_map((size,))
+        spans = {span.indices(size)[:2] for (span,) in held.values()}
+        first, last = min(a for a, _ in spans), max(b for _, b in spans)
+        if sum(b - a for a, b in spans) != last - first:
+            raise UserError(
+                f"mesh '{self.experiment.mesh}' gives process {jax.process_index()} rows that do not follow each other: "
+                "let data and fsdp, not tensor, span the processes"
+            )
+        return slice(first, last)
+
+    def put(self, batch, phase):
+        """This process's rows of a batch as global arrays on the mesh."""
+        spec = self.batch[phase]
+        if batch.keys() != spec.keys():
+            raise UserError(
+                f"{type(self.experiment.objective).__name__}.prepare gives {sorted(batch)} and batch_spec says "
+                f"{sorted(spec)}: make them agree"
+            )
+        whole = jax.make_array_from_process_local_data
+        return {name: whole(s.sharding, np.asarray(batch[name], s.dtype), s.shape) for name, s in spec.items()}
+
+
+class Background:
+    """Calls a function on each of several arguments in a thread, in order, while others work: results by argument."""
+
+    def __init__(self, fn, arguments):
+        self._results, self._stopped = {a: Future() for a in arguments}, False
+        self._thread = threading.Thread(target=self._run, args=(fn,), daemon=True)
+        self._thread.start()
+
+    def _run(self, fn):
+        for argument, future in self._results.items():
+            if self._stopped:
+                return
+            try:
+                future.set_result(fn(argument))
+            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+                future.set_exception(error)
+
+    def __getitem__(self, argument):
+        return self._results[argument].result()
+
+    def close(self):
+        """Waits for what is under way: a compiler must not be left running when the process ends."""
+        self._stopped = True
+        self._thread.join()
+
+
+class _Given:
+    """An objective whose first parameters are given."""
+
+    def __init__(self, objective, params):
+        self._objective, self._params = objective, params
+
+    def init(self, key):
+        return self._params
+
+    def init_extra(self, params, key):
+        return self._objective.init_extra(params, key)
+
+
+def _placed(shapes, shardings):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def items(batch):
+    """(unit, number) of what a batch counts: tokens, or examples where it holds none."""
+    tokens = [x for name, x in batch.items() if name.split("/")[-1] in ("tokens", "inputs", "targets") and x.ndim == 2]
+    tokens = sum(x.size for x in tokens if x.dtype.kind == "i")
+    return ("tokens", tokens) if tokens else ("examples", batch["mask"].size)

@@ -1,0 +1,96 @@
+"""The run directory: whose it is, and what it was made with.
+
+config.gin holds the operative configuration, environment.json the versions, the commit, the devices and the times of every
+start. Both are there before the first step.
+"""
+
+import datetime
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from importlib import metadata
+
+import jax
+
+from launch.experiment import config_diff, flatten
+from launch.writers import replace
+from paradigm.errors import UserError
+
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy".split()
+
+
+def claim(workdir, experiment, config):
+    """(path, config): the directory, made or found to hold a run of this experiment, its two files written.
+
+    config: the experiment as gin text; None (a notebook's) is replaced by its resolved settings.
+
+    Raises:
+        UserError: the directory holds another experiment's run, or things of no known run, or cannot be written.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    if config is None:
+        config = "".join(f"{key} = {value}\n" for key, value in flatten(experiment).items())
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "config.gin"
+        if path.exists():
+            if lines := config_diff(path.read_text("utf-8"), config):
+                raise UserError(
+                    f"--workdir={workdir} holds the run of another experiment, which differs in: {'; '.join(lines)}. "
+                    "Take another directory, or give the settings of that run"
+                )
+        elif found := [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]:
+            raise UserError(f"--workdir={workdir} has {found[0]} but no config.gin, so it is no run to go on with: take another")
+        if jax.process_index() == 0:
+            replace(path, config.encode())
+            _record(workdir / "environment.json")
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written ({error.strerror or error}): take a directory that is yours, with space"
+        ) from error
+    return workdir, config
+
+
+def versions():
+    """Python's and those of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = metadata.version(name)
+    return found
+
+
+def _record(path):
+    """This start's environment; those of earlier starts stay in `earlier`."""
+    earlier = []
+    if path.exists():
+        try:
+            last = json.loads(path.read_text("utf-8"))
+            earlier = [*last.pop("earlier", []), last]
+        except ValueError:  # cut off by a full disk: the new one is worth more
+            pass
+    devices = jax.devices()
+    now = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": versions(),
+        "git": _git(),
+        "platform": platform.platform(),
+        "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "processes": jax.process_count(),
+        "earlier": earlier,
+    }
+    replace(path, json.dumps(now, indent=1).encode())
+
+
+def _git():
+    """{'commit', 'changed': files that differ from it} of the code, or None outside a repository."""
+    call = lambda *args: subprocess.run(
+        ["git", "-C", str(pathlib.Path(__file__).parent), *args], capture_output=True, text=True, timeout=20, check=True
+    ).stdout
+    try:
+        changed = [line[3:] for line in call("status", "--porcelain", "--untracked-files=no").splitlines()]
+        return {"commit": call("rev-parse", "HEAD").strip(), "changed": changed}
+    except (OSError, subprocess.SubprocessError):
+        return None

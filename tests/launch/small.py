@@ -1,0 +1,44 @@
+"""A run small enough for a test: the miniature objectives on a recipe that needs no files."""
+
+import dataclasses
+import json
+
+from launch.experiment import Experiment
+from paradigm import optim
+from tests import miniatures
+
+
+@dataclasses.dataclass(frozen=True)
+class NumbersData:
+    """A recipe of `train` and `valid` records of six numbers."""
+
+    train: int = 100
+    valid: int = 37
+
+    def build(self, cache_dir, window=None, progress=True):
+        return self
+
+    def source(self, split):
+        return miniatures.Numbers(getattr(self, split), f"numbers {split}")
+
+
+def experiment(objective=miniatures.TwoTerms(), **settings):
+    defaults = dict(
+        objective=objective,
+        data=NumbersData(),
+        optimizer=optim.AdamW(learning_rate=0.01),
+        total_steps=12,
+        batch_size=16,
+        log_every=4,
+        eval_every=6,
+        save_every=3,
+        keep=10,
+        mesh="data:-1",
+    )
+    return Experiment(**{**defaults, **settings})
+
+
+def rows(workdir):
+    """The rows of metrics.jsonl without what depends on the clock."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "speed"} for row in found]
