@@ -1,0 +1,172 @@
+"""Values that follow the step: learning rates, momenta, coefficients, corruption rates.
+
+A schedule is a frozen dataclass, called with a step. A host int or a numpy array gives numpy float32 (data workers,
+where jax is never imported); a jax array, traced or not, gives jax float32. `step` counts batches from 0. All of them may
+begin with a linear warm-up from 0, the peak being reached at step `warmup_steps`.
+"""
+
+import dataclasses
+import math
+import sys
+
+import numpy as np
+
+from paradigm.errors import UserError
+
+FOREVER = 2**53  # stands for "every step" in `extremes`
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Base: value(step) = warm-up factor * shape(step), both float32."""
+
+    def __call__(self, step):
+        """The value at `step`, an int or an array of ints; float32 of the same shape, of the same library."""
+        jax = sys.modules.get("jax")
+        xp = jax.numpy if jax and isinstance(step, jax.Array) else np
+        n = xp.asarray(step, xp.float32)
+        value = xp.asarray(self._shape(xp, n), xp.float32)
+        if warmup := self._rise():
+            value = value * xp.minimum(n / warmup, 1)
+        return value if xp is not np else value[()]
+
+    def extremes(self, total=None):
+        """(smallest, largest) value over steps 0 to `total`, or over all steps: what fixed shapes must hold."""
+        last = FOREVER if total is None else total
+        values = [float(self(n)) for n in {0, last, *(min(n, last) for n in self._turns())}]
+        return min(values), max(values)
+
+    def _shape(self, xp, n):
+        """The value without warm-up at n, float32 of the array library xp."""
+        raise NotImplementedError
+
+    def _rise(self):
+        """Steps of linear warm-up."""
+        return self.warmup_steps
+
+    def _turns(self):
+        """Steps between which the value is monotone."""
+        return (self.warmup_steps,)
+
+    def _progress(self, xp, n, begin, end):
+        """0 until `begin`, 1 from `end` on, linear between."""
+        return xp.clip((n - begin) / max(end - begin, 1), 0, 1)
+
+    def __post_init__(self):
+        values = dataclasses.asdict(self)
+        name = type(self).__name__
+        for field, value in values.items():
+            if field.endswith("_steps") and value < 0:
+                raise UserError(f"{name}.{field}={value} must not be negative")
+        warmup, total = values.get("warmup_steps", 0), values.get("total_steps", math.inf)
+        if warmup + values.get("cooldown_steps", 0) > total:
+            parts = f"{name}.warmup_steps={warmup}"
+            if "cooldown_steps" in values:
+                parts += f" and {name}.cooldown_steps={values['cooldown_steps']}"
+            raise UserError(f"{parts} do not fit into {name}.total_steps={total}: make them shorter")
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """`value` at every step, after the warm-up if there is one."""
+
+    value: float
+    warmup_steps: int = 0
+
+    def _shape(self, xp, n):
+        return xp.full_like(n, self.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Schedule):
+    """From `peak` at step warmup_steps on a straight line to `final` at step total_steps, and `final` from there on.
+
+    As a curriculum it may rise: Linear(peak=0.15, final=0.5, total_steps=10_000).
+    """
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+    final: float = 0.0
+
+    def _shape(self, xp, n):
+        return self.peak + (self.final - self.peak) * self._progress(xp, n, self.warmup_steps, self.total_steps)
+
+    def _turns(self):
+        return self.warmup_steps, self.total_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """From `peak` at step warmup_steps along half a cosine to `final` at step total_steps, and `final` from there on.
+
+    SGDR, Loshchilov and Hutter, arXiv:1608.03983, equation 5, one period. As a teacher's momentum it rises:
+    Cosine(peak=0.996, final=1.0, total_steps=...) (BYOL, arXiv:2006.07733).
+    """
+
+    peak: float
+    total_steps: int
+    warmup_steps: int = 0
+    final: float = 0.0
+
+    def _shape(self, xp, n):
+        left = (1 + xp.cos(math.pi * self._progress(xp, n, self.warmup_steps, self.total_steps))) / 2
+        return self.final + (self.peak - self.final) * left
+
+    def _turns(self):
+        return self.warmup_steps, self.total_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Rsqrt(Schedule):
+    """peak * sqrt(warmup_steps / max(step, warmup_steps)).
+
+    The defaults are T5's pre-training, 1 / sqrt(max(step, 10^4)): flat at 0.01, then falling (Raffel et al.,
+    arXiv:1910.10683, section 3.1.2). linear_warmup=True rises from 0 instead of starting flat (Vaswani et al.,
+    arXiv:1706.03762, section 5.3).
+    """
+
+    peak: float = 0.01
+    warmup_steps: int = 10_000
+    linear_warmup: bool = False
+
+    def _shape(self, xp, n):
+        start = max(self.warmup_steps, 1)
+        return self.peak * xp.sqrt(start / xp.maximum(n, start))
+
+    def _rise(self):
+        return self.warmup_steps if self.linear_warmup else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class WSD(Schedule):
+    """Warm-up, stable, decay: `peak` until the last cooldown_steps, in which it falls to `final` at step total_steps.
+
+    Hu et al. (MiniCPM), arXiv:2404.06395, section 4. The cooldown is 'linear', or 'sqrt': peak * (1 - sqrt(progress)),
+    which Hägele et al., arXiv:2405.18392, found the better one.
+    """
+
+    peak: float
+    total_steps: int
+    cooldown_steps: int
+    warmup_steps: int = 0
+    final: float = 0.0
+    cooldown: str = "linear"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cooldown not in ("linear", "sqrt"):
+            raise UserError(f"WSD.cooldown='{self.cooldown}' must be 'linear' or 'sqrt'")
+
+    def _shape(self, xp, n):
+        progress = self._progress(xp, n, self.total_steps - self.cooldown_steps, self.total_steps)
+        left = 1 - (xp.sqrt(progress) if self.cooldown == "sqrt" else progress)
+        return self.final + (self.peak - self.final) * left
+
+    def _turns(self):
+        return self.warmup_steps, self.total_steps - self.cooldown_steps, self.total_steps
+
+
+def as_schedule(value):
+    """A Schedule as it is; a number as Constant(number)."""
+    return value if callable(value) else Constant(float(value))
