@@ -1,0 +1,137 @@
+"""The models that are compared with the transformers library: tiny configurations, weights and inputs. numpy only.
+
+The configurations are written as the released checkpoints write them. Weights are drawn from a generator seeded by the
+leaf's name, so a golden file holds only their names and shapes beside the inputs and the outputs.
+"""
+
+import json
+import pathlib
+import zlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+PAD = -100  # the label that the transformers library does not score
+
+# Widths that differ from one another, so that a transpose can't go unseen; lengths beyond the last bucket.
+T5_V1_0 = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "vocab_size": 40,
+    "d_model": 12,
+    "d_kv": 4,
+    "d_ff": 20,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-06,
+    "feed_forward_proj": "relu",
+    "dropout_rate": 0.1,
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "decoder_start_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "use_cache": True,
+}
+T5_V1_1 = {
+    **T5_V1_0,
+    "d_kv": 8,
+    "num_heads": 2,
+    "num_layers": 3,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "vocab_size": 40,
+    "n_positions": 24,
+    "n_embd": 12,
+    "n_layer": 3,
+    "n_head": 3,
+    "n_inner": None,
+    "layer_norm_epsilon": 1e-05,
+    "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "initializer_range": 0.02,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 40,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 6,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+CONFIGS = {"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "gpt2": GPT2, "llama": LLAMA}
+
+
+def weight(name, shape):
+    """float32 [shape], the same on every machine: a function of the leaf's name."""
+    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if len(shape) == 1:
+        return (draw * np.float32(0.1) + np.float32(name.endswith("weight"))).astype(np.float32)
+    if any(part in name for part in ("shared", "embed_tokens", "wte", "wpe", "relative_attention_bias")):
+        return draw
+    return draw / np.float32(np.sqrt(min(shape)))
+
+
+def inputs(case):
+    """Arguments of the transformers model, as numpy: one full row and one with padding in it.
+
+    T5: input_ids [B, S], attention_mask [B, S] (padded at the end), decoder_input_ids [B, L], labels [B, L].
+    GPT-2, Llama: input_ids [B, L], attention_mask [B, L] (padded at the front), position_ids [B, L], labels [B, L].
+    """
+    rng = np.random.default_rng(zlib.crc32(case.encode()))
+    draw = lambda *shape: rng.integers(3, 40, size=shape)
+    if case in ("gpt2", "llama"):
+        mask = np.ones((2, 21), np.int64)
+        mask[1, :6] = 0
+        tokens = draw(2, 21) * mask
+        positions = np.maximum(np.cumsum(mask, 1) - 1, 0)
+        return {
+            "input_ids": tokens,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "labels": np.where(positions > 0, tokens, PAD),  # a first token is predicted by nothing
+        }
+    source, target = (27, 24) if case == "t5_v1_0" else (150, 140)
+    mask = np.ones((2, source), np.int64)
+    mask[1, source - 9 :] = 0
+    labels = draw(2, target)
+    labels[1, target - 5 :] = PAD
+    shifted = np.pad(np.where(labels == PAD, 0, labels)[:, :-1], ((0, 0), (1, 0)))
+    return {"input_ids": draw(2, source) * mask, "attention_mask": mask, "decoder_input_ids": shifted, "labels": labels}
+
+
+def load(case):
+    """The golden of a case: {config, weights: name -> array, inputs: name -> array, logits [B, L, V], loss []}."""
+    with np.load(HERE / f"{case}.npz", allow_pickle=False) as stored:
+        golden = dict(stored)
+    shapes = json.loads(str(golden["shapes"]))
+    return {
+        "config": CONFIGS[case],
+        "weights": {name: weight(name, shape) for name, shape in shapes.items()},
+        "inputs": inputs(case),
+        "logits": golden["logits"],
+        "loss": golden["loss"],
+    }

@@ -1,0 +1,73 @@
+"""Writes the goldens by running the transformers library live, then has it read files that we wrote.
+
+    python -m tests.parity.make --reference=PYTHON      as `make parity` does
+
+PYTHON is an interpreter with torch, transformers and safetensors; ours needs none of them.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from t5like import weights
+from tests.parity import cases
+
+
+def released(golden, directory):
+    """The directory, with the golden's config.json and weights as a released checkpoint has them."""
+    directory = pathlib.Path(directory)
+    (directory / weights.CONFIG).write_text(json.dumps(golden["config"]))
+    save_file(golden["weights"], directory / weights.TENSORS, metadata={"format": "pt"})
+    return directory
+
+
+_apply = jax.jit(lambda model, variables, arguments: model.apply(variables, **arguments), static_argnums=0)
+
+
+def run(model, params, inputs):
+    """Our side: (logits float32 [B, L, V], loss [], bool [B, L] of the positions that have a meaning)."""
+    x = {name: jnp.asarray(value, jnp.int32) for name, value in inputs.items()}
+    if "decoder_input_ids" in x:
+        arguments = dict(
+            inputs=x["input_ids"],
+            decoder_inputs=x["decoder_input_ids"],
+            input_segments=x["attention_mask"],
+            target_segments=jnp.ones_like(x["labels"]),
+        )
+        labels, scored = x["labels"], jnp.ones_like(x["labels"])
+    else:
+        arguments = dict(tokens_in=x["input_ids"], segments=x["attention_mask"], positions=x["position_ids"])
+        labels = jnp.pad(x["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=cases.PAD)  # position t predicts t + 1
+        scored = x["attention_mask"]
+    logits, _ = _apply(model, {"params": params}, arguments)
+    weight = labels != cases.PAD
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return np.asarray(logits), float(jnp.sum(nll * weight) / jnp.sum(weight)), np.asarray(scored, bool)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", required=True, help="a Python that has torch, transformers and safetensors")
+    python = parser.parse_args().reference
+    subprocess.run([python, "-m", "tests.parity.reference", "goldens"], check=True)
+    with tempfile.TemporaryDirectory() as root:
+        for case in cases.CONFIGS:
+            golden, source = cases.load(case), pathlib.Path(root, case + "_released")
+            source.mkdir()
+            model, params = weights.read(released(golden, source))
+            logits, loss, scored = run(model, params, golden["inputs"])
+            far = max(np.abs(logits - golden["logits"])[scored].max(), abs(loss - golden["loss"]))
+            print(f"{case}: our model from its files; largest difference {far:.1e}")
+            weights.write(pathlib.Path(root, case), model, params)
+        subprocess.run([python, "-m", "tests.parity.reference", "check", root], check=True)
+
+
+if __name__ == "__main__":
+    main()

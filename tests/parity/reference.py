@@ -1,0 +1,70 @@
+"""The transformers library's side of the comparison; run by tests.parity.make under a Python that has torch.
+
+python -m tests.parity.reference goldens        writes tests/parity/CASE.npz
+python -m tests.parity.reference check ROOT     loads ROOT/CASE, which we wrote, and compares it with the goldens
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+from tests.parity import cases
+
+TOLERANCE = 1e-4
+
+
+def model_class(case):
+    return getattr(transformers, cases.CONFIGS[case]["architectures"][0])
+
+
+def shapes(case):
+    """name -> shape of what a released checkpoint of this kind holds: each tied matrix once, under its first name."""
+    config = model_class(case).config_class(**cases.CONFIGS[case])
+    state = {name: list(x.shape) for name, x in model_class(case)(config).state_dict().items()}
+    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
+    if cases.CONFIGS[case].get("tie_word_embeddings", True):
+        tied.append("lm_head.weight")
+    return {name: shape for name, shape in state.items() if name not in tied}
+
+
+def run(case, directory):
+    """(logits float32 [B, L, V], loss float32 []) of the checkpoint in `directory`, without dropout."""
+    model, report = model_class(case).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+    problems = {k: v for k, v in report.items() if v}
+    assert not problems, f"{case}: transformers reports {problems}"
+    with torch.no_grad():
+        out = model.eval()(**{name: torch.tensor(x) for name, x in cases.inputs(case).items()})
+    return out.logits.numpy(), out.loss.numpy()
+
+
+def goldens():
+    for case, config in cases.CONFIGS.items():
+        names = shapes(case)
+        with tempfile.TemporaryDirectory() as directory:
+            pathlib.Path(directory, "config.json").write_text(json.dumps(config))
+            weights = {name: cases.weight(name, shape) for name, shape in names.items()}
+            save_file(weights, pathlib.Path(directory, "model.safetensors"), metadata={"format": "pt"})
+            logits, loss = run(case, directory)
+        path = cases.HERE / f"{case}.npz"
+        np.savez_compressed(path, shapes=json.dumps(names), logits=logits, loss=loss)
+        print(f"{path.name}: {path.stat().st_size} bytes, loss {loss:.4f}, largest logit {np.abs(logits).max():.2f}")
+
+
+def check(root):
+    for case in cases.CONFIGS:
+        golden = cases.load(case)
+        logits, loss = run(case, pathlib.Path(root, case))
+        far = max(np.abs(logits - golden["logits"]).max(), np.abs(loss - golden["loss"]))
+        print(f"{case}: transformers reads our files; largest difference {far:.1e}")
+        if not far <= TOLERANCE:
+            sys.exit(f"{case}: what transformers reads from our files is not the model that was written")
+
+
+if __name__ == "__main__":
+    check(sys.argv[2]) if sys.argv[1] == "check" else goldens()

@@ -1,0 +1,52 @@
+"""Logits and loss of the transformers library's models, reproduced by ours from the same weights (tests/parity)."""
+
+import numpy as np
+import pytest
+
+from paradigm import trees
+from t5like import weights
+from tests.parity import cases, make
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", params=list(cases.CONFIGS))
+def golden(request):
+    return request.param, cases.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def ours(golden, tmp_path_factory):
+    """(model, params) read from the files that the reference was run on."""
+    case, stored = golden
+    return weights.read(make.released(stored, tmp_path_factory.mktemp(case)))
+
+
+def test_logits_and_loss(golden, ours):
+    _, stored = golden
+    logits, loss, scored = make.run(*ours, stored["inputs"])
+    assert scored.sum() > 30
+    assert np.abs(logits - stored["logits"])[scored].max() < TOLERANCE
+    assert abs(loss - stored["loss"]) < TOLERANCE
+
+
+def test_padding_is_masked(golden, ours):
+    """Without the mask the padded row moves and the full row does not: the goldens show whether the mask is read."""
+    _, stored = golden
+    inputs = dict(stored["inputs"], attention_mask=np.ones_like(stored["inputs"]["attention_mask"]))
+    logits, _, scored = make.run(*ours, inputs)
+    difference = np.where(scored, np.abs(logits - stored["logits"]).max(-1), 0.0).max(1)
+    assert difference[0] < TOLERANCE < 1e-2 < difference[1]
+
+
+def test_every_weight_matters(golden, ours):
+    """A leaf that the outputs could not show would be a leaf that nobody compared."""
+    _, stored = golden
+    model, params = ours
+    base, _, scored = make.run(model, params, stored["inputs"])
+    for name, _ in trees.named_leaves(params):
+        if name.endswith("key/bias"):
+            continue  # adds the same to all logits of a query, which softmax takes away
+        moved = trees.named_map(lambda n, x, name=name: x * 1.5 + 0.1 if n == name else x, params)
+        changed = np.abs(make.run(model, moved, stored["inputs"])[0] - base)[scored].max()
+        assert changed > TOLERANCE, name
