@@ -1,8 +1,8 @@
 """Values that follow the step: learning rates, momenta, coefficients, corruption rates.
 
 A schedule is a frozen dataclass, called with a step. A host int or a numpy array gives numpy float32 (data workers,
-where jax is never imported); a jax array, traced or not, gives jax float32. `step` counts batches from 0. All of them may
-begin with a linear warm-up from 0, the peak being reached at step `warmup_steps`.
+where jax is never imported); a jax array, traced or not, gives jax float32. `step` counts batches from 0. All of them
+may begin with a linear warm-up from 0, the peak being reached at step `warmup_steps`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Schedule:
     def extremes(self, total=None):
         """(smallest, largest) value over steps 0 to `total`, or over all steps: what fixed shapes must hold."""
         last = FOREVER if total is None else total
-        values = [float(self(n)) for n in {0, last, *(min(n, last) for n in self._turns())}]
+        values = [float(self(n)) for n in (0, min(self.warmup_steps, last), last)]  # monotone in between
         return min(values), max(values)
 
     def _shape(self, xp, n):
@@ -43,10 +43,6 @@ class Schedule:
     def _rise(self):
         """Steps of linear warm-up."""
         return self.warmup_steps
-
-    def _turns(self):
-        """Steps between which the value is monotone."""
-        return (self.warmup_steps,)
 
     def _progress(self, xp, n, begin, end):
         """0 until `begin`, 1 from `end` on, linear between."""
@@ -92,9 +88,6 @@ class Linear(Schedule):
     def _shape(self, xp, n):
         return self.peak + (self.final - self.peak) * self._progress(xp, n, self.warmup_steps, self.total_steps)
 
-    def _turns(self):
-        return self.warmup_steps, self.total_steps
-
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
@@ -112,9 +105,6 @@ class Cosine(Schedule):
     def _shape(self, xp, n):
         left = (1 + xp.cos(math.pi * self._progress(xp, n, self.warmup_steps, self.total_steps))) / 2
         return self.final + (self.peak - self.final) * left
-
-    def _turns(self):
-        return self.warmup_steps, self.total_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +152,6 @@ class WSD(Schedule):
         progress = self._progress(xp, n, self.total_steps - self.cooldown_steps, self.total_steps)
         left = 1 - (xp.sqrt(progress) if self.cooldown == "sqrt" else progress)
         return self.final + (self.peak - self.final) * left
-
-    def _turns(self):
-        return self.warmup_steps, self.total_steps - self.cooldown_steps, self.total_steps
 
 
 def as_schedule(value):
