@@ -152,7 +152,7 @@ def save_artefact(directory, artefact):
     else:
         from matplotlib import image
 
-        image.imsave(path, artefact.value, vmin=0, vmax=255 if artefact.value.dtype == "uint8" else 1)
+        image.imsave(path, artefact.value, cmap="gray", vmin=0, vmax=255 if artefact.value.dtype == "uint8" else 1)
     return path
 
 
@@ -264,7 +264,7 @@ class Console:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(initial=step, total=total_steps, unit="step", dynamic_ncols=True, leave=False, smoothing=0.05)
+            self._bar = tqdm(initial=step, total=total_steps, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def say(self, text):
         if self._bar is None:

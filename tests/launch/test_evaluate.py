@@ -1,0 +1,121 @@
+"""Evaluation: every example once, the same code during training and after it."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import loop, registry
+from launch.evaluate import Data, Evaluation, evaluate
+from launch.mesh import make_mesh
+from launch.program import Program
+from paradigm.errors import UserError
+from paradigm.objective import Context
+from tests import miniatures
+from tests.launch import small
+
+
+def evaluation(experiment, tmp_path):
+    program = Program(experiment, make_mesh(experiment.mesh))
+    data = Data(experiment, tmp_path)
+    return Evaluation(program, data), program.init(), data
+
+
+@pytest.mark.parametrize("limit,counted", [(20, 37), (2, 32)])
+def test_each_example_counts_once(tmp_path, limit, counted):
+    """37 examples in batches of 16, against a mean over examples taken one at a time."""
+    experiment = small.experiment(eval_batches=limit)
+    run, state, data = evaluation(experiment, tmp_path)
+    metrics, _ = run.run(state)
+    objective, ctx = experiment.objective, Context(jnp.int32(0), train=False)
+    values = []
+    for i in range(counted):
+        batch = {"x": miniatures.Numbers()[i]["x"][None], "mask": np.ones(1), "index": np.zeros((1, 2), np.uint32)}
+        values.append(objective.loss(jax.device_get(state.params), {}, batch, ctx).terms["energy"].sum)
+    assert metrics["valid/loss/energy"] == pytest.approx(np.mean(values), rel=1e-5)
+    assert sum(batch["mask"].sum() for batch in data.batches()) == counted
+
+
+def test_one_term_is_the_loss_and_several_add_up(tmp_path):
+    run, state, _ = evaluation(small.experiment(miniatures.TeacherQueue()), tmp_path)
+    assert set(run.run(state)[0]) == {"valid/loss"}
+    run, state, _ = evaluation(small.experiment(), tmp_path)
+    metrics, _ = run.run(state)
+    assert metrics["valid/loss"] == pytest.approx(metrics["valid/loss/energy"] + metrics["valid/loss/recall"])
+
+
+def test_every_phase_is_evaluated(tmp_path):
+    run, state, _ = evaluation(small.experiment(miniatures.alternating()), tmp_path)
+    metrics, _ = run.run(state)
+    assert {"valid/loss/recall/energy", "valid/loss/recall/recall", "valid/loss/signs/signs"} <= set(metrics)
+
+
+def test_with_an_average_of_weights_that_is_what_is_evaluated(tmp_path):
+    run, state, _ = evaluation(small.experiment(ema=0.9), tmp_path)
+    before = run.run(state)[0]
+    scaled = jax.tree.map(lambda x: 2 * x, state.params)
+    assert run.run(state.replace(params=scaled))[0] == before
+    assert run.run(state.replace(extra={"ema": scaled}))[0] != before
+
+
+def test_it_can_be_abandoned_between_batches(tmp_path):
+    run, state, _ = evaluation(small.experiment(), tmp_path)
+    asked = []
+    assert run.run(state, lambda: asked.append(1) or len(asked) > 2) is None
+    assert len(asked) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighs:
+    """An evaluator: the sum of all weights, and of all validation examples."""
+
+    def run(self, objective, variables, data):
+        examples = sum(float(batch["x"][batch["mask"] > 0].sum()) for batch in data.batches())
+        total = sum(float(x.sum()) for x in jax.tree.leaves(variables["params"]))
+        text = types.SimpleNamespace(name="weight", kind="text", value=f"{data.train.examples} examples")
+        return {"weight/total": total, "weight/examples": examples}, [text]
+
+
+def test_offline_and_during_training_agree_and_evaluators_run_in_both(tmp_path, monkeypatch):
+    experiment = small.experiment(total_steps=6, eval_every=3, save_every=3, evaluators=(Weighs(),))
+    done = loop.train(experiment, tmp_path)
+    monkeypatch.setattr(registry, "parse_text", lambda text, params, name: experiment)
+    logged = {row["step"]: row for row in small.rows(tmp_path) if "valid/loss" in row}
+    for step, wanted in ((None, 6), (3, 3), ("best", min(logged, key=lambda s: logged[s]["valid/loss"]))):
+        found, metrics, artefacts = evaluate(tmp_path, step)
+        assert found == wanted
+        assert {"step": wanted, **metrics} == logged[wanted]
+        assert [a.value for a in artefacts] == ["100 examples"]
+    total = sum(float(x.sum()) for x in jax.tree.leaves(done.state.params))
+    assert logged[6]["valid/weight/total"] == pytest.approx(total)
+    assert (tmp_path / "samples" / "00000003" / "weight.txt").read_text() == "100 examples\n"
+    with pytest.raises(UserError, match="of step 5"):
+        evaluate(tmp_path, 5)
+
+
+def command(*flags):
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "launch.evaluate", *flags], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_the_command_is_helpful(tmp_path):
+    shown = command("--help")
+    assert shown.returncode == 0 and "--step" in shown.stdout and "one JSON object" in shown.stdout
+    for flags, message in {
+        (): "--workdir is required",
+        ("x",): "'x' is not a flag: did you mean --workdir=x?",
+        (f"--workdir={tmp_path}",): "there is no run here",
+        (f"--workdir={tmp_path}", "--step=last"): "--step=last: write a number of steps, or 'best'",
+    }.items():
+        failed = command(*flags)
+        assert failed.returncode == 2 and message in failed.stderr and failed.stderr.count("\n") == 1, failed.stderr
+    assert json.dumps({}) == "{}"
