@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from paradigm.errors import UserError
@@ -66,7 +67,7 @@ def validate(experiment: Experiment, device_count: int) -> None:
         raise UserError("; ".join(problems))
 
 
-def _problems(e: Experiment, device_count: int):
+def _problems(e: Experiment, device_count: int) -> Iterator[str]:
     for name in "total_steps batch_size microbatches log_every eval_every eval_batches save_every keep".split():
         if getattr(e, name) < 1:
             yield f"Experiment.{name}={getattr(e, name)} must be at least 1"
@@ -86,9 +87,15 @@ def _problems(e: Experiment, device_count: int):
             f"choose a multiple of {e.microbatches}"
         )
     yield from _mesh_problems(e, device_count)
+    tokenizer = str(getattr(e.data, "tokenizer", ""))
+    if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
+        from t5like.tokenizer import ByteTokenizer
+
+        size = int(match[1]) if match[1] else ByteTokenizer().vocab_size
+        yield from vocabulary_problems(e, size, f"{type(e.data).__name__}.tokenizer='{tokenizer}'")
 
 
-def _mesh_problems(e: Experiment, device_count: int):
+def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     """Devices, rows and dims that do not divide. Shapes come from jax.eval_shape; nothing is computed."""
     from jax.sharding import AbstractMesh
 
@@ -112,6 +119,16 @@ def _mesh_problems(e: Experiment, device_count: int):
         shardings(abstract_params(e.objective), e.objective.partition_rules, AbstractMesh(tuple(shape.values()), AXES))
     except UserError as error:
         yield str(error)
+
+
+def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
+    """What is wrong with the settings called vocab_size, given a tokenizer of `size` ids (sentinels included)."""
+    for path, value in flatten(experiment.objective).items():
+        if path.endswith("model.vocab_size"):
+            if int(value) < size:
+                yield f"{tokenizer} has {size} ids but the model {value}: set the model's vocab_size to {size} or more"
+        elif path.endswith("vocab_size") and int(value) != size:
+            yield f"{tokenizer} has {size} ids but the objective expects {value}: set its vocab_size to {size}"
 
 
 def abstract_params(objective: "Objective"):

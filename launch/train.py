@@ -68,8 +68,8 @@ def main(argv):
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     run = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, flags.FLAGS["import"].value)
-    experiment.validate(run, dry_run.stand_in_devices(run.mesh) if DRY_RUN.value else jax.device_count())
     if DRY_RUN.value:
+        experiment.validate(run, dry_run.stand_in_devices(run.mesh))
         print(dry_run.report(run))
         return
     profile = tuple(map(int, PROFILE.value.split(":"))) if PROFILE.value else None

@@ -1,0 +1,85 @@
+"""What a person can get wrong when starting a run: one line that names the place and the fix, exit code 2, no traceback."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from launch import experiment, registry
+from paradigm.errors import UserError
+
+REPO = pathlib.Path(__file__).parent.parent.parent
+T5, GPT = "runs/smoke/span_corruption.gin", "runs/smoke/next_token.gin"
+
+
+def start(*flags):
+    """The real command in a process of its own."""
+    command = [sys.executable, "-m", "launch.train", *flags, "--compilation_cache="]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=os.environ | {"PJRT_NPROC": "32"})
+
+
+@pytest.mark.parametrize("flags, text", [
+    ([f"--gin_file={T5}", "--gin_param=Experiment.total_step = 3"],
+     "error: --gin_param:1: Experiment has no parameter 'total_step', did you mean 'total_steps'?"),
+    ([f"--gin_file={T5}", "--gin_param=t5.size = 'tinny'"],
+     "unknown T5 v1.1 size 'tinny': did you mean 'tiny'?"),
+    ([f"--gin_file={T5}", "--mesh=data:3"],
+     "error: mesh 'data:3' does not divide the devices: its fixed axes take 3 of 8 devices"),
+    (["--gin_fil=x"], "error: Unknown command line flag 'gin_fil'. Did you mean: gin_file"),
+])  # fmt: skip
+def test_the_command_says_one_line_and_exits_with_2(flags, text, tmp_path):
+    done = start(*flags, f"--workdir={tmp_path}/run")
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and done.stdout == "" and len(lines) == 1, done.stderr
+    assert text in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def failure(run, *params, devices=8):
+    with pytest.raises(UserError) as error:
+        experiment.validate(registry.parse([run], params), devices)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("run, param, text", [
+    (T5, "SpanCoruption.rate = 0.2", "--gin_param:1: unknown name 'SpanCoruption', did you mean 'SpanCorruption'?"),
+    (T5, "Experiment.objective = @SpanCorupption()", "unknown name 'SpanCorupption', did you mean 'SpanCorruption'?"),
+    (T5, "t5.version = '2'", "unknown T5 version '2'"),
+    (T5, "t5.d_modle = 3", "unknown field of EncoderDecoder 'd_modle': did you mean 'd_model'?"),
+    (GPT, "gpt.heads = 3", "3 heads do not divide d_model=128: choose a divisor as heads, or give head_dim itself"),
+    (GPT, "gpt.style = 'gpt3'", "unknown GPT style 'gpt3': did you mean 'gpt2'?"),
+    (T5, "Experiment.batch_size = 12", "Experiment.batch_size=12 does not divide over data x fsdp = 1 x 8 devices"),
+    (T5, "Experiment.mesh = 'tensor:8'", "does not divide over mesh axis 'tensor' of 8 devices"),
+    (T5, "SpanCorruption.vocab_size = 60", "span corruption: a vocabulary of 60 has no room for 100 sentinels"),
+    (T5, "SpanCorruption.vocab_size = 50_000", "the tokenizer has 50000 ids but the model only"),
+    (T5, "SpanCorruption.rate = 1.5", "rate must lie strictly between 0 and 1"),
+    (T5, "TextData.tokenizer = 'sentencepiece:9000'", "TextData.tokenizer='sentencepiece:9000' has 9000 ids"),
+    (GPT, "TextData.tokenizer = 'sentencepiece:9000'", "TextData.tokenizer='sentencepiece:9000' has 9000 ids"),
+])  # fmt: skip
+def test_each_mistake_is_named(run, param, text):
+    assert text in failure(run, param)
+
+
+def test_a_missing_file_and_a_missing_binding(tmp_path):
+    with pytest.raises(UserError, match="--gin_file=runs/dem.gin: no such file here or in .*, did you mean 'runs/demo.gin'"):
+        registry.parse(["runs/dem.gin"])
+    text = (registry.SHIPPED / T5).read_text().replace("Experiment.batch_size", "# Experiment.batch_size")
+    (tmp_path / "mine.gin").write_text(text)
+    assert failure(str(tmp_path / "mine.gin")).startswith(
+        f"{tmp_path}/mine.gin: Experiment.batch_size is required and not set: the run file should set it, as runs/"
+    )
+
+
+def test_flags_that_are_missing_or_malformed(tmp_path):
+    for flags, text in {
+        (): "error: --gin_file is required, as in --gin_file=runs/demo.gin",
+        (f"--gin_file={T5}",): "error: --workdir is required, as in --workdir=/tmp/demo; only --dry_run needs none",
+        (f"--gin_file={T5}", "--workdir=x", "--profile=3"): "error: --profile=3 must be two steps, as in 10:13",
+        ("runs/demo.gin",): "error: 'runs/demo.gin' is not a flag: did you mean --gin_file=runs/demo.gin? See --help",
+    }.items():
+        done = start(*flags)
+        assert (done.returncode, done.stderr) == (2, text + "\n")
