@@ -5,6 +5,7 @@ the same order, and to resume is to start at another step. Grain's own iterator 
 """
 
 import sys
+import weakref
 
 import grain
 from absl import flags
@@ -39,12 +40,15 @@ class Batches:
 
     def __init__(self, iterator):
         self._iterator = iterator
+        self._close = weakref.finalize(self, iterator.close)  # at exit too, before Grain's modules are torn down
         self.problems = 0
 
     def __iter__(self):
         return self
 
     def __next__(self):
+        if self._iterator is None:
+            raise StopIteration
         batch, problems = next(self._iterator)
         for problem in problems:
             self.problems += 1
@@ -55,7 +59,8 @@ class Batches:
 
     def close(self):
         """Ends threads and processes. Further calls do nothing."""
-        self._iterator.close()
+        self._iterator = None
+        self._close()
 
     def __enter__(self):
         return self

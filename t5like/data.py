@@ -52,13 +52,18 @@ class TextData:
         if self.window is not None and self.window < 2:
             raise UserError(f"window={self.window}: a window holds at least 2 tokens")
 
+    @property
+    def settings(self):
+        """What meta.json keeps of it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The PreparedText of this recipe: the source itself if it is prepared, else made in `cache_dir`, once.
 
         window: tokens that the objective reads. workers: processes (None: one a core).
         Raises UserError if the text cannot be used, or cache_dir holds other data.
         """
-        from t5like.prepare import prepare  # it needs more than a data worker does
+        from t5like.prepare import prepare, same_settings  # it needs more than a data worker does
 
         source = pathlib.Path(self.source).expanduser()
         if (source / META).exists():
@@ -66,7 +71,12 @@ class TextData:
             self._agree(prepared)
         else:
             recipe = dataclasses.replace(self, window=self.window or window)
-            prepare(recipe, cache_dir, workers=workers, progress=progress)
+            if (
+                pathlib.Path(cache_dir) / META
+            ).exists():  # a run keeps the text it began with, whatever became of the source
+                same_settings(cache_dir, read_meta(cache_dir)["settings"], recipe.settings)
+            else:
+                prepare(recipe, cache_dir, workers=workers, progress=progress)
             prepared = PreparedText(cache_dir)
         if window and prepared.window < window:
             raise UserError(
@@ -77,14 +87,12 @@ class TextData:
 
     def _agree(self, prepared):
         """UserError if this recipe asks for anything that a prepared directory is not."""
-        there = prepared.meta["settings"]
-        for field in dataclasses.fields(self):
-            asked = getattr(self, field.name)
-            asked = list(asked) if isinstance(asked, tuple) else asked
-            if field.name != "source" and getattr(self, field.name) != field.default and asked != there[field.name]:
+        there, default = prepared.meta["settings"], TextData().settings
+        for name, asked in self.settings.items():
+            if name != "source" and asked != default[name] and asked != there[name]:
                 raise UserError(
-                    f"{prepared.directory} was prepared with {field.name}={there[field.name]!r}, not "
-                    f"{asked!r}: leave {field.name} out, or prepare it again"
+                    f"{prepared.directory} was prepared with {name}={there[name]!r}, not {asked!r}: leave {name} out, "
+                    "or prepare it again"
                 )
 
 

@@ -6,7 +6,7 @@ they are whole (written aside, synced, renamed); a job's record of size and SHA-
 So a preparation that was interrupted goes on where it was when it is run again, and never takes a part for the whole.
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import fcntl
@@ -45,22 +45,31 @@ def prepare(recipe, out, workers=None, progress=True):
     out = pathlib.Path(out)
     if recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
-    settings = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    settings = recipe.settings
+    if (out / META).exists():
+        same_settings(out, read_meta(out)["settings"], settings)
+    listing = sources.list_pieces(recipe.source, recipe.field, recipe.extensions)
     if (out / META).exists():
         meta = read_meta(out)
-        _same(out, meta["settings"], settings)
-        return meta
-    listing = sources.list_pieces(recipe.source, recipe.field, recipe.extensions)
+        _same_source(out, meta, recipe, listing)
+        if all(_whole(out, shard) for split in meta["shards"].values() for shard in split):
+            if progress:
+                print(f"{out} is whole already\n{summary(meta)}", file=sys.stderr)
+            return meta
     pieces, held_out = _split(recipe, listing)
     jobs = _deal(pieces)
     with _errors_as_user_errors(out), _own(out):
+        (out / META).unlink(missing_ok=True)
         plan = _plan(recipe, settings, listing, pieces, held_out, out, progress)
         records = _run(recipe, jobs, held_out, plan, out, workers, progress)
         meta = _meta(plan, records)
-        _complain_if_short(recipe, meta)
-        _write_json(out / META, meta)
-        for leftover in [PLAN, *(_record_name(j, len(jobs)) for j in range(len(jobs)))]:
-            (out / leftover).unlink(missing_ok=True)
+        complaint = _too_little(recipe, meta)
+        if not complaint:
+            _write_json(out / META, meta)
+        for leftover in [out / PLAN, *out.glob("done-*")]:
+            leftover.unlink()
+        if complaint:
+            raise UserError(f"source {recipe.source}: {complaint}")
     if progress:
         print(summary(meta), file=sys.stderr)
     return meta
@@ -76,7 +85,7 @@ def summary(meta):
             lines.append(
                 f"{split:10} {c['documents']:,} documents, {c['bytes']:,} bytes, {c['tokens']:,} tokens in "
                 f"{c['windows']:,} windows of {meta['settings']['window']} ({c['bytes'] / c['tokens']:.2f} bytes a "
-                f"token; {c['padding']:,} positions padded, {c['dropped']:,} tokens dropped)"
+                f"token; {c['padding']:,} positions padded)"
             )
     bad = meta["invalid_utf8"]
     if bad["bytes"]:
@@ -107,18 +116,16 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
     path = out / PLAN
     if path.exists() and any(out.glob("done-*")):  # else nothing is lost by starting over
         plan = json.loads(path.read_text())
-        _same(out, plan["settings"], settings)
-        if plan["source"]["fingerprint"] != listing.fingerprint:
-            raise UserError(
-                f"{out} was begun from {recipe.source} as it was then, and that has changed: delete "
-                f"{out}, or give another directory"
-            )
+        same_settings(out, plan["settings"], settings)
+        _same_source(out, plan, recipe, listing)
         return plan
     if progress and recipe.tokenizer.startswith("sentencepiece:"):
         print(f"learning a vocabulary ({recipe.tokenizer}) ...", file=sys.stderr)
     tokenizer = get_tokenizer(recipe.tokenizer, texts=lambda: _sample(recipe, pieces, held_out))
     for leftover in ("tokenizer.tmp", "tokenizer"):
         shutil.rmtree(out / leftover, ignore_errors=True)
+    for leftover in [*out.glob("train-*"), *out.glob("valid-*")]:
+        leftover.unlink()
     tokenizer.save(out / "tokenizer.tmp")
     for file in (out / "tokenizer.tmp").iterdir():
         _sync(file)
@@ -236,18 +243,21 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
     out = pathlib.Path(out)
     tokenizer = load_tokenizer(out / "tokenizer")
     bad = {"documents": 0, "bytes": 0, "first": None}
-    with _errors_as_user_errors(out):
-        shards = {s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"]) for s in ("train", "valid")}
-        for name, raw in (d for piece in pieces for d in sources.read(piece)):
-            if _matches(name, recipe.exclude):
-                continue
-            text, replaced = sources.decode(name, raw, recipe.invalid_utf8)
-            if replaced:
-                bad["documents"], bad["bytes"] = bad["documents"] + 1, bad["bytes"] + replaced
-                bad["first"] = bad["first"] or name
-            if text:
-                split = "valid" if held_out(name) else "train"
-                shards[split].add(np.append(tokenizer.encode(text), np.int32(tokenizer.eos_id)), len(raw))
+    shards = {s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"]) for s in ("train", "valid")}
+    with _errors_as_user_errors(out), contextlib.ExitStack() as stack:
+        for shard in shards.values():
+            stack.callback(shard.aside.unlink, missing_ok=True)
+        for piece in pieces:
+            for name, raw in sources.read(piece):
+                if _matches(name, recipe.exclude):
+                    continue
+                text, replaced = sources.decode(sources.place(piece, name), raw, recipe.invalid_utf8)
+                if replaced:
+                    bad["documents"], bad["bytes"] = bad["documents"] + 1, bad["bytes"] + replaced
+                    bad["first"] = bad["first"] or name
+                if text:
+                    shard = shards["valid" if held_out(name) else "train"]
+                    shard.add(np.append(tokenizer.encode(text), np.int32(tokenizer.eos_id)), len(raw))
         record = {"plan": _digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
         _write_json(out / _record_name(job, jobs), record)
     return record
@@ -256,14 +266,12 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
 class _Shard:
     """Joins documents, cuts them into windows and writes them aside; `close` puts the file in its place."""
 
-    LEAST = 16  # tokens that the last window of a shard must hold to be worth its padding
-
     def __init__(self, path, window, dtype):
         self.path, self.window, self.dtype = path, window, dtype
         self.aside = path.with_name(path.name + ".tmp")
         self.writer = None
         self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
-        self.counts = dict(documents=0, bytes=0, tokens=0, windows=0, padding=0, dropped=0)
+        self.counts = dict(documents=0, bytes=0, tokens=0, windows=0, padding=0)
 
     def add(self, tokens, text_bytes):
         self.starts = np.append(self.starts, len(self.tokens))
@@ -287,11 +295,9 @@ class _Shard:
 
     def close(self):
         """Finishes the file; a record of it, or of its absence where no window came together."""
-        if len(self.tokens) >= self.LEAST:
+        if len(self.tokens):
             self.counts["padding"] = self.window - len(self.tokens)
             self._write(0, len(self.tokens))
-        else:
-            self.counts["dropped"] = len(self.tokens)
         if self.writer is None:
             return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
         self.writer.close()
@@ -309,14 +315,15 @@ def _finished(job, jobs, plan, out):
         return None
     if record.get("plan") != _digest(plan):
         return None
-    for split in ("train", "valid"):
-        shard = record[split]
-        path = out / (shard["file"] or "")
-        if shard["file"] and not (path.exists() and path.stat().st_size == shard["bytes"]):
-            return None
-        if shard["file"] and _sha256(path) != shard["sha256"]:
-            return None
-    return record
+    if all(_whole(out, record[split]) for split in ("train", "valid") if record[split]["file"]):
+        return record
+    return None
+
+
+def _whole(out, shard):
+    """Whether a shard is what its record says."""
+    path = out / shard["file"]
+    return path.exists() and path.stat().st_size == shard["bytes"] and _sha256(path) == shard["sha256"]
 
 
 def _meta(plan, records):
@@ -340,32 +347,37 @@ def _meta(plan, records):
     return {**plan, "fingerprint": _digest(identity), "counts": counts, "invalid_utf8": bad, "shards": shards}
 
 
-def _complain_if_short(recipe, meta):
+def _too_little(recipe, meta):
+    """What is wrong with a corpus that cannot be trained or evaluated on; None if nothing is."""
     train, valid = meta["counts"]["train"], meta["counts"]["valid"]
     if not train["tokens"] + valid["tokens"]:
-        raise UserError(f"source {recipe.source} is empty: there is no text in it")
+        return "it is empty: there is no text in it"
     if train["tokens"] < recipe.window:
-        raise UserError(
-            f"source {recipe.source}: {train['documents']} training documents hold {train['tokens']} tokens, "
-            f"fewer than one window of {recipe.window}: shorten the sequence, or give more text"
+        return (
+            f"{train['documents']} training documents hold {train['tokens']} tokens, fewer than one window of "
+            f"{recipe.window}: shorten the sequence, or give more text"
         )
     if recipe.valid_glob and not valid["documents"]:
-        raise UserError(f"source {recipe.source}: no document matches valid_glob={recipe.valid_glob!r}")
-    if (recipe.valid or recipe.valid_glob) and not valid["windows"]:
-        raise UserError(
-            f"source {recipe.source}: {valid['documents']} validation documents hold {valid['tokens']} "
-            f"tokens, too few for a window of {recipe.window}: raise --valid, or shorten the sequence"
-        )
+        return f"no document matches valid_glob={recipe.valid_glob!r}"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def _same(out, there, wanted):
+def same_settings(out, there, wanted):
     """UserError with the differences unless a directory was made with these settings."""
     changed = [f"{k}={there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k]]
     if changed:
         raise UserError(f"{out} holds another corpus ({'; '.join(changed)}): give another directory, or delete it")
+
+
+def _same_source(out, plan, recipe, listing):
+    if plan["source"]["fingerprint"] != listing.fingerprint:
+        raise UserError(
+            f"{out} was made from {recipe.source} as it was then, and that has changed (then: "
+            f"{plan['source']['described']}): give another directory, or delete it"
+        )
 
 
 def _shard_name(split, job, jobs):
@@ -406,7 +418,7 @@ def _sync(path):
 def _own(out):
     """Makes `out`, sees that nobody else's files are in it, and keeps other preparations away until done."""
     out.mkdir(parents=True, exist_ok=True)
-    ours = ("plan.json", "tokenizer", "done-", "train-", "valid-", ".lock")
+    ours = (META, PLAN, "tokenizer", "done-", "train-", "valid-", ".lock")
     if strange := sorted(n for n in os.listdir(out) if not n.startswith(ours)):
         raise UserError(
             f"{out} holds other files ({', '.join(strange[:3])}), no prepared corpus: give another directory"

@@ -117,6 +117,11 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
         raise UserError(f"{piece.path}: cannot be read ({_first_line(error)})") from error
 
 
+def place(piece, name):
+    """Where a person finds a document of this piece."""
+    return piece.path if piece.single and not piece.member else f"{piece.path} ({name})"
+
+
 def decode(name, raw, invalid="replace"):
     """(text, number of bytes that were not UTF-8 and became U+FFFD).
 
@@ -124,7 +129,7 @@ def decode(name, raw, invalid="replace"):
     """
     nul = raw.find(b"\0")
     if nul >= 0:
-        raise UserError(f"{name} looks binary (a NUL byte at offset {nul}): leave it out, or save it as UTF-8 text")
+        raise UserError(f"{name} looks binary (a NUL byte at offset {nul}): leave it out, or save it as UTF-8")
     try:
         return str(raw, "utf-8-sig"), 0
     except UnicodeDecodeError as error:
@@ -135,9 +140,9 @@ def decode(name, raw, invalid="replace"):
         )
     # Each byte that cannot be decoded becomes one lone surrogate, which no UTF-8 text can hold.
     text, replaced = re.subn("[\udc80-\udcff]", "\N{REPLACEMENT CHARACTER}", raw.decode("utf-8-sig", "surrogateescape"))
-    if replaced > 0.1 * len(raw):
+    if replaced > 0.3 * len(raw) and len(raw) >= 64:
         raise UserError(
-            f"{name} looks binary ({replaced} of {len(raw)} bytes are not UTF-8): leave it out, or save it as UTF-8 text"
+            f"{name} looks binary ({replaced} of {len(raw)} bytes are not UTF-8): leave it out, or save it as UTF-8"
         )
     return text, replaced
 
@@ -226,7 +231,7 @@ def _zip(path, name, extensions):
 
 def _tfds(name, field):
     builder = _builder(name)
-    features = list(builder.info.features)
+    features = sorted(builder.info.features)
     if field not in features:
         raise UserError(f"tfds:{name} has no feature {field!r}, only {', '.join(features)}: choose with --field")
     pieces = []
@@ -357,7 +362,7 @@ def _json_text(line, piece, offset):
             f"{piece.path}: the line at byte {offset} has no text in {piece.field!r} (it has {has}): name "
             "the right one with --field"
         )
-    return text.encode("utf-8", errors="replace")  # JSON can name half a surrogate pair
+    return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
 
 
 def _read_array_record(piece):
@@ -375,7 +380,12 @@ def _read_tfds(piece):
         rows = _read_array_record(piece)
     for name, raw in rows:
         text = features.deserialize_example_np(raw)[piece.field]
-        yield name, text if isinstance(text, bytes) else str(text).encode()
+        yield name, _no_nul(text if isinstance(text, bytes) else str(text).encode())
+
+
+def _no_nul(raw):
+    """A NUL in a record that is known to be text is a bad byte to be counted, not the sign of a binary file."""
+    return raw.replace(b"\0", b"\xff")
 
 
 def _tfrecords(path):
@@ -404,9 +414,12 @@ def _reader(path):
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+        reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be read as ArrayRecord ({_first_line(error)})") from error
+    if not reader.num_records():  # it is patient with anything that is not its own
+        raise UserError(f"{path}: cannot be read as ArrayRecord (there is no record in it)")
+    return reader
 
 
 def _first_line(error):

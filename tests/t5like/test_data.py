@@ -1,0 +1,618 @@
+import gzip
+import json
+import os
+import pathlib
+import pickle
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from paradigm.dataset import Dataset
+from paradigm.errors import UserError
+from t5like import prepare as P
+from t5like import sources
+from t5like.corrupt import NextTokenWindows, SpanNoise
+from t5like.data import PreparedText, TextData, decode_window, encode_window
+from t5like.prepare import prepare
+
+WORDS = "the a of ship whale sea Ahab captain white old said upon with and harpoon storm, night. day!\n".split(" ")
+
+
+def text(seed, words=400):
+    rng = np.random.default_rng(seed)
+    return " ".join(rng.choice(WORDS, words))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Thirty small documents in two folders."""
+    for i in range(30):
+        path = tmp_path / "corpus" / ("ab"[i % 2]) / f"{i:02d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(i))
+    return tmp_path / "corpus"
+
+
+def make(source, out, window=32, workers=1, **settings):
+    prepare(TextData(str(source), window=window, **settings), out, workers=workers, progress=False)
+    return PreparedText(out)
+
+
+def files(directory):
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def windows(prepared, split):
+    source = prepared.source(split)
+    return [source[i] for i in range(len(source))]
+
+
+def documents(prepared, split):
+    """Texts of the documents, put together again from the windows."""
+    stream = np.concatenate([w["tokens"][w["segments"] > 0] for w in windows(prepared, split)])
+    ends = np.flatnonzero(stream == prepared.tokenizer.eos_id)
+    return [prepared.tokenizer.decode(part) for part in np.split(stream, ends + 1)[:-1]]
+
+
+# -------------------------------------------------------------------------------------------------------------- sources
+
+
+def listed(source, **kw):
+    listing = sources.list_pieces(str(source), **kw)
+    return dict(document for piece in listing.pieces for document in sources.read(piece))
+
+
+def test_stdlib_is_prose_and_code_of_this_python():
+    listing = sources.list_pieces("stdlib")
+    names = {p.name for p in listing.pieces}
+    assert {"argparse.py", "asyncio/base_events.py", "pydoc_data/topics.py"} <= names
+    assert not any(
+        part in name.split("/") for name in names for part in ("test", "tests", "site-packages", "encodings")
+    )
+    assert sum(p.size for p in listing.pieces) > 5_000_000
+    assert f"Python {sys.version.split()[0]}" in listing.described
+    again = sources.list_pieces("stdlib")
+    assert again == listing
+    [topics] = [p for p in listing.pieces if p.kind == "topics"]
+    prose = dict(sources.read(topics))
+    assert len(prose) > 50 and all(value.strip() for value in prose.values())
+
+
+def test_every_container_gives_the_same_documents(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    texts = {f"{i}.txt": text(i) for i in range(5)}
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for name, value in texts.items():
+            (plain / name).write_text(value)
+            archive.writestr(name, value)
+    with gzip.open(tmp_path / "0.txt.gz", "wt") as file:
+        file.write(texts["0.txt"])
+    lines = "".join(json.dumps({"text": value, "url": name}) + "\n" for name, value in texts.items())
+    (tmp_path / "lines.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "lines.jsonl.gz", "wt") as file:
+        file.write(lines)
+    writer = ArrayRecordWriter(str(tmp_path / "r.array_record"), "group_size:1")
+    for value in texts.values():
+        writer.write(value.encode())
+    writer.close()
+    wanted = [value.encode() for value in texts.values()]
+    assert listed(plain) == listed(tmp_path / "z.zip") == dict(zip(texts, wanted))
+    assert listed(tmp_path / "0.txt.gz") == {"0.txt.gz": wanted[0]}
+    for name in ("lines.jsonl", "lines.jsonl.gz", "r.array_record"):
+        assert list(listed(tmp_path / name).values()) == wanted
+    assert list(listed(tmp_path / "lines.jsonl", field="url").values()) == [name.encode() for name in texts]
+    everything = listed(tmp_path)  # a folder of all of them
+    assert len(everything) == 5 + 5 + 1 + 5 + 5 + 5
+
+
+def test_long_files_are_read_in_stretches_that_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 1000)
+    (tmp_path / "long.txt").write_text("".join(f"line {i} å\n" for i in range(2000)))
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": f"t{i}" * (i % 50)}) + "\n" for i in range(500)))
+    (tmp_path / "no_newline.txt").write_text("å" * 5000)
+    listing = sources.list_pieces(str(tmp_path))
+    assert len(listing.pieces) > 40
+    texts = {name: b"".join(raw for p in listing.pieces if p.path.endswith(name) for _, raw in sources.read(p))
+             for name in ("long.txt", "no_newline.txt")}  # fmt: skip
+    for name, joined in texts.items():
+        assert joined == (tmp_path / name).read_bytes()
+    for piece in listing.pieces:
+        for name, raw in sources.read(piece):
+            assert sources.decode(name, raw)[1] == 0, "no character is cut"
+    jsonl = [raw for p in listing.pieces if p.kind == "jsonl" for _, raw in sources.read(p)]
+    assert jsonl == [(f"t{i}" * (i % 50)).encode() for i in range(500)]
+
+
+def test_fingerprint_changes_with_content(folder):
+    before = sources.list_pieces(str(folder)).fingerprint
+    path = folder / "a" / "00.txt"
+    path.write_text(path.read_text().swapcase())
+    assert sources.list_pieces(str(folder)).fingerprint != before
+
+
+def bad_source(tmp_path, name, content=None):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("gone.txt", None, r"source .*gone.txt: no such file or directory \(other sources: stdlib, tfds:NAME\)"),
+        ("empty.txt", b"", r"source .*empty.txt is empty: there is no text in it"),
+        ("empty.jsonl", b"", r"source .*empty.jsonl is empty"),
+        (
+            "nul.txt",
+            b"abc\0def" * 99,
+            r"nul.txt looks binary \(a NUL byte at offset 3\): leave it out, or save it as UTF",
+        ),
+        (
+            "cp1251.txt",
+            "война и мир ".encode("cp1251") * 99,
+            r"cp1251.txt looks binary \(846 of 1128 bytes are not UTF-8\)",
+        ),
+        ("no.zip", b"not a zip", r"no.zip: cannot be read as a zip archive"),
+        ("no.txt.gz", b"not gzip", r"no.txt.gz: cannot be read \(Not a gzipped file"),
+        ("no.array_record", b"nothing" * 99, r"no.array_record: cannot be read as ArrayRecord"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a.jsonl: the line at byte 14 is not JSON"),
+        (
+            "b.jsonl",
+            b'{"body": "a"}\n',
+            r"b.jsonl: the line at byte 0 has no text in 'text' \(it has body\): .* with --field",
+        ),
+        ("c.jsonl", b"[1]\n", r"c.jsonl: .* \(it has a list, not an object\)"),
+    ],
+)
+def test_bad_sources(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message) as error:
+        make(bad_source(tmp_path, name, content), tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "meta.json").exists()
+
+
+def test_folders_and_archives_without_text(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(UserError, match=r"holds no file of text .*; it holds nothing\. Name others with --extensions"):
+        sources.list_pieces(str(tmp_path / "d"))
+    (tmp_path / "d" / "x.py").write_text("pass")
+    with pytest.raises(UserError, match=r"; it holds \.py\. Name"):
+        sources.list_pieces(str(tmp_path / "d"))
+    assert list(listed(tmp_path / "d", extensions=("py",))) == ["x.py"]
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("p.png", b"x")
+    with pytest.raises(UserError, match=r"z.zip holds no file of text .*; it holds p.png\."):
+        sources.list_pieces(str(tmp_path / "z.zip"))
+
+
+def test_invalid_utf8_is_replaced_and_counted_or_refused(folder, tmp_path):
+    (folder / "a" / "00.txt").write_bytes(b"caf\xe9 au lait " * 50)
+    (folder / "b" / "01.txt").write_bytes(b"ok \xff\xfe " + b"fine " * 50)
+    prepared = make(folder, tmp_path / "out")
+    assert prepared.meta["invalid_utf8"] == {"documents": 2, "bytes": 52, "first": "a/00.txt"}
+    assert "replaced   52 bytes that are not UTF-8, in 2 documents (the first: a/00.txt)" in P.summary(prepared.meta)
+    texts = documents(prepared, "train") + documents(prepared, "valid")
+    assert "caf\ufffd au lait " * 50 in texts
+    with pytest.raises(UserError, match=r"00.txt is not UTF-8 \(byte 0xe9 at offset 3\): mend it, or pass --invalid"):
+        make(folder, tmp_path / "refused", invalid_utf8="refuse")
+
+
+def test_a_nul_in_a_record_is_a_bad_byte(tmp_path):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text(i) + "\0"}) + "\n" for i in range(4)))
+    assert make(tmp_path / "x.jsonl", tmp_path / "out", valid=0.3).meta["invalid_utf8"]["bytes"] == 4
+
+
+# ---------------------------------------------------------------------------------------------------------- tfds, no TF
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    root = tmp_path_factory.mktemp("tfds")
+
+    class TinyCorpus(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "url": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(0, 40), "validation": self._generate_examples(40, 50)}
+
+        def _generate_examples(self, start, end):
+            for i in range(start, end):
+                yield i, {"text": text(i), "url": str(i)}
+
+    TinyCorpus(data_dir=root, file_format="array_record").download_and_prepare()
+    return root / "tiny_corpus" / "1.0.0"
+
+
+def as_tfrecord(directory, out):
+    """The same data set with its records in TFRecord framing."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    shutil.copytree(directory, out)
+    for path in out.glob("*.array_record*"):
+        records = ArrayRecordReader(str(path)).read_all()
+        framed = b"".join(struct.pack("<QI", len(r), 0) + r + struct.pack("<I", 0) for r in records)
+        (out / path.name.replace("array_record", "tfrecord")).write_bytes(framed)
+        path.unlink()
+    info = json.loads((out / "dataset_info.json").read_text())
+    (out / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    return out
+
+
+def test_tfds_reads_both_formats_without_tensorflow(tfds_dir, tmp_path):
+    settings = {"valid_glob": "validation/*"}
+    first = make(f"tfds:{tfds_dir}", tmp_path / "a", **settings)
+    assert sorted(documents(first, "valid")) == sorted(text(i) for i in range(40, 50))
+    assert sorted(documents(first, "train")) == sorted(text(i) for i in range(40))
+    framed = as_tfrecord(tfds_dir, tmp_path / "tfrecord")
+    second = make(f"tfds:{framed}", tmp_path / "b", **settings)
+    assert documents(second, "train") == documents(first, "train")
+    assert "tensorflow" not in sys.modules
+    path = next(framed.glob("*train.tfrecord*"))
+    path.write_bytes(path.read_bytes()[:-7])
+    sources._builder.cache_clear()
+    with pytest.raises(UserError, match=r"train.tfrecord\S* is cut short: it ends inside a record"):
+        make(f"tfds:{framed}", tmp_path / "c", **settings)
+
+
+def test_tfds_errors(tfds_dir, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"has no feature 'body', only text, url: choose with --field"):
+        sources.list_pieces(f"tfds:{tfds_dir}", field="body")
+    with pytest.raises(UserError, match=r"^tfds:no_such_thing cannot be opened \(Dataset no_such_thing not found.\)$"):
+        sources.list_pieces("tfds:no_such_thing")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    sources._builder.cache_clear()
+    with pytest.raises(UserError, match=r'^tfds:c4/en needs tensorflow-datasets: pip install "paradigm\[data\]"$'):
+        sources.list_pieces("tfds:c4/en")
+
+
+# -------------------------------------------------------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize("dtype", ["<u1", "<u2", "<u4"])
+@pytest.mark.parametrize(
+    "count, starts, segments",
+    [
+        (6, [], [1, 1, 1, 1, 1, 1]),
+        (6, [2, 5], [1, 1, 2, 2, 2, 3]),
+        (4, [], [1, 1, 1, 1, 0, 0]),
+        (5, [1, 3], [1, 2, 2, 3, 3, 0]),
+    ],
+)
+def test_window_codec(dtype, count, starts, segments):
+    tokens = np.arange(3, 3 + count)
+    raw = encode_window(tokens, np.array(starts, np.int64), 6, dtype)
+    assert len(raw) == 6 * np.dtype(dtype).itemsize + 4 * (len(starts) + (count < 6))
+    found, ids = decode_window(raw, 6, dtype)
+    assert found.tolist() == tokens.tolist() + [0] * (6 - count) and ids.tolist() == segments
+    assert found.dtype == ids.dtype == np.int32
+
+
+def test_a_damaged_window_is_told():
+    with pytest.raises(ValueError, match="a record of 7 bytes is not a window of 6 tokens"):
+        decode_window(b"1234567", 6, "<u2")
+
+
+def test_documents_survive_in_order_with_eos_between(folder, tmp_path):
+    prepared = make(folder, tmp_path / "out")
+    train, valid = documents(prepared, "train"), documents(prepared, "valid")
+    assert sorted(train + valid) == sorted(text(i) for i in range(30)) and valid
+    counts = prepared.meta["counts"]
+    assert [counts[s]["documents"] for s in ("train", "valid")] == [len(train), len(valid)]
+    assert counts["train"]["tokens"] == sum(len(t.encode()) + 1 for t in train)
+    for window in windows(prepared, "train"):
+        ends = np.flatnonzero(window["tokens"] == 1)
+        np.testing.assert_array_equal(
+            np.flatnonzero(np.diff(window["segments"]) > 0), ends[ends + 1 < np.count_nonzero(window["segments"])]
+        )
+        assert window["segments"][0] == 1 and len(window["tokens"]) == 32
+
+
+def test_the_last_window_is_padded_and_counted(tmp_path):
+    (tmp_path / "x.txt").write_text("z" * 119)  # 120 tokens with eos
+    prepared = make(tmp_path / "x.txt", tmp_path / "out", valid=0.0)
+    assert prepared.meta["counts"]["train"]["windows"] == 4 and prepared.meta["counts"]["train"]["padding"] == 8
+    last = windows(prepared, "train")[-1]
+    assert last["segments"].tolist() == [1] * 24 + [0] * 8 and last["tokens"][23:25].tolist() == [1, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------- the split
+
+
+def test_validation_by_glob_and_exclude(folder, tmp_path):
+    prepared = make(folder, tmp_path / "out", valid_glob="b/0*", exclude="b/2*, a/1*")
+    assert sorted(documents(prepared, "valid")) == sorted(text(i) for i in (1, 3, 5, 7, 9))
+    kept = [i for i in range(30) if not (i % 2 and i >= 20) and not (i % 2 == 0 and 10 <= i < 20)]
+    assert sorted(documents(prepared, "train")) == sorted(text(i) for i in kept if i not in (1, 3, 5, 7, 9))
+
+
+def test_some_document_is_always_held_out(folder, tmp_path):
+    prepared = make(folder, tmp_path / "out", valid=0.0001)
+    assert len(documents(prepared, "valid")) == 1 and len(documents(prepared, "train")) == 29
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text(i)}) + "\n" for i in range(5)))
+    assert make(tmp_path / "x.jsonl", tmp_path / "out2", valid=0.0001).meta["counts"]["valid"]["documents"] == 1
+
+
+def test_membership_does_not_depend_on_the_other_documents(folder, tmp_path):
+    before = set(documents(make(folder, tmp_path / "a", valid=0.3), "valid"))
+    (folder / "a" / "zz.txt").write_text(text(99))
+    after = set(documents(make(folder, tmp_path / "b", valid=0.3), "valid"))
+    assert 3 < len(before) < 20 and after - {text(99)} == before
+
+
+@pytest.mark.parametrize("kind", ["txt", "gz", "zip"])
+def test_the_end_of_an_only_document_is_held_out(tmp_path, kind):
+    whole = "".join(f"line {i}\n" for i in range(1000))
+    path = tmp_path / {"txt": "x.txt", "gz": "x.txt.gz", "zip": "x.zip"}[kind]
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.txt", whole)
+    else:
+        path.write_bytes(gzip.compress(whole.encode()) if kind == "gz" else whole.encode())
+    prepared = make(path, tmp_path / "out", valid=0.1)
+    [train], [valid] = documents(prepared, "train"), documents(prepared, "valid")
+    assert train + valid == whole and train.endswith("\n") and 0.05 < len(valid) / len(whole) < 0.11
+
+
+def test_no_validation(folder, tmp_path):
+    prepared = make(folder, tmp_path / "out", valid=0.0)
+    assert len(documents(prepared, "train")) == 30
+    with pytest.raises(UserError, match="has no valid windows: prepare it with --valid above 0"):
+        prepared.source("valid")
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"window": 100_000}, r"\d+ training documents hold \d+ tokens, fewer than one window of 100000: shorten"),
+        ({"valid_glob": "c/*"}, r"no document matches valid_glob='c/\*'"),
+        ({"exclude": "*"}, r"exclude='\*' leaves nothing"),
+    ],
+)
+def test_corpora_that_are_too_small(folder, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        make(folder, tmp_path / "out", **settings)
+    assert not (tmp_path / "out" / "meta.json").exists()
+    make(folder, tmp_path / "out")  # the mended settings may go to the same place
+
+
+# ------------------------------------------------------------------------------------ workers, interruption, resumption
+
+
+@pytest.fixture
+def many_jobs(monkeypatch):
+    monkeypatch.setattr(P, "JOB_BYTES", 8000)
+
+
+def test_same_bytes_whatever_the_workers(folder, tmp_path, many_jobs):
+    one, two = (make(folder, tmp_path / f"w{n}", workers=n, tokenizer="sentencepiece:400") for n in (1, 2))
+    assert len(one.meta["shards"]["train"]) >= 5
+    assert files(one.directory) == files(two.directory)
+    assert one.fingerprint == two.fingerprint
+
+
+def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch):
+    whole = files(make(folder, tmp_path / "whole").directory)
+    out, job, calls = tmp_path / "out", P._job, []
+
+    def fails_at_the_fourth(*args):
+        calls.append(args[5])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return job(*args)
+
+    monkeypatch.setattr(P, "_job", fails_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        make(folder, out)
+    assert not (out / "meta.json").exists() and len(list(out.glob("done-*"))) == 3
+    with pytest.raises(UserError, match="holds no prepared corpus"):
+        PreparedText(out)
+    # One finished shard is damaged, one half-written file lies about.
+    damaged, other = sorted(out.glob("train-*"))[1], len(list(out.glob("done-*")))
+    raw = bytearray(damaged.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    damaged.write_bytes(raw)
+    assert other == 3
+    (out / sorted(name for name in whole if name.startswith("train-"))[5]).with_suffix(".array_record.tmp").write_bytes(
+        b"half"
+    )
+    calls.clear()
+    monkeypatch.setattr(P, "_job", lambda *args: calls.append(args[5]) or job(*args))
+    make(folder, out)
+    jobs = int(damaged.name.split("-of-")[1][:5])
+    assert jobs > 5 and calls == [1, *range(3, jobs)]
+    assert files(out) == whole
+    make(folder, out)
+    assert len(calls) == jobs - 2, "a prepared directory is left alone"
+
+
+def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, many_jobs, monkeypatch):
+    out, job = tmp_path / "out", P._job
+
+    def fails_at_the_second(*args):
+        if args[5] == 1:
+            raise KeyboardInterrupt
+        return job(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(P, "_job", fails_at_the_second)
+        make(folder, out)
+    before = files(out)
+    with pytest.raises(
+        UserError, match=r"holds another corpus \(window=32 there, 64 now\): give another directory, or"
+    ):
+        make(folder, out, window=64)
+    (folder / "a" / "00.txt").write_text("changed")
+    with pytest.raises(UserError, match=r"was made from .* as it was then .*, and that has changed"):
+        make(folder, out)
+    assert files(out) == before
+
+
+def test_killed_preparation_resumes_to_the_same_bytes(folder, tmp_path):
+    for i in range(300):  # long enough to be killed in the middle
+        (folder / f"{i}.md").write_text(text(i) * 12)
+    command = [sys.executable, "-m", "launch.prepare", f"--source={folder}", "--window=64", "--workers=2"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    subprocess.run([*command, f"--out={whole}"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, f"--out={out}"], stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list(out.glob("done-*")):
+        time.sleep(0.002)
+        assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "meta.json").exists()
+    subprocess.run([*command, f"--out={out}"], check=True, capture_output=True)
+    assert files(out) == files(whole)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    (folder / "noise.txt").write_text(rng.integers(33, 126, 500_000, dtype=np.uint8).tobytes().decode())
+    code = (
+        "import sys, pathlib; from t5like.data import TextData; from t5like.prepare import prepare\n"
+        f"prepare(TextData({str(folder)!r}, window=64), pathlib.Path({str(tmp_path / 'out')!r}), 1, False)"
+    )
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True)
+    assert re_last(done.stderr).endswith(
+        "out: cannot be written (File too large): free some space, or give another directory; what is finished is kept"
+    )
+    left = {p.name for p in (tmp_path / "out").iterdir()}
+    assert not any(n.startswith(("train-", "valid-", "done-", "meta")) for n in left), left
+    make(folder, tmp_path / "out", window=64)
+
+
+def re_last(stderr):
+    return stderr.strip().splitlines()[-1]
+
+
+def test_directories_that_are_not_ours(folder, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/out: cannot be written \(Not a directory\)"):
+        make(folder, tmp_path / "file" / "out")
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"busy holds other files \(thesis.tex\), no prepared corpus"):
+        make(folder, tmp_path / "busy")
+    assert os.listdir(tmp_path / "busy") == ["thesis.tex"]
+
+
+def test_one_preparation_at_a_time(folder, tmp_path):
+    out = tmp_path / "out"
+    with P._own(out), pytest.raises(UserError, match="is being prepared by another process: wait"):
+        make(folder, out)
+    make(folder, out)
+
+
+# ----------------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_recipe_builds_once_and_reads_prepared_directories(folder, tmp_path):
+    recipe = TextData(str(folder))
+    built = recipe.build(tmp_path / "data", window=40, progress=False)
+    assert built.window == 40 and built.meta["settings"]["window"] == 40
+    shutil.move(folder, tmp_path / "gone")  # a run keeps the text it began with
+    assert recipe.build(tmp_path / "data", window=40).fingerprint == built.fingerprint
+    direct = TextData(str(tmp_path / "data")).build(tmp_path / "unused", window=30)
+    assert direct.fingerprint == built.fingerprint and not (tmp_path / "unused").exists()
+    with pytest.raises(UserError, match=r"holds windows of 40 tokens and the objective reads 50: .*--window=50"):
+        TextData(str(tmp_path / "data")).build(tmp_path / "unused", window=50)
+    with pytest.raises(UserError, match=r"holds another corpus \(window=40 there, 50 now\)"):
+        recipe.build(tmp_path / "data", window=50)
+    with pytest.raises(UserError, match=r"was prepared with tokenizer='bytes', not 'sentencepiece:500'"):
+        TextData(str(tmp_path / "data"), tokenizer="sentencepiece:500").build(tmp_path / "unused", window=40)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"valid": 1.0}, r"valid=1.0: the held-out share of documents must lie in \[0, 1\)"),
+        ({"invalid_utf8": "ignore"}, "invalid_utf8='ignore': choose 'replace' or 'refuse'"),
+        ({"window": 1}, "window=1: a window holds at least 2 tokens"),
+    ],
+)
+def test_recipe_errors(settings, message):
+    with pytest.raises(UserError, match=message):
+        TextData("stdlib", **settings)
+
+
+def test_recipe_without_a_window(folder, tmp_path):
+    with pytest.raises(UserError, match="window is not set"):
+        TextData(str(folder)).build(tmp_path / "out")
+
+
+def test_prepared_directory_must_be_whole(folder, tmp_path):
+    prepared = make(folder, tmp_path / "out")
+    shard = tmp_path / "out" / prepared.meta["shards"]["train"][0]["file"]
+    whole = files(tmp_path / "out")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(
+        UserError, match=r"array_record has \d+ bytes instead of \d+: run launch.prepare into .*out again"
+    ):
+        PreparedText(tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(UserError, match=r"array_record is missing: run launch.prepare"):
+        PreparedText(tmp_path / "out")
+    make(folder, tmp_path / "out")  # prepare mends it
+    assert files(tmp_path / "out") == whole
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    (tmp_path / "out" / "meta.json").write_text(json.dumps({**meta, "format": "paradigm-text-0"}))
+    with pytest.raises(UserError, match="is of format 'paradigm-text-0', this version reads 'paradigm-text-1'"):
+        PreparedText(tmp_path / "out")
+    (tmp_path / "out" / "meta.json").write_text("{")
+    with pytest.raises(UserError, match="meta.json cannot be read"):
+        PreparedText(tmp_path / "out")
+
+
+def test_vocabulary_is_learnt_from_training_text_alone(folder, tmp_path):
+    (folder / "a" / "00.txt").write_text("ΩΩΩ ΩΩΩΩ ΩΩ " * 300)
+    prepared = make(folder, tmp_path / "out", valid_glob="a/00.txt", tokenizer="sentencepiece:400")
+    assert prepared.tokenizer.vocab_size == 400
+    pieces = prepared.tokenizer.encode("Ω")
+    assert len(pieces) == len("Ω".encode()), "a character seen only in validation falls back to bytes"
+    assert prepared.meta["vocab_size"] == 400 and prepared.meta["dtype"] == "<u2"
+
+
+@pytest.mark.parametrize("prepare_example", [SpanNoise(359, 100, 28), NextTokenWindows(32)])
+def test_dataset_over_windows_is_pure(folder, tmp_path, prepare_example):
+    prepared = make(folder, tmp_path / "out")
+    data = Dataset(prepared.source("train"), prepare_example, 8, seed=3)
+    again = Dataset(
+        pickle.loads(pickle.dumps(PreparedText(tmp_path / "out").source("train"))), prepare_example, 8, seed=3
+    )
+    for step in (0, 7, 1000):
+        for name, array in data.batch(step).items():
+            np.testing.assert_array_equal(array, again.batch(step)[name])
+    assert data.fingerprint == again.fingerprint
+    valid = Dataset(prepared.source("valid"), prepare_example, 8, train=False)
+    assert sum(valid.batch(s)["mask"].sum() for s in range(len(valid))) == len(prepared.source("valid"))
+
+
+def test_a_damaged_record_is_replaced_and_named(folder, tmp_path):
+    prepared = make(folder, tmp_path / "out", window=512, valid=0.0)
+    [shard] = prepared.meta["shards"]["train"]
+    path = pathlib.Path(tmp_path / "out" / shard["file"])
+    raw = bytearray(path.read_bytes())
+    raw[20_000] ^= 0xFF
+    path.write_bytes(raw)
+    source = PreparedText(tmp_path / "out").source("train")
+    data = Dataset(source, NextTokenWindows(512), len(source))
+    batch, problems = data.read(0)
+    assert len(problems) == 1 and f"{path.name} window " in problems[0].record
+    assert batch["mask"].all() and batch["tokens"].shape == (len(source), 512)
