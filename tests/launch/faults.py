@@ -4,8 +4,8 @@
 
 Each trial starts the same command in a directory of its own, kills it once or twice (while it starts, between two
 steps, in the middle of a save), and starts it again until it ends. Then it compares what launch.show prints, the sha256
-of params, optimizer state and extra among it, and every row of metrics.jsonl but its speed. It prints a table. A run that
-differs makes the exit code 1, and its directory stays.
+of params, optimizer state and extra among it, and every row of metrics.jsonl but its speed. It prints a table. A
+run that differs makes the exit code 1, and its directory stays.
 """
 
 import argparse

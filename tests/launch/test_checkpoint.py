@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -465,6 +466,57 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
             _, tree, meta = Checkpoints(tmp_path).arrays()
             assert meta == {"step": last} and all((x == last).all() for x in tree.values())
     assert last >= 6
+
+
+class Moments:
+    """A copy of a directory before every change that Python makes in it, as kill -9 would leave it.
+
+    What lies in N.tmp is left out: it is never read, and tensorstore writes there meanwhile.
+    """
+
+    CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile"}
+
+    def __init__(self, directory, copies):
+        self.directory, self.copies, self.count = directory, copies, 0
+        self.on, self.lock, self.copying = True, threading.Lock(), threading.local()
+        sys.addaudithook(self.hook)
+
+    def hook(self, event, args):
+        if not self.on or hasattr(self.copying, "now"):
+            return
+        if event == "open":
+            changes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        else:
+            changes = event in self.CHANGES
+        if changes and any(self.ours(path) for path in args[:2]):
+            with self.lock:
+                self.copying.now = True
+                unread = shutil.ignore_patterns("[0-9]*.tmp")
+                shutil.copytree(self.directory, self.copies / str(self.count), ignore=unread)
+                self.count += 1
+                del self.copying.now
+
+    def ours(self, path):
+        if not isinstance(path, (str, os.PathLike)):
+            return False
+        path = str(path)  # a relative one is rmtree's, which holds its directory open
+        return path.startswith(f"{self.directory}/") and ".tmp/" not in path or not path.startswith("/")
+
+
+def test_every_moment_of_a_commit_is_a_safe_one(tmp_path, caplog):
+    directory = tmp_path / "checkpoints"
+    directory.mkdir()
+    moments = Moments(directory, tmp_path)
+    with Checkpoints(directory, keep=1, best_metric="loss") as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step), {}, {"loss": -step})
+            checkpoints.save(step, make_state(step), {}, {"loss": -step - 0.5})  # amends the manifest
+    moments.on = False
+    found = [Checkpoints(tmp_path / str(i)).find() for i in range(moments.count)]
+    assert sorted(found, key=lambda step: step or 0) == found and {None, 1, 2} <= set(found) <= {None, 1, 2, 3}
+    assert moments.count > 30 and not caplog.records
+    for i, step in enumerate(found):
+        assert step is None or tree_sha256(Checkpoints(tmp_path / str(i)).arrays()[1]) == tree_sha256(make_state(step))
 
 
 # Hashes
