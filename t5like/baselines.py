@@ -57,8 +57,8 @@ class UnigramBaseline(CountingBaseline):
     def compute(self, objective, data):
         vocab = data.tokenizer.vocab_size
         counts = np.zeros(vocab, np.int64)
-        for tokens, segments in training_windows(data, self.windows):
-            counts += np.bincount(tokens[segments > 0], minlength=vocab)
+        for tokens, _ in training_windows(data, self.windows):
+            counts += np.bincount(tokens, minlength=vocab)
         is_word = np.arange(vocab) > UNK
         is_word &= np.arange(vocab) < vocab - data.tokenizer.extra_ids
         bits = np.log2(counts[is_word].sum() + is_word.sum()) - np.log2(counts + 1)
