@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
+from paradigm.schedule import FOREVER
 
 PAD, EOS, UNK = 0, 1, 2
-FINAL_STEP = 2**30  # "the end of the schedule": validation uses the settings that training arrives at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +192,7 @@ class SpanNoise:
 
     def plan(self, step, train=True):
         """The SpanPlan in force at this step."""
-        step = step if train else FINAL_STEP
+        step = step if train else FOREVER
         return span_plan(self.length, at(self.rate, step), at(self.mean_span, step), self.target_length)
 
     def padded_share(self, total_steps):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from paradigm.errors import UserError
+from paradigm.schedule import Cosine, Linear
 from t5like import corrupt
 
 VOCAB, EXTRA = 1000, 100
@@ -156,7 +157,13 @@ def test_determined_by_the_generator_alone():
 
 @pytest.mark.parametrize(
     "rate, mean_span",
-    [(Ramp(0.15, 0.5), 3.0), (0.15, Ramp(2.0, 10.0)), (Ramp(0.5, 0.1), Ramp(9.7, 1.3)), (0.6, Ramp(3.0, 20.0))],
+    [
+        (Ramp(0.15, 0.5), 3.0),
+        (0.15, Ramp(2.0, 10.0)),
+        (Ramp(0.5, 0.1), Ramp(9.7, 1.3)),
+        (0.6, Ramp(3.0, 20.0)),
+        (Linear(0.15, 100, final=0.5), Cosine(9.0, 90, final=2.0)),
+    ],
 )
 def test_schedules_keep_shapes(rate, mean_span):
     noise = corrupt.SpanNoise(VOCAB, 200, 200, rate, mean_span)
