@@ -29,12 +29,13 @@ HOMES = {
     "paradigm.optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon"),
     "t5like.data": ("TextData",),
     "t5like.models": ("t5", "gpt"),
+    "t5like.baselines": ("UnigramBaseline", "BigramBaseline"),
+    "t5like.decode": ("InfillSamples", "GenerateSamples"),
 }
 OBJECTIVES = ("t5like.objectives",)  # packages all of whose objectives can be named
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}
-gin.add_config_file_search_path(str(SHIPPED))
 
 
 def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports: Sequence[str] = ()) -> Experiment:
@@ -95,8 +96,7 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     for module in OBJECTIVES:
         register_objectives(module)
     for text, origin in sources:
-        _look_ahead(text, origin)
-        _parse(text, origin)
+        _parse(_look_ahead(text, origin), origin)
     # In files, what is bound must be referred to; a binding on the command line may well cut a reference off.
     bound = gin.config_str()
     _refuse_unread(_bound(bound), set(re.findall(r"[@%](?:\w+/)*(\w+)", bound)) | {"Experiment"})
@@ -131,15 +131,20 @@ def _refuse_unread(bound: set[str], read: set[str]) -> None:
         raise UserError(f"'{name}' is set but nothing reads it{f', did you mean {near[0]}?' if near else ''}")
 
 
-def _look_ahead(text: str, origin: str) -> None:
-    """Registers what a text imports before gin meets its names, and checks that what it includes is there."""
-    for number, line in enumerate(text.splitlines(), 1):
+def _look_ahead(text: str, origin: str) -> str:
+    """The text with the paths of its includes resolved; what it imports is registered, before gin meets the names."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
         if match := re.match(r"import\s+([\w.]+)", line):
             register_objectives(match[1])
         if match := re.match(r"include\s+['\"](.*)['\"]", line):
-            path = _find(match[1], f"{origin}:{number}: include '{match[1]}'")
+            path = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'")
             if re.search(r"^include\s", path.read_text("utf-8"), re.MULTILINE):
-                raise UserError(f"{path} is included by {origin}:{number} and includes others: includes go one deep")
+                raise UserError(
+                    f"{path} is included by {origin}:{number + 1} and includes others: includes go one deep"
+                )
+            lines[number] = f"include {str(path.absolute())!r}"
+    return "\n".join(lines)
 
 
 def _find(path: str, what: str) -> pathlib.Path:

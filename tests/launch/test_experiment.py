@@ -1,11 +1,20 @@
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 
 from launch import registry
 from launch.experiment import Experiment, config_diff, flatten, validate
 from paradigm.errors import UserError
 from tests.miniatures import Miniature, TwoTerms, alternating
+
+
+@dataclasses.dataclass(frozen=True)
+class Uneven(TwoTerms):
+    """Its one kernel has 6 rows."""
+
+    def init(self, key):
+        return {"encoder": {"in": {"kernel": jnp.zeros((6, 8))}}}
 
 
 def experiment(**changes):
@@ -41,16 +50,17 @@ def test_a_good_one_passes():
                           "choose a multiple of 16"),
     ({"mesh": "fsdp:3"}, "mesh 'fsdp:3' does not divide the devices"),
     ({"mesh": "tensro:2"}, "unknown axis 'tensro', did you mean 'tensor'?"),
-    ({"mesh": "fsdp:4,tensor:2"}, "encoder/in/kernel of shape (6, 8): dim 6 does not divide over mesh axis 'fsdp'"),
+    ({"objective": Uneven(), "mesh": "fsdp:4,tensor:2"},
+     "encoder/in/kernel of shape (6, 8): dim 6 does not divide over mesh axis 'fsdp'"),
 ])  # fmt: skip
 def test_each_problem_has_its_fix(changes, text):
     assert text in problem(**changes)
 
 
 def test_all_problems_are_listed_at_once():
-    message = problem(total_steps=-1, batch_size=12, microbatches=5, mesh="fsdp:8")
+    message = problem(objective=Uneven(), total_steps=-1, batch_size=12, microbatches=5, mesh="fsdp:8")
     assert message.count("; ") >= 3 and "\n" not in message
-    assert all(part in message for part in ("total_steps=-1", "microbatches=5", "does not divide over data x fsdp"))
+    assert all(part in message for part in ("total_steps=-1", "microbatches=5", "data x fsdp", "encoder/in/kernel"))
 
 
 OLD = """
