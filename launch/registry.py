@@ -140,9 +140,7 @@ def _look_ahead(text: str, origin: str) -> str:
         if match := re.match(r"include\s+['\"](.*)['\"]", line):
             path = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'")
             if re.search(r"^include\s", path.read_text("utf-8"), re.MULTILINE):
-                raise UserError(
-                    f"{path} is included by {origin}:{number + 1} and includes others: includes go one deep"
-                )
+                raise UserError(f"{path}, included by {origin}:{number + 1}, includes others: includes go one deep")
             lines[number] = f"include {str(path.absolute())!r}"
     return "\n".join(lines)
 

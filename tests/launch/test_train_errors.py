@@ -1,4 +1,4 @@
-"""What a person can get wrong when starting a run: one line that names the place and the fix, exit code 2, no traceback."""
+"""What a person can get wrong when starting a run: one line that names the place and the fix, and exit code 2."""
 
 import os
 import pathlib
@@ -65,7 +65,7 @@ def test_each_mistake_is_named(run, param, text):
 
 
 def test_a_missing_file_and_a_missing_binding(tmp_path):
-    with pytest.raises(UserError, match="--gin_file=runs/dem.gin: no such file here or in .*, did you mean 'runs/demo.gin'"):
+    with pytest.raises(UserError, match="runs/dem.gin: no such file here or in .*, did you mean 'runs/demo.gin'"):
         registry.parse(["runs/dem.gin"])
     text = (registry.SHIPPED / T5).read_text().replace("Experiment.batch_size", "# Experiment.batch_size")
     (tmp_path / "mine.gin").write_text(text)
