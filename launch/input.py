@@ -39,17 +39,18 @@ class Batches:
     NAMED = 20
 
     def __init__(self, iterator):
-        self._iterator = iterator
-        self._close = weakref.finalize(self, iterator.close)  # at exit too, before Grain's modules are torn down
+        # Held where an exit hook can close it and let go of it: Grain complains of iterators that outlive its modules.
+        self._held = [iterator]
+        self._close = weakref.finalize(self, _close, self._held)
         self.problems = 0
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        if self._iterator is None:
+        if not self._held:
             raise StopIteration
-        batch, problems = next(self._iterator)
+        batch, problems = next(self._held[0])
         for problem in problems:
             self.problems += 1
             if self.problems <= self.NAMED:
@@ -59,7 +60,6 @@ class Batches:
 
     def close(self):
         """Ends threads and processes. Further calls do nothing."""
-        self._iterator = None
         self._close()
 
     def __enter__(self):
@@ -67,6 +67,10 @@ class Batches:
 
     def __exit__(self, *_):
         self.close()
+
+
+def _close(held):
+    held.pop().close()
 
 
 def batches(dataset, start_step=0, rows=slice(None), workers=0, prefetch=4):

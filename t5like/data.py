@@ -28,9 +28,10 @@ class TextData:
     source: stdlib, a file or folder, tfds:NAME (see t5like/sources.py), or a directory that launch.prepare wrote, which
     is used as it is. tokenizer: bytes, sentencepiece:SIZE (learnt from this text) or the path of a saved one.
     window: tokens a window; None takes what the objective reads. valid: share of the documents held out, chosen by a
-    hash of their names. valid_glob: names of the documents to hold out instead, such as 'valid/*'. exclude: names to
-    leave out, such as 'test/*' (both may be several, comma-separated). field: where the text stands in jsonl and tfds
-    records. extensions: what is text inside a folder or archive. invalid_utf8: 'replace' (and count) or 'refuse'.
+    hash of their names; a tfds validation split takes its place. valid_glob: names of the documents to hold out
+    instead, such as 'valid/*'. exclude: names to leave out, such as 'test/*' (both may be several, comma-separated).
+    field: where the text stands in jsonl and tfds records. extensions: what is text inside a folder or archive.
+    invalid_utf8: 'replace' (and count) or 'refuse'.
     """
 
     source: str = "stdlib"
@@ -86,13 +87,14 @@ class TextData:
         return prepared
 
     def _agree(self, prepared):
-        """UserError if this recipe asks for anything that a prepared directory is not."""
-        there, default = prepared.meta["settings"], TextData().settings
-        for name, asked in self.settings.items():
-            if name != "source" and asked != default[name] and asked != there[name]:
+        """UserError if the model would be built for other tokens, or other windows, than a prepared directory holds."""
+        there = prepared.meta["settings"]
+        same_size = f"sentencepiece:{prepared.meta['vocab_size']}"
+        for name, asked, alike in (("tokenizer", self.tokenizer, same_size), ("window", self.window, None)):
+            if asked not in (getattr(TextData, name), there[name], alike):
                 raise UserError(
-                    f"{prepared.directory} was prepared with {name}={there[name]!r}, not {asked!r}: leave {name} out, "
-                    "or prepare it again"
+                    f"{prepared.directory} was prepared with {name}={there[name]!r}, not {asked!r}: set "
+                    f"TextData.{name} to that, or prepare it again"
                 )
 
 

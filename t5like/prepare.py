@@ -150,6 +150,8 @@ def _split(recipe, listing):
         raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing")
     if recipe.valid_glob or not recipe.valid:
         return pieces, HeldOut(globs=recipe.valid_glob)
+    if any(p.kind == "tfds" and p.name.startswith("validation/") for p in pieces):
+        return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
     if len(pieces) == 1 and pieces[0].single:  # one document: its end is held out
         [only] = pieces
         [(_, raw)] = sources.read(only)

@@ -2,7 +2,8 @@
 
     stdlib            sources and documentation of the Python standard library on this machine
     PATH              a text file, .gz, .jsonl, .zip or ArrayRecord file, or a folder of such files
-    tfds:NAME         a prepared TensorFlow data set (or its directory), read without TensorFlow
+    tfds:NAME         a prepared TensorFlow data set (or its directory), read without TensorFlow: its splits train and
+                      validation, if it has the latter
 
 A document is a name that stays the same from run to run, and bytes that should be UTF-8. A piece is one document, or a
 stretch of a file that holds many; pieces are what several processes share out among themselves.
@@ -234,8 +235,10 @@ def _tfds(name, field):
     features = sorted(builder.info.features)
     if field not in features:
         raise UserError(f"tfds:{name} has no feature {field!r}, only {', '.join(features)}: choose with --field")
+    if "train" not in builder.info.splits:
+        raise UserError(f"tfds:{name} has no train split, only {', '.join(sorted(builder.info.splits))}")
     pieces = []
-    for split in sorted(builder.info.splits):
+    for split in [s for s in ("train", "validation") if s in builder.info.splits]:
         info = builder.info.splits[split]
         for shard, (path, count) in enumerate(zip(info.filepaths, info.shard_lengths)):
             size, prefix = os.path.getsize(path), f"{split}/{shard}"

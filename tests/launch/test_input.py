@@ -124,7 +124,7 @@ def test_close_is_quiet_and_final(prepared, tmp_path):
         "from t5like.data import PreparedText\n"
         "if __name__ == '__main__':\n"
         f"    data = Dataset(PreparedText({str(prepared.directory)!r}).source('train'), SpanNoise(359, 100, 34), 64)\n"
-        "    stream = batches(data, workers=2)\n"
+        "    stream = batches(data, workers=1)\n"
         "    batch = next(stream)\n"
         "    stream.close()\n"
         "    stream.close()\n"

@@ -230,7 +230,11 @@ def tfds_dir(tmp_path_factory):
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, manager):
-            return {"train": self._generate_examples(0, 40), "validation": self._generate_examples(40, 50)}
+            return {
+                "train": self._generate_examples(0, 40),
+                "validation": self._generate_examples(40, 50),
+                "test": self._generate_examples(50, 52),
+            }
 
         def _generate_examples(self, start, end):
             for i in range(start, end):
@@ -256,19 +260,18 @@ def as_tfrecord(directory, out):
 
 
 def test_tfds_reads_both_formats_without_tensorflow(tfds_dir, tmp_path):
-    settings = {"valid_glob": "validation/*"}
-    first = make(f"tfds:{tfds_dir}", tmp_path / "a", **settings)
+    first = make(f"tfds:{tfds_dir}", tmp_path / "a")
     assert sorted(documents(first, "valid")) == sorted(text(i) for i in range(40, 50))
     assert sorted(documents(first, "train")) == sorted(text(i) for i in range(40))
     framed = as_tfrecord(tfds_dir, tmp_path / "tfrecord")
-    second = make(f"tfds:{framed}", tmp_path / "b", **settings)
+    second = make(f"tfds:{framed}", tmp_path / "b")
     assert documents(second, "train") == documents(first, "train")
     assert "tensorflow" not in sys.modules
     path = next(framed.glob("*train.tfrecord*"))
     path.write_bytes(path.read_bytes()[:-7])
     sources._builder.cache_clear()
     with pytest.raises(UserError, match=r"train.tfrecord\S* is cut short: it ends inside a record"):
-        make(f"tfds:{framed}", tmp_path / "c", **settings)
+        make(f"tfds:{framed}", tmp_path / "c")
 
 
 def test_tfds_errors(tfds_dir, monkeypatch, tmp_path):
@@ -459,7 +462,7 @@ def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, 
     ):
         make(folder, out, window=64)
     (folder / "a" / "00.txt").write_text("changed")
-    with pytest.raises(UserError, match=r"was made from .* as it was then .*, and that has changed"):
+    with pytest.raises(UserError, match=r"was made from .* as it was then, and that has changed"):
         make(folder, out)
     assert files(out) == before
 
@@ -467,17 +470,24 @@ def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, 
 def test_killed_preparation_resumes_to_the_same_bytes(folder, tmp_path):
     for i in range(300):  # long enough to be killed in the middle
         (folder / f"{i}.md").write_text(text(i) * 12)
-    command = [sys.executable, "-m", "launch.prepare", f"--source={folder}", "--window=64", "--workers=2"]
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    subprocess.run([*command, f"--out={whole}"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, f"--out={out}"], stderr=subprocess.DEVNULL, start_new_session=True)
+    whole, out = make(folder, tmp_path / "whole", 256).directory, tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "launch.prepare",
+        f"--source={folder}",
+        "--window=32",
+        "--workers=2",
+        f"--out={out}",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while not list(out.glob("done-*")):
         time.sleep(0.002)
         assert process.poll() is None, "it ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "meta.json").exists()
-    subprocess.run([*command, f"--out={out}"], check=True, capture_output=True)
+    make(folder, out, 256)
     assert files(out) == files(whole)
 
 
@@ -535,8 +545,14 @@ def test_recipe_builds_once_and_reads_prepared_directories(folder, tmp_path):
         TextData(str(tmp_path / "data")).build(tmp_path / "unused", window=50)
     with pytest.raises(UserError, match=r"holds another corpus \(window=40 there, 50 now\)"):
         recipe.build(tmp_path / "data", window=50)
-    with pytest.raises(UserError, match=r"was prepared with tokenizer='bytes', not 'sentencepiece:500'"):
+    with pytest.raises(
+        UserError, match=r"was prepared with tokenizer='bytes', not 'sentencepiece:500': set TextData.tok"
+    ):
         TextData(str(tmp_path / "data"), tokenizer="sentencepiece:500").build(tmp_path / "unused", window=40)
+    with pytest.raises(UserError, match=r"was prepared with window=40, not 30"):
+        TextData(str(tmp_path / "data"), window=30).build(tmp_path / "unused", window=30)
+    # A run file's settings of how to prepare do not stand in the way, nor does another way to name as many ids.
+    TextData(str(tmp_path / "data"), tokenizer="sentencepiece:359", valid=0.2).build(tmp_path / "unused", window=40)
 
 
 @pytest.mark.parametrize(
