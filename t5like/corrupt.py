@@ -168,7 +168,8 @@ class SpanNoise:
                 f"span corruption: a vocabulary of {self.vocab_size} has no room for {self.extra_ids} sentinels beside "
                 f"pad, eos, unk and text; raise the vocabulary above {self.extra_ids + UNK + 1} or lower extra_ids"
             )
-        spans = max(plan.spans for plan in self._corners)
+        # Between the extremes of a scheduled mean span, rounding may add one to the spans of the corners.
+        spans = max(plan.spans for plan in self._corners) + callable(self.mean_span)
         if spans > self.extra_ids:
             raise UserError(
                 f"span corruption: length {self.length} at rate {extremes(self.rate)[1]:g} and mean_span "
