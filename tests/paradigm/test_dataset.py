@@ -89,6 +89,8 @@ def test_example_is_a_function_of_seed_and_index():
         again = Dataset(Numbers(100), Noise(), 8, seed=1).example(i)
         equal(again, {k: v[i % 8] for k, v in batches[i // 8].items()})
     assert data.example(17)["step"] == 2
+    noise = np.concatenate([b["noise"] for b in batches])
+    assert len(np.unique(noise)) == noise.size, "no two examples share their randomness, not in a later epoch either"
     other = Dataset(Numbers(100), Noise(), 8, seed=2).batch(0)
     assert (other["x"] != batches[0]["x"]).any() and (other["noise"] != batches[0]["noise"]).all()
 
@@ -187,6 +189,12 @@ def test_broken_record_is_replaced_counted_and_named():
     np.testing.assert_array_equal(batch["x"][keep], whole["x"][keep])
     np.testing.assert_array_equal(batch["noise"], whole["noise"])
     equal(Dataset(Numbers(20, broken=[7]), Noise(), 20, seed=3).example(row), {k: v[row] for k, v in batch.items()})
+
+
+def test_replacements_are_drawn_anew_for_each_index():
+    batch, problems = Dataset(Numbers(200, broken=range(50)), Noise(), 200, seed=3).read(0)
+    assert len(problems) >= 50 and batch["x"].min() >= 50
+    assert np.bincount(batch["x"]).max() < 6
 
 
 def test_a_source_that_is_all_broken_stops_the_run():

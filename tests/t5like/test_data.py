@@ -120,7 +120,7 @@ def test_long_files_are_read_in_stretches_that_lose_nothing(tmp_path, monkeypatc
     monkeypatch.setattr(sources, "PIECE_BYTES", 1000)
     (tmp_path / "long.txt").write_text("".join(f"line {i} å\n" for i in range(2000)))
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": f"t{i}" * (i % 50)}) + "\n" for i in range(500)))
-    (tmp_path / "no_newline.txt").write_text("å" * 5000)
+    (tmp_path / "no_newline.txt").write_text("x" + "å" * 5000)
     listing = sources.list_pieces(str(tmp_path))
     assert len(listing.pieces) > 40
     texts = {name: b"".join(raw for p in listing.pieces if p.path.endswith(name) for _, raw in sources.read(p))
@@ -469,14 +469,14 @@ def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, 
 
 def test_killed_preparation_resumes_to_the_same_bytes(folder, tmp_path):
     for i in range(300):  # long enough to be killed in the middle
-        (folder / f"{i}.md").write_text(text(i) * 12)
+        (folder / f"{i}.md").write_text(text(i) * 20)
     whole, out = make(folder, tmp_path / "whole", 256).directory, tmp_path / "out"
     command = [
         sys.executable,
         "-m",
         "launch.prepare",
         f"--source={folder}",
-        "--window=32",
+        "--window=256",
         "--workers=2",
         f"--out={out}",
     ]
