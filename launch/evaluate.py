@@ -69,7 +69,7 @@ class Data:
         return self.train.fingerprint
 
     def batches(self, phase=None, rows=slice(None)):
-        """The validation batches of a phase (None: the first), numpy, padded with mask 0; at most eval_batches of them."""
+        """The validation batches of a phase (None: the first), numpy, padded with mask 0; at most eval_batches."""
         dataset = next(iter(self.valid.values())) if phase is None else self.valid[phase]
         for i in range(min(len(dataset), self._limit)):
             yield dataset.batch(i, rows)
@@ -100,7 +100,7 @@ class Evaluation:
     def run(self, state, abandon=lambda: False):
         """({'valid/NAME': float}, artefacts) of a state; None when `abandon()` turned true between two batches.
 
-        'valid/loss' is the sum over terms of their means; a term's own mean is 'valid/loss/TERM' where there are several.
+        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
         """
         sums = collections.defaultdict(lambda: [0.0, 0.0])
         with jax.set_mesh(self._program.mesh):
@@ -147,7 +147,7 @@ def evaluate(workdir, step=None, gin_params=()):
     workdir = pathlib.Path(workdir)
     config = workdir / "config.gin"
     if not config.exists():
-        raise UserError(f"--workdir={workdir}: there is no run here (no config.gin); give the --workdir of a training run")
+        raise UserError(f"--workdir={workdir}: no run is here (no config.gin); give that of a training run")
     experiment = registry.parse_text(config.read_text("utf-8"), gin_params, str(config))
     program = Program(experiment, make_mesh(experiment.mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
@@ -167,7 +167,7 @@ def main(argv):
     step = STEP.value
     if step not in (None, "best"):
         if not step.isdecimal():
-            raise UserError(f"--step={step}: write a number of steps, or 'best'; leave it out for the newest checkpoint")
+            raise UserError(f"--step={step}: write a number of steps or 'best'; leave it out for the newest")
         step = int(step)
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     step, metrics, artefacts = evaluate(WORKDIR.value, step, GIN_PARAM.value + mesh)

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import os
 import pathlib
 import signal
@@ -51,8 +52,8 @@ class Finished:
 def train(experiment, workdir, *, config=None, init_from=None, profile=None):
     """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
 
-    SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends the
-    process at once. In a run of several processes jax's own preemption service brings SIGTERM to all of them.
+    SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends
+    the process at once. In a run of several processes jax's own preemption service brings SIGTERM to all of them.
 
     Args:
         experiment: an Experiment.
@@ -86,7 +87,7 @@ def _train(experiment, workdir, config, init_from, profile, closing):
     closing.enter_context(jax.set_mesh(mesh))
     _introduce(mesh)
 
-    # Shapes first. What they say is compiled in a thread, while the data are opened and the first state is found here.
+    # Shapes first. The steps and the first state are made of them in threads, while the data are prepared here.
     program = Program(experiment, mesh)
     checkpoints = closing.enter_context(
         Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
@@ -94,9 +95,12 @@ def _train(experiment, workdir, config, init_from, profile, closing):
     first = objective.phase((checkpoints.steps() or [0])[-1])
     executables = Background(program.compile, sorted(program.batch, key=lambda phase: phase != first))
     closing.callback(executables.close)
+    make_state, meta, source = _beginning(program, checkpoints, init_from)
+    states = Background(lambda make: make(), [make_state])
+    closing.callback(states.close)
     data = Data(experiment, workdir / "data")
 
-    state, meta, source = _first_state(program, checkpoints, init_from)
+    state = states[make_state]
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):
         raise UserError(
@@ -171,23 +175,23 @@ def _introduce(mesh):
     axes = " ".join(f"{name}:{size}" for name, size in mesh.shape.items())
     packages = run_directory.versions()
     print(
-        f"process {jax.process_index()} of {jax.process_count()} · {jax.local_device_count()} of {jax.device_count()} devices "
-        f"({jax.devices()[0].device_kind}) · mesh {axes} · "
+        f"process {jax.process_index()} of {jax.process_count()} · "
+        f"{jax.local_device_count()} of {jax.device_count()} devices ({jax.devices()[0].device_kind}) · mesh {axes} · "
         + ", ".join(f"{name} {packages[name]}" for name in ("python", "jax", "flax", "optax")),
         flush=True,
     )
 
 
-def _first_state(program, checkpoints, init_from):
-    """(state, meta, where it is from): this run's own newest checkpoint > init_from > scratch."""
+def _beginning(program, checkpoints, init_from):
+    """(function that makes the first state, meta, what it is): this run's newest checkpoint > init_from > scratch."""
     fresh = {"data": None, "progress": {"logged": 0, "evaluated": 0, "window": {}}}
     restored = checkpoints.restore(program.state)
     if restored is not None:
         state, meta = restored
         also = f" (--init_from={init_from} is for new runs)" if init_from else ""
-        return state, meta, f"resumed from step {int(state.step)}{also}"
+        return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     if init_from is None:
-        return program.init(), fresh, "started from scratch"
+        return program.init, fresh, "started from scratch"
     path, step = pathlib.Path(init_from).expanduser(), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
@@ -196,12 +200,12 @@ def _first_state(program, checkpoints, init_from):
         raise UserError(f"--init_from={init_from}: no checkpoint there; give a run directory or its checkpoints/STEP")
     step, arrays, _ = found
     params = trees.merge_strict(program.state.params, arrays["params"], f"--init_from={init_from} (step {step})")
-    return program.init(params), fresh, f"started from the parameters of {path} at step {step}"
+    return functools.partial(program.init, params), fresh, f"started from the parameters of {path} at step {step}"
 
 
 class Meter:
-    """What the host learns of the steps. It reads their metrics one step late, so that the device never waits for it, and
-    never lets more than two steps be in flight; merges them into rows; counts steps that were not finite; takes the time.
+    """What the host learns of the steps. It reads their metrics one step late, so that the device never waits for it,
+    and never lets more than two steps be in flight; merges them into rows; counts bad steps; takes the time.
 
     Several virtual devices of one CPU share a pool of threads, in which two steps in flight can wait for each other for
     ever: there each step is waited for.
@@ -270,8 +274,8 @@ class Meter:
             size = self._experiment.batch_size
             raise UserError(
                 f"loss or gradient was not finite in {BAD_STEPS} steps in a row, last in batch {step - 1} (examples "
-                f"{(step - 1) * size} to {step * size - 1}): lower the learning rate, warm up longer or look at those data; "
-                "the same command goes on from the newest checkpoint"
+                f"{(step - 1) * size} to {step * size - 1}): lower the learning rate, warm up longer or look at "
+                "those data; the newest checkpoint is as it was"
             )
         if step % self._experiment.log_every == 0:
             self._row(step)
@@ -311,8 +315,8 @@ class Stop:
     def _catch(self, number, _):
         self._signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.write(2, f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C ends at once\n".encode())  # not print:
-        # the signal may have come in the middle of one
+        text = f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C ends the process at once\n"
+        os.write(2, text.encode())  # the signal may have come in the middle of a print
 
     def asked(self, step):
         """Whether to save and leave after `step` steps; all processes get the same answer."""

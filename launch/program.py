@@ -1,6 +1,6 @@
 """What is compiled: an experiment on a mesh, known from shapes alone before there is any data or any number.
 
-    abstract state -> shardings -> executables, one for each phase of the objective
+Abstract state -> shardings -> executables, one for each phase of the objective.
 """
 
 import threading
@@ -45,7 +45,7 @@ class Program:
             return jax.jit(self._init, out_shardings=self.shardings)(params)
 
     def compile(self, phase):
-        """step(state, batch) -> (state, metrics) for arrays that lie as `state` and `batch[phase]` say; donates the state."""
+        """step(state, batch) -> (state, metrics), for arrays as `state` and `batch[phase]` say; donates the state."""
         e = self.experiment
         step = make_train_step(
             e.objective, e.optimizer, seed=e.seed, phase=phase, microbatches=e.microbatches, clip=e.clip, ema=e.ema
@@ -62,8 +62,8 @@ class Program:
         first, last = min(a for a, _ in spans), max(b for _, b in spans)
         if sum(b - a for a, b in spans) != last - first:
             raise UserError(
-                f"mesh '{self.experiment.mesh}' gives process {jax.process_index()} rows that do not follow each other: "
-                "let data and fsdp, not tensor, span the processes"
+                f"mesh '{self.experiment.mesh}' gives process {jax.process_index()} rows that are not "
+                "neighbours: let data and fsdp, not tensor, span the processes"
             )
         return slice(first, last)
 
@@ -93,7 +93,7 @@ class Background:
                 return
             try:
                 future.set_result(fn(argument))
-            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+            except BaseException as error:  # it is raised where the result is asked for
                 future.set_exception(error)
 
     def __getitem__(self, argument):

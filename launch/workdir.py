@@ -1,7 +1,7 @@
 """The run directory: whose it is, and what it was made with.
 
-config.gin holds the operative configuration, environment.json the versions, the commit, the devices and the times of every
-start. Both are there before the first step.
+config.gin holds the operative configuration, environment.json the versions, the commit, the devices and the time of
+every start. Both are there before the first step.
 """
 
 import datetime
@@ -42,13 +42,13 @@ def claim(workdir, experiment, config):
                     "Take another directory, or give the settings of that run"
                 )
         elif found := [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]:
-            raise UserError(f"--workdir={workdir} has {found[0]} but no config.gin, so it is no run to go on with: take another")
+            raise UserError(f"--workdir={workdir} has {found[0]} but no config.gin: take another directory")
         if jax.process_index() == 0:
             replace(path, config.encode())
             _record(workdir / "environment.json")
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir} cannot be written ({error.strerror or error}): take a directory that is yours, with space"
+            f"--workdir={workdir} cannot be written ({error.strerror or error}): take a directory that can"
         ) from error
     return workdir, config
 
@@ -86,9 +86,8 @@ def _record(path):
 
 def _git():
     """{'commit', 'changed': files that differ from it} of the code, or None outside a repository."""
-    call = lambda *args: subprocess.run(
-        ["git", "-C", str(pathlib.Path(__file__).parent), *args], capture_output=True, text=True, timeout=20, check=True
-    ).stdout
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    call = lambda *args: subprocess.check_output([*git, *args], stderr=subprocess.DEVNULL, text=True, timeout=20)
     try:
         changed = [line[3:] for line in call("status", "--porcelain", "--untracked-files=no").splitlines()]
         return {"commit": call("rev-parse", "HEAD").strip(), "changed": changed}

@@ -108,7 +108,7 @@ class Writers:
 
 
 def cut_rows(path, counts):
-    """The rows of metrics.jsonl for which counts(step, names) holds; others, and a half-written line, leave the file."""
+    """The rows of metrics.jsonl for which counts(step, names) holds; others, and a half-written line, are cut."""
     rows, stays = [], []
     lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
     for line in lines:
@@ -141,7 +141,8 @@ def replace(path, content):
 def save_artefact(directory, artefact):
     """Writes a named text, image or table into the directory, in a form that any viewer opens; returns the path."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / (artefact.name.replace("/", "_") + {"text": ".txt", "image": ".png", "table": ".csv"}[artefact.kind])
+    extension = {"text": ".txt", "image": ".png", "table": ".csv"}[artefact.kind]
+    path = directory / (artefact.name.replace("/", "_") + extension)
     if artefact.kind == "text":
         path.write_text(artefact.value + "\n", "utf-8")
     elif artefact.kind == "table":
@@ -158,7 +159,8 @@ def save_artefact(directory, artefact):
 
 def draw_loss(path, rows):
     """The loss curve of these rows, training and validation, as a PNG; nothing when there is none yet."""
-    curves = {name: [(r["step"], r[name]) for r in rows if r.get(name) is not None] for name in ("train/loss", "valid/loss")}
+    names = ("train/loss", "valid/loss")
+    curves = {name: [(row["step"], row[name]) for row in rows if row.get(name) is not None] for name in names}
     if not any(curves.values()):
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -214,8 +216,10 @@ class TensorBoard:
             value = artefact.value if artefact.value.ndim == 3 else artefact.value[..., None]
             self._add(step, self._summary.image(artefact.name, value, dataformats="HWC"))
         else:
-            rows = artefact.value.splitlines() if artefact.kind == "text" else [" | ".join(map(str, r)) for r in artefact.value]
-            self._add(step, self._summary.text(artefact.name, "\n".join("    " + row for row in rows)))  # markdown: as is
+            table = artefact.kind == "table"
+            lines = [" | ".join(map(str, row)) for row in artefact.value] if table else artefact.value.splitlines()
+            verbatim = "\n".join("    " + line for line in lines)  # in markdown, which TensorBoard reads
+            self._add(step, self._summary.text(artefact.name, verbatim))
 
     def close(self):
         self._file.close()

@@ -22,9 +22,9 @@ class NumbersData:
         return miniatures.Numbers(getattr(self, split), f"numbers {split}")
 
 
-def experiment(objective=miniatures.TwoTerms(), **settings):
+def experiment(objective=None, **settings):
     defaults = dict(
-        objective=objective,
+        objective=objective or miniatures.TwoTerms(),
         data=NumbersData(),
         optimizer=optim.AdamW(learning_rate=0.01),
         total_steps=12,

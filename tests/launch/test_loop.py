@@ -183,7 +183,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_it_comes_when_the_run_goes_on(tmp
     put = Program.put
 
     def disturbed(self, batch, phase):
-        if batch["index"][0, 1] == 16 and batch["mask"].sum() == 16 and np.all(batch["index"][:, 0] == 0) and evaluating:
+        if evaluating:
             os.kill(os.getpid(), signal.SIGTERM)
         return put(self, batch, phase)
 
@@ -250,7 +250,8 @@ def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypat
         assert read == list(range(1, step + 1 - unread))
     assert recorder.steps == [2, 4]
     meter.drain()
-    assert read == [1, 2, 3, 4, 5] and meter.progress == {"logged": 4, "window": {"loss": [1.0, 1.0], "bad_steps": [0.0, 0.0]}}
+    assert read == [1, 2, 3, 4, 5]
+    assert meter.progress == {"logged": 4, "window": {"loss": [1.0, 1.0], "bad_steps": [0.0, 0.0]}}
 
 
 def test_profile_traces_into_the_run_directory(tmp_path):

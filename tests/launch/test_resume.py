@@ -17,7 +17,8 @@ from tests import contract, miniatures
 from tests.launch import small
 
 STEPS = 12
-OBJECTIVES = {**miniatures.ALL, "stages": Stages(parts=(("recall", miniatures.TwoTerms()), ("signs", miniatures.Signs())), boundaries=(5,))}
+STAGES = Stages(parts=(("recall", miniatures.TwoTerms()), ("signs", miniatures.Signs())), boundaries=(5,))
+OBJECTIVES = {**miniatures.ALL, "stages": STAGES}
 
 
 def finish(experiment, workdir):

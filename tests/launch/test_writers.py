@@ -23,11 +23,13 @@ ARTEFACTS = [
 ]
 
 
+SPEED = {"elapsed": 1.0, "seconds_per_step": 2.0, "tokens_per_second": 12345.0, "mfu": 0.421}
+
+
 def write(workdir, steps, **settings):
     out = Writers(workdir, step=steps[0], total_steps=100, unit="tokens", **settings)
     for step in steps:
-        speed = {"elapsed": 1.0, "seconds_per_step": 0.5, "tokens_per_second": 2e4, "mfu": 0.4}
-        out.train(step, {"loss": 1.0 / step, "bad_steps": 0}, speed)
+        out.train(step, {"loss": 1.0 / step, "bad_steps": 0}, SPEED)
         if step % 20 == 0:
             out.valid(step, {"valid/loss": 2.0 / step}, ARTEFACTS, {"seconds": 1.0})
     return out
@@ -47,7 +49,8 @@ def events(workdir):
             assert struct.unpack_from("<I", content, at + 8)[0] == masked_crc32c(content[at : at + 8])
             assert struct.unpack_from("<I", content, at + 12 + length)[0] == masked_crc32c(body)
             event = Event.FromString(body)
-            found.append((event.step, {v.tag: v.simple_value for v in event.summary.value if v.HasField("simple_value")}))
+            values = [v for v in event.summary.value if v.HasField("simple_value")]
+            found.append((event.step, {v.tag: v.simple_value for v in values}))
             at += length + 16
     return [(step, values) for step, values in found if values]
 
@@ -117,7 +120,8 @@ def test_numbers_that_json_lacks_become_null(tmp_path):
     out = Writers(tmp_path)
     out.train(1, {"loss": float("nan"), "accuracy": None, "bad_steps": 3}, {"elapsed": 1.0})
     out.close()
-    assert rows(tmp_path) == [{"step": 1, "train/loss": None, "train/accuracy": None, "train/bad_steps": 3, "speed": {"elapsed": 1.0}}]
+    (row,) = rows(tmp_path)
+    assert (row["train/loss"], row["train/accuracy"], row["train/bad_steps"]) == (None, None, 3)
 
 
 def test_artefacts_are_files_that_any_viewer_opens(tmp_path):
@@ -135,7 +139,7 @@ def test_artefacts_are_files_that_any_viewer_opens(tmp_path):
 def test_without_a_terminal_lines_are_few_and_the_last_one_comes(tmp_path, capsys):
     out = Writers(tmp_path, step=0, total_steps=5, unit="tokens")
     for step in range(1, 6):
-        out.train(step, {"loss": 3.25}, {"elapsed": 1.0, "seconds_per_step": 2.0, "tokens_per_second": 12345.0, "mfu": 0.421})
+        out.train(step, {"loss": 3.25}, SPEED)
         out.advance(step)
     out.close()
     lines = capsys.readouterr().out.splitlines()
@@ -150,7 +154,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     out = Writers(tmp_path, step=0, total_steps=5, unit="tokens")
-    out.train(1, {"loss": 3.25}, {"elapsed": 1.0, "seconds_per_step": 2.0, "tokens_per_second": 12345.0, "mfu": 0.421})
+    out.train(1, {"loss": 3.25}, SPEED)
     out.advance(5)
     out.close()
     shown = capsys.readouterr().err
