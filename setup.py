@@ -8,7 +8,6 @@ PACKAGES = [
     "t5like.objectives",
     "launch",
     "gin_configs",
-    "benchmarks",
 ]
 
 setup(
@@ -18,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=PACKAGES,
-    package_data={"gin_configs": ["**/*.gin"], "benchmarks": ["*.json"]},
+    package_data={"gin_configs": ["**/*.gin"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array_record>=0.8,<0.9",

@@ -20,7 +20,9 @@ BATCH = ("data", "fsdp")  # the axes that a batch's rows are spread over
 def constrain(x, *axes):
     """`x` with its trailing dims laid over these mesh axes; x itself where there is no mesh with these axes.
 
-    BATCH stands first for activations: constrain(x_BxLxD, BATCH, None, None).
+    BATCH stands first for activations: constrain(x_BxLxD, BATCH, None, None). A model must say so after each matrix
+    product whose kernel is cut over fsdp: left to itself on a mesh of all three axes, XLA's partitioner (jaxlib 0.10.2
+    and 0.12.0.1) was seen to return a wrong gradient for tanh(x @ w) with w over (fsdp, tensor), not merely a slow one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):
@@ -122,8 +124,8 @@ def _inherited(name, shape, params):
     if shape == wanted:
         return spec
     spec = tuple(spec) + (None,) * (len(wanted) - len(spec))
-    order = reversed(range(len(wanted))) if "v_row" in parts else range(len(wanted))
-    for axis in order:
+    axes = range(trees.is_stacked(name), len(wanted))
+    for axis in reversed(axes) if "v_row" in parts else axes:
         if wanted[:axis] + wanted[axis + 1 :] == shape:
             return P(*spec[:axis], *spec[axis + 1 :])
     return P()

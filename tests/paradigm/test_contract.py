@@ -1,0 +1,256 @@
+"""The contract of objective and step, proven on five miniatures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradigm import optim, partition, rng
+from paradigm.combine import Alternate, Stages, Sum
+from paradigm.dataset import Dataset
+from paradigm.errors import UserError
+from paradigm.objective import Context, Loss, Term
+from paradigm.step import cut, init_state, make_eval_step, make_train_step, uncut
+from tests import contract, miniatures
+
+B = 16
+OPTIMIZER = optim.AdamW(learning_rate=0.01)
+everyone = pytest.mark.parametrize("name", list(miniatures.ALL))
+
+
+def batches(objective, masked=0):
+    """batch_of(step), the last `masked` rows of each batch being padding."""
+    data = Dataset(miniatures.Numbers(), objective.prepare, B, seed=3)
+
+    def batch_of(step):
+        batch = dict(data.batch(step))
+        batch["mask"] = np.float32(np.arange(B) < B - masked)
+        return batch
+
+    return batch_of
+
+
+@everyone
+def test_resume_is_bit_exact(name):
+    objective = miniatures.ALL[name]
+    contract.check_resume(objective, OPTIMIZER, batches(objective), clip=1.0, ema=0.9)
+
+
+@everyone
+def test_microbatches_equal_the_whole(name):
+    objective = miniatures.ALL[name]
+    contract.check_microbatches(objective, batches(objective, masked=0 if name == "batch_statistics" else 3))
+
+
+@everyone
+def test_sharded_equals_one_device(name):
+    objective = miniatures.ALL[name]
+    contract.check_sharding(objective, batches(objective))
+
+
+@everyone
+def test_sharded_microbatches_equal_one_device(name):
+    objective = miniatures.ALL[name]
+    contract.check_sharding(objective, batches(objective), meshes=("mixed",), microbatches=2)
+
+
+@everyone
+def test_compiles_from_shapes_alone(name):
+    objective = miniatures.ALL[name]
+    contract.check_abstract(objective, OPTIMIZER, batches(objective), B, ema=0.9)
+
+
+@everyone
+def test_weights_do_not_depend_on_parameters(name):
+    objective = miniatures.ALL[name]
+    contract.check_weights(objective, batches(objective))
+
+
+def test_a_mean_of_microbatch_means_would_be_wrong():
+    """The check above can fail: with uneven masks, averaging each part's own loss gives another number."""
+    objective = miniatures.TwoTerms()
+    batch = batches(objective, masked=5)(0)
+    ctx = Context(jnp.int32(0))
+    params = objective.init(jax.random.key(0))
+    whole = objective.loss(params, {}, batch, ctx).value()
+    parts = [objective.loss(params, {}, jax.tree.map(lambda x: x[i], cut(batch, 4)), ctx) for i in range(4)]
+    assert abs(np.mean([p.value() for p in parts]) - whole) > 1e-3
+    merged = sum(p.value(objective.loss(params, {}, batch, ctx).weights) for p in parts)
+    np.testing.assert_allclose(merged, whole, rtol=1e-6)
+
+
+def test_the_weights_cost_nothing():
+    """Taking the whole batch's weights in advance adds no forward pass: the compiler drops all but the weights."""
+    objective = miniatures.TwoTerms()
+    state = jax.eval_shape(lambda: init_state(objective, OPTIMIZER, 0))
+    flops = {}
+    for n in (1, 2):
+        step = jax.jit(make_train_step(objective, contract.UnitStep(), microbatches=n))
+        state = jax.eval_shape(lambda: init_state(objective, contract.UnitStep(), 0))
+        flops[n] = step.lower(state, objective.batch_spec(64)).compile().cost_analysis()["flops"]
+    # The scan's body is counted once, so two parts show about half; another forward pass would add a third.
+    assert flops[2] < 0.75 * flops[1]
+
+
+def test_cut_and_uncut_are_inverse():
+    x = np.arange(24).reshape(12, 2)
+    np.testing.assert_array_equal(uncut(cut(x, 3)), x)
+    np.testing.assert_array_equal(cut(x, 3)[1], x[1::3])
+    with pytest.raises(UserError, match="batch of 12 does not divide into 5 microbatches"):
+        cut(x, 5)
+
+
+def test_batchnorm_in_the_encoder_refuses_microbatches():
+    with pytest.raises(UserError, match="CoupledStatistics couples the examples of a batch.*set microbatches=1"):
+        make_train_step(miniatures.CoupledStatistics(), OPTIMIZER, microbatches=2)
+    whole = miniatures.CoupledStatistics()
+    contract.check_resume(whole, OPTIMIZER, batches(whole))
+
+
+def test_a_bad_step_changes_only_the_counters():
+    objective = miniatures.TeacherQueue()
+    batch_of = batches(objective)
+    state, _ = contract.run(objective, OPTIMIZER, batch_of, 0, 1, ema=0.5)
+    poisoned = {**batch_of(1), "x": np.full((B, miniatures.WIDTH), np.nan, np.float32)}
+    after, rows = contract.run(objective, OPTIMIZER, lambda i: poisoned, 1, 2, state, ema=0.5)
+    assert rows[0]["bad_step"] == (1.0, 1.0)
+    assert (after.step, after.bad_steps) == (2, 1)
+    contract.assert_trees_equal(state.replace(step=0, bad_steps=0), after.replace(step=0, bad_steps=0))
+    healed, _ = contract.run(objective, OPTIMIZER, batch_of, 2, 3, after, ema=0.5)
+    assert (healed.step, healed.bad_steps) == (3, 0)
+
+
+def test_extra_is_updated_from_the_new_params_once_a_step():
+    objective = miniatures.TeacherQueue()
+    batch_of = batches(objective)
+    before, _ = contract.run(objective, OPTIMIZER, batch_of, 0, 1)
+    for n in (1, 4):
+        after, _ = contract.run(objective, OPTIMIZER, batch_of, 1, 2, before, microbatches=n)
+        expected = jax.tree.map(lambda t, p: 0.9 * t + np.float32(0.1) * p, before.extra["teacher"], after.params)
+        contract.assert_trees_close(after.extra["teacher"], expected, 1e-6)
+        assert after.extra["cursor"] == 0 and before.extra["cursor"] == B
+        keys = miniatures.unit(objective.features(before.extra["teacher"], batch_of(1)["x"]))
+        np.testing.assert_allclose(after.extra["queue"][B:], keys, atol=1e-6)  # in the batch's order
+        np.testing.assert_array_equal(after.extra["queue"][:B], before.extra["queue"][:B])
+
+
+def test_weight_average_follows_the_new_params():
+    objective = miniatures.TwoTerms()
+    before, _ = contract.run(objective, OPTIMIZER, batches(objective), 0, 2, ema=0.75)
+    after, _ = contract.run(objective, OPTIMIZER, batches(objective), 2, 3, before, ema=0.75)
+    contract.assert_trees_close(
+        after.extra["ema"], jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, before.extra["ema"], after.params), 1e-6
+    )
+    variables = objective.variables(after.params, after.extra, "ema")
+    contract.assert_trees_equal(variables["params"], after.extra["ema"])
+
+
+def test_clipping_bounds_the_global_norm():
+    objective = miniatures.TwoTerms()
+    batch = batches(objective)(0)
+    start = init_state(objective, contract.UnitStep(), 0)
+    free, metrics = make_train_step(objective, contract.UnitStep())(start, batch)
+    clipped, same = make_train_step(objective, contract.UnitStep(), clip=0.01)(start, batch)
+    norm = float(metrics["grad_norm"][0])
+    assert norm > 0.1 and norm == float(same["grad_norm"][0])
+    contract.assert_trees_close(clipped.opt_state, jax.tree.map(lambda g: g * 0.01 / norm, free.opt_state), 1e-4)
+
+
+def test_the_learning_rate_reads_the_step_and_not_a_count():
+    from paradigm.schedule import Linear
+
+    objective = miniatures.TwoTerms()
+    optimizer = optim.AdamW(learning_rate=Linear(peak=1.0, final=0.0, total_steps=100))
+    start = init_state(objective, optimizer, 0).replace(step=jnp.int32(50))
+    _, metrics = make_train_step(objective, optimizer)(start, batches(objective)(50))
+    np.testing.assert_allclose(metrics["learning_rate"][0], 0.5)
+
+
+def test_randomness_follows_the_example():
+    """A row draws the same dropout wherever it stands in the batch; another index draws another."""
+    ctx = Context(jnp.int32(4), seed=1)
+    index = jnp.array([[0, 5], [0, 6], [1, 5]], jnp.uint32)
+    bits = jax.vmap(lambda k: jax.random.bits(k, (4,)))(ctx.keys("dropout", index))
+    again = jax.vmap(lambda k: jax.random.bits(k, (4,)))(ctx.keys("dropout", index[::-1]))
+    np.testing.assert_array_equal(bits, again[::-1])
+    assert len({tuple(map(int, row)) for row in bits}) == 3
+    other = jax.vmap(lambda k: jax.random.bits(k, (4,)))(ctx.keys("crop", index))
+    assert not np.any(np.asarray(bits) == np.asarray(other))
+    assert rng.key(0, "a", 1) != rng.key(0, "a", 2)
+
+
+def test_sum_is_the_sum_of_its_parts():
+    parts = (("a", miniatures.TwoTerms()), ("b", miniatures.CachedPairs()), ("t", miniatures.TeacherQueue()))
+    total = Sum(parts=parts, coefficients=(2.0, 0.5, 1.0))
+    batch_of = batches(total)
+    params = total.init(jax.random.key(0))
+    assert list(params) == ["encoder"]  # one path, one shared parameter
+    extra = total.init_extra(params, jax.random.key(1))
+    batch = jax.tree.map(jnp.asarray, batch_of(0))
+    ctx = Context(jnp.int32(0))
+    whole = total.loss(params, extra, batch, ctx)
+    own = lambda n: {**{k[2:]: v for k, v in batch.items() if k.startswith(n + "/")}, **{k: batch[k] for k in ("index", "mask")}}
+    each = [part.loss(params, extra[n], own(n), ctx).value() for n, part in parts]
+    np.testing.assert_allclose(whole.value(), 2.0 * each[0] + 0.5 * each[1] + each[2], rtol=1e-6)
+    contract.check_microbatches(total, batch_of)
+    contract.check_resume(total, OPTIMIZER, batch_of)
+    contract.check_sharding(total, batch_of, meshes=("mixed",))
+
+
+def test_stages_change_the_phase_at_their_boundary():
+    stages = Stages(parts=(("first", miniatures.TwoTerms()), ("second", miniatures.Signs())), boundaries=(3,))
+    assert [stages.phase(i) for i in range(5)] == ["first"] * 3 + ["second"] * 2
+    assert stages.phases() == {"first": 0, "second": 3}
+    contract.check_resume(stages, OPTIMIZER, batches(stages))
+    contract.check_abstract(stages, OPTIMIZER, batches(stages), B)
+
+
+def test_combinator_errors():
+    one = (("a", miniatures.TwoTerms()), ("b", miniatures.Signs()))
+    with pytest.raises(UserError, match=r"Alternate.pattern \('a',\) must name each of \['a', 'b'\]"):
+        Alternate(parts=one, pattern=("a",))
+    with pytest.raises(UserError, match="Stages.boundaries .* must be 1 rising steps for 2 parts"):
+        Stages(parts=one, boundaries=(5, 3))
+    with pytest.raises(UserError, match="Sum.coefficients has 1 entries for 2 parts"):
+        Sum(parts=one, coefficients=(1.0,))
+    with pytest.raises(UserError, match="distinct names"):
+        Sum(parts=(one[0], one[0]))
+    clash = Sum(parts=(("a", miniatures.TwoTerms()), ("b", Wide())))
+    with pytest.raises(UserError, match=r"part 'b' has encoder/in/kernel of shape \(7, 16\), another part has it as \(8, 16\)"):
+        clash.init(jax.random.key(0))
+
+
+class Wide(miniatures.TwoTerms):
+    def init(self, key):
+        return {"encoder": {"in": {"kernel": jnp.zeros((7, 16))}}}
+
+
+def test_losses_join_and_name_their_clashes():
+    loss = Loss({"a": Term(jnp.float32(6.0), jnp.float32(2.0), 0.5)})
+    assert float(loss.value()) == 1.5
+    assert float(loss.prefixed("x", 2.0).value()) == 3.0
+    assert list(loss.prefixed("x").unprefixed("x").terms) == ["a"]
+    with pytest.raises(ValueError, match=r"two losses use the names \['a'\]"):
+        loss.join(loss)
+    empty = Loss({"a": Term(jnp.float32(0.0), jnp.float32(0.0))})
+    assert float(empty.value()) == 0.0 and np.isfinite(jax.grad(lambda s: Loss({"a": Term(s, jnp.float32(0))}).value())(1.0))
+
+
+def test_evaluation_draws_nothing_and_reports_every_term():
+    objective = miniatures.TwoTerms()
+    state = init_state(objective, OPTIMIZER, 0)
+    evaluate = make_eval_step(objective)
+    metrics = evaluate(state.params, state.extra, batches(objective, masked=4)(0))
+    assert set(metrics) == {"loss/energy", "loss/recall", "positive"}
+    assert metrics["loss/energy"][1] == 12
+
+
+@pytest.mark.parametrize("name", ["two_terms", "teacher_queue"])
+def test_rules_cover_every_matrix(name):
+    objective = miniatures.ALL[name]
+    state = jax.eval_shape(lambda: init_state(objective, OPTIMIZER, 0, 0.9))
+    layout = partition.state_shardings(state, objective.partition_rules, contract.mesh_of("mixed"))
+    specs = {tuple(s.spec) for s in jax.tree.leaves(layout.opt_state) if len(s.spec)}
+    assert specs == {("fsdp", "tensor")}  # moments lie where their parameters lie
+    if name == "teacher_queue":
+        assert tuple(layout.extra["queue"].spec) == (("data", "fsdp"), None)

@@ -1,0 +1,74 @@
+"""Rules of the house that a program can check: arrows between packages, file sizes, imports, entry points."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+REPO = pathlib.Path(__file__).parent.parent
+PACKAGES = ("paradigm", "t5like", "launch", "benchmarks")
+FILES = sorted(p for package in PACKAGES for p in (REPO / package).rglob("*.py"))
+ALLOWED = {  # who may know whom
+    "paradigm": {"paradigm"},
+    "t5like": {"paradigm", "t5like"},
+    "launch": {"paradigm", "t5like", "launch"},
+    "benchmarks": {"paradigm", "t5like", "launch", "benchmarks"},
+}
+LAUNCH_ONLY = {"gin", "absl", "orbax", "tensorflow", "tensorflow_datasets", "google"}  # when imported at the top
+ENTRY_POINTS = ("launch.train", "launch.evaluate", "launch.prepare", "launch.show", "launch.convert", "benchmarks.step", "benchmarks.input")
+
+
+def imports(path, top_only=False):
+    """Top-level names of the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(REPO)))
+def test_arrows_and_size(path):
+    package = path.relative_to(REPO).parts[0]
+    ours = set(imports(path)) & set(PACKAGES)
+    assert ours <= ALLOWED[package], f"{path} imports {sorted(ours - ALLOWED[package])}"
+    if package in ("paradigm", "t5like"):
+        assert not set(imports(path, top_only=True)) & LAUNCH_ONLY
+    if "gin" in set(imports(path)):
+        assert path == REPO / "launch" / "registry.py", "gin is imported in launch/registry.py alone"
+    assert len(path.read_text().splitlines()) <= 600, "it has outgrown its room"
+    assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"
+
+
+def test_every_module_imports():
+    names = [".".join(p.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__") for p in FILES]
+    code = "import importlib\nfor name in %r: importlib.import_module(name)" % names
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+
+
+def test_data_side_modules_do_not_import_jax():
+    code = "import paradigm.dataset, paradigm.schedule, t5like.corrupt, t5like.tokenizer, t5like.data, sys; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+
+
+def test_packages_are_this_checkout():
+    for name in PACKAGES:
+        module = __import__(name)
+        assert pathlib.Path(module.__path__[0]).is_relative_to(REPO)
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_entry_points_answer_help(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=REPO)
+    assert done.returncode in (0, 1), done.stderr  # absl's own --help exits with 1
+    assert module in done.stdout and "--" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_nothing_is_unpickled():
+    for path in FILES:
+        text = path.read_text()
+        assert "allow_pickle=True" not in text and "pickle" not in set(imports(path)), path
