@@ -10,9 +10,11 @@ import dataclasses
 import functools
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from t5like.sources import EXTENSIONS
 from t5like.tokenizer import load_tokenizer
@@ -134,6 +136,55 @@ class PreparedText:
             self.tokenizer.byte_lengths,
             f"{self.fingerprint}/{split}",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextMixture:
+    """Several texts as one, in shares that may change with the step (see paradigm.dataset.Mixture).
+
+    parts: a TextData each, all of one tokenizer: bytes, or the path of a saved one, or prepared with it. weights: a
+    number or a schedule for each. Validation reads all of their held-out windows, one text after the other.
+    """
+
+    parts: tuple[TextData, ...]
+    weights: tuple[Any, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "parts", tuple(self.parts))  # gin gives lists
+        object.__setattr__(self, "weights", tuple(self.weights))
+
+    def build(self, cache_dir, window=None, progress=True, workers=None):
+        """The MixedText of these parts, each made in a directory of its own under `cache_dir` unless it is prepared.
+
+        Raises UserError if a part cannot be used, or if they are not of one tokenizer.
+        """
+        built = [p.build(pathlib.Path(cache_dir) / str(i), window, progress, workers) for i, p in enumerate(self.parts)]
+        for one in built[1:]:
+            if one.tokenizer.fingerprint != built[0].tokenizer.fingerprint:
+                raise UserError(
+                    f"the texts in {one.directory} and {built[0].directory} are not of one tokenizer: prepare the "
+                    f"first alone, and the others with --tokenizer={built[0].directory / 'tokenizer'}"
+                )
+        return MixedText(tuple(built), self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedText:
+    """Prepared texts of one tokenizer, read together; what PreparedText is for one of them."""
+
+    parts: tuple[PreparedText, ...]
+    weights: tuple[Any, ...]
+
+    @property
+    def tokenizer(self):
+        return self.parts[0].tokenizer
+
+    def source(self, split="train"):
+        """A Mixture of the parts' windows; of 'valid', those of the parts that hold any out."""
+        if split == "train":
+            return Mixture([p.source(split) for p in self.parts], self.weights)
+        kept = [p for p in self.parts if p.meta["shards"][split]] or self.parts[:1]
+        return Mixture([p.source(split) for p in kept], [1] * len(kept))
 
 
 class WindowSource:

@@ -17,10 +17,11 @@ import pytest
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.schedule import Linear
 from t5like import prepare as P
 from t5like import sources
 from t5like.corrupt import NextTokenWindows, SpanNoise
-from t5like.data import PreparedText, TextData, decode_window, encode_window
+from t5like.data import PreparedText, TextData, TextMixture, decode_window, encode_window
 from t5like.prepare import prepare
 
 WORDS = "the a of ship whale sea Ahab captain white old said upon with and harpoon storm, night. day!\n".split(" ")
@@ -603,6 +604,27 @@ def test_vocabulary_is_learnt_from_training_text_alone(folder, tmp_path):
     pieces = prepared.tokenizer.encode("Ω")
     assert len(pieces) == len("Ω".encode()), "a character seen only in validation falls back to bytes"
     assert prepared.meta["vocab_size"] == 400 and prepared.meta["dtype"] == "<u2"
+
+
+def test_mixture_of_texts(folder, tmp_path):
+    parts = [TextData(str(folder / name)) for name in "ab"]
+    mixed = TextMixture(parts, [Linear(peak=1.0, final=0.0, total_steps=100), 1.0]).build(
+        tmp_path / "data", 40, progress=False, workers=1
+    )
+    data = Dataset(mixed.source("train"), NextTokenWindows(40), 8, seed=1)
+    first = PreparedText(tmp_path / "data" / "0")
+    of_first = {w["tokens"].tobytes() for w in windows(first, "train")}
+    share = [np.mean([t.tobytes() in of_first for t in data.batch(step)["tokens"]]) for step in (0, 100, 500)]
+    assert share == [0.5, 0, 0] and mixed.tokenizer == first.tokenizer
+    valid = Dataset(mixed.source("valid"), NextTokenWindows(40), 8, train=False)
+    assert valid.examples == sum(len(p.source("valid")) for p in mixed.parts)
+    one_without = TextMixture((parts[0], TextData(str(folder / "b"), valid=0.0)), (1, 1))
+    assert len(one_without.build(tmp_path / "c", 40, progress=False, workers=1).source("valid").sources) == 1
+    with pytest.raises(UserError, match="a mixture of 2 sources has 1 weights"):
+        TextMixture(parts, [1]).build(tmp_path / "data", 40, progress=False).source()
+    other = TextData(str(folder / "b"), tokenizer="sentencepiece:400")
+    with pytest.raises(UserError, match=r"are not of one tokenizer: prepare the first alone, and .*0/tokenizer$"):
+        TextMixture((parts[0], other), (1, 1)).build(tmp_path / "d", 40, progress=False, workers=1)
 
 
 @pytest.mark.parametrize("prepare_example", [SpanNoise(359, 100, 28), NextTokenWindows(32)])
