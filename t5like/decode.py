@@ -1,0 +1,372 @@
+"""Text out of a model: greedy and sampled decoding with a cache, `infill` and `generate` on it, and two evaluators.
+
+`decode` is one jitted function over fixed shapes: it reads the prompts in one call, then takes one token a step until
+every row has said eos. Lengths are rounded up to powers of two, so that few programs are compiled.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm import rng
+from paradigm.errors import UserError
+from paradigm.metrics import Artefact
+from paradigm.partition import BATCH, constrain
+from t5like.models import Decoder, EncoderDecoder
+
+START = 0  # the id before the first token, which is also that of padding
+_BLANK = re.compile(r"( ?)(<[XYZ]>|<extra_id_\d+>)")
+_LEAST = 16  # the shortest length that is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the most probable at temperature 0, else drawn from softmax(logits / temperature).
+
+    top_k: from so many most probable tokens alone. top_p: from the fewest that hold this share of the probability,
+    after temperature and top_k (Holtzman et al. 2020, section 3.1). None: from all.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        if not self.temperature >= 0:
+            raise UserError(f"temperature={self.temperature}: 0 takes the most probable token, above 0 draws")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k={self.top_k}: draw among 1 or more tokens, or leave it out")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: a share of the probability lies in (0, 1]")
+        if self.temperature == 0 and (self.top_k or self.top_p):
+            raise UserError("top_k and top_p choose what is drawn from, and temperature=0 draws nothing: raise it")
+
+    def choose(self, logits, keys):
+        """logits float32 [B, V], keys [B] -> int32 [B]."""
+        if self.temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        if self.top_p is not None:
+            falling = -jnp.sort(-logits, axis=-1)
+            p = jax.nn.softmax(falling, axis=-1)
+            before = jnp.cumsum(p, axis=-1) - p  # the most probable token has nothing before it, so it always stays
+            least = jnp.min(jnp.where(before < self.top_p, falling, jnp.inf), axis=-1, keepdims=True)
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "new", "sampling", "prefix"))
+def decode(model, variables, prompts, lengths, keys, new, sampling, eos_id, inputs=None, prefix=False):
+    """The tokens that follow the prompts.
+
+    Args:
+        model: a Decoder, or an EncoderDecoder with `inputs`.
+        variables: of model.apply.
+        prompts: int32 [B, P], what the decoder is given: START, then tokens; anything after a row's length.
+        lengths: int32 [B], START included.
+        keys: typed PRNG keys [B]; a row's draws depend on its own key alone.
+        new: how many tokens at most.
+        sampling: Sampling.
+        eos_id: where a row ends.
+        inputs: int32 [B, S], of the encoder, padded by 0.
+        prefix: whether the positions of a prompt see each other (a prefix language model).
+
+    Returns:
+        int32 [B, new]: tokens up to eos, eos included, then 0.
+    """
+    batch, width = prompts.shape
+
+    def run(tokens, cache, encoded):
+        if inputs is None:
+            visible = lengths if prefix else None
+            hidden, named = model.apply(variables, tokens, prefix=visible, cache=cache, method="hidden")
+        else:
+            hidden, named = model.apply(variables, encoded, inputs, tokens, cache=cache, method="decode")
+        return hidden, named["cache"]
+
+    def choose(hidden, step):  # [B, 1, D] -> [B]
+        logits = model.apply(variables, hidden, method="score")[:, 0]
+        return sampling.choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
+
+    encoded = None if inputs is None else model.apply(variables, inputs, method="encode")[0]
+    hidden, cache = run(prompts, model.new_cache(batch, width + new), encoded)
+    cache = {**cache, "index": lengths}  # what the padding of a prompt wrote will be written over before it is seen
+    token = choose(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1), 0)
+
+    def unfinished(state):
+        step, _, _, done, _ = state
+        return (step < new) & ~jnp.all(done)
+
+    def advance(state):
+        step, token, tokens, done, cache = state
+        hidden, cache = run(token[:, None], cache, None)
+        token = jnp.where(done, 0, choose(hidden, step))
+        return step + 1, token, tokens.at[:, step].set(token), done | (token == eos_id), cache
+
+    tokens = jnp.zeros((batch, new), jnp.int32).at[:, 0].set(token)
+    tokens = jax.lax.while_loop(unfinished, advance, (1, token, tokens, token == eos_id, cache))[2]
+    return constrain(tokens, None, None)  # every process can read it
+
+
+def decode_rows(model, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+    """`decode` for lists of rows of any lengths, on the host.
+
+    Args:
+        prompts: list of int arrays, without START; for an EncoderDecoder usually empty.
+        inputs: list of int arrays for an EncoderDecoder, eos included.
+
+    Returns:
+        list of int32 arrays, without eos.
+
+    Raises:
+        UserError: when the prompt and what follows it pass the learned positions of the model.
+    """
+    if new < 1:
+        raise UserError(f"max_new_tokens={new}: ask for 1 or more")
+    count, rows = len(prompts), _whole_rows(len(prompts))
+    prompts = [np.r_[START, row] for row in prompts]
+    room = model.max_length if model.positions == "learned" else math.inf
+    width = lambda texts: min(_rounded(max(map(len, texts))), room)
+    if max(map(len, prompts)) - 1 + new > room or (inputs and max(map(len, inputs)) > room):
+        longest = max(map(len, inputs)) if inputs else max(map(len, prompts)) - 1
+        raise UserError(
+            f"a prompt of {longest} tokens and max_new_tokens={new} do not fit into max_length={room} positions"
+        )
+    index = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.uint32)
+    tokens = decode(
+        model,
+        variables,
+        _padded(prompts, width(prompts), rows),
+        np.resize([len(row) for row in prompts], rows).astype(np.int32),
+        rng.per_example(rng.key(seed, "decode"), index),
+        new,
+        sampling,
+        eos_id,
+        None if inputs is None else _padded(inputs, width(inputs), rows),
+        prefix,
+    )
+    tokens = np.asarray(jax.device_get(tokens))[:count]
+    ends = [np.flatnonzero(row == eos_id) for row in tokens]
+    return [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends)]
+
+
+def _rounded(n):
+    return max(_LEAST, 1 << (n - 1).bit_length())
+
+
+def _whole_rows(count):
+    """How many rows to compute so that they divide over the mesh, when there is one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = int(np.prod([size for axis, size in mesh.shape.items() if axis in BATCH])) if not mesh.empty else 1
+    return -(-count // ways) * ways
+
+
+def _padded(rows, width, count):
+    """int32 [count, width] from rows of any lengths, padded by 0; the first rows again where there are too few."""
+    out = np.zeros((count, width), np.int32)
+    for i in range(count):
+        row = rows[i % len(rows)]
+        out[i, : len(row)] = row
+    return out
+
+
+# ---- Text in, text out -----------------------------------------------------------------------------------------------
+
+
+class Infill(NamedTuple):
+    """text: with its blanks filled. pieces: what filled them, in the order of the text."""
+
+    text: str
+    pieces: tuple
+
+    def __str__(self):
+        return self.text
+
+
+def infill(model, variables, tokenizer, text, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=0):
+    """Fills the blanks <X>, <Y>, <Z>, <extra_id_3> ... of a text: "The <X> sat on <Y> mat".
+
+    A space before a blank belongs to the blank, since it is the beginning of a word that the model learns to write.
+
+    Args:
+        model: an EncoderDecoder that was trained by span corruption. variables: of model.apply.
+        tokenizer: the one that it was trained with.
+        max_new_tokens: for all blanks together. temperature, top_k, top_p: see Sampling. seed: of the draws.
+
+    Returns:
+        Infill.
+
+    Raises:
+        UserError: no blank in the text or one of them twice; a model without an encoder or of another vocabulary.
+    """
+    _check(model, EncoderDecoder, tokenizer, "infill", "generate(prompt)")
+    ids = tokenizer.encode_prompt(_BLANK.sub(r"\2", text))
+    blanks = [i for i in ids.tolist() if _is_sentinel(i, tokenizer)]
+    if not blanks:
+        raise UserError("infill: there is no blank in the text; write <X>, <Y>, <Z> or <extra_id_3> where one is")
+    if len(set(blanks)) < len(blanks):
+        twice = next(match[2] for match, i in zip(_BLANK.finditer(text), blanks) if blanks.count(i) > 1)
+        raise UserError(f"infill: {twice} stands more than once in the text; give each blank a name of its own")
+    sampling, inputs = Sampling(temperature, top_k, top_p), np.r_[ids, tokenizer.eos_id]
+    (found,) = decode_rows(model, variables, [[]], max_new_tokens, sampling, seed, tokenizer.eos_id, [inputs])
+    spans = spans_of(found, tokenizer)
+    spaces = [match[1] for match in _BLANK.finditer(text)]
+    pieces = [tokenizer.decode(spans.get(i, [])).removeprefix(space) for i, space in zip(blanks, spaces)]
+    filled = iter(pieces)
+    return Infill(_BLANK.sub(lambda match: match[1] + next(filled), text), tuple(pieces))
+
+
+def generate(
+    model,
+    variables,
+    tokenizer,
+    prompt,
+    max_new_tokens=64,
+    temperature=0.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    prefix=False,
+):
+    """The prompt and its continuation, to eos or max_new_tokens.
+
+    Args:
+        model: a Decoder. variables: of model.apply. tokenizer: the one that it was trained with.
+        temperature, top_k, top_p: see Sampling. seed: of the draws. prefix: for a model trained as a prefix LM.
+
+    Returns:
+        str.
+
+    Raises:
+        UserError: a prompt longer than the model's positions; a model with an encoder, or of another vocabulary.
+    """
+    _check(model, Decoder, tokenizer, "generate", 'infill("The <X> sat")')
+    ids = tokenizer.encode(prompt)
+    sampling = Sampling(temperature, top_k, top_p)
+    eos_id = tokenizer.eos_id
+    (found,) = decode_rows(model, variables, [ids], max_new_tokens, sampling, seed, eos_id, prefix=prefix)
+    return tokenizer.decode(np.r_[ids, found])
+
+
+def _check(model, kind, tokenizer, what, instead):
+    if not isinstance(model, kind):
+        raise UserError(f"{what} does not work with a {type(model).__name__}: use {instead}")
+    if tokenizer.vocab_size > model.vocab_size:
+        sizes = f"{tokenizer.vocab_size} ids, but the model {model.vocab_size}"
+        raise UserError(f"{what}: the tokenizer has {sizes}; take the one that the model was trained with")
+
+
+def _is_sentinel(i, tokenizer):
+    return tokenizer.vocab_size - tokenizer.extra_ids <= i < tokenizer.vocab_size
+
+
+def spans_of(ids, tokenizer):
+    """{sentinel id: the ids after it} of a target such as "<X> these truths <Y> self evident"; the first of equals."""
+    ids = np.asarray(ids)
+    marks = [*np.flatnonzero([_is_sentinel(i, tokenizer) for i in ids]).tolist(), len(ids)]
+    spans = {}
+    for mark, end in zip(marks, marks[1:]):
+        spans.setdefault(int(ids[mark]), ids[mark + 1 : end])
+    return spans
+
+
+# ---- Evaluators ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class InfillSamples:
+    """Shows validation examples of span corruption: the corrupted text, then each span by the model and in truth.
+
+    count: examples. temperature, top_k, top_p: see Sampling. seed: of the draws.
+    """
+
+    count: int = 4
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def run(self, objective, variables, data):
+        """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
+        rows, tokenizer = _first_rows(data, self.count), data.tokenizer
+        inputs, targets = [[x[x > 0] for x in rows[name]] for name in ("inputs", "targets")]
+        sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        new = rows["targets"].shape[1]
+        found = decode_rows(
+            objective.model, variables, [[]] * len(inputs), new, sampling, self.seed, tokenizer.eos_id, inputs
+        )
+        shown, right, total = [], 0, 0
+        for n, (source, target, ours) in enumerate(zip(inputs, targets, found), 1):
+            truth, ours = spans_of(target, tokenizer), spans_of(ours, tokenizer)
+            shown.append(f"example {n}: {_one_line(tokenizer.decode(source))}")
+            for i, span in truth.items():
+                wanted, filled = (_one_line(tokenizer.decode(x)) for x in (span, ours.get(i, [])))
+                shown.append(f"  {tokenizer.decode([i])}  model: {filled!r}  truth: {wanted!r}")
+                right, total = right + (filled == wanted), total + 1
+        return {"infill_exact": right / max(total, 1)}, [Artefact("infill", "text", "\n".join(shown))]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateSamples:
+    """Shows validation windows: how they begin, how the model goes on, and how the text does.
+
+    count: windows. prompt_tokens: how much of each is given, of its first document. The rest as in `generate`.
+    """
+
+    count: int = 4
+    prompt_tokens: int = 32
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def run(self, objective, variables, data):
+        """({}, [Artefact "generate"])."""
+        rows, tokenizer = _first_rows(data, self.count), data.tokenizer
+        windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["tokens"], rows["segments"])]
+        prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
+        sampling, prefix = Sampling(self.temperature, self.top_k, self.top_p), getattr(objective, "prefix", False)
+        found = decode_rows(
+            objective.model,
+            variables,
+            prompts,
+            self.max_new_tokens,
+            sampling,
+            self.seed,
+            tokenizer.eos_id,
+            prefix=prefix,
+        )
+        shown = []
+        for n, (tokens, prompt, ours) in enumerate(zip(windows, prompts, found), 1):
+            truth = tokens[len(prompt) : len(prompt) + self.max_new_tokens]
+            shown.append(f"example {n}: {_one_line(tokenizer.decode(prompt))}")
+            shown += [
+                f"  {name}: {_one_line(tokenizer.decode(x))!r}" for name, x in (("model", ours), ("truth", truth))
+            ]
+        return {}, [Artefact("generate", "text", "\n".join(shown))]
+
+
+def _first_rows(data, count):
+    """The first `count` real rows of the validation set, as one batch."""
+    taken, have = [], 0
+    for batch in data.batches():
+        real = np.flatnonzero(batch["mask"])[: count - have]
+        taken.append({name: x[real] for name, x in batch.items()})
+        have += len(real)
+        if have == count:
+            break
+    return {name: np.concatenate([part[name] for part in taken]) for name in taken[0]}
+
+
+def _one_line(text):
+    return text.replace("\n", "⏎")

@@ -1,0 +1,284 @@
+"""Cached decoding against the plain forward pass, the draws against their probabilities, and text in and out."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradigm import rng
+from paradigm.errors import UserError
+from paradigm.partition import AXES
+from t5like import decode
+from t5like.decode import GenerateSamples, Infill, InfillSamples, Sampling, generate, infill
+from t5like.models import gpt, t5
+from t5like.tokenizer import ByteTokenizer
+
+VOCAB, EOS, NEVER = 40, 1, -1
+SMALL = dict(d_model=16, heads=2, head_dim=8, d_ff=32, layers=2)
+MODELS = {
+    "t5": t5("tiny", VOCAB, **SMALL),
+    "t5_v1_0": t5("tiny", VOCAB, version="1.0", decoder_layers=1, scan=False, **SMALL),
+    "rope": gpt("tiny", VOCAB, **SMALL),
+    "gpt2": gpt("tiny", VOCAB, style="gpt2", max_length=32, **SMALL),
+    "prefix": gpt("tiny", VOCAB, **SMALL),
+}
+PROMPTS = [[5, 9, 7, 30, 31], [8], [11, 12, 13]]
+INPUTS = [[5, 6, 7, 8, 39, 9, 1], [20, 39, 1], [4, 39, 30, 38, 22, 1]]
+NEW = 8
+DRAWN = Sampling(temperature=0.7, top_k=12, top_p=0.9)
+
+
+@functools.cache
+def variables_of(model):
+    """Random weights, large enough that different rows and positions choose different tokens."""
+    tokens = jnp.ones((1, 2), jnp.int32)
+    arguments = (tokens, tokens) if "encode" in dir(model) else (tokens,)
+    return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, jax.jit(model.init)(jax.random.key(0), *arguments))
+
+
+def arguments(name, rows=slice(None)):
+    inputs = {"inputs": INPUTS[rows]} if name.startswith("t5") else {"prefix": name == "prefix"}
+    prompts = PROMPTS[rows]
+    return dict(prompts=[[] for _ in prompts] if name.startswith("t5") else prompts, **inputs)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def forward(model, variables, tokens, inputs, visible):
+    if inputs is None:
+        return model.apply(variables, tokens, prefix=visible)[0]
+    return model.apply(variables, inputs, tokens)[0]
+
+
+def uncached(model, variables, prompts, new, sampling, eos_id, inputs=None, prefix=False):
+    """The same tokens by the definition: the whole sequence of one row through the model for every token."""
+    pad = lambda row, width: jnp.array([[*row, *[0] * (width - len(row))]])
+    index = np.array([[0, i] for i in range(len(prompts))], np.uint32)
+    found = []
+    for row, key in enumerate(rng.per_example(rng.key(0, "decode"), index)):
+        tokens = [0, *prompts[row]]
+        source = None if inputs is None else pad(inputs[row], 7)
+        visible = jnp.array([len(tokens)]) if prefix else None
+        for step in range(new):
+            logits = forward(model, variables, pad(tokens, 20), source, visible)  # the padding comes later, unseen
+            token = int(sampling.choose(logits[:, len(tokens) - 1], jax.random.fold_in(key, step)[None])[0])
+            if token == eos_id:
+                break
+            tokens.append(token)
+        found.append(tokens[1 + len(prompts[row]) :])
+    return found
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("name", MODELS)
+def test_cached_is_uncached(name, sampling):
+    model = MODELS[name]
+    variables = variables_of(model)
+    with_cache = decode.decode_rows(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
+    wanted = uncached(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
+    assert [row.tolist() for row in with_cache] == wanted
+    assert len({token for row in wanted for token in row}) > 3 and len(set(map(tuple, wanted))) == len(wanted)
+
+    eos = wanted[0][3]  # now let the first row end early, and the others where they will
+    stopped = decode.decode_rows(model, variables, new=NEW, sampling=sampling, eos_id=eos, **arguments(name))
+    assert [row.tolist() for row in stopped] == [row[: row.index(eos)] if eos in row else row for row in wanted]
+    assert len(stopped[0]) <= 3
+
+
+@pytest.mark.parametrize("name", ["t5", "rope"])
+def test_rows_do_not_depend_on_each_other(name):
+    """Neither padding nor what the neighbours draw reaches a row; the seed does."""
+    model = MODELS[name]
+    variables = variables_of(model)
+    draw = lambda rows, seed: decode.decode_rows(
+        model, variables, new=NEW, sampling=DRAWN, seed=seed, eos_id=NEVER, **arguments(name, rows)
+    )
+    together = draw(slice(None), 3)
+    assert np.array_equal(draw(slice(0, 1), 3)[0], together[0])
+    assert not np.array_equal(draw(slice(0, 1), 4)[0], together[0])
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_on_a_mesh(name):
+    """Three rows on a mesh whose batch axes have four places: padded, computed, and the padding dropped."""
+    model = MODELS[name]
+    variables = variables_of(model)
+    run = lambda: decode.decode_rows(model, variables, new=NEW, sampling=Sampling(), eos_id=NEVER, **arguments(name))
+    wanted = run()
+    types = (jax.sharding.AxisType.Auto,) * 3
+    with jax.set_mesh(jax.make_mesh((2, 2, 2), AXES, types)):
+        found = run()
+    assert len(found) == 3 and all(np.array_equal(a, b) for a, b in zip(found, wanted))
+
+
+def draws(sampling, logits, n=4000):
+    keys = jax.random.split(jax.random.key(0), n)
+    tokens = sampling.choose(jnp.broadcast_to(jnp.array(logits), (n, len(logits))), keys)
+    return np.bincount(np.asarray(tokens), minlength=len(logits)) / n
+
+
+@pytest.mark.parametrize(
+    "sampling, wanted",
+    [
+        (Sampling(), [0, 1, 0, 0]),
+        (Sampling(1.0), [0.3, 0.4, 0.2, 0.1]),
+        (Sampling(0.5), np.array([9, 16, 4, 1]) / 30),
+        (Sampling(1.0, top_k=2), [3 / 7, 4 / 7, 0, 0]),
+        (Sampling(1.0, top_k=9), [0.3, 0.4, 0.2, 0.1]),
+        (Sampling(1.0, top_p=0.65), [3 / 7, 4 / 7, 0, 0]),
+        (Sampling(1.0, top_p=0.75), [3 / 9, 4 / 9, 2 / 9, 0]),
+        (Sampling(1.0, top_p=0.01), [0, 1, 0, 0]),
+        (Sampling(1.0, top_k=3, top_p=0.7), [3 / 7, 4 / 7, 0, 0]),  # 0.7 of what top_k left: 7 of 9 are enough, 4 not
+    ],
+)
+def test_draws_have_their_probabilities(sampling, wanted):
+    np.testing.assert_allclose(draws(sampling, np.log([0.3, 0.4, 0.2, 0.1])), wanted, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "match, settings",
+    [
+        ("temperature=-1", dict(temperature=-1)),
+        ("top_k=0", dict(temperature=1.0, top_k=0)),
+        ("top_p=1.5", dict(temperature=1.0, top_p=1.5)),
+        ("temperature=0 draws nothing", dict(top_k=3)),
+    ],
+)
+def test_settings_that_make_no_sense(match, settings):
+    with pytest.raises(UserError, match=match):
+        Sampling(**settings)
+
+
+# ---- Text ------------------------------------------------------------------------------------------------------------
+
+TOKENIZER = ByteTokenizer()
+TEXT_MODEL = t5("tiny", TOKENIZER.vocab_size, **SMALL)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Lets the model answer with given text in which <X> .. are sentinels; records what it was given."""
+    given = {}
+
+    def answer(text):
+        def rows(model, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+            given.update(prompts=prompts, inputs=inputs)
+            return [TOKENIZER.encode_prompt(text)] * len(prompts)
+
+        monkeypatch.setattr(decode, "decode_rows", rows)
+        return given
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "text, read, answer, wanted",
+    [
+        (
+            "The <X> sat on <Y> mat",
+            "The<X> sat on<Y> mat",
+            "<X> cat<Y> the<Z> no",
+            ("The cat sat on the mat", ("cat", "the")),
+        ),
+        ("The <X> sat", "The<X> sat", "<X>cat", ("The cat sat", ("cat",))),  # no space from the model: the text's stays
+        ("f(<X>)", "f(<X>)", "<X>x, y<Y>", ("f(x, y)", ("x, y",))),
+        ("a <Y> b <X> c", "a<Y> b<X> c", "<X> one<Y> two", ("a two b one c", ("two", "one"))),
+        ("a <extra_id_12> b", "a<extra_id_12> b", "before<extra_id_12> one<X> two", ("a one b", ("one",))),
+        ("a <X> b <Y>", "a<X> b<Y>", "<X> one<X> again", ("a one b ", ("one", ""))),  # said twice; not said
+    ],
+)
+def test_infill_maps_blanks_to_sentinels(answers, text, read, answer, wanted):
+    given = answers(answer)
+    found = infill(TEXT_MODEL, {}, TOKENIZER, text)
+    assert found == Infill(*wanted) and str(found) == wanted[0]
+    assert given["inputs"][0].tolist() == [*TOKENIZER.encode_prompt(read), EOS] and len(given["prompts"][0]) == 0
+
+
+def test_infill_and_generate_run():
+    filled = infill(TEXT_MODEL, variables_of(TEXT_MODEL), TOKENIZER, "The <X> sat on <Y> mat", max_new_tokens=8)
+    assert filled.text.startswith("The ") and filled.text.endswith(" mat") and len(filled.pieces) == 2
+    model = gpt("tiny", TOKENIZER.vocab_size, **SMALL)
+    variables = variables_of(model)
+    how = dict(max_new_tokens=8, temperature=1.0)
+    text = generate(model, variables, TOKENIZER, "Once ", seed=1, **how)
+    assert text.startswith("Once ") and text == generate(model, variables, TOKENIZER, "Once ", seed=1, **how)
+    assert text != generate(model, variables, TOKENIZER, "Once ", seed=2, **how)
+    assert generate(model, variables, TOKENIZER, "", max_new_tokens=1) is not None
+
+
+def test_text_that_cannot_be_decoded():
+    gpt2 = gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL)
+    variables = variables_of(gpt2)
+    with pytest.raises(UserError, match="no blank in the text; write <X>"):
+        infill(TEXT_MODEL, {}, TOKENIZER, "The cat sat")
+    with pytest.raises(UserError, match="<extra_id_0> stands more than once|<X> stands more than once"):
+        infill(TEXT_MODEL, {}, TOKENIZER, "The <X> sat on <extra_id_0> mat")
+    with pytest.raises(UserError, match="sentinel 100"):
+        infill(TEXT_MODEL, {}, TOKENIZER, "The <extra_id_100> sat")
+    with pytest.raises(UserError, match="infill does not work with a Decoder: use generate"):
+        infill(gpt2, {}, TOKENIZER, "The <X> sat")
+    with pytest.raises(UserError, match="generate does not work with a EncoderDecoder: use infill"):
+        generate(TEXT_MODEL, {}, TOKENIZER, "The cat")
+    with pytest.raises(UserError, match="the tokenizer has 359 ids, but the model 40"):
+        infill(MODELS["t5"], {}, TOKENIZER, "The <X> sat")
+    with pytest.raises(UserError, match="max_new_tokens=0"):
+        generate(gpt2, variables, TOKENIZER, "The cat", max_new_tokens=0)
+    with pytest.raises(UserError, match="15 tokens and max_new_tokens=6 do not fit into max_length=20 positions"):
+        generate(gpt2, variables, TOKENIZER, "x" * 15, max_new_tokens=6)
+    assert len(generate(gpt2, variables, TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
+
+
+class Data:
+    """What evaluators are given: two validation batches, the last padded."""
+
+    tokenizer = TOKENIZER
+
+    def __init__(self, **rows):
+        self.rows = rows
+
+    def batches(self):
+        for start in (0, 2):
+            yield {name: x[start : start + 2] for name, x in self.rows.items()}
+
+
+def padded(*texts, width=40):
+    ids = [TOKENIZER.encode_prompt(text) for text in texts]
+    return np.stack([np.pad(row, (0, width - len(row))) for row in ids]).astype(np.int32)
+
+
+def test_infill_samples(answers):
+    answers("<X> truths<Y> free")
+    data = Data(
+        inputs=padded("We hold these<X> to be\n<Y>", "a<X> b", "c<X>", ""),
+        targets=padded("<X> truths<Y> self evident", "<X> truths", "<X> other", ""),
+        mask=np.array([1, 1, 1, 0], np.float32),
+    )
+    metrics, (artefact,) = InfillSamples(count=3).run(types.SimpleNamespace(model=TEXT_MODEL), {}, data)
+    assert metrics == {"infill_exact": 2 / 4}
+    assert (artefact.name, artefact.kind) == ("infill", "text")
+    assert artefact.value.splitlines()[:3] == [
+        "example 1: We hold these<X> to be⏎<Y>",
+        "  <X>  model: ' truths'  truth: ' truths'",
+        "  <Y>  model: ' free'  truth: ' self evident'",
+    ]
+    assert "example 3" in artefact.value
+    _, (few,) = InfillSamples(count=1).run(types.SimpleNamespace(model=TEXT_MODEL), {}, data)
+    assert "example 2" not in few.value
+
+
+def test_generate_samples():
+    model = gpt("tiny", TOKENIZER.vocab_size, **SMALL)
+    tokens = padded("To be or not to be", "That is the question", "x", "")
+    segments = (tokens > 0).astype(np.int32)
+    segments[0, 9:18] = 2  # a second document begins after "To be or "
+    data = Data(tokens=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
+    for prefix in (False, True):
+        objective = types.SimpleNamespace(model=model, prefix=prefix)
+        evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
+        metrics, (artefact,) = evaluator.run(objective, variables_of(model), data)
+        lines = artefact.value.splitlines()
+        assert metrics == {} and len(lines) == 9
+        assert lines[0] == "example 1: To be " and lines[2] == "  truth: 'or '"
+        assert lines[3] == "example 2: That i" and lines[5] == "  truth: 's th'"
