@@ -21,12 +21,22 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-RUN = [  # the next_token smoke run with a row and a checkpoint every other step
+RUN = [  # the next_token smoke run, made smaller, with a row and a checkpoint every other step
     "--gin_file=runs/smoke/next_token.gin",
-    *(f"--gin_param={binding}" for binding in (
-        "total_steps = 60", "Experiment.log_every = 2", "Experiment.save_every = 2", "Experiment.eval_every = 20",
-        "Experiment.eval_batches = 2", "Experiment.keep = 2")),
-]  # fmt: skip
+    "--gin_param=TextData.source = '{directory}/corpus'",
+    "--gin_param=TextData.valid = 0.2",
+    "--gin_param=TextData.tokenizer = 'bytes'",
+    "--gin_param=vocab_size = 359",
+    "--gin_param=NextToken.length = 64",
+    "--gin_param=Experiment.batch_size = 8",
+    "--gin_param=Experiment.log_every = 2",
+    "--gin_param=Experiment.save_every = 2",
+    "--gin_param=Experiment.eval_every = 25",
+    "--gin_param=Experiment.eval_batches = 2",
+    "--gin_param=Experiment.evaluators = ()",
+    "--gin_param=Experiment.keep = 2",
+    "--gin_param=total_steps = 100",
+]
 
 
 @dataclasses.dataclass
@@ -62,14 +72,20 @@ class Faults:
     """A reference run, and trials of the same command.
 
     Args:
-        directory: where the runs lie; the reference run in `whole`.
-        flags: those of launch.train but --workdir.
+        directory: where the runs lie; the reference run in `whole`, and in `corpus` some text.
+        flags: those of launch.train but --workdir; {directory} is replaced.
+
+    Raises:
+        RuntimeError: the reference run failed.
     """
 
     def __init__(self, directory, flags=RUN):
         self.directory = pathlib.Path(directory).absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.flags = [*flags, f"--compilation_cache={self.directory / 'xla'}"]
+        (self.directory / "corpus").mkdir(parents=True, exist_ok=True)
+        for path in (ROOT / "launch").glob("*.py"):
+            shutil.copyfile(path, self.directory / "corpus" / f"{path.stem}.txt")
+        self.flags = [flag.replace("{directory}", str(self.directory)) for flag in flags]
+        self.flags += [f"--compilation_cache={self.directory / 'xla'}"]
         whole = self.directory / "whole"
         start = time.monotonic()
         process = self._start(whole)
