@@ -16,9 +16,6 @@ from absl import flags
 from launch import cli
 from paradigm.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
-STEP = flags.DEFINE_string("step", None, "A step, or 'best'. The newest checkpoint that is whole unless given.")
-
 TREES = ("params", "opt_state", "extra")
 
 
@@ -76,4 +73,6 @@ def show(workdir, step=None):
 
 
 if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+    STEP = flags.DEFINE_string("step", None, "A step, or 'best'. The newest checkpoint that is whole unless given.")
     cli.run(main)
