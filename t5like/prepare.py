@@ -152,16 +152,21 @@ def _split(recipe, listing):
         return pieces, HeldOut(globs=recipe.valid_glob)
     if any(p.kind == "tfds" and p.name.startswith("validation/") for p in pieces):
         return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
-    if len(pieces) == 1 and pieces[0].single:  # one document: its end is held out
-        [only] = pieces
-        [(_, raw)] = sources.read(only)
-        cut = int(len(raw) * (1 - recipe.valid))
-        train = dataclasses.replace(only, name=f"{only.name}@0", size=cut, start=0, end=cut)
-        valid = dataclasses.replace(only, name=f"{only.name}@{cut}", size=len(raw) - cut, start=cut)
-        return [train, valid], HeldOut(names=(valid.name,))
-    names = [p.name for p in pieces if p.single] or [name for name, _ in sources.read(pieces[0])]
-    names = [n for n in names if not _matches(n, recipe.exclude)]
-    return pieces, HeldOut(names=(min(names, key=_hash),) if names else (), share=recipe.valid)
+    if not (single := [p for p in pieces if p.single]):  # names are known only where a document is a piece of its own
+        names = [name for name, _ in sources.read(pieces[0]) if not _matches(name, recipe.exclude)]
+        return pieces, HeldOut(names=(min(names, key=_hash),) if names else (), share=recipe.valid)
+    first = min(single, key=lambda p: _hash(p.name))
+    wanted = int(recipe.valid * sum(p.size for p in pieces))
+    if first.size <= 2 * wanted:
+        return pieces, HeldOut(names=(first.name,), share=recipe.valid)
+    # A few long documents: a whole one would be too much to hold out, so it is the end of one and nothing else.
+    [(_, raw)] = sources.read(first)
+    end = first.start + len(raw) if first.end is None else first.end
+    cut = end - max(1, wanted * len(raw) // first.size)  # a packed file's size was only an estimate
+    kept = dataclasses.replace(first, end=cut, size=cut - first.start)
+    last = dataclasses.replace(first, name=f"{first.name}@{cut}", start=cut, size=end - cut)
+    at = pieces.index(first)
+    return [*pieces[:at], kept, last, *pieces[at + 1 :]], HeldOut(names=(last.name,))
 
 
 def _hash(name):

@@ -357,7 +357,7 @@ def _json_text(line, piece, offset):
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{piece.path}: the line at byte {offset} is not JSON ({error})") from error
+        raise UserError(f"{piece.path}: the line at byte {offset} is not one JSON object ({error})") from error
     text = record.get(piece.field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}, not an object"

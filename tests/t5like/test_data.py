@@ -163,12 +163,12 @@ def bad_source(tmp_path, name, content=None):
         (
             "cp1251.txt",
             "война и мир ".encode("cp1251") * 99,
-            r"cp1251.txt looks binary \(846 of 1128 bytes are not UTF-8\)",
+            r"cp1251.txt looks binary \(847 of 1129 bytes are not UTF-8\)",
         ),
         ("no.zip", b"not a zip", r"no.zip: cannot be read as a zip archive"),
         ("no.txt.gz", b"not gzip", r"no.txt.gz: cannot be read \(Not a gzipped file"),
         ("no.array_record", b"nothing" * 99, r"no.array_record: cannot be read as ArrayRecord"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a.jsonl: the line at byte 14 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a.jsonl: the line at byte 14 is not one JSON object"),
         (
             "b.jsonl",
             b'{"body": "a"}\n',
@@ -347,8 +347,11 @@ def test_validation_by_glob_and_exclude(folder, tmp_path):
 
 
 def test_some_document_is_always_held_out(folder, tmp_path):
-    prepared = make(folder, tmp_path / "out", valid=0.0001)
-    assert len(documents(prepared, "valid")) == 1 and len(documents(prepared, "train")) == 29
+    hashes = {path: P._hash(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt")}
+    for path in [path for path, value in hashes.items() if value < 0.05]:
+        path.unlink()
+    nearest = min((path for path in hashes if path.exists()), key=hashes.get)
+    assert documents(make(folder, tmp_path / "out", valid=0.03), "valid") == [nearest.read_text()]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text(i)}) + "\n" for i in range(5)))
     assert make(tmp_path / "x.jsonl", tmp_path / "out2", valid=0.0001).meta["counts"]["valid"]["documents"] == 1
 
@@ -358,6 +361,16 @@ def test_membership_does_not_depend_on_the_other_documents(folder, tmp_path):
     (folder / "a" / "zz.txt").write_text(text(99))
     after = set(documents(make(folder, tmp_path / "b", valid=0.3), "valid"))
     assert 3 < len(before) < 20 and after - {text(99)} == before
+
+
+def test_the_end_of_one_of_a_few_long_documents_is_held_out(tmp_path):
+    (tmp_path / "c").mkdir()
+    for name in "abc":
+        (tmp_path / "c" / f"{name}.txt").write_text("".join(f"{name} line {i}\n" for i in range(1000)))
+    prepared = make(tmp_path / "c", tmp_path / "out", valid=0.05)
+    train, [valid] = documents(prepared, "train"), documents(prepared, "valid")
+    assert len(train) == 3 and 0.04 < len(valid) / sum(map(len, [*train, valid])) < 0.06
+    assert any(short + valid == "".join(f"{short[0]} line {i}\n" for i in range(1000)) for short in train)
 
 
 @pytest.mark.parametrize("kind", ["txt", "gz", "zip"])
