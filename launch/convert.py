@@ -1,0 +1,99 @@
+"""Take a run's weights to the transformers library, or its weights to a run; config.json and model.safetensors.
+
+    python -m launch.convert --workdir=/tmp/demo --out=/tmp/demo_hf --format=hf
+    python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
+    python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
+
+T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`). The first form writes the weights that
+evaluation uses, the average where one is kept, with the run's tokenizer in tokenizer/. The second writes a checkpoint
+of parameters alone, and prints the model that a gin file has to describe. Nothing is written over.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import cli
+from paradigm.errors import UserError
+
+FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
+WORKDIR = flags.DEFINE_string("workdir", None, "A run directory, to be written in the transformers library's format.")
+WEIGHTS = flags.DEFINE_string("weights", None, "A directory of the transformers library's save_pretrained, to be read.")
+OUT = flags.DEFINE_string("out", None, "The directory to write, new or empty.")
+FORMAT = flags.DEFINE_enum(
+    "format", "hf", list(FORMATS), "What to write: hf from --workdir, checkpoint from --weights."
+)
+STEP = flags.DEFINE_string("step", None, "Of --workdir: a step, or 'best'. The newest whole checkpoint unless given.")
+
+
+def main(argv):
+    if argv[1:]:
+        raise UserError(f"'{argv[1]}' is not a flag: did you mean --workdir={argv[1]}? See --help")
+    if not OUT.value:
+        raise UserError("--out is required: the directory to write, as in --out=/tmp/exported")
+    given = {"--workdir": WORKDIR.value, "--weights": WEIGHTS.value}
+    source = FORMATS[FORMAT.value]
+    if not given.pop(source) or any(given.values()):
+        raise UserError(
+            f"--format={FORMAT.value} reads {source} and nothing else: give {source}=DIR, or the other --format"
+        )
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # the accelerator may be busy, and nothing is computed here
+    print(to_hf(WORKDIR.value, OUT.value, STEP.value) if WORKDIR.value else to_checkpoint(WEIGHTS.value, OUT.value))
+
+
+def to_hf(workdir, out, step=None):
+    """Writes a run's weights and tokenizer as the transformers library has them; returns what to tell.
+
+    Args:
+        workdir: a run directory. out: a directory, new or empty. step: as `launch.load` takes it.
+
+    Raises:
+        UserError: as `launch.load` and `t5like.weights.write`.
+    """
+    from launch import load
+    from t5like import weights
+
+    run = load(workdir, step if step in (None, "best") else _integer(step))
+    out = _empty(out)
+    weights.write(out, run.model, run.variables()["params"])
+    run.tokenizer.save(out / "tokenizer")
+    return f"step {run.step} of {workdir} -> {out}"
+
+
+def to_checkpoint(source, out):
+    """Writes the transformers library's weights as a checkpoint for --init_from; returns what to tell.
+
+    Args:
+        source: a directory of save_pretrained. out: a directory, new or empty.
+
+    Raises:
+        UserError: as `t5like.weights.read`.
+    """
+    from launch.checkpoint import Checkpoints
+    from t5like import weights
+
+    out = _empty(out)
+    model, params = weights.read(source)
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": params}, {"next_index": 0, "objective": None, "source": str(source)})
+    return f"{source} -> --init_from={out}\n{model}"
+
+
+def _empty(out):
+    out = pathlib.Path(out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={out} is there already and is not written over: choose a new directory")
+    return out
+
+
+def _integer(step):
+    if not step.isdecimal():
+        raise UserError(f"--step={step}: write a number of steps, or 'best'")
+    return int(step)
+
+
+if __name__ == "__main__":
+    cli.run(main)

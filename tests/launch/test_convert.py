@@ -1,0 +1,67 @@
+"""A run becomes files of the transformers library, these become a checkpoint, and a new run starts from it."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from launch import convert, load
+from launch.checkpoint import Checkpoints
+from paradigm import trees
+from paradigm.errors import UserError
+from t5like import weights
+from tests.launch.test_run import NEXT, SPANS, make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    make_run(workdir, SPANS)
+    return workdir
+
+
+def test_there_and_back(run, tmp_path):
+    """The averaged weights of the run, through both formats, bit for bit."""
+    assert convert.to_hf(run, tmp_path / "hf") == f"step 4 of {run} -> {tmp_path / 'hf'}"
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors", "tokenizer"}
+    told = convert.to_checkpoint(tmp_path / "hf", tmp_path / "back")
+    assert f"--init_from={tmp_path / 'back'}" in told and "d_model = 128" in told
+    step, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
+    wanted = load(run).variables()["params"]
+    assert step == 0
+    jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, arrays["params"]), wanted)
+
+
+def test_the_best(run, tmp_path):
+    convert.to_hf(run, tmp_path, "best")
+    _, params = weights.read(tmp_path)
+    assert not any(x.any() for x in jax.tree.leaves(params))  # step 2 of make_run is all zeros
+
+
+def test_refusals(run, tmp_path):
+    (tmp_path / "note").touch()
+    with pytest.raises(UserError, match="is there already and is not written over"):
+        convert.to_hf(run, tmp_path)
+    with pytest.raises(UserError, match="is there already and is not written over"):
+        convert.to_checkpoint(tmp_path, tmp_path / "note")
+    with pytest.raises(UserError, match="--step=last: write a number"):
+        convert.to_hf(run, tmp_path / "new", "last")
+
+
+def test_command(run, tmp_path):
+    command = lambda *flags: subprocess.run(
+        [sys.executable, "-m", "launch.convert", *flags], capture_output=True, text=True, check=False
+    )
+    done = command(f"--workdir={run}", f"--out={tmp_path / 'hf'}", "--format=hf", "--step=2")
+    assert (done.returncode, done.stdout) == (0, f"step 2 of {run} -> {tmp_path / 'hf'}\n")
+    done = command(f"--workdir={run}", f"--out={tmp_path / 'back'}", "--format=checkpoint")
+    assert done.returncode == 2 and "--format=checkpoint reads --weights and nothing else" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_decoder(tmp_path):
+    make_run(tmp_path / "run", NEXT)
+    convert.to_hf(tmp_path / "run", tmp_path / "hf")
+    assert weights.read(tmp_path / "hf")[0].positions == "rope"
