@@ -183,7 +183,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam (arXiv:1412.6980, algorithm 1) with decoupled weight decay (arXiv:1711.05101): lr * weight_decay * parameter."""
+    """Adam (arXiv:1412.6980, algorithm 1) with decoupled weight decay (arXiv:1711.05101), lr * weight_decay * p."""
 
     b1: float = 0.9
     b2: float = 0.999
