@@ -21,6 +21,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
+_SOURCE = re.compile(r"resumed from step (\d+)|started from scratch")  # the line that says where a start goes on
 RUN = [  # the next_token smoke run, made smaller, with a row and a checkpoint every other step
     "--gin_file=runs/smoke/next_token.gin",
     "--gin_param=TextData.source = '{directory}/corpus'",
@@ -124,14 +125,14 @@ class Faults:
             time.sleep(delay)
             return f"{delay:.2f} s after its start"
         target, delay = rng.randrange(checkpoints(workdir)[0], self.steps), rng.uniform(0, 0.15)
-        while newest_row(workdir) < target and process.poll() is None:
+        while process.poll() is None and not (_SOURCE.search(log(workdir)) and newest_row(workdir) >= target):
             time.sleep(0.005)
         time.sleep(delay)
         return f"{1000 * delay:.0f} ms after row {target}"
 
     def _resumed(self, kills, workdir):
         """Notes in the last kill where the start after it went on."""
-        found = re.search(r"resumed from step (\d+)|started from scratch", log(workdir))
+        found = _SOURCE.search(log(workdir))
         if kills and found:
             kills[-1].resumed = int(found[1] or 0)
 
