@@ -10,6 +10,8 @@ import weakref
 import grain
 from absl import flags
 
+from paradigm.dataset import serve_parent
+
 SHARED = 1 << 24  # bytes from which an array travels in shared memory
 ENDLESS = 1 << 48  # steps; as good as no end
 
@@ -91,4 +93,4 @@ def batches(dataset, start_step=0, rows=slice(None), workers=0, prefetch=4):
     # By the pipe, not in shared memory: blocks left over at the end would be leaked with a warning at exit.
     ahead = grain.experimental.WithOptionsIterDataset(ahead, grain.experimental.DatasetOptions(min_shm_size=SHARED))
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-    return Batches(iter(ahead.mp_prefetch(processes)))
+    return Batches(iter(ahead.mp_prefetch(processes, serve_parent)))

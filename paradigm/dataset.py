@@ -15,6 +15,10 @@ numpy alone is imported here, since data workers import it.
 import dataclasses
 import hashlib
 import math
+import multiprocessing
+import os
+import signal
+import threading
 
 import numpy as np
 
@@ -291,3 +295,14 @@ def _fetch(source, positions):
 
 def _name(source, position):
     return source.name(int(position)) if hasattr(source, "name") else f"record {int(position)}"
+
+
+def serve_parent(*_):
+    """The first act of a process that works on data for another: leave Ctrl-C to the parent, and do not outlive it."""
+
+    def watch():
+        multiprocessing.parent_process().join()  # returns even if the parent was killed
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()

@@ -22,6 +22,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from t5like import sources
 from t5like.data import FORMAT, META, encode_window, read_meta
@@ -222,7 +223,8 @@ def _run(recipe, jobs, held_out, plan, out, workers, progress):
     with contextlib.ExitStack() as stack:
         if workers > 1:  # spawned: the caller may hold the threads of a jax backend
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(workers, context))
+            # After Ctrl-C the jobs in hand are finished and no more are begun.
+            pool = concurrent.futures.ProcessPoolExecutor(workers, context, serve_parent)
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             futures = {pool.submit(_job, *a): j for a, j in zip(arguments, todo)}
             done = ((futures[f], f.result) for f in concurrent.futures.as_completed(futures))

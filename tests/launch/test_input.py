@@ -1,5 +1,9 @@
+import json
+import os
+import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from paradigm.dataset import Dataset, Mixture
 from paradigm.errors import UserError
 from t5like.corrupt import SpanNoise
 from t5like.data import TextData
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +137,44 @@ def test_close_is_quiet_and_final(prepared, tmp_path):
         "    forgotten, in_a_thread = batches(data, workers=1), batches(data)\n"
         "    next(forgotten), next(in_a_thread)\n"
     )
-    root = __file__.partition("/tests/")[0]
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": root}
-    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_benchmark_prints_one_json_line(prepared):
-    import json
+def test_workers_end_with_a_parent_that_was_killed(prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, time\n"
+        "from launch.input import batches\n"
+        "from paradigm.dataset import Dataset\n"
+        "from t5like.corrupt import SpanNoise\n"
+        "from t5like.data import PreparedText\n"
+        "if __name__ == '__main__':\n"
+        f"    data = Dataset(PreparedText({str(prepared.directory)!r}).source('train'), SpanNoise(359, 100, 34), 64)\n"
+        "    stream = batches(data, workers=1)\n"
+        "    next(stream)\n"
+        "    print(*(c.pid for c in multiprocessing.active_children()), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    [worker] = map(int, process.stdout.readline().split())
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
 
+
+def alive(pid):
+    """Whether it runs; one that ended but that nobody has waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_benchmark_prints_one_json_line(prepared):
     command = [
         sys.executable,
         "-m",
