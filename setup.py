@@ -38,8 +38,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-        # Reading prepared tfds data needs no TensorFlow; converting TFRecord data does.
-        "data": ["tensorflow-datasets>=4.9.8,<5", "tensorflow>=2.20,<3"],
+        # `tfds:NAME`, from ArrayRecord or TFRecord files; neither needs TensorFlow.
+        "data": ["tensorflow-datasets>=4.9.8,<5"],
         "weights": ["safetensors>=0.5,<1"],
         # The TPU compiler without a TPU, for `--dry_run` against a pod and ahead-of-time compiles.
         "aot": ["jax[tpu]>=0.10.2,<0.13"],
@@ -51,6 +51,7 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.12,<1",
             "safetensors>=0.5,<1",
+            "tensorflow-datasets>=4.9.8,<5",
         ],
     },
 )
