@@ -9,11 +9,8 @@ It is the code that evaluates during training, so that a number here is the numb
 run directory is only read.
 """
 
-import collections
-import dataclasses
 import json
 import pathlib
-from typing import Any
 
 import jax
 from absl import flags
@@ -22,68 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 from launch import cli
 from launch.checkpoint import Checkpoints
+from launch.data import Data
 from launch.mesh import make_mesh
 from launch.program import Program
 from launch.writers import number
-from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.metrics import mean, merge
 from paradigm.step import make_eval_step
-
-
-class Data:
-    """The data of a run, opened: what the loop trains on and what evaluators are given.
-
-    train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it.
-    tokenizer: of the prepared data, or None. fingerprint: changes whenever the training stream would.
-    """
-
-    def __init__(self, experiment, directory, progress=True):
-        prepared = self._build(experiment, directory, progress)
-        objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
-        self.tokenizer = getattr(prepared, "tokenizer", None)
-        self.train = Dataset(prepared.source("train"), objective.prepare, size, seed)
-        held_out = prepared.source("valid")
-        self.valid = {
-            phase: Dataset(held_out, AtStep(objective.prepare, first), size, seed, train=False)
-            for phase, first in objective.phases().items()
-        }
-        self._limit = experiment.eval_batches
-
-    @staticmethod
-    def _build(experiment, directory, progress):
-        """Prepared by process 0 alone, then opened by all: the directory is on a file system that they share."""
-        build = lambda show: experiment.data.build(
-            directory, window=getattr(experiment.objective, "raw_length", None), progress=show
-        )
-        if jax.process_count() == 1:
-            return build(progress)
-        from jax.experimental import multihost_utils
-
-        if jax.process_index() == 0:
-            build(progress)
-        multihost_utils.sync_global_devices("data are prepared")
-        return build(False)
-
-    @property
-    def fingerprint(self):
-        return self.train.fingerprint
-
-    def batches(self, phase=None, rows=slice(None)):
-        """The validation batches of a phase (None: the first), numpy, padded with mask 0; at most eval_batches."""
-        dataset = next(iter(self.valid.values())) if phase is None else self.valid[phase]
-        for i in range(min(len(dataset), self._limit)):
-            yield dataset.batch(i, rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class AtStep:
-    """A prepare whose step is fixed: validation examples belong to a phase, whenever they are read."""
-
-    prepare: Any
-    step: int
-
-    def __call__(self, example, rng, step, train):
-        return self.prepare(example, rng, self.step, train)
 
 
 class Evaluation:
@@ -102,17 +44,15 @@ class Evaluation:
 
         'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
         """
-        sums = collections.defaultdict(lambda: [0.0, 0.0])
+        sums = {}
         with jax.set_mesh(self._program.mesh):
             for phase in self._data.valid:
                 for batch in self._data.batches(phase, self._program.rows()):
                     if abandon():
                         return None
                     metrics = self._step(phase)(state.params, state.extra, self._program.put(batch, phase))
-                    for name, (total, weight) in jax.device_get(metrics).items():
-                        sums[name][0] += float(total)
-                        sums[name][1] += float(weight)
-            means = {name: total / weight if weight else float("nan") for name, (total, weight) in sums.items()}
+                    sums = merge(sums, jax.device_get(metrics))
+            means = {name: mean(*pair) for name, pair in sums.items()}
             terms = [name for name in means if name.startswith("loss/")]
             named = {"loss": sum(means[name] for name in terms)} | means
             if len(terms) == 1:

@@ -23,7 +23,8 @@ import jax
 
 from launch import workdir as run_directory
 from launch.checkpoint import Checkpoints
-from launch.evaluate import Data, Evaluation
+from launch.data import Data
+from launch.evaluate import Evaluation
 from launch.experiment import validate
 from launch.input import batches
 from launch.mesh import make_mesh
@@ -31,7 +32,7 @@ from launch.program import Background, Program, items
 from launch.writers import make_writers
 from paradigm import trees
 from paradigm.errors import UserError
-from paradigm.metrics import peak_flops
+from paradigm.metrics import mean, merge, peak_flops
 
 BAD_STEPS = 10  # so many non-finite steps in a row end a run: by then it is not the data
 
@@ -216,7 +217,7 @@ class Meter:
     def __init__(self, experiment, program, writers, progress, step, bad_in_a_row):
         self._experiment, self._writers = experiment, writers
         self._logged = progress["logged"]
-        self._window = {name: list(pair) for name, pair in progress["window"].items()}
+        self._window = progress["window"]
         self._bad_in_a_row = bad_in_a_row
         self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
         self._pending = collections.deque()
@@ -236,7 +237,7 @@ class Meter:
         self._pending.append((step, phase, metrics))
         while len(self._pending) > self._late:
             self._read()
-        if self._peak is None:  # measured on a CPU: while nothing else runs, and not before the first step
+        if self._peak is None:  # a CPU's is measured: while nothing else runs, and not before the first step
             self.drain()
             self._peak = peak_flops() * jax.device_count()
             self.restart_clock()
@@ -258,18 +259,17 @@ class Meter:
 
     def _read(self):
         step, phase, metrics = self._pending.popleft()
-        metrics = {name: [float(total), float(weight)] for name, (total, weight) in jax.device_get(metrics).items()}
-        now = time.perf_counter()
-        self._steps += 1
-        self._seconds, self._clock = self._seconds + now - self._clock, now
-        self._flops_done += self._flops[phase]
-        self._items_done += self._items[phase][1]
+        metrics = dict(jax.device_get(metrics))
         self._read_until = step
+        if self._peak is not None:  # the first step, which warms up, says nothing of speed
+            now = time.perf_counter()
+            self._steps += 1
+            self._seconds, self._clock = self._seconds + now - self._clock, now
+            self._flops_done += self._flops[phase]
+            self._items_done += self._items[phase][1]
         bad, _ = metrics.pop("bad_step")
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
-        for name, (total, weight) in {**({} if bad else metrics), "bad_steps": (bad, 0.0)}.items():
-            pair = self._window.setdefault(name, [0.0, 0.0])
-            pair[0], pair[1] = pair[0] + total, pair[1] + weight
+        self._window = merge(self._window, {} if bad else metrics, {"bad_steps": (bad, 0)})
         if self._bad_in_a_row >= BAD_STEPS:
             size = self._experiment.batch_size
             raise UserError(
@@ -283,14 +283,15 @@ class Meter:
             self._forget_speed()
 
     def _row(self, step):
-        means = {name: total / weight if weight else None for name, (total, weight) in self._window.items()}
+        means = {name: mean(*pair) for name, pair in self._window.items()}
         means["bad_steps"] = int(self._window["bad_steps"][0])
         speed = {"elapsed": time.perf_counter() - self._start}
-        if self._steps and self._peak:
+        if self._steps:
             unit = next(iter(self._items.values()))[0]
             speed["seconds_per_step"] = self._seconds / self._steps
             speed[f"{unit}_per_second"] = self._items_done / self._seconds
-            speed["mfu"] = self._flops_done / self._seconds / self._peak
+            if self._peak:  # listed
+                speed["mfu"] = self._flops_done / self._seconds / self._peak
         self._writers.train(step, dict(sorted(means.items())), speed)
 
     def _forget_speed(self):

@@ -285,6 +285,7 @@ class Console:
         parts = [f"loss {_short(metrics.get('loss'))}"]
         if "seconds_per_step" in speed:
             parts.append(f"{_count(speed[f'{self._unit}_per_second'])} {self._unit}/s")
+        if "mfu" in speed:
             parts.append(f"MFU {100 * speed['mfu']:.1f}%")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)

@@ -43,7 +43,8 @@ def test_stopped_anywhere_equals_uninterrupted(name, tmp_path, monkeypatch):
     experiment = small.experiment(OBJECTIVES[name], ema=0.9, total_steps=STEPS)
     whole, rows = finish(experiment, tmp_path / "whole")
     assert [row["step"] for row in rows] == [4, 6, 8, 12, 12]
-    for stops in [(5,), (4, 6)] if name == "two_terms" else [(5,)]:  # in a row; after a row, then where both are due
+    # Within a row; then at the end of one, where an evaluation is due as well, and after it.
+    for stops in [(5,), (4, 6, 7)] if name == "two_terms" else [(5,)]:
         workdir = tmp_path / f"stopped{stops}"
         for stop in stops:
             with monkeypatch.context() as patch:
