@@ -117,8 +117,8 @@ def plain(seed):
 MATRIX = lambda params: jax.tree.map(lambda p: p.ndim == 2, params)
 
 
-def muon(params):
-    matrices = optax.contrib.muon(LR, eps=1e-7, weight_decay=0.1, consistent_rms=0.2)
+def muon(params, nesterov=True):
+    matrices = optax.contrib.muon(LR, eps=1e-7, weight_decay=0.1, consistent_rms=0.2, nesterov=nesterov)
     vectors = optax.adam(0.01, b2=0.95, eps=1e-10)
     return optax.partition({True: matrices, False: vectors}, MATRIX)
 
@@ -140,6 +140,10 @@ def muon(params):
         (OPTIMIZERS[5], lambda p: optax.sgd(LR)),
         (OPTIMIZERS[6], lambda p: optax.lars(LR, 0.1, MATRIX, trust_ratio_mask=MATRIX, momentum=0.9)),
         (optim.Muon(LR, adam_learning_rate=0.01, weight_decay=0.1, consistent_rms=0.2), muon),
+        (
+            optim.Muon(LR, adam_learning_rate=0.01, weight_decay=0.1, consistent_rms=0.2, nesterov=False),
+            lambda p: muon(p, nesterov=False),
+        ),
     ],
     ids=name_of,
 )
@@ -274,6 +278,14 @@ def test_tables_first_match_wins():
     }
     found = dict(trees.named_leaves(share))
     np.testing.assert_allclose([found[n] for n in expected], [-x for x in expected.values()], rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
+def test_lr_scale_reaches_every_leaf(optimizer):
+    """Any first step is linear in the learning rate, decay included."""
+    half = dataclasses.replace(optimizer, lr_scale=(("", 0.5),))
+    first = lambda o: jax.jit(lambda p, g: o.update(g, o.init(p), p, 0)[0])(plain(0), plain(1))
+    assert_close(first(half), jax.tree.map(lambda u: u / 2, first(optimizer)))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
