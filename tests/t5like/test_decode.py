@@ -87,6 +87,20 @@ def test_cached_is_uncached(name, sampling):
     assert len(stopped[0]) <= 3
 
 
+def test_after_eos_there_is_padding():
+    model = MODELS["rope"]
+    prompts, lengths = np.array([[0, 5, 9], [0, 8, 0]], np.int32), np.array([3, 2], np.int32)
+    run = lambda eos: decode.decode(
+        model, variables_of(model), prompts, lengths, jax.random.split(jax.random.key(0), 2), NEW, Sampling(), eos
+    )
+    free = np.asarray(run(NEVER))
+    eos = int(free[0, 2])
+    first = [row.index(eos) if eos in row else NEW for row in free.tolist()]
+    wanted = np.where(np.arange(NEW) <= np.array(first)[:, None], free, 0)
+    assert first[0] <= 2 and free[0, first[0] + 1 :].any()
+    assert np.array_equal(run(eos), wanted)
+
+
 @pytest.mark.parametrize("name", ["t5", "rope"])
 def test_rows_do_not_depend_on_each_other(name):
     """Neither padding nor what the neighbours draw reaches a row; the seed does."""
