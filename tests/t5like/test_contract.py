@@ -1,0 +1,90 @@
+"""Span corruption and next token through the same contract as every objective, on tiny models with dropout on."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from paradigm import optim
+from paradigm.combine import Alternate
+from paradigm.dataset import Dataset
+from t5like.models import gpt, t5
+from t5like.objectives.next_token import NextToken
+from t5like.objectives.span_corruption import SpanCorruption
+from t5like.tokenizer import ByteTokenizer
+from tests import contract
+
+B, VOCAB = 8, 384
+TINY = {"d_model": 16, "heads": 4, "head_dim": 8, "d_ff": 32, "layers": 2, "dropout": 0.1}
+T5 = t5("tiny", VOCAB, **TINY)
+GPT = gpt("tiny", VOCAB, **TINY)
+OBJECTIVES = {
+    "span_corruption": SpanCorruption(T5, 359, length=32),
+    "next_token": NextToken(GPT, length=24),
+    "prefix_lm": NextToken(GPT, length=24, prefix=True),
+}
+OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
+everyone = pytest.mark.parametrize("name", list(OBJECTIVES))
+
+
+class Windows:
+    """40 windows of random bytes; every third has two documents and ends in padding."""
+
+    fingerprint = "windows"
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        tokens = np.random.default_rng(i).integers(3, 259, self.length).astype(np.int32)
+        segments = np.ones(self.length, np.int32)
+        if i % 3 == 0:
+            segments[self.length // 2 :] = 2
+            tokens[-3:], segments[-3:] = 0, 0
+        return {"tokens": tokens, "segments": segments, "byte_lengths": ByteTokenizer().byte_lengths}
+
+
+@functools.cache
+def batch_of(name):
+    objective = OBJECTIVES[name]
+    data = Dataset(Windows(objective.raw_length), objective.prepare, B, seed=1)
+    return functools.cache(data.batch)
+
+
+@everyone
+def test_resume_is_bit_exact(name):
+    optimizer = OPTIMIZERS.get(name, OPTIMIZERS["next_token"])
+    contract.check_resume(OBJECTIVES[name], optimizer, batch_of(name), clip=1.0)
+
+
+@everyone
+def test_microbatches_equal_the_whole(name):
+    contract.check_microbatches(OBJECTIVES[name], batch_of(name), parts=(4,))
+
+
+@everyone
+def test_sharded_equals_one_device(name):
+    meshes = ("mixed",) if name == "prefix_lm" else tuple(contract.MESHES)
+    contract.check_sharding(OBJECTIVES[name], batch_of(name), meshes)
+
+
+@everyone
+def test_compiles_from_shapes_alone(name):
+    optimizer = OPTIMIZERS.get(name, OPTIMIZERS["next_token"])
+    contract.check_abstract(OBJECTIVES[name], optimizer, batch_of(name), B, microbatches=2)
+
+
+@everyone
+def test_weights_do_not_depend_on_parameters(name):
+    contract.check_weights(OBJECTIVES[name], batch_of(name))
+
+
+def test_one_decoder_learns_by_turns():
+    """Objective and architecture are chosen apart: one set of weights, causal and prefix steps by turns."""
+    parts = (("causal", OBJECTIVES["next_token"]), ("prefix", OBJECTIVES["prefix_lm"]))
+    turns = Alternate(parts=parts, pattern=("causal", "prefix"))
+    data = Dataset(Windows(24), turns.prepare, B, seed=1)
+    contract.check_resume(turns, optim.AdamW(1e-3), data.batch)
