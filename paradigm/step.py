@@ -74,22 +74,24 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
         own = {k: v for k, v in state.extra.items() if k != "ema"}
         value, loss, grads = _gradients(objective, state.params, own, batch, ctx, microbatches)
         norm = optax.tree.norm(grads)
-        if clip is not None:
-            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / (norm + 1e-6)).astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step)
-        params = optax.apply_updates(state.params, updates)
-        extra = objective.update_extra(own, params, loss, ctx)
-        if ema is not None:
-            extra = {**extra, "ema": momentum.ema(state.extra["ema"], params, as_schedule(ema)(state.step))}
         good = jnp.isfinite(value) & jnp.isfinite(norm)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        new = TrainState(
-            state.step + 1,
-            jnp.where(good, 0, state.bad_steps + 1),
-            keep(params, state.params),
-            keep(opt_state, state.opt_state),
-            keep(extra, state.extra),
-        )
+
+        def advance():
+            scaled = grads
+            if clip is not None:
+                factor = jnp.minimum(1.0, clip / (norm + 1e-6))
+                scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+            updates, opt_state = optimizer.update(scaled, state.opt_state, state.params, state.step)
+            params = optax.apply_updates(state.params, updates)
+            extra = objective.update_extra(own, params, loss, ctx)
+            if ema is not None:
+                extra = {**extra, "ema": momentum.ema(state.extra["ema"], params, as_schedule(ema)(state.step))}
+            return params, opt_state, extra
+
+        # A branch and not a select: a select would hold the old and the new state at once, and cost more than AdamW.
+        stay = lambda: (state.params, state.opt_state, state.extra)
+        params, opt_state, extra = jax.lax.cond(good, advance, stay)
+        new = TrainState(state.step + 1, jnp.where(good, 0, state.bad_steps + 1), params, opt_state, extra)
         scalars = {"loss": value, "grad_norm": norm, "learning_rate": optimizer.learning_rate_at(state.step), "bad_step": ~good}
         metrics = {name: (jnp.float32(x), jnp.float32(1.0)) for name, x in scalars.items()}
         return new, {**metrics, **_report(loss)}
