@@ -85,12 +85,12 @@ class Checkpoints:
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         facts = {"step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
         facts = json.loads(json.dumps(facts))  # what cannot be written fails here, not in the background
-        if step == self._current:
-            if metrics and jax.process_index() == 0:
-                manifest.amend(self.directory / str(step), facts)
-            return False
         tree = _nested(state, _array)
         try:
+            if step == self._current:
+                if metrics and jax.process_index() == 0:
+                    manifest.amend(self.directory / str(step), facts)
+                return False
             if jax.process_index() == 0:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._sweep()
@@ -280,7 +280,8 @@ class Checkpoints:
         """The numbered directories, whole or not, ascending."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir())
+        names = [p.name for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
+        return sorted(int(name) for name in names if name == str(int(name)))
 
     def _manifests(self):
         """{step: what its manifest says}, ascending, of those that are readable."""

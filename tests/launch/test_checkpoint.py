@@ -255,9 +255,10 @@ def test_every_file_is_covered(directory):
     assert Checkpoints(directory).find() == 30
 
 
-def test_stray_directories_below_the_newest_do_not_matter(directory, caplog):
-    (directory / "7").mkdir()
-    (directory / "25").mkdir()
+def test_what_is_no_newer_step_does_not_matter(directory, caplog):
+    for name in ("7", "25", "0099", "99a", "99.5"):
+        (directory / name).mkdir()
+    (directory / "98").write_text("a file")
     assert Checkpoints(directory).find() == 30
     with Checkpoints(directory, keep=2) as checkpoints:
         checkpoints.save(40, make_state(40), {})
