@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
+NEW = 12  # tokens that are generated
 PAD = -100  # the label that the transformers library does not score
 
 # Widths that differ from one another, so that a transpose can't go unseen; lengths beyond the last bucket.
@@ -123,8 +124,16 @@ def inputs(case):
     return {"input_ids": draw(2, source) * mask, "attention_mask": mask, "decoder_input_ids": shifted, "labels": labels}
 
 
+def prompt(case):
+    """Of `inputs`, what greedy decoding starts from: T5's source with its mask, or half of the decoders' full row."""
+    given = inputs(case)
+    if "decoder_input_ids" in given:
+        return {name: given[name] for name in ("input_ids", "attention_mask")}
+    return {name: given[name][:1, :10] for name in ("input_ids", "attention_mask")}
+
+
 def load(case):
-    """The golden of a case: {config, weights: name -> array, inputs: name -> array, logits [B, L, V], loss []}."""
+    """The golden of a case: {config, weights, inputs: name -> array, logits [B, L, V], loss [], generated [B, NEW]}."""
     with np.load(HERE / f"{case}.npz", allow_pickle=False) as stored:
         golden = dict(stored)
     shapes = json.loads(str(golden["shapes"]))
@@ -134,4 +143,5 @@ def load(case):
         "inputs": inputs(case),
         "logits": golden["logits"],
         "loss": golden["loss"],
+        "generated": golden["generated"],
     }

@@ -34,13 +34,16 @@ def shapes(case):
 
 
 def run(case, directory):
-    """(logits float32 [B, L, V], loss float32 []) of the checkpoint in `directory`, without dropout."""
+    """(logits float32 [B, L, V], loss float32 [], greedily generated [B, NEW]) of the checkpoint in `directory`."""
     model, report = model_class(case).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
     problems = {k: v for k, v in report.items() if v}
     assert not problems, f"{case}: transformers reports {problems}"
+    tensors = lambda arrays: {name: torch.tensor(x) for name, x in arrays.items()}
+    how = {"max_new_tokens": cases.NEW, "min_new_tokens": cases.NEW, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
-        out = model.eval()(**{name: torch.tensor(x) for name, x in cases.inputs(case).items()})
-    return out.logits.numpy(), out.loss.numpy()
+        out = model.eval()(**tensors(cases.inputs(case)))
+        generated = model.generate(**tensors(cases.prompt(case)), **how)[:, -cases.NEW :]
+    return out.logits.numpy(), out.loss.numpy(), generated.numpy().astype(np.int32)
 
 
 def goldens():
@@ -50,19 +53,19 @@ def goldens():
             pathlib.Path(directory, "config.json").write_text(json.dumps(config))
             weights = {name: cases.weight(name, shape) for name, shape in names.items()}
             save_file(weights, pathlib.Path(directory, "model.safetensors"), metadata={"format": "pt"})
-            logits, loss = run(case, directory)
+            logits, loss, generated = run(case, directory)
         path = cases.HERE / f"{case}.npz"
-        np.savez_compressed(path, shapes=json.dumps(names), logits=logits, loss=loss)
+        np.savez_compressed(path, shapes=json.dumps(names), logits=logits, loss=loss, generated=generated)
         print(f"{path.name}: {path.stat().st_size} bytes, loss {loss:.4f}, largest logit {np.abs(logits).max():.2f}")
 
 
 def check(root):
     for case in cases.CONFIGS:
         golden = cases.load(case)
-        logits, loss = run(case, pathlib.Path(root, case))
+        logits, loss, generated = run(case, pathlib.Path(root, case))
         far = max(np.abs(logits - golden["logits"]).max(), np.abs(loss - golden["loss"]))
         print(f"{case}: transformers reads our files; largest difference {far:.1e}")
-        if not far <= TOLERANCE:
+        if not (far <= TOLERANCE and np.array_equal(generated, golden["generated"])):
             sys.exit(f"{case}: what transformers reads from our files is not the model that was written")
 
 
