@@ -35,6 +35,8 @@ def make_run(workdir, text, tokenizer=None):
     experiment = registry.parse_text(text)
     config = registry.operative_config()
     state = jax.jit(lambda: init_state(experiment.objective, experiment.optimizer, 0, experiment.ema))()
+    if "ema" in state.extra:  # which starts as the parameters
+        state.extra["ema"] = jax.tree.map(lambda x: x + 1, state.params)
     with Checkpoints(workdir / "checkpoints", best_metric="valid/loss") as checkpoints:
         checkpoints.save(2, jax.tree.map(np.zeros_like, state), {"config": config}, {"valid/loss": 2})
         checkpoints.save(4, state, {"config": config}, {"valid/loss": 4})
