@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import os
+import pathlib
+import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +16,12 @@ import pytest
 
 from launch import loop
 from launch.checkpoint import Checkpoints
+from paradigm import optim
 from paradigm.combine import Stages
+from paradigm.schedule import Linear
+from t5like.data import TextData
+from t5like.models import gpt, t5
+from t5like.objectives import NextToken, SpanCorruption
 from tests import contract, miniatures
 from tests.launch import small
 
@@ -96,3 +105,55 @@ def test_on_another_mesh_the_next_losses_agree(tmp_path):
     pick = lambda rows: [row["train/loss"] for row in rows if "train/loss" in row]
     np.testing.assert_allclose(pick(moved), pick(rows), rtol=1e-5)
     assert len(pick(moved)) == 6
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("corpus")
+    for path in pathlib.Path(loop.__file__).parent.glob("*.py"):
+        shutil.copyfile(path, directory / f"{path.stem}.txt")
+    return directory
+
+
+SMALL = dict(vocab_size=384, d_model=32, heads=2, layers=1, dropout=0.1)
+RATE = Linear(0.15, total_steps=20, final=0.3)
+TEXT = {
+    "span_corruption": lambda: SpanCorruption(t5("tiny", **SMALL), vocab_size=359, length=48, rate=RATE),
+    "next_token": lambda: NextToken(gpt("tiny", **SMALL), length=48),
+}
+
+
+@pytest.mark.parametrize("name", list(TEXT))
+def test_text_from_files_through_other_workers(name, corpus, tmp_path, monkeypatch):
+    """Dropout and a scheduled rate on; stopped once in the thread, gone on with two worker processes."""
+    objective = TEXT[name]()
+    data = TextData(source=str(corpus), tokenizer="bytes", valid=0.2)
+    settings = dict(data=data, total_steps=10, batch_size=8, eval_batches=2, optimizer=optim.AdamW(learning_rate=1e-3))
+    experiment = small.experiment(objective, **settings)
+    whole, rows = finish(experiment, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, 5)
+        assert loop.train(experiment, tmp_path / "parts").step == 5
+    state, again = finish(dataclasses.replace(experiment, workers=2), tmp_path / "parts")
+    contract.assert_trees_equal(state, whole)
+    assert again == rows and rows[-1]["valid/bits_per_byte"] > 0
+
+
+def test_the_command_ends_well_on_sigterm(corpus, tmp_path):
+    """Exit code 0, a checkpoint of the step it stopped at, and no traceback from anybody."""
+    bindings = ["Experiment.evaluators = ()", "Experiment.save_every = 100000", "total_steps = 100000"]
+    bindings += [f"TextData.source = '{corpus}'", "TextData.valid = 0.2", "NextToken.length = 64"]
+    flags = [f"--gin_param={binding}" for binding in bindings] + [f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "launch.train", "--gin_file=runs/smoke/next_token.gin", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    shown = ""
+    for line in process.stdout:
+        shown += line
+        if line.startswith("step "):
+            process.send_signal(signal.SIGTERM)
+            break
+    shown += process.communicate(timeout=120)[0]
+    assert process.returncode == 0, shown
+    stopped = re.search(r"stopped at step (\d+) of 100000, saved in .*; the same command goes on from there\n$", shown)
+    assert stopped and "Traceback" not in shown, shown
+    assert Checkpoints(tmp_path / "run" / "checkpoints").find() == int(stopped[1])
