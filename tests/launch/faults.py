@@ -183,6 +183,9 @@ def main():
     parser.add_argument("--directory", default="/tmp/faults", help="where the runs go; emptied")
     parser.add_argument("flags", nargs="*", help="after --: flags of launch.train instead of the next_token smoke run")
     arguments = parser.parse_args()
+    directory = pathlib.Path(arguments.directory)
+    if directory.exists() and any(directory.iterdir()) and not (directory / "whole").exists():
+        parser.error(f"--directory={directory} holds something else, and would be emptied")
     shutil.rmtree(arguments.directory, ignore_errors=True)
     faults = Faults(arguments.directory, arguments.flags or RUN)
     print(f"{faults.steps} steps, first row after {faults.startup:.1f} s, {json.dumps(faults.whole.shown['sha256'])}\n")
