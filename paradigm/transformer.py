@@ -11,6 +11,7 @@ deterministic. Parameters are float32; `dtype` is what the arithmetic is done in
 
 import dataclasses
 import difflib
+import functools
 import math
 import zlib
 from typing import Any
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from paradigm.errors import UserError
 from paradigm.partition import BATCH, constrain
@@ -237,6 +239,10 @@ def rotate(x_BxHxLxK, angles):
 # ---- Attention ---------------------------------------------------------------------------------------------------------
 
 
+_sum = functools.partial(checkpoint_name, name="attention_sums")
+_KEEP_SUMS = jax.checkpoint_policies.save_only_these_names("attention_sums")
+
+
 def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, weights=lambda p: p, block=1024):
     """The plain attention path: softmax(scale * q k + bias, where visible) v, in blocks of queries when L is long.
 
@@ -251,6 +257,7 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, we
     """
     length, source = q_BxHxLxK.shape[2], k_BxHxSxK.shape[2]
 
+    @functools.partial(jax.checkpoint, policy=_KEEP_SUMS)  # [B, H, L, S] is formed again in the backward pass, not stored
     def part(q, visibility, bias):
         logits = jnp.einsum("bhlk,bhsk->bhls", q * jnp.asarray(scale, q.dtype), k_BxHxSxK).astype(jnp.float32)
         if bias is not None:
@@ -258,7 +265,11 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, we
         seen = visibility.expand(q.shape[2], source)
         if seen is not None:
             logits = jnp.where(seen, logits, MASKED)
-        return jnp.einsum("bhls,bhsk->bhlk", weights(jax.nn.softmax(logits, axis=-1).astype(q.dtype)), v_BxHxSxK)
+        top = _sum(jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        e = jnp.exp(logits - top)
+        total = _sum(jnp.sum(e, axis=-1, keepdims=True))
+        y = _sum(jnp.einsum("bhls,bhsk->bhlk", weights(e.astype(q.dtype)), v_BxHxSxK))
+        return (y / total).astype(q.dtype)  # divided last: a pass over [B, H, L, K] instead of [B, H, L, S]
 
     if length <= block or length % block:
         return part(q_BxHxLxK, visibility, bias)
@@ -267,7 +278,7 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, we
         cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, 2)
         return part(cut(q_BxHxLxK), visibility.cut(start, block), cut(bias))
 
-    parts = jax.lax.map(jax.checkpoint(one), jnp.arange(0, length, block))  # [n, B, H, block, K]
+    parts = jax.lax.map(one, jnp.arange(0, length, block))  # [n, B, H, block, K]
     return jnp.moveaxis(parts, 0, 2).reshape(q_BxHxLxK.shape)
 
 
@@ -386,7 +397,11 @@ class MLP(Architecture, kw_only=True):
     def __call__(self, x, keys=None):
         act, gated = choose("activation", self.activation, ACTIVATIONS)
         into = lambda name: Dense((self.d_ff,), 1, self.bias, self.init_std, self.dtype, name=name)(x)
-        h = act(into("gate")) * into("up") if gated else act(into("up"))
+        # Checkpointed: from the products before it, not from half a dozen intermediates stored for the backward pass.
+        if gated:
+            h = jax.checkpoint(lambda a, b: act(a) * b)(into("gate"), into("up"))
+        else:
+            h = jax.checkpoint(act)(into("up"))
         h = constrain(h, BATCH, None, "tensor")
         if self.dropout_style == "t5":
             h = self.dropped(h, keys, "mlp/hidden")
