@@ -17,13 +17,6 @@ from launch import cli
 from paradigm.errors import UserError
 
 FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
-WORKDIR = flags.DEFINE_string("workdir", None, "A run directory, to be written in the transformers library's format.")
-WEIGHTS = flags.DEFINE_string("weights", None, "A directory of the transformers library's save_pretrained, to be read.")
-OUT = flags.DEFINE_string("out", None, "The directory to write, new or empty.")
-FORMAT = flags.DEFINE_enum(
-    "format", "hf", list(FORMATS), "What to write: hf from --workdir, checkpoint from --weights."
-)
-STEP = flags.DEFINE_string("step", None, "Of --workdir: a step, or 'best'. The newest whole checkpoint unless given.")
 
 
 def main(argv):
@@ -96,4 +89,17 @@ def _integer(step):
 
 
 if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string(
+        "workdir", None, "A run directory, to be written in the transformers library's format."
+    )
+    WEIGHTS = flags.DEFINE_string(
+        "weights", None, "A directory of the transformers library's save_pretrained, to be read."
+    )
+    OUT = flags.DEFINE_string("out", None, "The directory to write, new or empty.")
+    FORMAT = flags.DEFINE_enum(
+        "format", "hf", list(FORMATS), "What to write: hf from --workdir, checkpoint from --weights."
+    )
+    STEP = flags.DEFINE_string(
+        "step", None, "Of --workdir: a step, or 'best'. The newest whole checkpoint unless given."
+    )
     cli.run(main)
