@@ -27,5 +27,14 @@ lint: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+golden: venv  # the flat form of every run file, after a change of defaults that is meant
+	$(PY) -m tests.golden.update
+
+PARITY = .venv-parity
+parity: venv  # runs the reference implementations live and writes what tests/t5like/test_parity.py compares with
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/pip install --quiet torch transformers safetensors numpy
+	$(PY) -m tests.parity.make --reference=$(PARITY)/bin/python
+
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info

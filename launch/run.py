@@ -81,7 +81,8 @@ class Run:
         return decode.infill(self.model, self.variables(which), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
-        """The prompt continued. `how` as in t5like.decode.generate."""
+        """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
         from t5like import decode
 
+        how.setdefault("prefix", getattr(self.objective, "prefix", False))
         return decode.generate(self.model, self.variables(which), self.tokenizer, prompt, **how)

@@ -30,12 +30,14 @@ class Sampling:
     """How the next token is chosen: the most probable at temperature 0, else drawn from softmax(logits / temperature).
 
     top_k: from so many most probable tokens alone. top_p: from the fewest that hold this share of the probability,
-    after temperature and top_k (Holtzman et al. 2020, section 3.1). None: from all.
+    after temperature and top_k (Holtzman et al. 2020, section 3.1). None: from all. vocab_size: the tokenizer's, where a
+    model has more ids than that (rounded up for its mesh): those are never chosen.
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    vocab_size: int | None = None
 
     def __post_init__(self):
         if not self.temperature >= 0:
@@ -49,6 +51,7 @@ class Sampling:
 
     def choose(self, logits, keys):
         """logits float32 [B, V], keys [B] -> int32 [B]."""
+        logits = logits[:, : self.vocab_size]
         if self.temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         logits = logits / self.temperature
@@ -216,7 +219,7 @@ def infill(model, variables, tokenizer, text, max_new_tokens=64, temperature=0.0
     if len(set(blanks)) < len(blanks):
         twice = next(match[2] for match, i in zip(_BLANK.finditer(text), blanks) if blanks.count(i) > 1)
         raise UserError(f"infill: {twice} stands more than once in the text; give each blank a name of its own")
-    sampling, inputs = Sampling(temperature, top_k, top_p), np.r_[ids, tokenizer.eos_id]
+    sampling, inputs = Sampling(temperature, top_k, top_p, tokenizer.vocab_size), np.r_[ids, tokenizer.eos_id]
     (found,) = decode_rows(model, variables, [[]], max_new_tokens, sampling, seed, tokenizer.eos_id, [inputs])
     spans = spans_of(found, tokenizer)
     spaces = [match[1] for match in _BLANK.finditer(text)]
@@ -251,7 +254,7 @@ def generate(
     """
     _check(model, Decoder, tokenizer, "generate", 'infill("The <X> sat")')
     ids = tokenizer.encode(prompt)
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, tokenizer.vocab_size)
     eos_id = tokenizer.eos_id
     (found,) = decode_rows(model, variables, [ids], max_new_tokens, sampling, seed, eos_id, prefix=prefix)
     return tokenizer.decode(np.r_[ids, found])
@@ -299,7 +302,7 @@ class InfillSamples:
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
         rows, tokenizer = _first_rows(data, self.count), data.tokenizer
         inputs, targets = [[x[x > 0] for x in rows[name]] for name in ("inputs", "targets")]
-        sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         new = rows["targets"].shape[1]
         found = decode_rows(
             objective.model, variables, [[]] * len(inputs), new, sampling, self.seed, tokenizer.eos_id, inputs
@@ -335,7 +338,8 @@ class GenerateSamples:
         rows, tokenizer = _first_rows(data, self.count), data.tokenizer
         windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["tokens"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
-        sampling, prefix = Sampling(self.temperature, self.top_k, self.top_p), getattr(objective, "prefix", False)
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
+        prefix = getattr(objective, "prefix", False)
         found = decode_rows(
             objective.model,
             variables,

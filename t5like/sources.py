@@ -265,7 +265,7 @@ def _builder(name):
     try:
         import tensorflow_datasets as tfds  # an extra; it needs no TensorFlow to read
     except ImportError as error:
-        raise UserError(f'tfds:{name} needs tensorflow-datasets: pip install "paradigm[data]"') from error
+        raise UserError(f'tfds:{name} needs tensorflow-datasets: pip install -e ".[data]" in the checkout') from error
     try:
         builder = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
         prepared = builder.is_prepared() if not os.path.isdir(name) else True

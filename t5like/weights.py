@@ -119,7 +119,7 @@ def _safetensors():
     try:
         import safetensors
     except ImportError:
-        raise UserError('reading weights needs safetensors: pip install "paradigm-pretraining[weights]"') from None
+        raise UserError('reading weights needs safetensors: pip install -e ".[weights]" in the checkout') from None
     return safetensors
 
 

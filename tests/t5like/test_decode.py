@@ -298,3 +298,12 @@ def test_generate_samples():
         assert metrics == {} and len(lines) == 9
         assert lines[0] == "example 1: To be " and lines[2] == "  truth: 'or '"
         assert lines[3] == "example 2: That i" and lines[5] == "  truth: 's th'"
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_chosen():
+    """A model's vocabulary may be rounded up beyond its tokenizer's."""
+    logits = jnp.arange(8.0)[None]  # the largest are of ids that do not exist
+    assert Sampling(vocab_size=5).choose(logits, None)[0] == 4
+    keys = jax.random.split(jax.random.key(0), 50)
+    drawn = Sampling(temperature=5.0, vocab_size=5).choose(jnp.repeat(logits, 50, 0), keys)
+    assert set(np.asarray(drawn).tolist()) == {0, 1, 2, 3, 4}

@@ -212,7 +212,7 @@ def test_places_that_hold_no_weights(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(UserError, match=r'pip install "paradigm-pretraining\[weights\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[weights\]"'):
         weights.read(tmp_path)
 
 
