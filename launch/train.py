@@ -12,36 +12,26 @@ import re
 
 from absl import flags
 
-from launch import cli
+from launch import cli, host
 from paradigm.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file",
-    [],
-    "A run file: a path, or one of the shipped files, as in runs/demo.gin. Repeat it to add to the first.",
+    "gin_file", [], "A run file: a path, or a shipped file, as in runs/demo.gin. Repeat it to add to the first."
 )
 GIN_PARAM = flags.DEFINE_multi_string(
-    "gin_param",
-    [],
-    'A binding on top of the files, as in "Experiment.batch_size = 64". May be repeated; the last wins.',
+    "gin_param", [], "A binding on top of the files, as in 'Experiment.batch_size = 64'. The last one wins."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. An earlier run of the same experiment is continued.")
 MESH = flags.DEFINE_string(
-    "mesh",
-    None,
-    'How the devices are used, as in data:1,fsdp:-1,tensor:1; short for --gin_param="Experiment.mesh = ...".',
+    "mesh", None, "How the devices are used, as in data:1,fsdp:-1,tensor:1; short for the binding Experiment.mesh."
 )
 INIT_FROM = flags.DEFINE_string(
-    "init_from",
-    None,
-    "A run directory, or a checkpoint in it, whose parameters a new run starts from. Strict in every leaf.",
+    "init_from", None, "A run directory, or a checkpoint in it, whose parameters a new run starts with. Strict."
 )
 IMPORT = flags.DEFINE_multi_string(
     "import", [], "A module outside the repository whose Objective subclasses gin files may then name. May be repeated."
 )
-PROFILE = flags.DEFINE_string(
-    "profile", None, "Steps to trace for TensorBoard's profiler, as in 10:13 (10, 11 and 12)."
-)
+PROFILE = flags.DEFINE_string("profile", None, "Steps to trace for TensorBoard, as in 10:13 (10, 11 and 12).")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, bytes per device and FLOPs per step, and stop.")
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
@@ -58,21 +48,21 @@ def main(argv):
     if PROFILE.value and not re.fullmatch(r"\d+:\d+", PROFILE.value):
         raise UserError(f"--profile={PROFILE.value} must be two steps, as in 10:13")
 
+    host.keep_pages()  # before jax allocates
     import jax
 
     if COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
     from launch import dry_run, experiment, loop, registry
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
-    run = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, flags.FLAGS["import"].value)
+    run = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
     if DRY_RUN.value:
         experiment.validate(run, dry_run.stand_in_devices(run.mesh))
         print(dry_run.report(run))
         return
-    profile = tuple(map(int, PROFILE.value.split(":"))) if PROFILE.value else None
+    profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
     loop.train(run, WORKDIR.value, config=registry.operative_config(), init_from=INIT_FROM.value, profile=profile)
 
 
