@@ -28,7 +28,7 @@ from launch.evaluate import Evaluation
 from launch.experiment import validate
 from launch.input import batches
 from launch.mesh import make_mesh
-from launch.program import Background, Program, items
+from launch.program import Background, Program
 from launch.writers import make_writers
 from paradigm import trees
 from paradigm.errors import UserError
@@ -101,6 +101,9 @@ def _train(experiment, workdir, config, init_from, profile, closing):
     closing.callback(states.close)
     data = Data(experiment, workdir / "data")
 
+    if data.tokenizer is not None and jax.process_index() == 0:
+        data.tokenizer.save(workdir / "tokenizer")  # a run can be used where its data are not
+
     state = states[make_state]
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):
@@ -110,7 +113,7 @@ def _train(experiment, workdir, config, init_from, profile, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
-    unit = items(program.batch[first])[0]
+    unit = objective.items(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(
         workdir, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
@@ -222,7 +225,7 @@ class Meter:
         self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
         self._pending = collections.deque()
         self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
-        self._items = {phase: items(spec) for phase, spec in program.batch.items()}
+        self._items = {phase: experiment.objective.items(spec) for phase, spec in program.batch.items()}
         self._peak = None
         self._read_until = step
         self._start = self._clock = time.perf_counter()

@@ -33,8 +33,7 @@ class Program:
 
     def _init(self, params=None):
         e = self.experiment
-        objective = e.objective if params is None else _Given(e.objective, params)
-        return init_state(objective, e.optimizer, e.seed, e.ema)
+        return init_state(e.objective, e.optimizer, e.seed, e.ema, params)
 
     def init(self, params=None):
         """The state at step 0, made where it will live; from these parameters where given (nested dicts of arrays)."""
@@ -105,25 +104,5 @@ class Background:
         self._thread.join()
 
 
-class _Given:
-    """An objective whose first parameters are given."""
-
-    def __init__(self, objective, params):
-        self._objective, self._params = objective, params
-
-    def init(self, key):
-        return self._params
-
-    def init_extra(self, params, key):
-        return self._objective.init_extra(params, key)
-
-
 def _placed(shapes, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
-def items(batch):
-    """(unit, number) of what a batch counts: tokens, or examples where it holds none."""
-    tokens = [x for name, x in batch.items() if name.split("/")[-1] in ("tokens", "inputs", "targets") and x.ndim == 2]
-    tokens = sum(x.size for x in tokens if x.dtype.kind == "i")
-    return ("tokens", tokens) if tokens else ("examples", batch["mask"].size)

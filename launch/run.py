@@ -64,10 +64,9 @@ class Run:
     @property
     def tokenizer(self):
         """The one that the run was trained with."""
-        for data in (self.workdir / "data", pathlib.Path(getattr(self.experiment.data, "source", "")).expanduser()):
-            if (data / "tokenizer").is_dir():
-                return load_tokenizer(data / "tokenizer")
-        raise UserError(f"{self.workdir}: no tokenizer in its data/, which belongs to the run: put it back")
+        if not (self.workdir / "tokenizer").is_dir():
+            raise UserError(f"{self.workdir}: its tokenizer/, which belongs to the run, is gone: put it back")
+        return load_tokenizer(self.workdir / "tokenizer")
 
     def variables(self, which=None):
         """Variables for apply: "online", "ema" or "teacher"; None for what evaluation uses (ema, if kept)."""

@@ -75,8 +75,18 @@ class Combined(Objective):
         return spec
 
     def flops(self, batch_spec):
-        named = lambda name: _part_of(batch_spec, name)
-        return sum(part.flops(named(name)) for name, part in self.parts if any(k.startswith(name + "/") for k in batch_spec))
+        return sum(part.flops(spec) for part, spec in self._present(batch_spec))
+
+    def items(self, batch_spec):
+        counts = [part.items(spec) for part, spec in self._present(batch_spec)]
+        if len({unit for unit, _ in counts}) > 1:
+            return super().items(batch_spec)
+        return counts[0][0], sum(number for _, number in counts)
+
+    def _present(self, batch_spec):
+        """(part, its batch spec) of the parts that this batch has entries for."""
+        has = lambda name: any(key.startswith(name + "/") for key in batch_spec)
+        return [(part, _part_of(batch_spec, name)) for name, part in self.parts if has(name)]
 
 
 @dataclasses.dataclass(frozen=True)

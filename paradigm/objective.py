@@ -178,6 +178,10 @@ class Objective:
         """Model FLOPs of a step, forward and backward, by formula."""
         raise NotImplementedError
 
+    def items(self, batch_spec):
+        """(unit, number) of what a batch of this spec is counted in when speed is told: "tokens" for text."""
+        return "examples", batch_spec["mask"].size
+
 
 def rows_spec(batch_size):
     """The two entries that every batch holds: whose example a row is, and whether it is a real one."""

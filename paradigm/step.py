@@ -34,9 +34,15 @@ class TrainState:
     extra: Any
 
 
-def init_state(objective, optimizer, seed, ema=None):
-    """The state at step 0, a pure function of the seed. Trace it with jax.eval_shape or jit it with out_shardings."""
-    params = objective.init(rng.key(seed, "params"))
+LATE = 2**31 - 1  # the step that evaluation reads schedules at: what they end with
+
+
+def init_state(objective, optimizer, seed, ema=None, params=None):
+    """The state at step 0, a pure function of the seed. Trace it with jax.eval_shape or jit it with out_shardings.
+
+    params: to start from, in place of the objective's own.
+    """
+    params = objective.init(rng.key(seed, "params")) if params is None else params
     extra = dict(objective.init_extra(params, rng.key(seed, "extra")))
     if ema is not None:
         extra["ema"] = jax.tree.map(jnp.copy, params)
@@ -100,10 +106,13 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
 
 
 def make_eval_step(objective, *, seed=0, phase=MAIN, which="online"):
-    """evaluate(params, extra, batch) -> metrics: the sums of terms and metrics without update, dropout or augmentation."""
+    """evaluate(params, extra, batch) -> metrics: the sums of terms and metrics without update, dropout or augmentation.
+
+    The sum of a term `loss/NAME` carries its coefficient, so that the sum of their means is the loss.
+    """
 
     def evaluate(params, extra, batch):
-        ctx = Context(jnp.zeros((), jnp.int32), seed, False, phase)
+        ctx = Context(jnp.int32(LATE), seed, False, phase)
         params = objective.variables(params, extra, which)["params"]
         return _report(objective.loss(params, extra, batch, ctx), all_terms=True)
 
@@ -113,7 +122,7 @@ def make_eval_step(objective, *, seed=0, phase=MAIN, which="online"):
 def _report(loss, all_terms=False):
     """name -> (sum, weight) of the metrics, and of each term where there are several."""
     terms = loss.terms if all_terms or len(loss.terms) > 1 else {}
-    named = {f"loss/{n}": (t.sum, t.weight) for n, t in terms.items()}
+    named = {f"loss/{n}": (t.coefficient * t.sum, t.weight) for n, t in terms.items()}
     return {n: (jnp.float32(s), jnp.float32(w)) for n, (s, w) in {**named, **loss.metrics}.items()}
 
 

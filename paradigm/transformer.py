@@ -170,7 +170,7 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / root mean square * scale, without mean or bias, in float32 inside (Zhang and Sennrich 2019; T5's layer norm)."""
+    """x / root mean square * scale, no mean and no bias, in float32 inside (Zhang and Sennrich 2019; T5's layer norm)."""
 
     eps: float = 1e-6
     dtype: Any = jnp.float32
@@ -178,9 +178,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (y * scale).astype(self.dtype)
+
+        @jax.checkpoint  # stores x and not the steps on the way
+        def norm(x, scale):
+            x = x.astype(jnp.float32)
+            return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale
+
+        return norm(x, scale).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -193,10 +197,14 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (y * scale + bias).astype(self.dtype)
+
+        @jax.checkpoint  # stores x and not the steps on the way
+        def norm(x, scale, bias):
+            x = x.astype(jnp.float32)
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+            return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale + bias
+
+        return norm(x, scale, bias).astype(self.dtype)
 
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}

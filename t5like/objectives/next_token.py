@@ -93,6 +93,9 @@ class NextToken(Objective):
     def partition_rules(self):
         return PARTITION_RULES
 
+    def items(self, batch_spec):
+        return "tokens", batch_spec["tokens"].size
+
     def flops(self, batch_spec):
         return 3 * self.model.flops(
             *batch_spec["tokens"].shape

@@ -95,6 +95,9 @@ class SpanCorruption(Objective):
     def partition_rules(self):
         return PARTITION_RULES
 
+    def items(self, batch_spec):
+        return "tokens", batch_spec["inputs"].size + batch_spec["targets"].size
+
     def flops(self, batch_spec):
         (batch, source), (_, length) = batch_spec["inputs"].shape, batch_spec["targets"].shape
         return 3 * self.model.flops(batch, source, length)  # the backward pass is two products for each forward one

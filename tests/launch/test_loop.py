@@ -14,7 +14,7 @@ import pytest
 
 from launch import evaluate, loop, writers
 from launch.checkpoint import Checkpoints
-from launch.program import Program, items
+from launch.program import Program
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import Loss
@@ -246,14 +246,6 @@ def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypat
 def test_profile_traces_into_the_run_directory(tmp_path):
     loop.train(small.experiment(total_steps=4, eval_every=100), tmp_path, profile=(2, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-
-
-def test_speed_counts_tokens_for_text_and_examples_otherwise():
-    spec = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct(shape, dtype)
-    rows = {"index": spec(8, 2, dtype=jnp.uint32), "mask": spec(8, dtype=jnp.float32)}
-    assert items({**rows, "inputs": spec(8, 64), "targets": spec(8, 16), "segments": spec(8, 64)}) == ("tokens", 8 * 80)
-    assert items({**rows, "mlm/tokens": spec(8, 64)}) == ("tokens", 8 * 64)
-    assert items({**rows, "image": spec(8, 32, 32, 3, dtype=jnp.float32)}) == ("examples", 8)
 
 
 def test_shapes_of_prepare_and_batch_spec_must_agree():

@@ -40,7 +40,7 @@ def make_run(workdir, text, tokenizer=None):
     with Checkpoints(workdir / "checkpoints", best_metric="valid/loss") as checkpoints:
         checkpoints.save(2, jax.tree.map(np.zeros_like, state), {"config": config}, {"valid/loss": 2})
         checkpoints.save(4, state, {"config": config}, {"valid/loss": 4})
-    (tokenizer or ByteTokenizer()).save(workdir / "data" / "tokenizer")
+    (tokenizer or ByteTokenizer()).save(workdir / "tokenizer")
     return experiment, state
 
 
@@ -89,8 +89,8 @@ def test_refusals(tmp_path):
         checkpoints.save(6, arrays, {"config": registry.operative_config()})
     with pytest.raises(UserError, match=r"6 does not fit the model: .*: wanted \(512, \d+\), found \(359, \d+\)"):
         load(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer in its data/"):
-        (tmp_path / "data" / "tokenizer").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="its tokenizer/, which belongs to the run, is gone"):
+        (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
         _ = load(tmp_path, 4).tokenizer
 
 

@@ -10,7 +10,7 @@ from paradigm.combine import Alternate, Stages, Sum
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import Context, Loss, Term
-from paradigm.step import cut, init_state, make_eval_step, make_train_step, uncut
+from paradigm.step import LATE, cut, init_state, make_eval_step, make_train_step, uncut
 from tests import contract, miniatures
 
 B = 16
@@ -243,6 +243,15 @@ def test_evaluation_draws_nothing_and_reports_every_term():
     metrics = evaluate(state.params, state.extra, batches(objective, masked=4)(0))
     assert set(metrics) == {"loss/energy", "loss/recall", "positive"}
     assert metrics["loss/energy"][1] == 12
+    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(LATE), train=False)
+    means = [metrics[n][0] / metrics[n][1] for n in ("loss/energy", "loss/recall")]
+    np.testing.assert_allclose(sum(means), objective.loss(state.params, {}, batch, late).value(), rtol=1e-6)
+
+
+def test_speed_is_told_in_items_of_the_parts():
+    turns = miniatures.alternating()
+    assert turns.items(turns.batch_spec(B)) == ("examples", B)
+    assert turns.flops(turns.batch_spec(B, "signs")) == turns.parts[1][1].flops(miniatures.Signs().batch_spec(B))
 
 
 @pytest.mark.parametrize("name", ["two_terms", "teacher_queue"])
