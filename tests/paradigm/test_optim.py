@@ -26,7 +26,7 @@ OPTIMIZERS = [
     optim.Muon(LR, adam_learning_rate=0.01, weight_decay=0.1),
     optim.Muon(LR, consistent_rms=0.2, nesterov=False),
 ]
-name_of = lambda o: type(o).__name__ if dataclasses.is_dataclass(o) else str(o)
+name_of = lambda o: type(o).__name__ if dataclasses.is_dataclass(o) else "optax"
 
 
 def normal(seed, *shape, scale=1.0):
