@@ -76,7 +76,9 @@ class TextModel(Architecture, kw_only=True):
         x = self.embed(tokens)
         if self.positions == "learned":
             if tokens.shape[1] > self.max_length:
-                raise UserError(f"{tokens.shape[1]} tokens, but max_length={self.max_length} learned positions: raise max_length")
+                raise UserError(
+                    f"{tokens.shape[1]} tokens, but max_length={self.max_length} learned positions: raise max_length"
+                )
             x = x + self.learned(positions)
         return x
 
@@ -237,13 +239,18 @@ class EncoderDecoder(TextModel, kw_only=True):
     @nn.nowrap
     def new_cache(self, batch, length):
         """An empty cache for `length` positions of the decoder. Needs no variables."""
-        return {"index": jnp.zeros((batch,), jnp.int32), "decoder": self.stack(**self._decoder, parent=None).new_cache(batch, length)}
+        return {
+            "index": jnp.zeros((batch,), jnp.int32),
+            "decoder": self.stack(**self._decoder, parent=None).new_cache(batch, length),
+        }
 
     @nn.nowrap
     def flops(self, batch, source, length):
         """Forward FLOPs for inputs [B, S] and targets [B, L], logits at every target position."""
         decoder = self.stack(**self._decoder, parent=None).flops(batch, length, source)
-        return self.stack(parent=None).flops(batch, source) + decoder + 2 * batch * length * self.d_model * self.vocab_size
+        return (
+            self.stack(parent=None).flops(batch, source) + decoder + 2 * batch * length * self.d_model * self.vocab_size
+        )
 
 
 def _fold(keys, side):
@@ -290,7 +297,12 @@ GPT_SIZES = {
     "1.5b": (1600, 25, 48),
     "1b": (2048, 16, 20),
 }
-GPT_SIZES |= {"small": GPT_SIZES["124m"], "medium": GPT_SIZES["355m"], "large": GPT_SIZES["774m"], "xl": GPT_SIZES["1.5b"]}
+GPT_SIZES |= {
+    "small": GPT_SIZES["124m"],
+    "medium": GPT_SIZES["355m"],
+    "large": GPT_SIZES["774m"],
+    "xl": GPT_SIZES["1.5b"],
+}
 
 
 def t5(size, vocab_size, version="1.1", **overrides):
@@ -307,7 +319,14 @@ def t5(size, vocab_size, version="1.1", **overrides):
     """
     sizes = choose("T5 version", str(version), T5_SIZES)
     d_model, heads, head_dim, d_ff, layers = choose(f"T5 v{version} size", str(size).lower(), sizes)
-    fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "head_dim": head_dim, "d_ff": d_ff, "layers": layers}
+    fields = {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "heads": heads,
+        "head_dim": head_dim,
+        "d_ff": d_ff,
+        "layers": layers,
+    }
     fields |= {"positions": "relative", "scale_attention": False}
     if str(version) == "1.0":
         fields |= {"activation": "relu", "tied": True, "tied_scale": True, "dropout": 0.1}
@@ -328,12 +347,26 @@ def gpt(size, vocab_size, style="rope", **overrides):
         UserError: an unknown style, size or field (the nearest is named), or heads that do not divide.
     """
     d_model, heads, layers = choose("GPT size", str(size).lower(), GPT_SIZES)
-    fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "layers": layers, "init_std": 0.02, "embed_std": 0.02}
+    fields = {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "heads": heads,
+        "layers": layers,
+        "init_std": 0.02,
+        "embed_std": 0.02,
+    }
     styles = {
         # 8/3 D keeps a gated MLP at the parameters of a plain one of 4 D (Shazeer 2020, section 3), rounded up to 64.
         "rope": {"positions": "rope", "activation": "gated_silu", "d_ff": -(-8 * d_model // 3 // 64) * 64},
         "gpt2": {
-            **{"positions": "learned", "max_length": 1024, "norm": "layer", "eps": 1e-5, "activation": "gelu", "bias": True},
+            **{
+                "positions": "learned",
+                "max_length": 1024,
+                "norm": "layer",
+                "eps": 1e-5,
+                "activation": "gelu",
+                "bias": True,
+            },
             **{"tied": True, "d_ff": 4 * d_model, "dropout_style": "gpt2"},
         },
     }
@@ -342,7 +375,9 @@ def gpt(size, vocab_size, style="rope", **overrides):
 
 def _built(kind, fields, overrides: dict[str, Any]):
     names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
-    model = kind(**fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()})
+    model = kind(
+        **fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()}
+    )
     if model.vocab_size is None or model.vocab_size < 1:
         raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids")
     model.head_width  # raises now rather than in the first trace

@@ -1,0 +1,172 @@
+"""Time one optimiser step of a named workload: the real objective, train step and AdamW, on the shapes of workloads.json.
+
+    python -m benchmarks.step --workload=causal_lm_cpu
+    python -m benchmarks.step --workload=causal_lm_cpu --peer="PEER COMMAND" --peer="ANOTHER" --rounds=3
+
+The last line is one JSON object. With --peer the peers and this benchmark run in turn, each in a process of its own,
+`rounds` times; the line then holds the ratio of the medians to the faster peer's. A peer prints such a line itself.
+"""
+
+import json
+import pathlib
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from launch import cli, host
+
+WORKLOAD = flags.DEFINE_string("workload", None, "A name in benchmarks/workloads.json.", required=True)
+STEPS = flags.DEFINE_integer("steps", 5, "Steps to time, after two that are not.", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the arithmetic is done in.")
+PEER = flags.DEFINE_multi_string("peer", [], "A command to compare with, run in turn; repeatable.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of a comparison.", lower_bound=1)
+
+WORKLOADS = json.loads(pathlib.Path(__file__).with_name("workloads.json").read_text())
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01  # the peer's: torch.optim.AdamW's default decay
+
+
+def main(argv):
+    del argv
+    if PEER.value:
+        print(json.dumps(compare()))
+        return
+    host.keep_pages()
+    print(json.dumps(measure()))
+
+
+def workload():
+    """(objective, batch of numpy arrays, items a step) of --workload.
+
+    Raises:
+        UserError: an unknown name, or a workload whose objective this project does not have yet.
+    """
+    import numpy as np
+
+    from paradigm.transformer import choose
+    from t5like import models, objectives
+
+    w = choose("workload", WORKLOAD.value, WORKLOADS)
+    sizes = {name: w[name] for name in ("d_model", "heads", "d_ff", "layers")} | {
+        "head_dim": w["d_model"] // w["heads"]
+    }
+    sizes |= {
+        "dtype": DTYPE.value,
+        "scan": w["layers"] > 8,
+    }  # unrolled is faster, and compiles in time when it is small
+    batch, length, vocabulary = w["batch"], w["seq"], w["vocab"]
+    draw = np.random.default_rng(0).integers
+    rows = {
+        "index": np.stack([np.zeros(batch), np.arange(batch)], 1).astype(np.uint32),
+        "mask": np.ones(batch, np.float32),
+        "text_bytes": np.full(batch, 4.0 * length, np.float32),
+    }
+
+    def causal_lm():
+        model = models.gpt("small", vocabulary, "gpt2", max_length=length, **sizes)
+        tokens = {"tokens": draw(2, vocabulary, (batch, length)), "segments": np.ones((batch, length), np.int32)}
+        return objectives.NextToken(model, length), tokens, batch * length
+
+    def span_corruption():
+        model = models.t5("small", vocabulary, **sizes)
+        tokens = {"inputs": draw(2, vocabulary, (batch, length)), "targets": draw(2, vocabulary, (batch, w["target"]))}
+        return objectives.SpanCorruption(model, vocabulary, length), tokens, batch * (length + w["target"])
+
+    kinds = {"causal_lm": causal_lm, "span_corruption": span_corruption}
+    objective, tokens, items = choose("kind of workload", w["kind"], kinds)()
+    return objective, {**rows, **{name: x.astype(np.int32) for name, x in tokens.items()}}, items
+
+
+def measure():
+    """One line as the peer prints it, with mfu, dtype and processor."""
+    import jax
+
+    from paradigm.metrics import peak_flops
+    from paradigm.optim import AdamW
+    from paradigm.step import init_state, make_train_step
+
+    objective, batch, items = workload()
+    optimizer = AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    state = jax.block_until_ready(jax.jit(lambda: init_state(objective, optimizer, seed=0))())
+    batch = jax.device_put(batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    host.return_pages()
+    step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0).lower(state, batch).compile()
+    host.return_pages()
+
+    seconds = []
+    for _ in range(2 + STEPS.value):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        float(metrics["loss"][0])
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds[2:])
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # before the peak is measured
+    return {
+        "workload": WORKLOAD.value,
+        "step_s": round(median, 4),
+        "items_per_s": round(items / median, 1),
+        "params": sum(x.size for x in jax.tree.leaves(state.params)),
+        "peak_rss_mb": memory,
+        "mfu": round(objective.flops(shapes) / median / peak_flops(), 4),
+        "dtype": DTYPE.value,
+        "processor": processor(),
+    }
+
+
+def processor():
+    """The accelerator's name, or the CPU's from /proc/cpuinfo."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    info = pathlib.Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor()
+
+
+def compare():
+    """Runs every side in turn and gives the medians over rounds, and ours over the faster peer's."""
+    own = [
+        sys.executable,
+        "-m",
+        "benchmarks.step",
+        f"--workload={WORKLOAD.value}",
+        f"--steps={STEPS.value}",
+        f"--dtype={DTYPE.value}",
+    ]
+    sides = {"paradigm": own, **{command: shlex.split(command) for command in PEER.value}}
+    lines = {name: [] for name in sides}
+    for _ in range(ROUNDS.value):
+        for name, command in sides.items():
+            output = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+            ).stdout
+            lines[name].append(json.loads(output.splitlines()[-1]))
+            print(json.dumps(lines[name][-1]), flush=True)
+    of = lambda key: {name: statistics.median(line[key] for line in rows) for name, rows in lines.items()}
+    seconds, memory = of("step_s"), of("peak_rss_mb")
+    fastest = min(PEER.value, key=seconds.get)
+    return {
+        "workload": WORKLOAD.value,
+        "step_s": seconds,
+        "ratio": round(seconds["paradigm"] / seconds[fastest], 3),
+        "peak_rss_mb": memory,
+        "memory_ratio": round(memory["paradigm"] / memory[fastest], 3),
+        "mfu": statistics.median(line["mfu"] for line in lines["paradigm"]),
+        "rounds": ROUNDS.value,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
