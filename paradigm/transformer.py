@@ -1,4 +1,4 @@
-"""The transformer, once: Dense, attention, MLP, norms, position schemes, Block and Stack for text, patches and captions.
+"""The transformer, once: Dense, attention, MLP, norms, positions, Block and Stack, for text, patches and captions.
 
 Letters in shapes and in names such as q_BxHxLxK:
     B batch, L length (queries), S source length (keys), D model, H heads, K head dim, F hidden, V vocab,
@@ -84,7 +84,7 @@ class Visibility:
         return None if seen is None else seen[:, None]
 
 
-# ---- Dropout -----------------------------------------------------------------------------------------------------------
+# ---- Dropout ---------------------------------------------------------------------------------------------------------
 
 
 def drop(x, keys, site, rate, shared=()):
@@ -105,7 +105,7 @@ def drop(x, keys, site, rate, shared=()):
     return x * (keep.astype(x.dtype) / (1.0 - rate))
 
 
-# ---- Dense, Embed, norms -----------------------------------------------------------------------------------------------
+# ---- Dense, Embed, norms ---------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -149,7 +149,7 @@ class Dense(nn.Module):
         into = x.shape[-self.inputs :]
         std = math.prod(into) ** -0.5 if self.std is None else self.std
         kernel = self.param("kernel", nn.initializers.normal(std), (*into, *self.features), jnp.float32)
-        y = product(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs)
+        y = checkpoint_name(product(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs), "product")
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(self.dtype)
         return y
@@ -210,11 +210,11 @@ class LayerNorm(nn.Module):
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
-# ---- Positions ---------------------------------------------------------------------------------------------------------
+# ---- Positions -------------------------------------------------------------------------------------------------------
 
 
 def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
-    """T5's buckets of key position - query position (Raffel et al. 2020, section 2.1): exact when near, logarithmic to `farthest`.
+    """T5's buckets of key position - query position (Raffel et al. 2020, section 2.1): exact near, logarithmic to `farthest`.
 
     Args:
         distance: int array, any shape.
@@ -267,7 +267,7 @@ def rotate(x_BxHxLxK, angles):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-# ---- Attention ---------------------------------------------------------------------------------------------------------
+# ---- Attention -------------------------------------------------------------------------------------------------------
 
 
 @jax.custom_vjp
@@ -474,7 +474,7 @@ class MLP(Architecture, kw_only=True):
         return Dense((self.d_model,), 1, self.bias, self.out_std, self.dtype, name="down")(h)
 
 
-# ---- Block and Stack ---------------------------------------------------------------------------------------------------
+# ---- Block and Stack -------------------------------------------------------------------------------------------------
 
 
 @struct.dataclass
@@ -531,7 +531,7 @@ class Block(Architecture, kw_only=True):
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("product", "attention_sums"),
 }
 
 
@@ -563,6 +563,8 @@ class Stack(Architecture, kw_only=True):
         Returns:
             named: "layers" [n, B, L, D], each block's output; "cache" when one was given, with x's keys and values.
         """
+        choose("positions", self.positions, dict.fromkeys(("relative", "rope", "learned", "none")))
+        choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
         rows = visibility.positions(x.shape[1])
         bias = angles = None
         if self.positions == "relative":

@@ -264,7 +264,7 @@ def _advanced(named, cache, length):
     return {**named, "cache": {"index": cache["index"] + length, "decoder": named["cache"]}}
 
 
-# ---- Sizes by name -----------------------------------------------------------------------------------------------------
+# ---- Sizes by name ---------------------------------------------------------------------------------------------------
 
 # d_model, heads, head_dim, d_ff, layers; from the t5x configs examples/t5/t5_1_1 and t5_1_0 (3b and 11b of v1.0 as the
 # released checkpoints). `tiny` is this project's, for tests and two cores.
@@ -380,5 +380,5 @@ def _built(kind, fields, overrides: dict[str, Any]):
     )
     if model.vocab_size is None or model.vocab_size < 1:
         raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids")
-    model.head_width  # raises now rather than in the first trace
+    assert model.head_width > 0  # raises now rather than in the first trace
     return model

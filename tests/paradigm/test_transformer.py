@@ -1,0 +1,293 @@
+"""The stack: who sees whom by gradient, scanned and unrolled and recomputed alike, dropout by example, exact products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from paradigm import rng
+from paradigm.errors import UserError
+from paradigm.transformer import (
+    MASKED,
+    Stack,
+    Visibility,
+    attend,
+    choose,
+    gelu,
+    product,
+    relative_buckets,
+    rope_angles,
+    rotate,
+)
+
+LENGTH, WIDTH = 10, 16
+
+
+def stack(**fields):
+    return Stack(**{"d_model": WIDTH, "heads": 4, "d_ff": 24, "layers": 3, "positions": "relative", **fields})
+
+
+def stream(batch=3, length=LENGTH, seed=0):
+    return jax.random.normal(jax.random.key(seed), (batch, length, WIDTH))
+
+
+def seen(visibility, **fields):
+    """bool [L, S]: whether the output at t depends on the input at s, read off the gradient for row 0."""
+    module, x = stack(**fields), stream()
+    params = module.init(jax.random.key(1), x, visibility)
+    # Each output position is a random direction, so that no dependence cancels (a norm's outputs sum to little).
+    direction = jax.random.normal(jax.random.key(2), (WIDTH,))
+    outputs = lambda x0: module.apply(params, x.at[0].set(x0), visibility)[0][0] @ direction
+    return np.abs(np.asarray(jax.jacobian(outputs)(x[0]))).max(-1) > 0
+
+
+@pytest.mark.parametrize("positions", ["relative", "rope", "none"])
+def test_causal_by_gradient(positions):
+    assert (seen(Visibility(causal=True), positions=positions) == np.tri(LENGTH, dtype=bool)).all()
+
+
+def test_everything_visible_without_causal():
+    assert seen(Visibility()).all()
+
+
+def test_prefix_by_gradient():
+    got = seen(Visibility(causal=True, prefix=jnp.array([4, 2, 7])))
+    wanted = np.tri(LENGTH, dtype=bool)
+    wanted[:, :4] = True
+    assert (got == wanted).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_packing_by_gradient(causal):
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0]] * 3)
+    got = seen(Visibility(causal=causal, queries=segments, keys=segments))
+    wanted = np.asarray(segments[0][:, None] == segments[0][None])
+    assert (got == (wanted & np.tri(LENGTH, dtype=bool) if causal else wanted)).all()
+
+
+def test_key_padding_by_gradient():
+    keys = jnp.array([[5, 7, 7, 7, 9, 9, 9, 0, 0, 0]] * 3)
+    wanted = np.eye(LENGTH, dtype=bool) | np.asarray(keys[0] > 0)[None]  # the residual stream keeps the token itself
+    assert (seen(Visibility(keys=keys)) == wanted).all()
+
+
+def test_no_visible_key_is_finite():
+    q = stream(2)[:, None]
+    y = attend(q, q, q, Visibility(queries=jnp.ones((2, LENGTH), int), keys=jnp.full((2, LENGTH), 2)))
+    assert np.isfinite(y).all() and MASKED < -1e8
+
+
+# ---- one set of parameters, several programs ----
+
+
+def value_and_grads(module, params, keys=None):
+    def f(params, x):
+        y, named = module.apply({"params": params}, x, Visibility(causal=True), keys=keys)
+        return jnp.sum(jnp.square(y)) + jnp.sum(named["layers"][1]), y
+
+    (_, y), grads = jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(params, stream())
+    return y, grads
+
+
+def params_of(module):
+    return module.init(jax.random.key(1), stream(), Visibility(causal=True))["params"]
+
+
+def assert_same(a, b, tolerance=2e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1.0, float(jnp.abs(y).max())))
+
+
+def loops(module):
+    """How many scans over the layers are in the traced program."""
+    params = params_of(module)
+    text = str(jax.make_jaxpr(lambda p: module.apply({"params": p}, stream(), Visibility(causal=True))[0])(params))
+    return text.count(" scan["), text
+
+
+def test_scanned_is_unrolled():
+    scanned, unrolled = stack(), stack(scan=False)
+    params = params_of(scanned)
+    assert_same(params, params_of(unrolled), 0)
+    assert all(x.shape[0] == 3 for x in jax.tree.leaves(params["layers"]))
+    assert_same(value_and_grads(scanned, params), value_and_grads(unrolled, params))
+    assert "unroll=1\n" in loops(scanned)[1] and "unroll=3\n" in loops(unrolled)[1]  # and the switch really switches
+
+
+def test_unrolled_compiles_to_no_loop():
+    x, visibility = stream(), Visibility(causal=True)
+    compiled = lambda m: jax.jit(lambda p: m.apply({"params": p}, x, visibility)[0]).lower(params_of(m)).as_text()
+    assert "stablehlo.while" in compiled(stack()) and "stablehlo.while" not in compiled(stack(scan=False))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_nothing_but_what_is_kept(remat, scan):
+    plain, again = stack(scan=scan, dropout=0.2), stack(scan=scan, remat=remat, dropout=0.2)
+    params, keys = params_of(plain), rng.per_example(jax.random.key(4), jnp.zeros((3, 2), jnp.uint32))
+    assert_same(value_and_grads(plain, params, keys), value_and_grads(again, params, keys))
+    traced = lambda m: str(jax.make_jaxpr(lambda p: value_and_grads(m, p))(params))
+    assert len(traced(again)) != len(traced(plain))
+
+
+def test_remat_full_keeps_least():
+    def kept(remat):
+        module = stack(layers=8, remat=remat)
+        params, x = params_of(module), stream(8, 64)
+        f = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, Visibility(causal=True))[0] ** 2))
+        return jax.jit(f).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    none, dots, full = kept("none"), kept("dots"), kept("full")
+    assert full < dots < none
+
+
+def test_blocks_of_queries_are_the_whole():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 12, 8))
+    bias = jax.random.normal(jax.random.key(1), (1, 4, 12, 12))
+    segments = jnp.array([[1] * 5 + [2] * 7, [1] * 12])
+    visibility = Visibility(True, jnp.array([3, 0]), segments, segments)
+
+    def run(block):
+        f = lambda q, k, v, bias: attend(q, k, v, visibility, bias, 0.5, block=block)
+        y, vjp = jax.vjp(f, q, k, v, bias)
+        return y, vjp(jnp.cos(y))
+
+    assert_same(run(4), run(1024))
+
+
+def test_attend_is_softmax():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 6, 8))
+    bias = jax.random.normal(jax.random.key(1), (1, 4, 6, 6))
+
+    def slow(q, k, v, bias):
+        logits = np.tri(6) * (0.5 * q @ k.swapaxes(2, 3) + bias) + (1 - np.tri(6)) * -1e9
+        return jax.nn.softmax(logits) @ v
+
+    f = lambda *a: attend(*a[:3], Visibility(causal=True), a[3], 0.5)
+    (y, vjp), (y_slow, vjp_slow) = jax.vjp(f, q, k, v, bias), jax.vjp(slow, q, k, v, bias)
+    assert_same((y, vjp(y)), (y_slow, vjp_slow(y)))
+
+
+# ---- dropout ----
+
+
+@pytest.mark.parametrize("style", ["t5", "gpt2"])
+def test_dropout_belongs_to_the_example(style):
+    module = stack(dropout=0.3, dropout_style=style)
+    params, x = params_of(module), stream(4)
+    keys = rng.per_example(jax.random.key(4), jnp.stack([jnp.zeros(4, jnp.uint32), jnp.arange(4, dtype=jnp.uint32)], 1))
+    run = lambda rows: module.apply({"params": params}, x[rows], Visibility(causal=True), keys=keys[rows])[0]
+    whole, order = run(jnp.arange(4)), jnp.array([2, 0, 3, 1])
+    np.testing.assert_allclose(run(order), whole[order], atol=1e-5)
+    np.testing.assert_allclose(run(jnp.array([3])), whole[3:], atol=1e-5)
+    still = module.apply({"params": params}, x, Visibility(causal=True))[0]
+    assert np.abs(whole - still).max() > 0.1
+    same = module.apply({"params": params}, x, Visibility(causal=True), keys=keys[jnp.zeros(4, int)])[0]
+    assert np.abs(same[1] - whole[1]).max() > 0.1  # other keys, another mask
+
+
+def test_layers_draw_different_masks():
+    """Equal layers that add what their attention weights let through: with equal masks both would see alike."""
+    noted, module = [], stack(dropout=0.5, layers=2, scan=False)
+    params = params_of(module)
+    keys = rng.per_example(jax.random.key(4), jnp.zeros((3, 2), jnp.uint32))
+
+    def note(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__" and "/".join(context.module.path) == "layers/mlp/down":
+            jax.debug.callback(lambda x: noted.append(np.isclose(x[0], 0).all(0)), args[0])  # [F]: hidden units dropped
+        return out
+
+    with nn.intercept_methods(note):
+        module.apply({"params": params}, stream(), Visibility(), keys=keys)
+    jax.effects_barrier()
+    assert len(noted) == 2 and (noted[0] != noted[1]).any() and 0.2 < np.mean(noted) < 0.8
+
+
+# ---- parts ----
+
+
+def test_gelu_is_the_tanh_form():
+    x = jnp.concatenate([jnp.linspace(-6, 6, 101), jnp.array([-1e3, 1e3, -40.0])])
+    wanted = lambda x: jax.nn.gelu(x, approximate=True)
+    np.testing.assert_allclose(gelu(x), wanted(x), atol=2e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), jax.vmap(jax.grad(wanted))(x), atol=5e-6)
+
+
+@pytest.mark.parametrize("inputs, kernel", [(1, (6, 2, 3)), (1, (6, 20)), (2, (2, 3, 6)), (2, (2, 3, 4)), (1, (6, 2))])
+def test_product_and_its_gradients(inputs, kernel):
+    x = jax.random.normal(jax.random.key(0), (5, 4, *kernel[:inputs]))
+    w = jax.random.normal(jax.random.key(1), kernel)
+    plain = lambda x, w: jnp.tensordot(x, w, inputs)
+    (y, vjp), (y_plain, vjp_plain) = jax.vjp(lambda x, w: product(x, w, inputs), x, w), jax.vjp(plain, x, w)
+    assert_same((y, vjp(jnp.cos(y))), (y_plain, vjp_plain(jnp.cos(y))))
+
+
+def test_relative_buckets_by_the_paper():
+    """Raffel et al. 2020, section 2.1: exact offsets at first, then logarithmic up to 128, beyond which all share one."""
+
+    def far(n, buckets):
+        exact = buckets // 2
+        return exact + int(np.log(n / exact) / np.log(128 / exact) * (buckets - exact))
+
+    for distance in range(-200, 201):
+        both, causal = (int(relative_buckets(jnp.array(distance), b)) for b in (True, False))
+        n = abs(distance)
+        wanted = (16 if distance > 0 else 0) + (n if n < 8 else min(far(n, 16), 15))
+        assert both == wanted, distance
+        assert causal == (0 if distance >= 0 else n if n < 16 else min(far(n, 32), 31)), distance
+
+
+def test_rope_sees_differences_only():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+    score = lambda i, j: jnp.vdot(*(rotate(x, rope_angles(jnp.array([[n]]), 8)) for x, n in ((q, i), (k, j))))
+    assert abs(score(3, 1) - score(103, 101)) < 1e-4 and abs(score(3, 1) - score(3, 2)) > 1e-3
+
+
+def test_compute_dtype():
+    module = stack(dtype=jnp.bfloat16)
+    params = params_of(module)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    y, _ = module.apply({"params": params}, stream(), Visibility(causal=True))
+    full, _ = stack().apply({"params": params}, stream(), Visibility(causal=True))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), full, atol=0.15)
+
+
+def test_interceptor_sees_every_dense_with_its_path():
+    """What adaptation stands on: each Dense and its path, inside the scan too."""
+    paths, module = set(), stack(positions="none")
+    params = params_of(module)
+
+    def note(call, args, kwargs, context):
+        if type(context.module).__name__ == "Dense" and context.method_name == "__call__":
+            paths.add("/".join(context.module.path))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        module.apply({"params": params}, stream(), Visibility())
+    names = ("attention/query", "attention/key", "attention/value", "attention/out", "mlp/gate", "mlp/up", "mlp/down")
+    assert paths == {f"layers/{name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"heads": 3}, "3 heads do not divide d_model=16: choose a divisor"),
+        ({"head_dim": 5, "positions": "rope"}, "rope rotates pairs, and head_dim=5 is odd"),
+        ({"activation": "gated_gelo"}, "unknown activation 'gated_gelo': did you mean 'gated_gelu'?"),
+        ({"norm": "rmss"}, "unknown norm 'rmss': did you mean 'rms'?"),
+        ({"remat": "ful"}, "unknown remat 'ful': did you mean 'full'?"),
+        ({"positions": "rotary"}, "unknown positions 'rotary': choose from"),
+        ({"dropout_style": "t6"}, "unknown dropout_style 't6': choose from t5, gpt2"),
+    ],
+)
+def test_errors_name_the_mistake(fields, text):
+    with pytest.raises(UserError, match=text.replace("?", r"\?")):
+        params_of(stack(**fields))
+
+
+def test_choose_without_a_near_name():
+    with pytest.raises(UserError, match="^unknown size 'zzz': choose from a, b$"):
+        choose("size", "zzz", {"a": 1, "b": 2})
