@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from paradigm.errors import UserError
 
@@ -17,6 +17,7 @@ def run(main):
 
 
 def _parse(argv):
+    logging.set_verbosity(logging.WARNING)  # absl's own default says what jax tried and did not find
     if {"--help", "-help", "-h", "-?"} & set(argv):
         print(f"{sys.modules['__main__'].__doc__.strip()}\n\nflags:\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)

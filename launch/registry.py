@@ -27,7 +27,7 @@ HOMES = {
     "paradigm.combine": ("Sum", "Alternate", "Stages"),
     "paradigm.schedule": ("Constant", "Linear", "Cosine", "Rsqrt", "WSD"),
     "paradigm.optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon"),
-    "t5like.data": ("TextData",),
+    "t5like.data": ("TextData", "TextMixture"),
     "t5like.models": ("t5", "gpt"),
     "t5like.baselines": ("UnigramBaseline", "BigramBaseline"),
     "t5like.decode": ("InfillSamples", "GenerateSamples"),
