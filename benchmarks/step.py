@@ -1,4 +1,4 @@
-"""Time one optimiser step of a named workload: the real objective, train step and AdamW, on the shapes of workloads.json.
+"""Time one optimiser step of a named workload: the real objective, train step and AdamW, on workloads.json's shapes.
 
     python -m benchmarks.step --workload=causal_lm_cpu
     python -m benchmarks.step --workload=causal_lm_cpu --peer="PEER COMMAND" --peer="ANOTHER" --rounds=3
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 from absl import flags
 
 from launch import cli, host
@@ -33,53 +34,56 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01  # the peer's: torch.optim.AdamW's defa
 
 def main(argv):
     del argv
+    host.keep_pages()  # before a comparison too: peers inherit the setting, so that both sides have the same
     if PEER.value:
         print(json.dumps(compare()))
         return
-    host.keep_pages()
     print(json.dumps(measure()))
 
 
+def causal_lm(w, fields, draw):
+    """GPT-2's form: (objective, its entries of a batch)."""
+    from t5like import models, objectives
+
+    shape = w["batch"], w["seq"]
+    model = models.gpt("small", w["vocab"], "gpt2", max_length=w["seq"], **fields)
+    tokens = {"tokens": draw(2, w["vocab"], shape), "segments": np.ones(shape)}
+    return objectives.NextToken(model, w["seq"]), tokens
+
+
+def span_corruption(w, fields, draw):
+    """T5 v1.1: (objective, its entries of a batch)."""
+    from t5like import models, objectives
+
+    lengths = {"inputs": w["seq"], "targets": w["target"]}
+    tokens = {name: draw(2, w["vocab"], (w["batch"], length)) for name, length in lengths.items()}
+    return objectives.SpanCorruption(models.t5("small", w["vocab"], **fields), w["vocab"], w["seq"]), tokens
+
+
+KINDS = {"causal_lm": causal_lm, "span_corruption": span_corruption}
+
+
 def workload():
-    """(objective, batch of numpy arrays, items a step) of --workload.
+    """(objective, batch of numpy arrays) of --workload.
 
     Raises:
         UserError: an unknown name, or a workload whose objective this project does not have yet.
     """
-    import numpy as np
-
     from paradigm.transformer import choose
-    from t5like import models, objectives
 
     w = choose("workload", WORKLOAD.value, WORKLOADS)
-    sizes = {name: w[name] for name in ("d_model", "heads", "d_ff", "layers")} | {
-        "head_dim": w["d_model"] // w["heads"]
-    }
-    sizes |= {
-        "dtype": DTYPE.value,
-        "scan": w["layers"] > 8,
-    }  # unrolled is faster, and compiles in time when it is small
-    batch, length, vocabulary = w["batch"], w["seq"], w["vocab"]
-    draw = np.random.default_rng(0).integers
+    make = choose("kind of workload", w["kind"], KINDS)
+    fields = {name: w[name] for name in ("d_model", "heads", "d_ff", "layers")}
+    fields |= {"head_dim": w["d_model"] // w["heads"], "dtype": DTYPE.value}
+    fields["scan"] = w["layers"] > 8  # unrolled is faster, and compiles in time when there are few layers
+    objective, tokens = make(w, fields, np.random.default_rng(0).integers)
     rows = {
-        "index": np.stack([np.zeros(batch), np.arange(batch)], 1).astype(np.uint32),
-        "mask": np.ones(batch, np.float32),
-        "text_bytes": np.full(batch, 4.0 * length, np.float32),
+        "index": np.stack([np.zeros(w["batch"]), np.arange(w["batch"])], 1),
+        "mask": np.ones(w["batch"]),
+        "text_bytes": np.full(w["batch"], 4.0 * w["seq"]),
     }
-
-    def causal_lm():
-        model = models.gpt("small", vocabulary, "gpt2", max_length=length, **sizes)
-        tokens = {"tokens": draw(2, vocabulary, (batch, length)), "segments": np.ones((batch, length), np.int32)}
-        return objectives.NextToken(model, length), tokens, batch * length
-
-    def span_corruption():
-        model = models.t5("small", vocabulary, **sizes)
-        tokens = {"inputs": draw(2, vocabulary, (batch, length)), "targets": draw(2, vocabulary, (batch, w["target"]))}
-        return objectives.SpanCorruption(model, vocabulary, length), tokens, batch * (length + w["target"])
-
-    kinds = {"causal_lm": causal_lm, "span_corruption": span_corruption}
-    objective, tokens, items = choose("kind of workload", w["kind"], kinds)()
-    return objective, {**rows, **{name: x.astype(np.int32) for name, x in tokens.items()}}, items
+    spec = objective.batch_spec(w["batch"])
+    return objective, {name: np.asarray(x, spec[name].dtype) for name, x in {**rows, **tokens}.items()}
 
 
 def measure():
@@ -90,13 +94,13 @@ def measure():
     from paradigm.optim import AdamW
     from paradigm.step import init_state, make_train_step
 
-    objective, batch, items = workload()
+    objective, batch = workload()
     optimizer = AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     state = jax.block_until_ready(jax.jit(lambda: init_state(objective, optimizer, seed=0))())
     batch = jax.device_put(batch)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     host.return_pages()
-    step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0).lower(state, batch).compile()
+    step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0).lower(state, batch)
+    step = step.compile(host.compiler_options(jax.default_backend()))
     host.return_pages()
 
     seconds = []
@@ -110,10 +114,10 @@ def measure():
     return {
         "workload": WORKLOAD.value,
         "step_s": round(median, 4),
-        "items_per_s": round(items / median, 1),
+        "items_per_s": round(objective.items(batch)[1] / median, 1),
         "params": sum(x.size for x in jax.tree.leaves(state.params)),
         "peak_rss_mb": memory,
-        "mfu": round(objective.flops(shapes) / median / peak_flops(), 4),
+        "mfu": round(objective.flops(batch) / median / peak_flops(), 4),
         "dtype": DTYPE.value,
         "processor": processor(),
     }
@@ -127,32 +131,21 @@ def processor():
     if device.platform != "cpu":
         return device.device_kind
     info = pathlib.Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
 def compare():
     """Runs every side in turn and gives the medians over rounds, and ours over the faster peer's."""
-    own = [
-        sys.executable,
-        "-m",
-        "benchmarks.step",
-        f"--workload={WORKLOAD.value}",
-        f"--steps={STEPS.value}",
-        f"--dtype={DTYPE.value}",
-    ]
+    settings = [f"--workload={WORKLOAD.value}", f"--steps={STEPS.value}", f"--dtype={DTYPE.value}"]
+    own = [sys.executable, "-m", "benchmarks.step", *settings]
     sides = {"paradigm": own, **{command: shlex.split(command) for command in PEER.value}}
     lines = {name: [] for name in sides}
     for _ in range(ROUNDS.value):
         for name, command in sides.items():
-            output = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
-            ).stdout
-            lines[name].append(json.loads(output.splitlines()[-1]))
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+            lines[name].append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(lines[name][-1]), flush=True)
     of = lambda key: {name: statistics.median(line[key] for line in rows) for name, rows in lines.items()}
     seconds, memory = of("step_s"), of("peak_rss_mb")

@@ -35,14 +35,15 @@ def claim(workdir, experiment, config):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "config.gin"
-        if path.exists():
+        begun = [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]
+        if path.exists() and begun:  # a start that failed before its first row claims nothing
             if lines := config_diff(path.read_text("utf-8"), config):
                 raise UserError(
                     f"--workdir={workdir} holds the run of another experiment, which differs in: {'; '.join(lines)}. "
                     "Take another directory, or give the settings of that run"
                 )
-        elif found := [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]:
-            raise UserError(f"--workdir={workdir} has {found[0]} but no config.gin: take another directory")
+        elif begun:
+            raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
         if jax.process_index() == 0:
             replace(path, config.encode())
             _record(workdir / "environment.json")

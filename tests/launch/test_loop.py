@@ -254,3 +254,10 @@ def test_shapes_of_prepare_and_batch_spec_must_agree():
         program.put({"y": np.zeros((16, 6))}, "main")
     assert program.rows() == slice(0, 16)
     assert not any(x.sharding is None for _, x in trees.named_leaves(program.state))
+
+
+def test_a_start_that_failed_before_its_first_row_claims_nothing(tmp_path):
+    with pytest.raises(UserError, match="no records"):
+        loop.train(small.experiment(data=small.NumbersData(train=0)), tmp_path)
+    assert (tmp_path / "config.gin").exists()
+    assert loop.train(small.experiment(total_steps=1, seed=5), tmp_path).step == 1
