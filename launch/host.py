@@ -12,9 +12,9 @@ def keep_pages():
     """Restarts this program with glibc's malloc asking for transparent huge pages. Call it first in a main, before jax.
 
     XLA allocates all temporaries of a step at its start and frees them at its end, and glibc returns such blocks to the
-    kernel: every step takes hundreds of thousands of page faults. Huge pages make them some hundreds; a step on CPU takes
-    10 to 20 % less time. glibc reads the setting (GLIBC_TUNABLES, since 2.35) only when a process starts, hence the
-    restart: some 20 ms, the same process id, arguments and environment otherwise. Nothing happens where it is set
+    kernel: every step takes over a hundred thousand page faults. Huge pages make them some hundreds; a step on CPU
+    takes 10 to 20 % less time. glibc reads the setting (GLIBC_TUNABLES, since 2.35) only when a process starts, hence
+    the restart: some 20 ms, the same process id, arguments and environment otherwise. Nothing happens where it is set
     already, where GLIBC_TUNABLES sets something else for hugetlb, or off Linux with glibc.
     """
     set_now = os.environ.get("GLIBC_TUNABLES", "")
@@ -27,6 +27,11 @@ def keep_pages():
 
 
 def return_pages():
-    """Gives the kernel what malloc holds free, as after initialisation and compilation: some 100 to 200 MB before a step."""
+    """Gives the kernel what malloc holds free: 100 to 200 MB after an initialisation or a compilation."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def compiler_options(platform_name):
+    """For `lowered.compile(...)` of a step on this platform: on CPU, operations ordered for the least memory."""
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform_name == "cpu" else {}

@@ -112,8 +112,8 @@ def drop(x, keys, site, rate, shared=()):
 def product(x, kernel, inputs):
     """[..., *in] times [*in, *out] -> [..., *out], `inputs` being the number of axes in `in`.
 
-    The gradient is the usual one. It is spelled out to choose the factor that stands first in the kernel's: the narrower.
-    XLA's CPU compiler transposes that one, fused with all that is computed on the way to it (the derivative of GELU).
+    The gradient is the usual one, spelled out to choose which factor stands first in the kernel's: the narrower. XLA's
+    CPU compiler transposes that one, element by element with all that is computed on the way to it (a slope of GELU).
     """
     return jax.lax.dot_general(x, kernel, ((range(x.ndim - inputs, x.ndim), range(inputs)), ((), ())))
 
@@ -170,7 +170,7 @@ class Embed(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / root mean square * scale, no mean and no bias, in float32 inside (Zhang and Sennrich 2019; T5's layer norm)."""
+    """x / root mean square * scale, no mean, no bias, float32 inside (Zhang and Sennrich 2019; T5's layer norm)."""
 
     eps: float = 1e-6
     dtype: Any = jnp.float32
@@ -214,11 +214,11 @@ NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
 def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
-    """T5's buckets of key position - query position (Raffel et al. 2020, section 2.1): exact near, logarithmic to `farthest`.
+    """T5's buckets of key - query position (Raffel et al. 2020, section 2.1): exact near, logarithmic to `farthest`.
 
     Args:
         distance: int array, any shape.
-        bidirectional: whether keys after the query have buckets of their own (half of all); otherwise they share bucket 0.
+        bidirectional: whether keys after the query have half of the buckets to themselves; else they share bucket 0.
 
     Returns:
         int32 in [0, buckets), the shape of `distance`.
@@ -237,7 +237,7 @@ def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
 
 
 class RelativeBias(nn.Module):
-    """T5's bias on attention logits, one table a stack shared by its layers: positions [B or 1, L] -> [B or 1, H, L, S]."""
+    """T5's bias on attention logits, one table for all layers: positions [B or 1, L] -> [B or 1, H, L, S]."""
 
     heads: int
     buckets: int = 32
@@ -254,7 +254,7 @@ class RelativeBias(nn.Module):
 
 
 def rope_angles(positions, head_dim, theta=10000.0):
-    """(cos, sin) of rotary positions, float32 [B, 1, L, K/2], from int positions [B, L] (Su et al. 2021, section 3.2.2)."""
+    """(cos, sin) of rotary positions (Su et al. 2021, section 3.2.2): int [B, L] -> float32 [B, 1, L, K/2] each."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[:, None, :, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
@@ -272,8 +272,10 @@ def rotate(x_BxHxLxK, angles):
 
 @jax.custom_vjp
 def add_bias(logits_BxHxLxS, bias):
-    """logits + bias [B or 1, H, L, S]. The gradient's sum over B is a product with ones: XLA's CPU reduction takes 10 times
-    as long over an outer axis."""
+    """logits + bias [B or 1, H, L, S].
+
+    The gradient's sum over B is a product with ones: over an outer axis, XLA's CPU reduction takes ten times as long.
+    """
     return logits_BxHxLxS + bias
 
 
@@ -338,9 +340,11 @@ class Architecture(nn.Module, kw_only=True):
     activation: relu, gelu (tanh form), gated_gelu, gated_silu. norm: rms or layer, with `eps`. bias: on every Dense.
     positions: relative (T5's buckets), rope, learned (added by the model to its embedding) or none.
     scale_attention: logits times head_dim ** -0.5; T5 folds that into the query's initialiser instead.
-    init_std: of every kernel, outputs of residual branches divided by (2 * layers) ** 0.5 as in GPT-2; None is fan_in ** -0.5.
-    dropout, dropout_style: the rate, and where: `t5` on the embedding, the attention weights, the MLP's hidden, each branch
-        and the last norm, one mask for all positions; `gpt2` not on the hidden and the last norm, a mask for each position.
+    init_std: of every kernel, outputs of residual branches divided by (2 * layers) ** 0.5 as in GPT-2; None is
+        fan_in ** -0.5.
+    dropout, dropout_style: the rate, and where: `t5` on the embedding, the attention weights, the MLP's hidden, each
+        branch and the last norm, one mask for all positions; `gpt2` not on the hidden and the last norm, and a mask for
+        each position.
     dtype: of the arithmetic; parameters are float32.
     """
 
@@ -370,7 +374,7 @@ class Architecture(nn.Module, kw_only=True):
         """K. Raises UserError when the heads do not divide d_model, or RoPE cannot pair the dims of a head."""
         if self.head_dim is None and self.d_model % self.heads:
             raise UserError(
-                f"{self.heads} heads do not divide d_model={self.d_model}: choose a divisor as heads, or give head_dim itself"
+                f"{self.heads} heads do not divide d_model={self.d_model}: choose a divisor as heads, or give head_dim"
             )
         width = self.d_model // self.heads if self.head_dim is None else self.head_dim
         if self.positions == "rope" and width % 2:
@@ -424,33 +428,52 @@ class Attention(Architecture, kw_only=True):
         return y, memory
 
 
+_GELU = math.sqrt(2.0 / math.pi)
+
+
 @jax.custom_vjp
 def gelu(x):
     """The tanh form of GELU (Hendrycks and Gimpel 2016, section 2), which T5 v1.1 and GPT-2 use.
 
-    x Phi(x) with Phi(x) = (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). The second form, and
-    a gradient that needs nothing but x, are what is computed.
+    x Phi(x) with Phi(x) = (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). The gradient
+    needs nothing but x.
     """
     return x * _phi(x)
 
 
 def _phi(x):
-    return 1.0 / (1.0 + jnp.exp(-2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+    return 1.0 / (1.0 + jnp.exp(-2.0 * _GELU * (x + 0.044715 * x * x * x)))
 
 
 def _gelu_gradient(x, g):
-    phi = (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))) / 2.0
-    slope = 2.0 * math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * x * x)
-    return (g * (phi + x * phi * (1.0 - phi) * slope),)
+    # By tanh, though _phi would do: compilers would merge it with the forward pass's and keep it in memory until here.
+    phi = (1.0 + jnp.tanh(_GELU * (x + 0.044715 * x * x * x))) / 2.0
+    return (g * (phi + x * phi * (1.0 - phi) * 2.0 * _GELU * (1.0 + 3.0 * 0.044715 * x * x)),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
 
+
+@jax.custom_vjp
+def gated_gelu(a, b):
+    """gelu(a) * b (Shazeer 2020, section 2), whose gradient needs nothing but a and b."""
+    return gelu(a) * b
+
+
+def _gated_gelu_gradients(inputs, g):
+    a, b = inputs
+    phi = (1.0 + jnp.tanh(_GELU * (a + 0.044715 * a * a * a))) / 2.0
+    return *_gelu_gradient(a, g * b), g * a * phi
+
+
+gated_gelu.defvjp(lambda a, b: (gated_gelu(a, b), (a, b)), _gated_gelu_gradients)
+
+# name: (function of the products, how many it takes)
 ACTIVATIONS = {
-    "relu": (jax.nn.relu, False),
-    "gelu": (gelu, False),
-    "gated_gelu": (gelu, True),
-    "gated_silu": (jax.nn.silu, True),
+    "relu": (jax.nn.relu, 1),
+    "gelu": (gelu, 1),
+    "gated_gelu": (gated_gelu, 2),
+    "gated_silu": (jax.checkpoint(lambda a, b: jax.nn.silu(a) * b), 2),
 }
 
 
@@ -461,13 +484,9 @@ class MLP(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, x, keys=None):
-        act, gated = choose("activation", self.activation, ACTIVATIONS)
+        act, count = choose("activation", self.activation, ACTIVATIONS)
         into = lambda name: Dense((self.d_ff,), 1, self.bias, self.init_std, self.dtype, name=name)(x)
-        # Checkpointed: from the products before it, not from half a dozen intermediates stored for the backward pass.
-        if gated:
-            h = jax.checkpoint(lambda a, b: act(a) * b)(into("gate"), into("up"))
-        else:
-            h = jax.checkpoint(act)(into("up"))
+        h = act(*(into(name) for name in ("gate", "up")[-count:]))
         h = constrain(h, BATCH, None, "tensor")
         if self.dropout_style == "t5":
             h = self.dropped(h, keys, "mlp/hidden")
@@ -479,7 +498,7 @@ class MLP(Architecture, kw_only=True):
 
 @struct.dataclass
 class Shared:
-    """What all layers of a stack see alike: visibility, bias [B or 1, H, L, S], rotary angles, source [B, S, D], keys [B]."""
+    """What all layers see alike: visibility, bias [B or 1, H, L, S], rotary angles, source [B, S, D], keys [B]."""
 
     visibility: Visibility
     bias: Any = None
@@ -540,8 +559,8 @@ class Stack(Architecture, kw_only=True):
 
     cross: blocks attend to a source as well.
     remat: none; full, keep only each block's input for the backward pass; dots, keep the products with kernels too.
-    scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on CPU. The same
-        parameters serve both.
+    scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on CPU. The
+        same parameters serve both.
     """
 
     layers: int
@@ -606,10 +625,10 @@ class Stack(Architecture, kw_only=True):
     def flops(self, batch, length, source=None):
         """Forward FLOPs of the products, 2 m n k each, all pairs of positions counted."""
         inner = self.heads * self.head_width
-        _, gated = choose("activation", self.activation, ACTIVATIONS)
+        _, count = choose("activation", self.activation, ACTIVATIONS)
         tokens = batch * length
         total = 2 * tokens * self.d_model * inner * 4 + 4 * tokens * length * inner
-        total += 2 * tokens * self.d_model * self.d_ff * (3 if gated else 2)
+        total += 2 * tokens * self.d_model * self.d_ff * (count + 1)
         if self.cross:
             total += (
                 4 * tokens * self.d_model * inner

@@ -47,8 +47,8 @@ class TextModel(Architecture, kw_only=True):
     """What the three share: the embedding, the output kernel and the fields of stacks.
 
     vocab_size: V. layers: of each stack. tied: the output kernel is the embedding. tied_scale: logits times
-    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. max_length: rows of the table of learned
-    positions. remat, scan: see Stack.
+    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. max_length: rows of the table of
+    learned positions. remat, scan: see Stack.
     """
 
     vocab_size: int
@@ -106,7 +106,7 @@ class Encoder(TextModel, kw_only=True):
         self.encoder = self.stack()
 
     def hidden(self, tokens, keys=None, segments=None):
-        """int32 [B, L] -> (hidden [B, L, D], named). segments: int32 [B, L], 0 is padding; None takes id 0 as padding."""
+        """int32 [B, L] -> (hidden [B, L, D], named). segments: int32 [B, L], 0 is padding; None: id 0 is padding."""
         visibility = Visibility(queries=segments, keys=tokens if segments is None else segments)
         embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
         hidden, named = self.encoder(embedded, visibility, keys=keys)
@@ -124,7 +124,7 @@ class Encoder(TextModel, kw_only=True):
 
 
 class Decoder(TextModel, kw_only=True):
-    """Next-token model; with `prefix` lengths, the first tokens of each row see each other (prefix LM), by the same weights."""
+    """Next-token model; given `prefix` lengths, the first tokens of a row see each other: a prefix LM, same weights."""
 
     def setup(self):
         super().setup()
@@ -160,8 +160,8 @@ class Decoder(TextModel, kw_only=True):
     def new_cache(self, batch, length):
         """An empty cache for `length` positions: {"index": int32 [B], "decoder": {"self": ...}}. Needs no variables.
 
-        index: how many positions of each row are filled. Slots at or after it are never seen, so a ragged batch of prompts
-        is read padded in one call, and `index` then set to their lengths.
+        index: how many positions of each row are filled. Slots at or after it are never seen, so a ragged batch of
+        prompts is read padded in one call, and `index` then set to their lengths.
         """
         return {"index": jnp.zeros((batch,), jnp.int32), "decoder": self.stack(parent=None).new_cache(batch, length)}
 
@@ -288,7 +288,7 @@ T5_SIZES = {
 }
 T5_SIZES["1.1"] |= {"3b": T5_SIZES["1.1"]["xl"], "11b": T5_SIZES["1.1"]["xxl"]}
 
-# d_model, heads, layers: Radford et al. 2019, table 2, and the released GPT-2 checkpoints; `tiny` and `1b` are this project's.
+# d_model, heads, layers: Radford et al. 2019, table 2, and the released models; `tiny` and `1b` are this project's.
 GPT_SIZES = {
     "tiny": (128, 4, 2),
     "124m": (768, 12, 12),
@@ -339,8 +339,8 @@ def gpt(size, vocab_size, style="rope", **overrides):
     Args:
         size: tiny, 124m or small, 355m or medium, 774m or large, 1.5b or xl (GPT-2's), 1b.
         vocab_size: the tokenizer's.
-        style: rope (rotary positions, RMSNorm, gated SiLU of width 8/3 D, untied) or gpt2 (learned positions, LayerNorm, tanh
-            GELU, biases, tied; Radford et al. 2019).
+        style: rope (rotary positions, RMSNorm, gated SiLU of width 8/3 D, untied) or gpt2 (learned positions, tanh
+            GELU, LayerNorm, biases, tied; Radford et al. 2019).
         overrides: any field of Decoder.
 
     Raises:

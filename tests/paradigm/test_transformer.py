@@ -1,4 +1,4 @@
-"""The stack: who sees whom by gradient, scanned and unrolled and recomputed alike, dropout by example, exact products."""
+"""The stack: who sees whom by gradient; scanned, unrolled and recomputed alike; dropout by example; its parts."""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from paradigm.transformer import (
     Visibility,
     attend,
     choose,
+    gated_gelu,
     gelu,
     product,
     relative_buckets,
@@ -213,6 +214,9 @@ def test_gelu_is_the_tanh_form():
     wanted = lambda x: jax.nn.gelu(x, approximate=True)
     np.testing.assert_allclose(gelu(x), wanted(x), atol=2e-6)
     np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), jax.vmap(jax.grad(wanted))(x), atol=5e-6)
+    b = jnp.cos(x)
+    (y, vjp), (y_slow, vjp_slow) = jax.vjp(gated_gelu, x, b), jax.vjp(lambda x, b: wanted(x) * b, x, b)
+    assert_same((y[:-3], vjp(b)), (y_slow[:-3], vjp_slow(b)))
 
 
 @pytest.mark.parametrize("inputs, kernel", [(1, (6, 2, 3)), (1, (6, 20)), (2, (2, 3, 6)), (2, (2, 3, 4)), (1, (6, 2))])
@@ -225,7 +229,7 @@ def test_product_and_its_gradients(inputs, kernel):
 
 
 def test_relative_buckets_by_the_paper():
-    """Raffel et al. 2020, section 2.1: exact offsets at first, then logarithmic up to 128, beyond which all share one."""
+    """Raffel et al. 2020, section 2.1: exact at first, then logarithmic up to 128, beyond which all share one."""
 
     def far(n, buckets):
         exact = buckets // 2

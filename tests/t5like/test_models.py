@@ -1,4 +1,4 @@
-"""Encoder, Decoder, EncoderDecoder: who sees whom, caches, sizes, sharding rules, FLOPs and the errors of their makers."""
+"""Encoder, Decoder, EncoderDecoder: who sees whom, caches, sizes, sharding rules, FLOPs, mistakes."""
 
 import re
 
@@ -105,8 +105,8 @@ def test_encoder_decoder_sees(family):
         assert changed(run(other(source, i), target), plain).all()
     padded = source.at[0, 5:].set(0)
     np.testing.assert_allclose(run(padded, target), run(padded[:, :5], target), atol=1e-5)
-    pack = {"input_segments": jnp.array([[1, 1, 1, 2, 2, 2, 0]] * 2), "target_segments": jnp.array([[1] * 4 + [2] * 5] * 2)}
-    packed = run(source, target, **pack)
+    of_inputs, of_targets = jnp.array([[1, 1, 1, 2, 2, 2, 0]] * 2), jnp.array([[1] * 4 + [2] * 5] * 2)
+    packed = run(source, target, input_segments=of_inputs, target_segments=of_targets)
     np.testing.assert_allclose(packed[:4], run(source[:, :3], target[:, :4]), atol=1e-5)
     np.testing.assert_allclose(packed[4:], run(source[:, 3:6], target[:, 4:]), atol=1e-5)
 
@@ -187,7 +187,7 @@ def test_gpt2_initialisers():
     assert std(params["embed"]["embedding"]) == pytest.approx(0.02, rel=0.03)
 
 
-# Parameters of the released models: T5 with 32128 ids, GPT-2 with 50257 (t5-small 60.5M, t5-11b 11.3B, gpt2 124.4M ...).
+# Parameters of the released models, in millions: T5 with 32128 ids, GPT-2 with 50257.
 @pytest.mark.parametrize(
     "model, millions",
     [
@@ -240,7 +240,7 @@ def test_every_rule_matches_something():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_are_what_xla_counts(family):
-    """XLA counts the sums of norms and softmax too, so wide layers on a few tokens; its count of a scan is of one body."""
+    """Unrolled, for XLA counts a scan's body once; wide layers, for it counts norms and softmax too."""
     wide = {"d_model": 256, "heads": 4, "head_dim": 64, "d_ff": 512, "scan": False}
     model = FAMILIES[family](**wide)
     source, target = jnp.ones((2, 24), jnp.int32), jnp.ones((2, 16), jnp.int32)
