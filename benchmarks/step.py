@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from launch import cli, host
+from paradigm.errors import choose
 
 WORKLOAD = flags.DEFINE_string("workload", None, "A name in benchmarks/workloads.json.", required=True)
 STEPS = flags.DEFINE_integer("steps", 5, "Steps to time, after two that are not.", lower_bound=1)
@@ -69,8 +70,6 @@ def workload():
     Raises:
         UserError: an unknown name, or a workload whose objective this project does not have yet.
     """
-    from paradigm.transformer import choose
-
     w = choose("workload", WORKLOAD.value, WORKLOADS)
     make = choose("kind of workload", w["kind"], KINDS)
     fields = {name: w[name] for name in ("d_model", "heads", "d_ff", "layers")}

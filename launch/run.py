@@ -1,9 +1,9 @@
 """A trained run in a notebook: model, parameters, tokenizer, and what they can do.
 
-    from launch import load
+from launch import load
 
-    run = load("/tmp/demo")
-    run.infill("The <X> sat on <Y> mat")
+run = load("/tmp/demo")
+run.infill("The <X> sat on <Y> mat")
 """
 
 import dataclasses

@@ -40,7 +40,9 @@ class Combined(Objective):
     def __post_init__(self):
         names = [name for name, _ in self.parts]
         if not names or len(set(names)) != len(names):
-            raise UserError(f"{type(self).__name__}.parts must be (name, objective) pairs with distinct names, got {names}")
+            raise UserError(
+                f"{type(self).__name__}.parts must be (name, objective) pairs with distinct names, got {names}"
+            )
 
     @property
     def partition_rules(self):
@@ -101,7 +103,9 @@ class Sum(Combined):
     def __post_init__(self):
         super().__post_init__()
         if self.coefficients and len(self.coefficients) != len(self.parts):
-            raise UserError(f"Sum.coefficients has {len(self.coefficients)} entries for {len(self.parts)} parts: give one each")
+            raise UserError(
+                f"Sum.coefficients has {len(self.coefficients)} entries for {len(self.parts)} parts: give one each"
+            )
 
     @property
     def pairs(self):
@@ -198,7 +202,9 @@ class Alternate(_OneAtATime):
     def __post_init__(self):
         super().__post_init__()
         if set(self.pattern) != {name for name, _ in self.parts}:
-            raise UserError(f"Alternate.pattern {self.pattern} must name each of {[n for n, _ in self.parts]} at least once")
+            raise UserError(
+                f"Alternate.pattern {self.pattern} must name each of {[n for n, _ in self.parts]} at least once"
+            )
 
     def _timetable(self):
         return Pattern(self.pattern)
@@ -214,7 +220,10 @@ class Stages(_OneAtATime):
         super().__post_init__()
         rising = all(a < b for a, b in zip((0,) + tuple(self.boundaries), self.boundaries))
         if len(self.boundaries) != len(self.parts) - 1 or not rising:
-            raise UserError(f"Stages.boundaries {self.boundaries} must be {len(self.parts) - 1} rising steps for {len(self.parts)} parts")
+            raise UserError(
+                f"Stages.boundaries {self.boundaries} must be {len(self.parts) - 1} rising steps "
+                f"for {len(self.parts)} parts"
+            )
 
     def _timetable(self):
         return Boundaries(tuple(name for name, _ in self.parts), tuple(self.boundaries))
@@ -269,7 +278,8 @@ def _union(ours, theirs, part):
     for name, leaf in trees.named_leaves(theirs):
         if name in have and have[name].shape != leaf.shape:
             raise UserError(
-                f"part {part!r} has {name} of shape {tuple(leaf.shape)}, another part has it as {tuple(have[name].shape)}: "
+                f"part {part!r} has {name} of shape {tuple(leaf.shape)}, "
+                f"another part has it as {tuple(have[name].shape)}: "
                 "parts share a parameter by its path, so give one of the modules another name"
             )
     return _merge(ours, theirs)

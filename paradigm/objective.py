@@ -5,7 +5,8 @@ the evaluators know objectives only through what stands here.
 """
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,7 @@ class Context:
     phase: str = struct.field(pytree_node=False, default=MAIN)
 
     def keys(self, name, index):
-        """Keys [B], one for each example by its global index [B, 2]: the same on any mesh and however the batch is cut."""
+        """Keys [B], one for each example by its global index [B, 2]: on any mesh, however the batch is cut."""
         return rng.per_example(rng.key(self.seed, name), index)
 
     def key(self, name):
@@ -106,12 +107,12 @@ class Objective:
 
     # True when `loss` is a composition of `encode` and `pair_loss`: the step then accumulates cached embeddings.
     pairs = False
-    # True when an example's part of `loss` (or `encode`) depends on the others in its batch: BatchNorm. It can't be cut.
+    # True when an example's part of `loss` (or `encode`) depends on others in its batch: BatchNorm. It can't be cut.
     couples_examples = False
 
     @property
     def prepare(self):
-        """Host side: a picklable numpy-only object, prepare(example, rng, step, train) -> dict of arrays of fixed shape.
+        """Host side: a picklable numpy-only object, prepare(example, rng, step, train) -> dict of fixed-shape arrays.
 
         step is index // global batch; train=False asks for the fixed validation settings. It runs in data workers,
         where no jax backend may start.

@@ -8,7 +8,8 @@ every chip. Moments and averages inherit by path from the parameter that their p
 import re
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from paradigm import trees
 from paradigm.errors import UserError
@@ -45,8 +46,9 @@ def batch_shardings(batch_spec, mesh):
     for name, spec in batch_spec.items():
         if spec.shape[0] % ways:
             raise UserError(
-                f"a batch of {spec.shape[0]} does not divide over data x fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']} "
-                f"devices (entry {name!r}): choose a batch size that is a multiple of {ways}"
+                f"a batch of {spec.shape[0]} does not divide over data x fsdp = "
+                f"{mesh.shape['data']} x {mesh.shape['fsdp']} devices (entry {name!r}): "
+                f"choose a batch size that is a multiple of {ways}"
             )
     return {name: NamedSharding(mesh, P(BATCH)) for name in batch_spec}
 
@@ -73,12 +75,16 @@ def state_shardings(state, rules, mesh, user_rules=()):
     """Shardings of a TrainState of ShapeDtypeStructs; opt_state inherits from params by path."""
     replicated = NamedSharding(mesh, P())
     params = shardings(state.params, rules, mesh, user_rules)
-    by_name = {name: (x.shape, s.spec) for (name, x), s in zip(trees.named_leaves(state.params), jax.tree.leaves(params))}
+    by_name = {
+        name: (x.shape, s.spec) for (name, x), s in zip(trees.named_leaves(state.params), jax.tree.leaves(params))
+    }
     return state.replace(
         step=replicated,
         bad_steps=replicated,
         params=params,
-        opt_state=trees.named_map(lambda name, x: NamedSharding(mesh, _inherited(name, x.shape, by_name)), state.opt_state),
+        opt_state=trees.named_map(
+            lambda name, x: NamedSharding(mesh, _inherited(name, x.shape, by_name)), state.opt_state
+        ),
         extra=shardings(state.extra, tuple(user_rules) + tuple(rules), mesh),
     )
 
@@ -88,17 +94,21 @@ def _spec(name, shape, rules, mesh):
     if axes is None:
         rank = len(shape) - trees.is_stacked(name)
         if rank >= 2:
-            raise UserError(f"no partition rule matches {name} of shape {tuple(shape)}: add (regex, axes) for it to the rules")
+            raise UserError(
+                f"no partition rule matches {name} of shape {tuple(shape)}: add (regex, axes) for it to the rules"
+            )
         return P()
     if len(axes) > len(shape):
-        raise UserError(f"the partition rule for {name} has {len(axes)} axes {axes}, its shape {tuple(shape)} has fewer dims")
+        raise UserError(
+            f"the partition rule for {name} has {len(axes)} axes {axes}, its shape {tuple(shape)} has fewer dims"
+        )
     spec = _trailing(axes, len(shape))
     for size, axis in zip(shape, spec):
         ways = _ways(axis, mesh)
         if size % ways:
             raise UserError(
-                f"{name} of shape {tuple(shape)}: dim {size} does not divide over mesh axis {axis!r} of {ways} devices; "
-                f"change the mesh or the model's size"
+                f"{name} of shape {tuple(shape)}: dim {size} does not divide over mesh axis {axis!r} of {ways} "
+                "devices; change the mesh or the model's size"
             )
     return spec
 

@@ -1,6 +1,6 @@
 """Randomness by name: every key is a function of (seed, name, step or index), and none is stored in a state.
 
-A run that restarts, reads with other workers or moves to another mesh draws the same numbers, since nothing counts calls.
+A run that restarts, reads with other workers or moves to another mesh draws the same numbers: nothing counts calls.
 """
 
 import zlib

@@ -63,16 +63,16 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
         ema: decay (float or Schedule of step) of the average of weights in extra['ema'], or None.
 
     Returns:
-        A function for jax.jit. metrics: name -> (sum, weight), float32 scalars that merge by adding. A step whose loss or
-        gradient is not finite changes nothing but step and bad_steps, and says so in metrics['bad_step'].
+        A function for jax.jit. metrics: name -> (sum, weight), float32 scalars that merge by adding. A step whose loss
+        or gradient is not finite changes nothing but step and bad_steps, and says so in metrics['bad_step'].
 
     Raises:
         UserError: microbatches > 1 for an objective that couples the examples of a batch (BatchNorm).
     """
     if microbatches > 1 and objective.couples_examples:
         raise UserError(
-            f"{type(objective).__name__} couples the examples of a batch (BatchNorm), so {microbatches} microbatches would "
-            "change its loss: set microbatches=1, or use an encoder with LayerNorm"
+            f"{type(objective).__name__} couples the examples of a batch (BatchNorm), so {microbatches} microbatches "
+            "would change its loss: set microbatches=1, or use an encoder with LayerNorm"
         )
 
     def step(state, batch):
@@ -98,7 +98,12 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
         stay = lambda: (state.params, state.opt_state, state.extra)
         params, opt_state, extra = jax.lax.cond(good, advance, stay)
         new = TrainState(state.step + 1, jnp.where(good, 0, state.bad_steps + 1), params, opt_state, extra)
-        scalars = {"loss": value, "grad_norm": norm, "learning_rate": optimizer.learning_rate_at(state.step), "bad_step": ~good}
+        scalars = {
+            "loss": value,
+            "grad_norm": norm,
+            "learning_rate": optimizer.learning_rate_at(state.step),
+            "bad_step": ~good,
+        }
         metrics = {name: (jnp.float32(x), jnp.float32(1.0)) for name, x in scalars.items()}
         return new, {**metrics, **_report(loss)}
 
@@ -183,7 +188,7 @@ def _cached_pairs(objective, params, extra, batch, ctx, n):
 
 
 def cut(tree, n):
-    """[B, ...] -> [n, B/n, ...]. Row i goes to part i mod n, so that every device keeps rows of its own in every part."""
+    """[B, ...] -> [n, B/n, ...]. Row i goes to part i mod n: every device keeps rows of its own in every part."""
 
     def one(x):  # [B, ...] -> [B/n, n, ...] -> [n, B/n, ...]
         if x.shape[0] % n:
@@ -203,7 +208,10 @@ def uncut(tree):
 def _whole(losses):
     """Losses stacked over microbatches -> the whole batch's: sums add, rows return to their order, stats average."""
     add = lambda tree: jax.tree.map(lambda x: x.sum(0), tree)
-    terms = {k: t.replace(sum=t.sum.sum(0), weight=t.weight.sum(0), coefficient=_first(t.coefficient)) for k, t in losses.terms.items()}
+    terms = {
+        k: t.replace(sum=t.sum.sum(0), weight=t.weight.sum(0), coefficient=_first(t.coefficient))
+        for k, t in losses.terms.items()
+    }
     return Loss(terms, add(losses.metrics), uncut(losses.rows), jax.tree.map(lambda x: x.mean(0), losses.stats))
 
 

@@ -30,8 +30,8 @@ class Sampling:
     """How the next token is chosen: the most probable at temperature 0, else drawn from softmax(logits / temperature).
 
     top_k: from so many most probable tokens alone. top_p: from the fewest that hold this share of the probability,
-    after temperature and top_k (Holtzman et al. 2020, section 3.1). None: from all. vocab_size: the tokenizer's, where a
-    model has more ids than that (rounded up for its mesh): those are never chosen.
+    after temperature and top_k (Holtzman et al. 2020, section 3.1). None: from all. vocab_size: the tokenizer's, where
+    a model has more ids than that (rounded up for its mesh): those are never chosen.
     """
 
     temperature: float = 0.0

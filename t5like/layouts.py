@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paradigm.errors import UserError
-from paradigm.transformer import choose
+from paradigm.errors import UserError, choose
 from t5like.models import Decoder, EncoderDecoder
 
 # Fields that say how a model is initialised, trained or compiled, and not what it computes.

@@ -25,8 +25,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from paradigm.errors import UserError
-from paradigm.transformer import Architecture, Dense, Embed, Stack, Visibility, choose
+from paradigm.attention import Visibility
+from paradigm.errors import UserError, choose
+from paradigm.layers import Dense, Embed
+from paradigm.transformer import Architecture, Stack
 
 # First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
 PARTITION_RULES = (

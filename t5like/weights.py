@@ -22,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm import trees
-from paradigm.errors import UserError
-from paradigm.transformer import choose
+from paradigm.errors import UserError, choose
 from t5like.layouts import FAMILIES, config_of, differences, family_of
 from t5like.models import EncoderDecoder
 

@@ -3,6 +3,7 @@
 The environment is set before anything imports jax. `PJRT_NPROC` sizes XLA's thread pool: with fewer threads than about
 twice the devices, collectives between virtual devices deadlock on a small machine.
 """
+
 import os
 import pathlib
 
@@ -12,6 +13,6 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-from absl import flags  # noqa: E402  (the environment comes first)
+from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # grain and absl.logging read flags; pytest never parses them

@@ -17,7 +17,15 @@ ALLOWED = {  # who may know whom
     "benchmarks": {"paradigm", "t5like", "launch", "benchmarks"},
 }
 LAUNCH_ONLY = {"gin", "absl", "orbax", "tensorflow", "tensorflow_datasets", "google"}  # when imported at the top
-ENTRY_POINTS = ("launch.train", "launch.evaluate", "launch.prepare", "launch.show", "launch.convert", "benchmarks.step", "benchmarks.input")
+ENTRY_POINTS = (
+    "launch.train",
+    "launch.evaluate",
+    "launch.prepare",
+    "launch.show",
+    "launch.convert",
+    "benchmarks.step",
+    "benchmarks.input",
+)
 
 
 def imports(path, top_only=False):
@@ -48,12 +56,13 @@ def test_arrows_and_size(path):
 def test_every_module_imports(package):
     files = [p.relative_to(REPO).with_suffix("") for p in FILES if p.is_relative_to(REPO / package)]
     names = [".".join(p.parts).removesuffix(".__init__") for p in files]
-    code = "import importlib\nfor name in %r: importlib.import_module(name)" % names
+    code = f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
 
 
 def test_data_side_modules_do_not_import_jax():
-    code = "import paradigm.dataset, paradigm.schedule, t5like.corrupt, t5like.tokenizer, t5like.data, sys; sys.exit('jax' in sys.modules)"
+    modules = "paradigm.dataset, paradigm.schedule, t5like.corrupt, t5like.tokenizer, t5like.data"
+    code = f"import {modules}, sys; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
 
 

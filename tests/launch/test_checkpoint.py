@@ -292,9 +292,7 @@ def test_a_step_asked_for_is_not_replaced_by_another(directory):
         Checkpoints(directory).restore(ABSTRACT, 20)
     with pytest.raises(UserError, match=r"none of the checkpoints \[10, 20, 30\] is of step 25"):
         Checkpoints(directory).restore(ABSTRACT, 25)
-    with pytest.raises(
-        UserError, match=r"none of the checkpoints \[.*\] has 'valid/accuracy', so none is the best"
-    ):
+    with pytest.raises(UserError, match=r"none of the checkpoints \[.*\] has 'valid/accuracy', so none is the best"):
         Checkpoints(directory, best_metric="valid/accuracy").restore(ABSTRACT, "best")
 
 

@@ -68,9 +68,7 @@ def test_files_are_found_as_given_or_shipped_and_includes_go_one_deep(tmp_path, 
         registry.parse(["runs/dmeo.gin"])
     (tmp_path / "deep.gin").write_text(f"include '{tmp_path}/deeper.gin'\n")
     (tmp_path / "deeper.gin").write_text(f"include '{tmp_path}/more.gin'\n")
-    with pytest.raises(
-        UserError, match=r"deeper.gin, included by .*deep.gin:1, includes others: includes go one deep"
-    ):
+    with pytest.raises(UserError, match=r"deeper.gin, included by .*deep.gin:1, includes others: includes go one deep"):
         registry.parse([str(tmp_path / "deep.gin")])
 
 

@@ -189,7 +189,10 @@ def test_sum_is_the_sum_of_its_parts():
     batch = jax.tree.map(jnp.asarray, batch_of(0))
     ctx = Context(jnp.int32(0))
     whole = total.loss(params, extra, batch, ctx)
-    own = lambda n: {**{k[2:]: v for k, v in batch.items() if k.startswith(n + "/")}, **{k: batch[k] for k in ("index", "mask")}}
+    own = lambda n: {
+        **{k[2:]: v for k, v in batch.items() if k.startswith(n + "/")},
+        **{k: batch[k] for k in ("index", "mask")},
+    }
     each = [part.loss(params, extra[n], own(n), ctx).value() for n, part in parts]
     np.testing.assert_allclose(whole.value(), 2.0 * each[0] + 0.5 * each[1] + each[2], rtol=1e-6)
     contract.check_microbatches(total, batch_of)
@@ -216,7 +219,9 @@ def test_combinator_errors():
     with pytest.raises(UserError, match="distinct names"):
         Sum(parts=(one[0], one[0]))
     clash = Sum(parts=(("a", miniatures.TwoTerms()), ("b", Wide())))
-    with pytest.raises(UserError, match=r"part 'b' has encoder/in/kernel of shape \(7, 16\), another part has it as \(8, 16\)"):
+    with pytest.raises(
+        UserError, match=r"part 'b' has encoder/in/kernel of shape \(7, 16\), another part has it as \(8, 16\)"
+    ):
         clash.init(jax.random.key(0))
 
 
@@ -233,7 +238,9 @@ def test_losses_join_and_name_their_clashes():
     with pytest.raises(ValueError, match=r"two losses use the names \['a'\]"):
         loss.join(loss)
     empty = Loss({"a": Term(jnp.float32(0.0), jnp.float32(0.0))})
-    assert float(empty.value()) == 0.0 and np.isfinite(jax.grad(lambda s: Loss({"a": Term(s, jnp.float32(0))}).value())(1.0))
+    assert float(empty.value()) == 0.0 and np.isfinite(
+        jax.grad(lambda s: Loss({"a": Term(s, jnp.float32(0))}).value())(1.0)
+    )
 
 
 def test_evaluation_draws_nothing_and_reports_every_term():

@@ -22,12 +22,17 @@ RULES = ((r"mlp/kernel$", ("fsdp", "tensor")),)
 def specs(tree, rules, user_rules=()):
     return {
         name: tuple(s.spec)
-        for name, s in partition.trees.named_leaves(partition.shardings(tree, rules, contract.mesh_of("mixed"), user_rules))
+        for name, s in partition.trees.named_leaves(
+            partition.shardings(tree, rules, contract.mesh_of("mixed"), user_rules)
+        )
     }
 
 
 def test_stacked_layers_get_none_and_vectors_are_replicated():
-    assert specs(TREE, RULES) == {"decoder/layers/mlp/kernel": (None, "fsdp", "tensor"), "decoder/layers/norm/scale": ()}
+    assert specs(TREE, RULES) == {
+        "decoder/layers/mlp/kernel": (None, "fsdp", "tensor"),
+        "decoder/layers/norm/scale": (),
+    }
 
 
 def test_first_match_wins_and_user_rules_come_first():
@@ -49,7 +54,9 @@ def test_a_user_rule_without_a_match_is_an_error():
 
 def test_a_dim_that_does_not_divide_is_an_error():
     tree = {"mlp": {"kernel": shape(8, 7)}}
-    with pytest.raises(UserError, match=r"mlp/kernel of shape \(8, 7\): dim 7 does not divide over mesh axis 'tensor' of 2"):
+    with pytest.raises(
+        UserError, match=r"mlp/kernel of shape \(8, 7\): dim 7 does not divide over mesh axis 'tensor' of 2"
+    ):
         specs(tree, RULES)
 
 

@@ -282,7 +282,9 @@ def test_tfds_errors(tfds_dir, monkeypatch, tmp_path):
         sources.list_pieces("tfds:no_such_thing")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     sources._builder.cache_clear()
-    with pytest.raises(UserError, match=r'^tfds:c4/en needs tensorflow-datasets: pip install -e "\.\[data\]" in the checkout$'):
+    with pytest.raises(
+        UserError, match=r'^tfds:c4/en needs tensorflow-datasets: pip install -e "\.\[data\]" in the checkout$'
+    ):
         sources.list_pieces("tfds:c4/en")
 
 

@@ -104,8 +104,8 @@ def test_what_each_loss_depends_on(params):
     for prefix in (0, 3):
         probe = Probe(MODEL, LENGTH, prefix=prefix > 0)
         ctx = Context(jnp.int32(0), train=False)
-        one = lambda only, b: probe.loss(params, {}, {**b, "only": only}, ctx).terms["cross_entropy"].sum  # noqa: B023
-        scores = jax.jit(lambda batch: jax.vmap(one, (0, None))(jnp.eye(LENGTH), batch))  # noqa: B023
+        one = lambda only, b: probe.loss(params, {}, {**b, "only": only}, ctx).terms["cross_entropy"].sum
+        scores = jax.jit(lambda batch: jax.vmap(one, (0, None))(jnp.eye(LENGTH), batch))
         batch = {k: v[1:2] for k, v in make_batch(PREFIX).items()}  # the row of three documents
         batch["prefix"] = jnp.array([prefix])
         base, segments = scores(batch), SEGMENTS[1]

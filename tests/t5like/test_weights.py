@@ -53,7 +53,7 @@ def test_what_is_written_is_read(name, tmp_path):
 
 @pytest.mark.parametrize("case", cases.CONFIGS)
 def test_what_is_read_is_written(case, tmp_path):
-    """Our file holds the released file's tensors, bit for bit, in the released names; and its config, entry by entry."""
+    """Our file holds the released file's tensors, bit for bit, in the released names; and its config."""
     golden = cases.load(case)
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()

@@ -1,0 +1,191 @@
+"""What a transformer is made of below attention: products, embeddings, norms, activations and dropout by example.
+
+Parameters are float32; `dtype` is what the arithmetic is done in. Some gradients are spelled out: the usual ones, in
+the form that XLA's CPU compiler handles well. The letter table of shapes is in transformer.py.
+"""
+
+import functools
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+# ---- Dropout ---------------------------------------------------------------------------------------------------------
+
+
+def drop(x, keys, site, rate, shared=()):
+    """Dropout by example: row b's mask is a function of keys[b] and of the site's name alone.
+
+    Args:
+        x: [B, ...].
+        keys: typed PRNG keys [B], or None for no dropout.
+        site: str, what tells this mask from the others drawn from the same keys.
+        rate: probability of zero.
+        shared: axes of x (not the first) that share one mask, as T5 does over length.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))[1:]
+    code = zlib.crc32(site.encode())
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, code), 1.0 - rate, shape))(keys)
+    return x * (keep.astype(x.dtype) / (1.0 - rate))
+
+
+# ---- Dense, Embed, norms ---------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x, kernel, inputs):
+    """[..., *in] times [*in, *out] -> [..., *out], `inputs` being the number of axes in `in`.
+
+    The gradient is the usual one, spelled out to choose which factor stands first in the kernel's: the narrower. XLA's
+    CPU compiler transposes that one, element by element with all that is computed on the way to it (a slope of GELU).
+    """
+    return jax.lax.dot_general(x, kernel, ((range(x.ndim - inputs, x.ndim), range(inputs)), ((), ())))
+
+
+def _product_gradients(inputs, factors, g):
+    x, kernel = factors
+    rows, outputs = x.ndim - inputs, kernel.ndim - inputs
+    to_x = jax.lax.dot_general(g, kernel, ((range(rows, g.ndim), range(inputs, kernel.ndim)), ((), ())))
+    over = range(rows)
+    if math.prod(kernel.shape[:inputs]) <= math.prod(kernel.shape[inputs:]):
+        return to_x, jax.lax.dot_general(x, g, ((over, over), ((), ())))
+    to_kernel = jax.lax.dot_general(g, x, ((over, over), ((), ())))  # [*out, *in]
+    return to_x, jnp.moveaxis(to_kernel, range(outputs), range(inputs, kernel.ndim))
+
+
+product.defvjp(lambda x, kernel, inputs: (product(x, kernel, inputs), (x, kernel)), _product_gradients)
+
+
+class Dense(nn.Module):
+    """A linear map over the last `inputs` axes of x: [..., *in] -> [..., *features]. The kernel keeps all its axes.
+
+    std: standard deviation of the kernel's normal initialiser; None is fan_in ** -0.5.
+    """
+
+    features: tuple
+    inputs: int = 1
+    bias: bool = False
+    std: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        into = x.shape[-self.inputs :]
+        std = math.prod(into) ** -0.5 if self.std is None else self.std
+        kernel = self.param("kernel", nn.initializers.normal(std), (*into, *self.features), jnp.float32)
+        y = checkpoint_name(product(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs), "product")
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(self.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """A table [count, D]: int [...] -> [..., D]."""
+
+    count: int
+    features: int
+    std: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids):
+        table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
+        return table.astype(self.dtype)[ids]
+
+
+class RMSNorm(nn.Module):
+    """x / root mean square * scale, no mean, no bias, float32 inside (Zhang and Sennrich 2019; T5's layer norm)."""
+
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+
+        @jax.checkpoint  # stores x and not the steps on the way
+        def norm(x, scale):
+            x = x.astype(jnp.float32)
+            return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale
+
+        return norm(x, scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * scale + bias, in float32 inside (Ba et al. 2016)."""
+
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+
+        @jax.checkpoint  # stores x and not the steps on the way
+        def norm(x, scale, bias):
+            x = x.astype(jnp.float32)
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+            return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * scale + bias
+
+        return norm(x, scale, bias).astype(self.dtype)
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+# ---- Activations -----------------------------------------------------------------------------------------------------
+
+_GELU = math.sqrt(2.0 / math.pi)
+
+
+@jax.custom_vjp
+def gelu(x):
+    """The tanh form of GELU (Hendrycks and Gimpel 2016, section 2), which T5 v1.1 and GPT-2 use.
+
+    x Phi(x) with Phi(x) = (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). The gradient
+    needs nothing but x.
+    """
+    return x * _phi(x)
+
+
+def _phi(x):
+    return 1.0 / (1.0 + jnp.exp(-2.0 * _GELU * (x + 0.044715 * x * x * x)))
+
+
+def _gelu_gradient(x, g):
+    # By tanh, though _phi would do: compilers would merge it with the forward pass's and keep it in memory until here.
+    phi = (1.0 + jnp.tanh(_GELU * (x + 0.044715 * x * x * x))) / 2.0
+    return (g * (phi + x * phi * (1.0 - phi) * 2.0 * _GELU * (1.0 + 3.0 * 0.044715 * x * x)),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+
+
+@jax.custom_vjp
+def gated_gelu(a, b):
+    """gelu(a) * b (Shazeer 2020, section 2), whose gradient needs nothing but a and b."""
+    return gelu(a) * b
+
+
+def _gated_gelu_gradients(inputs, g):
+    a, b = inputs
+    phi = (1.0 + jnp.tanh(_GELU * (a + 0.044715 * a * a * a))) / 2.0
+    return *_gelu_gradient(a, g * b), g * a * phi
+
+
+gated_gelu.defvjp(lambda a, b: (gated_gelu(a, b), (a, b)), _gated_gelu_gradients)
+
+# name: (function of the products, how many it takes)
+ACTIVATIONS = {
+    "relu": (jax.nn.relu, 1),
+    "gelu": (gelu, 1),
+    "gated_gelu": (gated_gelu, 2),
+    "gated_silu": (jax.checkpoint(lambda a, b: jax.nn.silu(a) * b), 2),
+}
