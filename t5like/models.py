@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.attention import Visibility
 from paradigm.errors import UserError
-from paradigm.transformer import Architecture, Dense, Embed, Stack, Visibility, choose
+from paradigm.transformer import Architecture, Dense, Embed, Stack, choose
 
 # First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
 PARTITION_RULES = (

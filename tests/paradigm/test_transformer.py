@@ -7,20 +7,9 @@ import pytest
 from flax import linen as nn
 
 from paradigm import rng
+from paradigm.attention import MASKED, Visibility, attend, relative_buckets, rope_angles, rotate
 from paradigm.errors import UserError
-from paradigm.transformer import (
-    MASKED,
-    Stack,
-    Visibility,
-    attend,
-    choose,
-    gated_gelu,
-    gelu,
-    product,
-    relative_buckets,
-    rope_angles,
-    rotate,
-)
+from paradigm.transformer import Stack, choose, gated_gelu, gelu, product
 
 LENGTH, WIDTH = 10, 16
 

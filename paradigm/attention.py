@@ -1,0 +1,157 @@
+"""Attention as functions of arrays: who sees whom, relative and rotary positions, the plain path.
+
+The letters in shapes are those of transformer.py.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.ad_checkpoint import checkpoint_name
+
+MASKED = -1e9  # added to the logit of a key that may not be seen; finite, so that a row with no key has no NaN
+
+
+@struct.dataclass
+class Visibility:
+    """Who may see whom, without an array of pairs: kernels take it as it is, the plain path expands it in blocks.
+
+    causal: static; key j is visible to query i when j <= i.
+    prefix: int32 [B] or None; under `causal`, the first `prefix` keys are visible to all queries (prefix LM, Raffel et
+        al. 2020, section 3.2.1).
+    queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
+        alone, keys of segment 0 are padding and the rest is visible to every query.
+    offset: int32 [B], or 0: the first query's position among the keys, as in decoding with a cache.
+    """
+
+    causal: bool = struct.field(pytree_node=False, default=False)
+    prefix: Any = None
+    queries: Any = None
+    keys: Any = None
+    offset: Any = 0
+
+    def positions(self, length):
+        """int32 [B or 1, L]: the queries' positions among the keys."""
+        return jnp.reshape(self.offset, (-1, 1)) + jnp.arange(length)
+
+    def cut(self, start, length):
+        """The same for `length` queries from `start` (traced) on."""
+        queries = None if self.queries is None else jax.lax.dynamic_slice_in_dim(self.queries, start, length, 1)
+        return self.replace(queries=queries, offset=self.offset + start)
+
+    def expand(self, length, source):
+        """bool, broadcastable to [B, 1, L, S]; None when all is visible."""
+        seen = None
+        if self.causal:
+            columns = jnp.arange(source)
+            seen = columns <= self.positions(length)[..., None]  # [B or 1, L, S]
+            if self.prefix is not None:
+                seen |= columns < self.prefix[:, None, None]
+        if self.keys is not None:
+            keys = self.keys[:, None, :]  # [B, 1, S]
+            same = keys > 0 if self.queries is None else self.queries[:, :, None] == keys
+            seen = same if seen is None else seen & same
+        return None if seen is None else seen[:, None]
+
+
+def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
+    """T5's buckets of key - query position (Raffel et al. 2020, section 2.1): exact near, logarithmic to `farthest`.
+
+    Args:
+        distance: int array, any shape.
+        bidirectional: whether keys after the query have half of the buckets to themselves; else they share bucket 0.
+
+    Returns:
+        int32 in [0, buckets), the shape of `distance`.
+    """
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = jnp.where(distance > 0, buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(-distance, 0)
+    exact = buckets // 2
+    ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
+    far = exact + (jnp.log(ratio) / math.log(farthest / exact) * (buckets - exact)).astype(jnp.int32)
+    return first + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1)).astype(jnp.int32)
+
+
+def rope_angles(positions, head_dim, theta=10000.0):
+    """(cos, sin) of rotary positions (Su et al. 2021, section 3.2.2): int [B, L] -> float32 [B, 1, L, K/2] each."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[:, None, :, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxHxLxK, angles):
+    """Rotates the pairs (k, k + K/2) of each head by the angles of their positions."""
+    cos, sin = (a.astype(x_BxHxLxK.dtype) for a in angles)
+    a, b = jnp.split(x_BxHxLxK, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+@jax.custom_vjp
+def add_bias(logits_BxHxLxS, bias):
+    """logits + bias [B or 1, H, L, S].
+
+    The gradient's sum over B is a product with ones: over an outer axis, XLA's CPU reduction takes ten times as long.
+    """
+    return logits_BxHxLxS + bias
+
+
+def _bias_gradients(bias, g):
+    if bias.shape[0] == g.shape[0]:
+        return g, g
+    return g, jnp.einsum("b,bhls->hls", jnp.ones(g.shape[0], g.dtype), g)[None]
+
+
+add_bias.defvjp(lambda logits, bias: (logits + bias, bias), _bias_gradients)
+
+
+_sum = functools.partial(checkpoint_name, name="attention_sums")
+_KEEP_SUMS = jax.checkpoint_policies.save_only_these_names("attention_sums")
+
+
+def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, weights=lambda p: p, block=1024):
+    """The plain attention path: softmax(scale * q k + bias, where visible) v, in blocks of queries when L is long.
+
+    Args:
+        visibility: Visibility of the S keys to the L queries.
+        bias: [B or 1, H, L, S] added to the logits, or None.
+        weights: a function of the attention weights [B, H, L, S]: dropout.
+        block: queries at a time when L is a larger multiple of it, so that [B, H, L, S] never stands as a whole.
+
+    Returns:
+        [B, H, L, K].
+    """
+    length, source = q_BxHxLxK.shape[2], k_BxHxSxK.shape[2]
+
+    @functools.partial(
+        jax.checkpoint, policy=_KEEP_SUMS
+    )  # [B, H, L, S] is formed again in the backward pass, not stored
+    def part(q, visibility, bias):
+        logits = jnp.einsum("bhlk,bhsk->bhls", q * jnp.asarray(scale, q.dtype), k_BxHxSxK).astype(jnp.float32)
+        if bias is not None:
+            logits = add_bias(logits, bias.astype(jnp.float32))
+        seen = visibility.expand(q.shape[2], source)
+        if seen is not None:
+            logits = jnp.where(seen, logits, MASKED)
+        top = _sum(jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        e = jnp.exp(logits - top)
+        total = _sum(jnp.sum(e, axis=-1, keepdims=True))
+        y = _sum(jnp.einsum("bhls,bhsk->bhlk", weights(e.astype(q.dtype)), v_BxHxSxK))
+        return (y / total).astype(q.dtype)  # divided last: a pass over [B, H, L, K] instead of [B, H, L, S]
+
+    if length <= block or length % block:
+        return part(q_BxHxLxK, visibility, bias)
+
+    def one(start):
+        cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, 2)
+        return part(cut(q_BxHxLxK), visibility.cut(start, block), cut(bias))
+
+    parts = jax.lax.map(one, jnp.arange(0, length, block))  # [n, B, H, block, K]
+    return jnp.moveaxis(parts, 0, 2).reshape(q_BxHxLxK.shape)
