@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch import host
 from paradigm import partition
 from paradigm.errors import UserError
 from paradigm.step import init_state, make_train_step
@@ -51,7 +52,8 @@ class Program:
         )
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, NamedSharding(self.mesh, P())))
-            return jitted.lower(self.state, self.batch[phase]).compile()
+            options = host.compiler_options(self.mesh.devices.flat[0].platform)
+            return jitted.lower(self.state, self.batch[phase]).compile(options)
 
     def rows(self):
         """The rows of the global batch that this process's devices hold: all that it has to read."""
