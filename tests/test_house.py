@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -83,3 +84,20 @@ def test_nothing_is_unpickled():
     for path in FILES:
         text = path.read_text()
         assert "allow_pickle=True" not in text and "pickle" not in set(imports(path)), path
+
+
+def test_readme_commands_exist():
+    """Modules, flags, run files and make targets that the README names are there; its Python lines compile."""
+    text = (REPO / "README.md").read_text()
+    makefile = (REPO / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for path in re.findall(r"--gin_file=(runs/\S+?\.gin)", text):
+        assert (REPO / "gin_configs" / path).is_file(), path
+    for line in re.findall(r"python -m ([^`\n]+(?:\\\n[^`\n]+)*)", text):
+        module, *words = line.split()
+        source = REPO.joinpath(*module.split(".")).with_suffix(".py").read_text()
+        for flag in {re.match(r"--(\w+)", word)[1] for word in words if re.match(r"--\w", word)} - {"compile"}:
+            assert f'"{flag}"' in source or f'"--{flag}"' in source, f"{module} has no --{flag}"
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "README.md", "exec")

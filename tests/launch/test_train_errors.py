@@ -50,7 +50,7 @@ def failure(run, *params, devices=8):
     (T5, "Experiment.objective = @SpanCorupption()", "unknown name 'SpanCorupption', did you mean 'SpanCorruption'?"),
     (T5, "t5.version = '2'", "unknown T5 version '2'"),
     (T5, "t5.d_modle = 3", "unknown field of EncoderDecoder 'd_modle': did you mean 'd_model'?"),
-    (GPT, "gpt.heads = 3", "3 heads do not divide d_model=128: choose a divisor as heads, or give head_dim itself"),
+    (GPT, "gpt.heads = 3", "3 heads do not divide d_model=128: choose a divisor as heads, or give head_dim"),
     (GPT, "gpt.style = 'gpt3'", "unknown GPT style 'gpt3': did you mean 'gpt2'?"),
     (T5, "Experiment.batch_size = 12", "Experiment.batch_size=12 does not divide over data x fsdp = 1 x 8 devices"),
     (T5, "Experiment.mesh = 'tensor:8'", "does not divide over mesh axis 'tensor' of 8 devices"),
