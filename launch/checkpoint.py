@@ -204,7 +204,7 @@ class Checkpoints:
         if found is None:
             return None
         shapes = {n: x for n, x in self._shapes(found).items() if only is None or n.split("/")[0] in only}
-        item = _unflatten(shapes)
+        item = trees.nested(shapes)
         how = jax.tree.map(lambda _: _orbax().RestoreArgs(restore_type=np.ndarray), item)
         args = _orbax().args.PyTreeRestore(item, restore_args=how, partial_restore=True)
         tree = self._io.restore(self.directory / str(found) / STATE, args=args) if shapes else {}
@@ -386,19 +386,7 @@ def _compare(wanted, found, where):
 
 def _nested(tree, fn=lambda x: x):
     """Any tree as nested dicts with fn(leaf) at the leaves."""
-    return _unflatten({name: fn(leaf) for name, leaf in trees.named_leaves(tree)})
-
-
-def _unflatten(named):
-    """{'a/b/c': leaf} -> nested dicts."""
-    root = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        node = root
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return root
+    return trees.nested({name: fn(leaf) for name, leaf in trees.named_leaves(tree)})
 
 
 def _array(x):

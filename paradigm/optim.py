@@ -98,7 +98,7 @@ class Optimizer:
             if not leaf.frozen:
                 moments = self._per_layer(leaf, self._init_one, 0)(p)
                 state |= {f"{moment}/{leaf.name}": x for moment, x in moments.items()}
-        return _nested(state)
+        return trees.nested(state)
 
     def update(self, grads, opt_state, params, step):
         """(updates, opt_state); updates have the structure, shapes and dtypes of params.
@@ -118,7 +118,7 @@ class Optimizer:
             u, own = self._per_layer(leaf, self._update_one, step)(g, own, p)
             updates.append(u.astype(p.dtype))
             state |= {names[moment]: x for moment, x in own.items()}
-        return jax.tree.unflatten(treedef, updates), _nested(state)
+        return jax.tree.unflatten(treedef, updates), trees.nested(state)
 
     def leaves(self, params):
         """A Leaf for each parameter, in jax's order.
@@ -339,15 +339,3 @@ def _filled(state, stored, step):
         return jnp.asarray(step, x.dtype) if name == "count" else stored[name].reshape(x.shape) if name in stored else x
 
     return trees.named_map(fill, state)
-
-
-def _nested(flat):
-    """{'a/b/c': x} -> {'a': {'b': {'c': x}}}"""
-    tree = {}
-    for name, x in flat.items():
-        *path, last = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = x
-    return tree

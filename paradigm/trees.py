@@ -24,6 +24,18 @@ def named_leaves(tree, is_leaf=None):
     return [(path_name(p), x) for p, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
 
 
+def nested(named):
+    """Nested dicts from {'a/b/c': leaf}: the inverse of named_leaves for a tree of dicts."""
+    root = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return root
+
+
 def named_map(fn, tree, *rest):
     """jax.tree.map whose function also gets the name: fn(name, leaf, *others)."""
     return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_name(p), *xs), tree, *rest)

@@ -158,7 +158,7 @@ def _params(model, family, tensors, path):
                 raise UserError(f"{path}: {first} and {other} differ, but the model has one matrix for both")
         for name, part in zip(leaf.paths, leaf.unpack(tensor, _shapes(leaf, abstract)), strict=True):
             out[name][... if leaf.layer is None else leaf.layer] = part
-    return _nested(out)
+    return trees.nested(out)
 
 
 def _check(leaves, stored, tensors, abstract, path):
@@ -179,18 +179,6 @@ def _check(leaves, stored, tensors, abstract, path):
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{path} does not fit the model: " + "; ".join(problems[:5]) + more)
-
-
-def _nested(leaves):
-    """{'a/b': x} -> {'a': {'b': x}}."""
-    tree = {}
-    for name, x in leaves.items():
-        node = tree
-        *parents, last = name.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = x
-    return tree
 
 
 def _save(path, tensors, arrays):

@@ -13,6 +13,8 @@ def test_names_and_tables():
     assert [n for n, _ in trees.named_leaves(TREE)] == ["a/kernel", "layers/bias"]
     assert trees.named_map(lambda n, x: n, TREE)["a"]["kernel"] == "a/kernel"
     assert trees.is_stacked("decoder/layers/bias") and not trees.is_stacked("decoder/layers_norm/bias")
+    nested = trees.nested(dict(trees.named_leaves(TREE)))
+    assert nested.keys() == TREE.keys() and nested["a"]["kernel"] is TREE["a"]["kernel"]
     table = ((r"bias$", 0.0), (r"a/", 2.0))
     assert trees.first_match(table, "a/bias") == 0.0 and trees.first_match(table, "b/kernel", 1.0) == 1.0
 
