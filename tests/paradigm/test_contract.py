@@ -10,6 +10,7 @@ from paradigm.combine import Alternate, Stages, Sum
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import Context, Loss, Term
+from paradigm.schedule import Linear
 from paradigm.step import LATE, cut, init_state, make_eval_step, make_train_step, uncut
 from tests import contract, miniatures
 
@@ -157,13 +158,18 @@ def test_clipping_bounds_the_global_norm():
 
 
 def test_the_learning_rate_reads_the_step_and_not_a_count():
-    from paradigm.schedule import Linear
-
     objective = miniatures.TwoTerms()
-    optimizer = optim.AdamW(learning_rate=Linear(peak=1.0, final=0.0, total_steps=100))
-    start = init_state(objective, optimizer, 0).replace(step=jnp.int32(50))
-    _, metrics = make_train_step(objective, optimizer)(start, batches(objective)(50))
+
+    def after(learning_rate):  # one step from step 50, with an optimizer that has made none
+        optimizer = optim.AdamW(learning_rate)
+        start = init_state(objective, optimizer, 0).replace(step=jnp.int32(50))
+        return make_train_step(objective, optimizer)(start, batches(objective)(50))
+
+    state, metrics = after(Linear(peak=1.0, final=0.0, total_steps=100))
     np.testing.assert_allclose(metrics["learning_rate"][0], 0.5)
+    contract.assert_trees_close(state.params, after(0.5)[0].params, 1e-6)
+    with pytest.raises(AssertionError):
+        contract.assert_trees_close(state.params, after(1.0)[0].params, 1e-6)
 
 
 def test_randomness_follows_the_example():
