@@ -80,6 +80,11 @@ def test_entry_points_answer_help(module):
     assert module in done.stdout and "--" in done.stdout and "Traceback" not in done.stderr
 
 
+def test_tests_keep_to_their_rooms():
+    for path in (REPO / "tests").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 600, f"{path} has outgrown its room"
+
+
 def test_nothing_is_unpickled():
     for path in FILES:
         text = path.read_text()
