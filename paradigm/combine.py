@@ -45,6 +45,14 @@ class Combined(Objective):
             )
 
     @property
+    def pairs(self):
+        return any(part.pairs for _, part in self.parts)
+
+    @property
+    def couples_examples(self):
+        return any(part.couples_examples for _, part in self.parts)
+
+    @property
     def partition_rules(self):
         return tuple(dict.fromkeys(rule for _, part in self.parts for rule in part.partition_rules))
 
@@ -108,14 +116,6 @@ class Sum(Combined):
             )
 
     @property
-    def pairs(self):
-        return any(part.pairs for _, part in self.parts)
-
-    @property
-    def couples_examples(self):
-        return any(part.couples_examples for _, part in self.parts)
-
-    @property
     def prepare(self):
         return PrepareParts(tuple((name, part.prepare) for name, part in self.parts))
 
@@ -160,14 +160,6 @@ class _OneAtATime(Combined):
     def phases(self):
         table = self._timetable()
         return {name: table.first(name) for name, _ in self.parts}
-
-    @property
-    def pairs(self):
-        return any(part.pairs for _, part in self.parts)
-
-    @property
-    def couples_examples(self):
-        return any(part.couples_examples for _, part in self.parts)
 
     def _active(self, phase):
         found = tuple((name, part) for name, part in self.parts if name == phase)

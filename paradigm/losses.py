@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-BATCH_AXES = ("data", "fsdp")  # the mesh axes that cut a batch; `tensor` cuts the vocabulary
+from paradigm.partition import BATCH
+
 MAX_LOGITS = 2**26  # float32 logits that one device holds at a time: 256 MiB
 CHUNK_TOKENS = {"cpu": 512}  # tokens a device takes at a time. On a CPU small chunks stay near the caches ...
 ACCELERATOR_CHUNK_TOKENS = 2048  # ... an accelerator needs long products to hide the kernel gradient's traffic
@@ -101,11 +102,11 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
     def split(x):  # [B, L, ...] -> [steps, N, B/N, chunk, ...], N the shards of the batch; the padding has weight 0
         x = jnp.pad(x, [(0, 0), (0, steps * chunk - L)] + [(0, 0)] * (x.ndim - 2))
         x = x.reshape((shards, B // shards, steps, chunk) + x.shape[2:])
-        return _constrain(jnp.moveaxis(x, 2, 0), None, BATCH_AXES)
+        return _constrain(jnp.moveaxis(x, 2, 0), None, BATCH)
 
     def join(x):  # [steps, N, B/N, chunk, ...] -> [B, L, ...]
         x = jnp.moveaxis(x, 0, 2)
-        return _constrain(x.reshape((B, steps * chunk) + x.shape[4:])[:, :L], BATCH_AXES)
+        return _constrain(x.reshape((B, steps * chunk) + x.shape[4:])[:, :L], BATCH)
 
     def body(d_kernel_NxDxV, xs):
         values, slopes = _one_chunk(z_loss, kernel_DxV, *xs, gradient=gradient)
@@ -115,7 +116,7 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
             values = *values, d_hidden
         return d_kernel_NxDxV, values
 
-    start = _constrain(jnp.zeros((shards, D, V), jnp.float32), BATCH_AXES, None, "tensor") if gradient else None
+    start = _constrain(jnp.zeros((shards, D, V), jnp.float32), BATCH, None, "tensor") if gradient else None
     d_kernel_NxDxV, outputs = jax.lax.scan(body, start, tuple(split(x) for x in (hidden, targets, weights)))
     nll, correct, loss, *d_hidden = (join(x) for x in outputs)
     total = jnp.sum(loss * weights)
@@ -157,7 +158,7 @@ def _mesh():
 def _batch_shards(batch):
     """Into how many parts the mesh cuts a batch of this size; 1 where it does not divide."""
     mesh = _mesh()
-    n = math.prod(mesh.shape.get(a, 1) for a in BATCH_AXES) if mesh else 1
+    n = math.prod(mesh.shape.get(a, 1) for a in BATCH) if mesh else 1
     return n if batch % n == 0 else 1
 
 
