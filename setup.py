@@ -6,9 +6,15 @@ PACKAGES = [
     "paradigm",
     "t5like",
     "t5like.objectives",
+    "vision",
+    "vision.objectives",
     "launch",
     "gin_configs",
 ]
+
+# `tfds:NAME`, from ArrayRecord or TFRecord files; neither needs TensorFlow. tfds imports importlib_resources and has
+# relied on etils[epath] to bring it, which newer releases of etils do not.
+TFDS = ["importlib_resources>=6,<8", "tensorflow-datasets>=4.9.8,<5"]
 
 setup(
     name="paradigm-pretraining",
@@ -31,6 +37,8 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
+        "pillow>=11,<14",
+        "scikit-learn>=1.5,<2",
         "sentencepiece>=0.2,<0.3",
         "tensorboardX>=2.6.2,<3",
         "tqdm>=4.66,<5",
@@ -38,8 +46,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-        # `tfds:NAME`, from ArrayRecord or TFRecord files; neither needs TensorFlow.
-        "data": ["tensorflow-datasets>=4.9.8,<5"],
+        "data": TFDS,
         "weights": ["safetensors>=0.5,<1"],
         # The TPU compiler without a TPU, for `--dry_run` against a pod and ahead-of-time compiles.
         "aot": ["jax[tpu]>=0.10.2,<0.13"],
@@ -51,7 +58,7 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.12,<1",
             "safetensors>=0.5,<1",
-            "tensorflow-datasets>=4.9.8,<5",
+            *TFDS,
         ],
     },
 )

@@ -19,8 +19,13 @@ def key(seed, name, step=None):
     Returns:
         A typed PRNG key, shape [].
     """
-    base = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    base = fold(jax.random.key(seed), name)
     return base if step is None else jax.random.fold_in(base, step)
+
+
+def fold(base, name):
+    """The key of stream `name` under a typed PRNG key []."""
+    return jax.random.fold_in(base, zlib.crc32(name.encode()))
 
 
 def per_example(base, index):

@@ -9,13 +9,14 @@ import sys
 import pytest
 
 REPO = pathlib.Path(__file__).parent.parent
-PACKAGES = ("paradigm", "t5like", "launch", "benchmarks")
+PACKAGES = ("paradigm", "t5like", "vision", "launch", "benchmarks")
 FILES = sorted(p for package in PACKAGES for p in (REPO / package).rglob("*.py"))
 ALLOWED = {  # who may know whom
     "paradigm": {"paradigm"},
     "t5like": {"paradigm", "t5like"},
-    "launch": {"paradigm", "t5like", "launch"},
-    "benchmarks": {"paradigm", "t5like", "launch", "benchmarks"},
+    "vision": {"paradigm", "vision"},
+    "launch": {"paradigm", "t5like", "vision", "launch"},
+    "benchmarks": {"paradigm", "t5like", "vision", "launch", "benchmarks"},
 }
 LAUNCH_ONLY = {"gin", "absl", "orbax", "tensorflow", "tensorflow_datasets", "google"}  # when imported at the top
 ENTRY_POINTS = (
@@ -45,7 +46,7 @@ def test_arrows_and_size(path):
     package = path.relative_to(REPO).parts[0]
     ours = set(imports(path)) & set(PACKAGES)
     assert ours <= ALLOWED[package], f"{path} imports {sorted(ours - ALLOWED[package])}"
-    if package in ("paradigm", "t5like"):
+    if package in ("paradigm", "t5like", "vision"):
         assert not set(imports(path, top_only=True)) & LAUNCH_ONLY
     if "gin" in set(imports(path)):
         assert path == REPO / "launch" / "registry.py", "gin is imported in launch/registry.py alone"

@@ -1,0 +1,101 @@
+"""What every objective on images shares: what a batch holds, how an encoder is applied, where its statistics live.
+
+The host hands over whole pictures of one size, `canvas` pixels a side whatever their shape was, with their aspect
+ratio; crops and all else that is random happens on the device (see augment.py).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from paradigm import momentum, rng, trees
+from paradigm.objective import MAIN, Objective, rows_spec
+from vision.canvas import Canvas
+from vision.partition import PARTITION_RULES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageObjective(Objective):
+    """Base of the objectives on images.
+
+    encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
+    augment: an Augment; its `plain` view is what is evaluated.
+    canvas: pixels a side that the host hands over.
+    """
+
+    encoder: Any
+    augment: Any
+    canvas: int
+
+    @property
+    def prepare(self):
+        return Canvas(self.canvas, self.encoder.channels)
+
+    def batch_spec(self, batch_size, phase=MAIN):
+        image = (batch_size, self.canvas, self.canvas, self.encoder.channels)
+        return {
+            "image": jax.ShapeDtypeStruct(image, jnp.uint8),
+            "aspect": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+            **rows_spec(batch_size),
+        }
+
+    def modules(self):
+        """name -> (module, an example of its input): what `init` makes, a tree for each."""
+        size = self.augment.size
+        return {"encoder": (self.encoder, jnp.zeros((1, size, size, self.encoder.channels)))}
+
+    def init(self, key):
+        return {name: v["params"] for name, v in self._first(key).items()}
+
+    def init_extra(self, params, key):
+        """{"batch_stats": running moments by module} where there is BatchNorm, else {}."""
+        stats = {name: v["batch_stats"] for name, v in self._first(key).items() if "batch_stats" in v}
+        return {"batch_stats": stats} if stats else {}
+
+    def _first(self, key):
+        """name -> the module's first variables."""
+        return {name: module.init(rng.fold(key, name), x) for name, (module, x) in self.modules().items()}
+
+    def apply(self, name, params, stats, x, ctx, **how):
+        """(output, named, moments) of one module of this objective's, in training or in evaluation.
+
+        params, stats: trees by module name (the teacher's, perhaps); stats is {} where there is no BatchNorm.
+        moments: {"NAME/.../mean": array} of this batch, for Loss.stats; {} in evaluation.
+        """
+        module, variables = self.modules()[name][0], own(name, {"params": params, "batch_stats": stats})
+        if not ctx.train or "batch_stats" not in variables:
+            return *module.apply(variables, x, **how), {}
+        (output, named), seen = module.apply(variables, x, train=True, mutable=["moments"], **how)
+        return output, named, {f"{name}/{path}": m for path, m in trees.named_leaves(seen["moments"])}
+
+    def variables(self, params, extra, which="online"):
+        variables = super().variables(params, extra, which)
+        return {**variables, "batch_stats": extra["batch_stats"]} if "batch_stats" in extra else variables
+
+    def features(self, variables, images):
+        """float32 [B, H, W, C], normalised -> (pooled [B, D], named): the encoder in evaluation."""
+        return self.encoder.apply(own("encoder", variables), images)
+
+    def view(self, batch):
+        """The plain view of a batch's pictures, [B, H, W, C], normalised."""
+        return self.augment.plain(batch["image"], batch["aspect"])
+
+    @property
+    def partition_rules(self):
+        return PARTITION_RULES
+
+    def items(self, batch_spec):
+        return "images", batch_spec["mask"].size
+
+
+def own(name, variables):
+    """A module's part of each collection: {"params": {name: x}} -> {"params": x}."""
+    return {kind: tree[name] for kind, tree in variables.items() if name in tree}
+
+
+def move(batch_stats, moments, decay=0.9):
+    """Running statistics moved towards a batch's moments (PyTorch's BatchNorm momentum of 0.1, TensorFlow's of 0.9)."""
+    return momentum.ema(batch_stats, trees.nested(moments), decay)

@@ -1,0 +1,1 @@
+"""The image objectives, one file and one line each."""
