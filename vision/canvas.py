@@ -1,0 +1,56 @@
+"""Pictures of any shape become pictures of one shape, on the host: numpy and Pillow alone, since data workers import it."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from paradigm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """The preparation of every objective on images: the whole picture squashed to a square, and the shape that it had.
+
+    size: pixels a side. channels: what the encoder reads. Nothing is cropped and nothing is random here: views are
+    taken on the device, which undoes the squashing by `aspect`.
+    """
+
+    size: int
+    channels: int
+
+    def __call__(self, example, rng, step, train):
+        """{"image": uint8 [h, w, C], "label": int if it has one, ...} -> what a batch holds of it:
+
+        {"image": uint8 [size, size, C], "aspect": float32, width / height of the original, "label": int32, -1 if none}.
+        Raises UserError naming both counts if the picture does not have the encoder's channels.
+        """
+        image = np.asarray(example["image"])
+        image = image[:, :, None] if image.ndim == 2 else image
+        if image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"a picture is {image.dtype} {list(image.shape)}: sources give uint8 [height, width, channels]"
+            )
+        if image.shape[2] != self.channels:
+            raise UserError(
+                f"pictures have {image.shape[2]} channels and the encoder reads {self.channels}: set "
+                f"ImageData.channels = {self.channels}, or the encoder's channels to {image.shape[2]}"
+            )
+        return {
+            "image": squash(image, self.size),
+            "aspect": np.float32(image.shape[1] / image.shape[0]),
+            "label": np.int32(example.get("label", -1)),
+        }
+
+
+def squash(image, size):
+    """uint8 [h, w, C] -> [size, size, C], without aliasing: exact means of pixels where they divide, else bicubic."""
+    height, width, channels = image.shape
+    if height == width == size:
+        return image
+    exact = height % size == 0 and width % size == 0
+    how = Image.Resampling.BOX if exact else Image.Resampling.BICUBIC
+    if channels == 3:
+        return np.asarray(Image.fromarray(image).resize((size, size), how))
+    planes = [Image.fromarray(np.ascontiguousarray(image[:, :, c])).resize((size, size), how) for c in range(channels)]
+    return np.stack([np.asarray(p) for p in planes], axis=-1)
