@@ -15,7 +15,8 @@ class Data:
     """An experiment's training stream and its validation sets.
 
     train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it.
-    tokenizer: of the prepared data, or None. fingerprint: changes whenever the training stream would.
+    records(split): the source that "train" or "valid" is read from. tokenizer: of the prepared data, or None.
+    fingerprint: changes whenever the training stream would.
 
     Args:
         experiment: an Experiment.
@@ -38,6 +39,7 @@ class Data:
             phase: Dataset(held_out, AtStep(objective.prepare, first), size, seed, train=False)
             for phase, first in objective.phases().items()
         }
+        self.records = prepared.source
         self._limit = experiment.eval_batches
 
     @property

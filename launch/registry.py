@@ -31,8 +31,19 @@ HOMES = {
     "t5like.models": ("t5", "gpt"),
     "t5like.baselines": ("UnigramBaseline", "BigramBaseline"),
     "t5like.decode": ("InfillSamples", "GenerateSamples"),
+    "vision.augment": (
+        "Augment",
+        "no_views",
+        "mae_views",
+        "simclr_views",
+        "moco_v1_views",
+        "moco_v2_views",
+        "moco_v3_views",
+    ),
+    "vision.probe": ("Probes",),
+    "vision.pictures": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
 }
-OBJECTIVES = ("t5like.objectives",)  # packages all of whose objectives can be named
+OBJECTIVES = ("t5like.objectives", "vision.objectives")  # packages all of whose objectives can be named
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}

@@ -21,13 +21,23 @@ class ImageObjective(Objective):
     """Base of the objectives on images.
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
-    augment: an Augment; its `plain` view is what is evaluated.
+    augment: an Augment, or a pair of them, one for each view; the first one's `plain` view is what is evaluated.
     canvas: pixels a side that the host hands over.
     """
 
     encoder: Any
     augment: Any
     canvas: int
+
+    @property
+    def views(self):
+        """The Augment of either view."""
+        return self.augment if isinstance(self.augment, tuple) else (self.augment, self.augment)
+
+    @property
+    def model(self):
+        """The Flax module that a notebook asks for."""
+        return self.encoder
 
     @property
     def prepare(self):
@@ -43,8 +53,8 @@ class ImageObjective(Objective):
         }
 
     def modules(self):
-        """name -> (module, an example of its input): what `init` makes, a tree for each."""
-        size = self.augment.size
+        """name -> (module, an example of its input, or a tuple of inputs): what `init` makes, a tree for each."""
+        size = self.views[0].size
         return {"encoder": (self.encoder, jnp.zeros((1, size, size, self.encoder.channels)))}
 
     def init(self, key):
@@ -57,7 +67,8 @@ class ImageObjective(Objective):
 
     def _first(self, key):
         """name -> the module's first variables."""
-        return {name: module.init(rng.fold(key, name), x) for name, (module, x) in self.modules().items()}
+        first = lambda name, module, x: module.init(rng.fold(key, name), *(x if isinstance(x, tuple) else (x,)))
+        return {name: first(name, *pair) for name, pair in self.modules().items()}
 
     def apply(self, name, params, stats, x, ctx, **how):
         """(output, named, moments) of one module of this objective's, in training or in evaluation.
@@ -81,7 +92,7 @@ class ImageObjective(Objective):
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""
-        return self.augment.plain(batch["image"], batch["aspect"])
+        return self.views[0].plain(batch["image"], batch["aspect"])
 
     @property
     def partition_rules(self):

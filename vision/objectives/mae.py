@@ -1,0 +1,162 @@
+"""Masked autoencoding: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners".
+
+    keep a random quarter of the patches, encode these alone, decode them and mask tokens, predict the others' pixels
+    loss = mean over masked patches of mean((predicted - (x - mean x) / sqrt(var x + 1e-6))^2)               (section 3)
+
+The order of tokens means nothing to a transformer whose positions are added to its input. So nothing is unshuffled: the
+decoder reads the kept patches, then the masked ones, each with the position that is its own, and only the latter are
+predicted. Values and gradients are those of the official code, which restores the order first.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from paradigm.attention import Visibility
+from paradigm.errors import UserError
+from paradigm.layers import Dense
+from paradigm.objective import Loss, Term
+from paradigm.partition import BATCH, constrain
+from vision.images import ImageObjective, own
+from vision.patches import patchify, sincos, unpatchify
+
+
+class Decoder(nn.Module):
+    """Latents of kept patches [B, 1 + n, D], all patches' places [B, N] -> pixels of the masked [B, N - n, P]."""
+
+    encoder: Any
+    width: int = 512
+    layers: int = 8
+    heads: int = 16
+
+    @nn.nowrap
+    def stack(self, **changes):
+        """The blocks: the encoder's kind, at this width."""
+        how = {"d_model": self.width, "d_ff": 4 * self.width, "heads": self.heads, "layers": self.layers}
+        return self.encoder.stack(**how, **changes)
+
+    @nn.compact
+    def __call__(self, latent, places):
+        e = self.encoder
+        side, kept, masked = e.image_size // e.patch, latent.shape[1] - 1, places.shape[1] - latent.shape[1] + 1
+        dense = lambda n, name: Dense((n,), 1, True, e.init_std, e.dtype, name=name)
+        x = dense(self.width, "embed")(latent)
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
+        mask_tokens = jnp.broadcast_to(mask_token.astype(x.dtype), (len(x), masked, self.width))
+        positions = jnp.asarray(sincos(self.width, side, side), x.dtype)[places]  # [B, N, width], kept ones first
+        x = jnp.concatenate([x[:, :1], x[:, 1:] + positions[:, :kept], mask_tokens + positions[:, kept:]], 1)
+        x, _ = self.stack(name="blocks")(constrain(x, BATCH, None, None), Visibility())
+        return dense(e.patch**2 * e.channels, "predict")(x[:, 1 + kept :])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MAE(ImageObjective):
+    """Pixels of masked patches from the visible ones.
+
+    encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. norm_pixels: targets are
+    normalised patch by patch. decoder_width, decoder_layers, decoder_heads: of the decoder, for pre-training alone.
+
+    Raises UserError when the ratio leaves no patch to see or none to predict.
+    """
+
+    mask_ratio: float = 0.75
+    norm_pixels: bool = True
+    decoder_width: int = 512
+    decoder_layers: int = 8
+    decoder_heads: int = 16
+
+    def __post_init__(self):
+        if self.augment.size != self.encoder.image_size:
+            raise UserError(
+                f"MAE: views of {self.augment.size} pixels, but the encoder reads {self.encoder.image_size}: "
+                "make augment's size the encoder's image_size"
+            )
+        if not 0 < self.kept < self.patches:
+            raise UserError(
+                f"MAE.mask_ratio={self.mask_ratio} keeps {self.kept} of {self.patches} patches: choose it so that at "
+                "least one is kept and one is masked"
+            )
+
+    @property
+    def patches(self):
+        """N."""
+        return (self.encoder.image_size // self.encoder.patch) ** 2
+
+    @property
+    def kept(self):
+        """How many patches the encoder sees."""
+        return int(self.patches * (1 - self.mask_ratio))
+
+    @property
+    def decoder(self):
+        return Decoder(self.encoder, self.decoder_width, self.decoder_layers, self.decoder_heads)
+
+    def modules(self):
+        latent = jnp.zeros((1, 1 + self.kept, self.encoder.d_model))
+        return {**super().modules(), "decoder": (self.decoder, (latent, jnp.arange(self.patches)[None]))}
+
+    def shuffle(self, keys):
+        """Keys [B] -> int32 [B, N]: the patches in random order; the first `kept` are the visible ones."""
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(keys)
+        return jnp.argsort(noise, axis=1)
+
+    def predict(self, variables, images, places):
+        """Images [B, H, W, C], places [B, N] of `shuffle` -> the masked patches' pixels as predicted [B, N - n, P]."""
+        _, named = self.encoder.apply(own("encoder", variables), images, keep=places[:, : self.kept])
+        latent = jnp.concatenate([named["class"][:, None], named["patches"]], 1)
+        return self.decoder.apply(own("decoder", variables), latent, places)
+
+    def target(self, images, places):
+        """(target [B, N - n, P], mean, deviation [B, N - n, 1]): target * deviation + mean are the masked pixels."""
+        pixels = patchify(images, self.encoder.patch)  # [B, H, W, C] -> [B, N, P]
+        pixels = jnp.take_along_axis(pixels, places[:, self.kept :, None], 1)
+        if not self.norm_pixels:
+            return pixels, 0.0, 1.0
+        mean = pixels.mean(-1, keepdims=True)
+        deviation = jnp.sqrt(pixels.var(-1, keepdims=True, ddof=1) + 1e-6)  # torch.var divides by P - 1
+        return (pixels - mean) / deviation, mean, deviation
+
+    def loss(self, params, extra, batch, ctx):
+        if ctx.train:
+            images = self.augment(batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
+        else:
+            images = self.view(batch)
+        places = self.shuffle(ctx.keys("mask", batch["index"]))
+        predicted = self.predict({"params": params}, images, places).astype(jnp.float32)
+        target, _, _ = self.target(images, places)
+        error = jnp.square(predicted - target).mean((1, 2))
+        return Loss({"pixels": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())})
+
+    def reconstruct(self, variables, images, keys):
+        """What the model makes of normalised images [B, H, W, C], keys [B]: {"masked", "reconstructed"}, alike.
+
+        masked: hidden patches grey. reconstructed: the hidden patches as predicted, with the normalisation undone by
+        their true mean and deviation (as the official visualisation does), beside the visible ones as they are.
+        """
+        places = self.shuffle(keys)
+        predicted = self.predict(variables, images, places)
+        _, mean, deviation = self.target(images, places)
+        pixels = patchify(images, self.encoder.patch)
+        put = jax.vmap(lambda row, at, new: row.at[at].set(new))
+        hidden = places[:, self.kept :]
+        shown = {
+            "masked": put(pixels, hidden, jnp.zeros_like(predicted)),
+            "reconstructed": put(pixels, hidden, predicted * deviation + mean),
+        }
+        return {name: unpatchify(x, self.encoder.patch, images.shape[1:]) for name, x in shown.items()}
+
+    def flops(self, batch_spec):
+        rows = batch_spec["mask"].size
+        encoder, decoder, pixels = (
+            self.encoder,
+            self.decoder.stack(parent=None),
+            self.encoder.patch**2 * self.encoder.channels,
+        )
+        forward = encoder.flops(rows, self.kept)
+        forward += 2 * rows * (1 + self.kept) * encoder.d_model * self.decoder_width
+        forward += decoder.flops(rows, 1 + self.patches)
+        forward += 2 * rows * (self.patches - self.kept) * self.decoder_width * pixels
+        return 3.0 * forward

@@ -1,0 +1,290 @@
+"""Probes: how much an encoder knows, measured with labels that it was not trained on. This file is the protocol.
+
+Pictures are seen in the plain view; features are the encoder's pooled output, float32, with running statistics where
+there is BatchNorm. Probes learn from the data's training pictures and are scored on its validation pictures.
+
+knn            weighted vote of the k = 20 nearest training features by cosine, exp(similarity / 0.07) each (Wu et al.
+               2018, section 3.4; the evaluation of DINO uses the same).
+linear         softmax regression on features standardised by their training moments (BatchNorm without scale, He et al.
+               2022, appendix A.1), SGD with Nesterov momentum 0.9, cosine to 0, no decay. The learning rate is swept,
+               and chosen on a tenth of the TRAINING pictures, set apart (Grill et al. 2020, appendix C.1); the head
+               that is scored was trained on all of them at that rate. The test pictures choose nothing.
+linear_10pct, linear_1pct   the same with that part of the labels, as many of each class (Chen et al. 2020, section 6).
+finetune       all of the network, trained by the train step of this project: AdamW, linear warmup over a twentieth,
+               cosine to 0, weight decay 0.05, no decay by layer, the objective's own first view as augmentation.
+
+Every number stands beside `random/...`: the same architecture as initialised, through the same code. A BatchNorm
+encoder that was never trained has no running statistics, so it first sees 20 batches, as any would have in training.
+"""
+
+import dataclasses
+import functools
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm import rng
+from paradigm.dataset import Dataset, feistel, mix64
+from paradigm.errors import UserError, choose
+from paradigm.objective import Context
+from paradigm.optim import AdamW
+from paradigm.partition import constrain
+from paradigm.schedule import Cosine
+from paradigm.step import init_state, make_train_step
+from vision.images import move
+from vision.objectives.classify import Classify
+
+LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+BATCH = 250  # pictures encoded at a time
+LABELS = {"linear": 1.0, "linear_10pct": 0.1, "linear_1pct": 0.01}
+METHODS = ("knn", *LABELS, "finetune")
+_random = weakref.WeakKeyDictionary()  # data -> {(objective, probes): the numbers of the untrained encoder}
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """An evaluator: accuracies of the encoder under each method, and of an untrained one beside it.
+
+    methods: of METHODS. train_images, test_images: how many pictures are used, drawn once by a hash; None for all.
+    epochs: passes of a linear probe over all labels; with fewer labels the number of steps stays. seed: of the probes.
+    random: the comparison with an untrained encoder. finetune_steps, finetune_batch, finetune_rate: of `finetune`.
+
+    Raises UserError for an unknown method, data without labels, or labels of one class only.
+    """
+
+    methods: tuple = ("knn", "linear")
+    train_images: int | None = 10000
+    test_images: int | None = 2000
+    epochs: int = 20
+    seed: int = 0
+    random: bool = True
+    finetune_steps: int = 500
+    finetune_batch: int = 128
+    finetune_rate: float = 1e-3
+
+    def __post_init__(self):
+        for method in self.methods:
+            choose("probe", method, dict.fromkeys(METHODS))
+
+    def run(self, objective, variables, data):
+        """({method: accuracy, 'random/' + method: accuracy}, [])."""
+        found = self.scores(objective, variables, data)
+        if self.random:
+            known = _random.setdefault(data, {})
+            if (objective, self) not in known:
+                known[objective, self] = self.scores(objective, untrained(objective, data, self.seed), data)
+            found |= {f"random/{name}": score for name, score in known[objective, self].items()}
+        return found, []
+
+    def scores(self, objective, variables, data):
+        """{method: accuracy} of the encoder in these variables."""
+        train, test = (
+            Subset(data.records(split), count, self.seed)
+            for split, count in (("train", self.train_images), ("valid", self.test_images))
+        )
+        x, y = features(objective, variables, train)
+        x_test, y_test = features(objective, variables, test)
+        classes = _classes(y, y_test, train)
+        scores = {}
+        for method in self.methods:
+            if method == "knn":
+                scores[method] = knn(x, y, x_test, y_test, classes)
+            elif method in LABELS:
+                some = balanced(y, LABELS[method], classes, self.seed)
+                steps = max(1, self.epochs * len(x) // 256)
+                scores[method] = linear(x[some], y[some], x_test, y_test, classes, steps, self.seed)
+            else:
+                scores[method] = self.finetune(objective, variables, train, test, classes)
+        return scores
+
+    def finetune(self, objective, variables, train, test, classes):
+        """Accuracy of the whole network after `finetune_steps` steps on labels, started from these variables."""
+        whole, params, extra = classifier(objective, variables, classes, self.seed)
+        rate = Cosine(self.finetune_rate, max(1, self.finetune_steps // 20), self.finetune_steps)
+        optimizer = AdamW(rate, b2=0.999, weight_decay=0.05)
+        step = jax.jit(make_train_step(whole, optimizer, seed=self.seed), donate_argnums=0)
+        state = init_state(whole, optimizer, self.seed, params=params)
+        state = state.replace(extra=extra)
+        stream = Dataset(train, objective.prepare, self.finetune_batch, self.seed)
+        for i in range(self.finetune_steps):
+            state, metrics = step(state, stream.batch(i))
+            if i % 2:
+                jax.block_until_ready(metrics)  # never more than two steps in flight
+        variables = whole.variables(state.params, state.extra)
+        logits = jax.jit(lambda v, batch: whole.logits(v, whole.view(batch)))
+        right = total = 0
+        for batch in _batches(test, objective.prepare):
+            mask = batch["mask"] > 0
+            right += np.sum((np.argmax(logits(variables, batch), 1) == batch["label"])[mask])
+            total += mask.sum()
+        return float(right / total)
+
+
+class Subset:
+    """`count` records of a source (None: all), drawn once by (seed, source): a Source itself."""
+
+    def __init__(self, source, count, seed):
+        self.source = source
+        count = len(source) if count is None else min(count, len(source))
+        key = mix64(seed, len(source))
+        self.positions = np.sort(feistel(np.arange(count), len(source), key))
+        self.fingerprint = f"{source.fingerprint}[{count}, {seed}]"
+
+    def __len__(self):
+        return len(self.positions)
+
+    def __getitem__(self, i):
+        return self.source[int(self.positions[i])]
+
+    def name(self, i):
+        """What the source calls this record."""
+        own = int(self.positions[i])
+        return self.source.name(own) if hasattr(self.source, "name") else f"record {own}"
+
+
+def _batches(source, prepare):
+    dataset = Dataset(source, prepare, min(BATCH, len(source)), train=False)
+    for step in range(len(dataset)):
+        yield dataset.batch(step)
+
+
+@functools.lru_cache(maxsize=8)
+def _encode(objective):
+    def encode(variables, batch):
+        pooled, _ = objective.features(variables, objective.view(batch))
+        return constrain(pooled.astype(jnp.float32), None, None)  # every process has all of it
+
+    return jax.jit(encode)
+
+
+def features(objective, variables, source):
+    """(float32 [N, D], labels int [N]) of every picture of a source that can be read."""
+    xs, ys = [], []
+    for batch in _batches(source, objective.prepare):
+        real = batch["mask"] > 0
+        xs.append(np.asarray(_encode(objective)(variables, batch))[real])
+        ys.append(batch["label"][real])
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+def _classes(y, y_test, source):
+    """How many classes there are, if there is something to tell apart."""
+    if (y < 0).any() or (y_test < 0).any():
+        raise UserError(
+            f"probes need labels, and {np.sum(y < 0)} of {len(y)} training and {np.sum(y_test < 0)} of {len(y_test)} "
+            "validation pictures have none: use labelled data, or take Probes from Experiment.evaluators"
+        )
+    if len(np.unique(y)) < 2:
+        raise UserError(
+            f"probes need two classes or more, and all {len(y)} training pictures used are of class {y[0]}: "
+            "use other data, or a larger Probes.train_images"
+        )
+    named = getattr(source.source, "classes", None)
+    return max(len(named) if named else 0, int(max(y.max(), y_test.max())) + 1)
+
+
+# ---- the probes ------------------------------------------------------------------------------------------------------
+
+
+def knn(x, y, x_test, y_test, classes, k=20, temperature=0.07):
+    """Accuracy of the weighted vote of the k nearest; x float [N, D], y int [N]."""
+    x, x_test = (jnp.asarray(a / (np.linalg.norm(a, axis=1, keepdims=True) + 1e-12)) for a in (x, x_test))
+    k, votes = min(k, len(x)), jax.nn.one_hot(y, classes)
+
+    @jax.jit
+    def vote(rows):  # [T, D] -> [T]
+        near, at = jax.lax.top_k(rows @ x.T, k)
+        return jnp.argmax(jnp.einsum("tk,tkc->tc", jnp.exp(near / temperature), votes[at]), 1)
+
+    guesses = [np.asarray(vote(x_test[i : i + BATCH])) for i in range(0, len(x_test), BATCH)]
+    return float(np.mean(np.concatenate(guesses) == y_test))
+
+
+def linear(x, y, x_test, y_test, classes, steps, seed=0, learning_rates=LEARNING_RATES):
+    """Test accuracy of a softmax regression trained on x [N, D], y [N], at the rate that rows set apart chose."""
+    center, scale = x.mean(0), x.std(0) + 1e-6
+    x, x_test = (x - center) / scale, (x_test - center) / scale
+    order = np.random.default_rng(seed).permutation(len(x))
+    apart, kept = np.split(order, [max(1, len(x) // 10)])
+    if len(learning_rates) > 1:
+        heads = _regressions(x[kept], y[kept], classes, steps, seed, learning_rates)
+        best = int(np.argmax([_accuracy(head, x[apart], y[apart]) for head in heads]))
+        learning_rates = (learning_rates[best],)
+    [head] = _regressions(x, y, classes, steps, seed, learning_rates)
+    return _accuracy(head, x_test, y_test)
+
+
+def _accuracy(head, x, y):
+    kernel, bias = head
+    return float(np.mean(np.argmax(x @ kernel + bias, 1) == y))
+
+
+def _regressions(x, y, classes, steps, seed, learning_rates):
+    """[(kernel [D, classes], bias [classes]) for each learning rate], trained side by side on the same batches."""
+    batch = min(256, len(x))
+    x, y = jnp.asarray(x), jnp.asarray(y)
+
+    def nll(head, rows, labels):
+        kernel, bias = head
+        logs = jax.nn.log_softmax(rows @ kernel + bias)
+        return -jnp.take_along_axis(logs, labels[:, None], 1).mean()
+
+    def train(rate, x, y):
+        def step(carry, i):
+            head, momentum = carry
+            at = jax.random.randint(rng.key(seed, "probe", i), (batch,), 0, len(x))
+            grads = jax.grad(nll)(head, x[at], y[at])
+            momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
+            now = rate * 0.5 * (1 + jnp.cos(jnp.pi * i / steps))
+            head = jax.tree.map(lambda w, m, g: w - now * (0.9 * m + g), head, momentum, grads)  # Nesterov's form
+            return (head, momentum), None
+
+        head = jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)
+        return jax.lax.scan(step, (head, head), jnp.arange(steps))[0][0]
+
+    heads = jax.jit(jax.vmap(train, (0, None, None)))(jnp.asarray(learning_rates), x, y)
+    kernels, biases = map(np.asarray, heads)
+    return list(zip(kernels, biases))
+
+
+def balanced(y, part, classes, seed=0):
+    """Positions of a `part` of the rows, as many of each class that has so many, at least one of each."""
+    if part >= 1:
+        return np.arange(len(y))
+    draw = np.random.default_rng(seed)
+    each = max(1, round(part * len(y) / classes))
+    return np.sort(np.concatenate([draw.permutation(np.flatnonzero(y == c))[:each] for c in np.unique(y)]))
+
+
+# ---- encoders to compare ---------------------------------------------------------------------------------------------
+
+
+def untrained(objective, data, seed=0, batches=20):
+    """Variables of the objective as initialised, after `batches` batches of statistics where there is BatchNorm."""
+    params = jax.jit(objective.init)(rng.key(seed, "untrained"))
+    extra = objective.init_extra(params, rng.key(seed, "untrained/extra"))
+    if "batch_stats" not in extra:
+        return objective.variables(params, extra)
+
+    @jax.jit
+    def see(extra, batch):
+        loss = objective.loss(params, extra, batch, Context(jnp.int32(0), seed))
+        return {**extra, "batch_stats": move(extra["batch_stats"], loss.stats)}
+
+    for step in range(batches):
+        extra = see(extra, data.train.batch(step))
+    return objective.variables(params, extra)
+
+
+def classifier(objective, variables, classes, seed=0):
+    """(Classify, params, extra): an objective's encoder, as it is in these variables, under a new linear head."""
+    whole = Classify(encoder=objective.encoder, augment=objective.views[0], canvas=objective.canvas, classes=classes)
+    params = whole.init(rng.key(seed, "classifier"))
+    extra = whole.init_extra(params, rng.key(seed, "classifier/extra"))
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)  # the steps to come may overwrite it
+    params["encoder"] = copy(variables["params"]["encoder"])
+    if "batch_stats" in extra:
+        extra["batch_stats"]["encoder"] = copy(variables["batch_stats"]["encoder"])
+    return whole, params, extra
