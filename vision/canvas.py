@@ -1,4 +1,4 @@
-"""Pictures of any shape become pictures of one shape, on the host: numpy and Pillow alone, since data workers import it."""
+"""Pictures of any shape become pictures of one shape: numpy and Pillow alone, since data workers import it."""
 
 import dataclasses
 
