@@ -50,7 +50,7 @@ class Finished:
     metrics: dict
 
 
-def train(experiment, workdir, *, config=None, init_from=None, profile=None):
+def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=None, profile=None):
     """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
 
     SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends
@@ -62,6 +62,7 @@ def train(experiment, workdir, *, config=None, init_from=None, profile=None):
         config: the experiment as gin text, kept as config.gin and in every checkpoint.
         init_from: a run directory, or one checkpoint in it, whose params a NEW run starts with. Order: this run's own
             checkpoint, then init_from, then scratch.
+        init_partly_from: the same, but parameters are taken where name and shape agree (an encoder under another head).
         profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
 
     Returns:
@@ -75,14 +76,14 @@ def train(experiment, workdir, *, config=None, init_from=None, profile=None):
     workdir, config = run_directory.claim(workdir, experiment, config)
     try:
         with contextlib.ExitStack() as closing:
-            return _train(experiment, workdir, config, init_from, profile, closing)
+            return _train(experiment, workdir, config, (init_from, init_partly_from), profile, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, workdir, config, init_from, profile, closing):
+def _train(experiment, workdir, config, sources, profile, closing):
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
@@ -96,7 +97,7 @@ def _train(experiment, workdir, config, init_from, profile, closing):
     first = objective.phase((checkpoints.steps() or [0])[-1])
     executables = Background(program.compile, sorted(program.batch, key=lambda phase: phase != first))
     closing.callback(executables.close)
-    make_state, meta, source = _beginning(program, checkpoints, init_from)
+    make_state, meta, source = _beginning(program, checkpoints, *sources)
     states = Background(lambda make: make(), [make_state])
     closing.callback(states.close)
     data = Data(experiment, workdir / "data")
@@ -186,25 +187,32 @@ def _introduce(mesh):
     )
 
 
-def _beginning(program, checkpoints, init_from):
+def _beginning(program, checkpoints, init_from=None, init_partly_from=None):
     """(function that makes the first state, meta, what it is): this run's newest checkpoint > init_from > scratch."""
     fresh = {"data": None, "progress": {"logged": 0, "evaluated": 0, "window": {}}}
+    flag = f"--init_from={init_from}" if init_from else f"--init_partly_from={init_partly_from}"
     restored = checkpoints.restore(program.state)
     if restored is not None:
         state, meta = restored
-        also = f" (--init_from={init_from} is for new runs)" if init_from else ""
+        also = f" ({flag} is for new runs)" if init_from or init_partly_from else ""
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
-    if init_from is None:
+    if init_from is None and init_partly_from is None:
         return program.init, fresh, "started from scratch"
-    path, step = pathlib.Path(init_from).expanduser(), None
+    path, step = pathlib.Path(init_from or init_partly_from).expanduser(), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
     found = Checkpoints(path / "checkpoints").arrays(step, only=("params",))
     if found is None:
-        raise UserError(f"--init_from={init_from}: no checkpoint there; give a run directory or its checkpoints/STEP")
+        raise UserError(f"{flag}: no checkpoint there; give a run directory or its checkpoints/STEP")
     step, arrays, _ = found
-    params = trees.merge_strict(program.state.params, arrays["params"], f"--init_from={init_from} (step {step})")
-    return functools.partial(program.init, params), fresh, f"started from the parameters of {path} at step {step}"
+    where, matched = f"{flag} (step {step})", "the parameters"
+    if init_from:
+        given = dict(trees.named_leaves(trees.merge_strict(program.state.params, arrays["params"], where)))
+    else:
+        merged, report = trees.merge_partial(program.state.params, arrays["params"], where)
+        given = {name: x for name, x in trees.named_leaves(merged) if name in report.matched}
+        matched = f"matching parameters ({report})"
+    return functools.partial(program.init, given), fresh, f"started from {matched} of {path} at step {step}"
 
 
 class Meter:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch import host
-from paradigm import partition
+from paradigm import partition, rng, trees
 from paradigm.errors import UserError
 from paradigm.step import init_state, make_train_step
 
@@ -32,17 +32,21 @@ class Program:
         specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
         self.batch = {phase: _placed(spec, partition.batch_shardings(spec, mesh)) for phase, spec in specs.items()}
 
-    def _init(self, params=None):
-        e = self.experiment
+    def _init(self, given=None):
+        e, params = self.experiment, None
+        if given is not None:
+            own = e.objective.init(rng.key(e.seed, "params"))
+            params = trees.named_map(lambda name, x: given.get(name, x), own)
         return init_state(e.objective, e.optimizer, e.seed, e.ema, params)
 
-    def init(self, params=None):
-        """The state at step 0, made where it will live; from these parameters where given (nested dicts of arrays)."""
+    def init(self, given=None):
+        """The state at step 0, made where it will live. given: parameters to start with, {name: array}."""
         with jax.set_mesh(self.mesh):
-            if params is None:
+            if given is None:
                 return jax.jit(self._init, out_shardings=self.shardings)()
-            params = jax.device_put(params, self.shardings.params)
-            return jax.jit(self._init, out_shardings=self.shardings)(params)
+            places = dict(trees.named_leaves(self.shardings.params))
+            given = jax.device_put(given, {name: places[name] for name in given})
+            return jax.jit(self._init, out_shardings=self.shardings)(given)
 
     def compile(self, phase):
         """step(state, batch) -> (state, metrics), for arrays as `state` and `batch[phase]` say; donates the state."""

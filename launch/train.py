@@ -28,6 +28,11 @@ MESH = flags.DEFINE_string(
 INIT_FROM = flags.DEFINE_string(
     "init_from", None, "A run directory, or a checkpoint in it, whose parameters a new run starts with. Strict."
 )
+INIT_PARTLY_FROM = flags.DEFINE_string(
+    "init_partly_from",
+    None,
+    "The same, but what does not match is made anew: an encoder under another head.",
+)
 IMPORT = flags.DEFINE_multi_string(
     "import", [], "A module outside the repository whose Objective subclasses gin files may then name. May be repeated."
 )
@@ -45,6 +50,8 @@ def main(argv):
         raise UserError("--gin_file is required, as in --gin_file=runs/demo.gin")
     if not (WORKDIR.value or DRY_RUN.value):
         raise UserError("--workdir is required, as in --workdir=/tmp/demo; only --dry_run needs none")
+    if INIT_FROM.value and INIT_PARTLY_FROM.value:
+        raise UserError("--init_from and --init_partly_from are two ways to begin: give one of them")
     if PROFILE.value and not re.fullmatch(r"\d+:\d+", PROFILE.value):
         raise UserError(f"--profile={PROFILE.value} must be two steps, as in 10:13")
 
@@ -63,7 +70,8 @@ def main(argv):
         print(dry_run.report(run))
         return
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
-    loop.train(run, WORKDIR.value, config=registry.operative_config(), init_from=INIT_FROM.value, profile=profile)
+    begin = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value}
+    loop.train(run, WORKDIR.value, config=registry.operative_config(), profile=profile, **begin)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,14 @@ def unit(x):
 
 
 @dataclasses.dataclass(frozen=True)
+class BothEncoders(TwoTerms):
+    """The same with parameters that no other miniature has."""
+
+    def init(self, key):
+        return {**super().init(key), **Miniature("spare").init(key)}
+
+
+@dataclasses.dataclass(frozen=True)
 class TeacherQueue(Miniature):
     """A momentum teacher and a queue of its keys, as in MoCo."""
 

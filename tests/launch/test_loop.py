@@ -113,6 +113,18 @@ def test_init_from_another_model_or_from_nothing(tmp_path):
         loop.train(other, tmp_path / "other", init_from=tmp_path / "nothing")
 
 
+def test_init_partly_from_takes_what_matches_and_says_so(tmp_path, capsys):
+    donor = loop.train(small.experiment(total_steps=2), tmp_path / "donor").state.params
+    experiment = small.experiment(miniatures.BothEncoders(), total_steps=1, seed=7, optimizer=Still())
+    fresh = loop.train(experiment, tmp_path / "fresh").state.params
+    state = loop.train(experiment, tmp_path / "new", init_partly_from=tmp_path / "donor").state
+    assert "started from matching parameters (2 matched, 2 missing, 0 unexpected)" in capsys.readouterr().out
+    contract.assert_trees_equal(state.params, {**fresh, "encoder": donor["encoder"]})
+    nothing = small.experiment(miniatures.TwoTerms(name="tower"))
+    with pytest.raises(UserError, match="no leaf of --init_partly_from=.* matches the model: it wants .*tower"):
+        loop.train(nothing, tmp_path / "nothing", init_partly_from=tmp_path / "donor")
+
+
 def test_other_data_are_refused(tmp_path):
     experiment = small.experiment(total_steps=2)
     loop.train(experiment, tmp_path, config="Experiment.seed = 0")
