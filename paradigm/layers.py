@@ -65,20 +65,25 @@ product.defvjp(lambda x, kernel, inputs: (product(x, kernel, inputs), (x, kernel
 class Dense(nn.Module):
     """A linear map over the last `inputs` axes of x: [..., *in] -> [..., *features]. The kernel keeps all its axes.
 
-    std: standard deviation of the kernel's normal initialiser; None is fan_in ** -0.5.
+    std: standard deviation of the kernel's normal initialiser; None is fan_in ** -0.5; "xavier" is uniform in
+        +-(6 / (fan_in + fan_out)) ** 0.5 (Glorot and Bengio 2010, equation 16).
     """
 
     features: tuple
     inputs: int = 1
     bias: bool = False
-    std: float | None = None
+    std: float | str | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         into = x.shape[-self.inputs :]
-        std = math.prod(into) ** -0.5 if self.std is None else self.std
-        kernel = self.param("kernel", nn.initializers.normal(std), (*into, *self.features), jnp.float32)
+        if self.std == "xavier":
+            axes = range(self.inputs + len(self.features))
+            first = nn.initializers.glorot_uniform(tuple(axes[: self.inputs]), tuple(axes[self.inputs :]))
+        else:
+            first = nn.initializers.normal(math.prod(into) ** -0.5 if self.std is None else self.std)
+        kernel = self.param("kernel", first, (*into, *self.features), jnp.float32)
         y = checkpoint_name(product(x.astype(self.dtype), kernel.astype(self.dtype), self.inputs), "product")
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, self.features, jnp.float32).astype(self.dtype)
@@ -169,6 +174,24 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
 
 
 @jax.custom_vjp
+def gelu_exact(x):
+    """GELU itself, x Phi(x) with the normal distribution's Phi (Hendrycks and Gimpel 2016, section 2), as ViTs have it.
+
+    The gradient, Phi(x) + x phi(x), needs nothing but x.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_exact_gradient(x, g):
+    # erf of -x and not of x, for the reason that is given in _gelu_gradient.
+    phi = 0.5 - 0.5 * jax.lax.erf(x * -math.sqrt(0.5))
+    return (g * (phi + x * jnp.exp(-0.5 * x * x) * math.sqrt(0.5 / math.pi)),)
+
+
+gelu_exact.defvjp(lambda x: (gelu_exact(x), x), _gelu_exact_gradient)
+
+
+@jax.custom_vjp
 def gated_gelu(a, b):
     """gelu(a) * b (Shazeer 2020, section 2), whose gradient needs nothing but a and b."""
     return gelu(a) * b
@@ -186,6 +209,7 @@ gated_gelu.defvjp(lambda a, b: (gated_gelu(a, b), (a, b)), _gated_gelu_gradients
 ACTIVATIONS = {
     "relu": (jax.nn.relu, 1),
     "gelu": (gelu, 1),
+    "gelu_exact": (gelu_exact, 1),
     "gated_gelu": (gated_gelu, 2),
     "gated_silu": (jax.checkpoint(lambda a, b: jax.nn.silu(a) * b), 2),
 }

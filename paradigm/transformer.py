@@ -28,11 +28,12 @@ class Architecture(nn.Module, kw_only=True):
     """The fields that a block, a stack and a whole model share.
 
     d_model, heads, d_ff: widths D, H, F. head_dim: K, or None for d_model / heads.
-    activation: relu, gelu (tanh form), gated_gelu, gated_silu. norm: rms or layer, with `eps`. bias: on every Dense.
+    activation: relu, gelu (tanh form), gelu_exact, gated_gelu, gated_silu. norm: rms or layer, with `eps`. bias: on
+        every Dense.
     positions: relative (T5's buckets), rope, learned (added by the model to its embedding) or none.
     scale_attention: logits times head_dim ** -0.5; T5 folds that into the query's initialiser instead.
     init_std: of every kernel, outputs of residual branches divided by (2 * layers) ** 0.5 as in GPT-2; None is
-        fan_in ** -0.5.
+        fan_in ** -0.5; "xavier" is Glorot's uniform for every kernel.
     dropout, dropout_style: the rate, and where: `t5` on the embedding, the attention weights, the MLP's hidden, each
         branch and the last norm, one mask for all positions; `gpt2` not on the hidden and the last norm, and a mask for
         each position.
@@ -49,7 +50,7 @@ class Architecture(nn.Module, kw_only=True):
     bias: bool = False
     positions: str = "none"
     scale_attention: bool = True
-    init_std: float | None = None
+    init_std: float | str | None = None
     dropout: float = 0.0
     dropout_style: str = "t5"
     dtype: Any = jnp.float32
@@ -85,7 +86,7 @@ class Architecture(nn.Module, kw_only=True):
 class Attention(Architecture, kw_only=True):
     """Multi-head attention, to itself or to a source. Parameters query, key, value [D, H, K] and out [H, K, D]."""
 
-    out_std: float | None = None
+    out_std: float | str | None = None
 
     @nn.compact
     def __call__(self, x, visibility, *, source=None, memory=None, bias=None, angles=None, cache=None, keys=None):
@@ -122,7 +123,7 @@ class Attention(Architecture, kw_only=True):
 class MLP(Architecture, kw_only=True):
     """[B, L, D] -> [B, L, D]: down(act(up x)), or down(act(gate x) * up x) when gated (Shazeer 2020, section 2)."""
 
-    out_std: float | None = None
+    out_std: float | str | None = None
 
     @nn.compact
     def __call__(self, x, keys=None):
@@ -154,7 +155,7 @@ class Block(Architecture, kw_only=True):
     """One layer, norms first: attention, attention to the source when `cross`, MLP; each added to the stream."""
 
     cross: bool = False
-    out_std: float | None = None
+    out_std: float | str | None = None
 
     @nn.compact
     def __call__(self, x, own, shared):
@@ -246,7 +247,8 @@ class Stack(Architecture, kw_only=True):
             unroll=1 if self.scan else self.layers,
             metadata_params={nn.PARTITION_NAME: None},
         )
-        out_std = None if self.init_std is None else self.init_std * (2 * self.layers) ** -0.5
+        fixed = self.init_std is None or self.init_std == "xavier"  # not divided on residual branches
+        out_std = self.init_std if fixed else self.init_std * (2 * self.layers) ** -0.5
         blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
         x = constrain(self.dropped(x.astype(self.dtype), keys, "input"), BATCH, None, None)
         own = {"layer": jnp.arange(self.layers), "cache": cache}

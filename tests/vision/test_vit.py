@@ -1,0 +1,301 @@
+"""The ViT: what its pooling, masks, positions, registers and settings do; sizes, sharding, FLOPs, mistakes."""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from paradigm import partition, trees
+from paradigm.errors import UserError
+from paradigm.objective import Loss, Objective, Term, rows_spec
+from paradigm.rng import fold
+from tests import contract
+from vision.partition import PARTITION_RULES
+from vision.patches import sincos
+from vision.vit import ViT, vit
+
+SMALL = {"image_size": 16, "patch": 4, "d_model": 16, "heads": 4, "d_ff": 32, "layers": 2}
+
+
+@functools.cache
+def made(**fields):
+    """(model, its variables), every leaf random so that none can hide."""
+    model = vit("tiny", **SMALL | fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, model.channels)))
+    draw = lambda name, x: 0.3 * jax.random.normal(fold(jax.random.key(1), name), x.shape)
+    return model, trees.named_map(draw, shapes)
+
+
+def images(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape or (3, 16, 16, 3))
+
+
+def close(a, b, tolerance=2e-5):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=tolerance, rtol=tolerance)
+
+
+def test_output_and_named():
+    model, variables = made(registers=2)
+    pooled, named = model.apply(variables, images())
+    assert pooled.shape == (3, model.features) and named["patches"].shape == (3, 16, 16)
+    assert named["layers"].shape == (2, 3, 1 + 2 + 16, 16)
+    assert np.array_equal(pooled, named["class"])
+    mean, named = made(pool="mean")[0].apply(made()[1], images())
+    close(mean, named["patches"].mean(1))
+
+
+def test_embedding_is_a_convolution():
+    """Of patch x patch with that stride, as every reference has it; then positions, then the class token in front."""
+    model, variables = made()
+    x, p = images(), variables["params"]
+    kernel = p["embed"]["kernel"].reshape(4, 4, 3, 16)
+    dims = ("NHWC", "HWIO", "NHWC")
+    wanted = jax.lax.conv_general_dilated(x, kernel, (4, 4), "VALID", dimension_numbers=dims).reshape(3, 16, 16)
+    wanted = wanted + p["embed"]["bias"] + sincos(16, 4, 4)
+    wanted = jnp.concatenate([jnp.broadcast_to(p["class_token"], (3, 1, 16)), wanted], 1)
+    seen = {}
+
+    def spy(call, args, kwargs, context):
+        if type(context.module).__name__ == "Stack" and context.method_name == "__call__":
+            seen["x"] = args[0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        model.apply(variables, x)
+    close(seen["x"], wanted)
+
+
+def test_kept_patches_are_all_that_is_read():
+    """Same output as a model that never had the others; their pixels have no gradient; order does not matter."""
+    model, variables = made()
+    x, keep = images(), jnp.asarray([[3, 0, 7], [1, 2, 15], [9, 8, 4]])
+    pooled, named = model.apply(variables, x, keep=keep)
+    assert named["patches"].shape == (3, 3, 16)
+    again, swapped = model.apply(variables, x, keep=keep[:, ::-1])
+    close(pooled, again)
+    close(named["patches"], swapped["patches"][:, ::-1])
+    slope = jax.grad(lambda x: jnp.sum(model.apply(variables, x, keep=keep)[0] ** 2))(x)
+    read = np.abs(np.asarray(slope)).reshape(3, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(3, 16) > 0
+    assert all(set(np.flatnonzero(row)) == set(np.asarray(wanted)) for row, wanted in zip(read, keep))
+    everything, _ = model.apply(variables, x, keep=jnp.tile(jnp.arange(16), (3, 1)))
+    close(everything, model.apply(variables, x)[0])
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_positions_tell_patches_apart(positions):
+    """Without them a shuffle of patches would leave the class token alone; kept patches keep their own positions."""
+    model, variables = made(positions=positions)
+    x = images()
+    shuffled = x[:, ::-1]
+    assert np.abs(model.apply(variables, x)[0] - model.apply(variables, shuffled)[0]).max() > 1e-3
+    keep = jnp.asarray([[5, 6], [7, 8], [1, 0]])
+    wrong = jnp.roll(keep, 1, axis=0)
+    there = lambda k: np.asarray(model.apply(variables, jnp.ones_like(x), keep=k)[0])
+    assert np.abs(there(keep) - there(wrong)).max() > 1e-3
+    close(there(keep)[1], there(wrong)[2])
+
+
+def test_learned_positions_are_trained_and_resized():
+    model, variables = made(positions="learned")
+    slope = jax.grad(lambda v: jnp.sum(model.apply(v, images())[0] ** 2))(variables)["params"]["positions"]["embedding"]
+    assert slope.shape == (17, 16) and (np.abs(slope).max(1) > 0).all()
+    for fields in ({"positions": "learned"}, {}):
+        model, variables = made(**fields)
+        pooled, named = model.apply(variables, images(2, 24, 32, 3))
+        assert named["patches"].shape == (2, 48, 16) and np.isfinite(pooled).all()
+
+
+def test_another_resolution_sees_the_same_picture():
+    """A flat picture at twice the size, learned positions all equal: every patch token is what it was."""
+    model, variables = made(positions="learned", pool="mean")
+    variables["params"]["positions"]["embedding"] = jnp.ones((17, 16)) * 0.1
+    small, _ = model.apply(variables, jnp.ones((1, 16, 16, 3)))
+    large, _ = model.apply(variables, jnp.ones((1, 16, 16, 3)).repeat(2, 1).repeat(2, 2))
+    # 16 or 64 equal tokens beside one class token: the class token's share of the attention differs
+    assert np.abs(small - large).max() < 0.2
+    no_class, variables = made(positions="learned", pool="mean", class_token=False)
+    variables["params"]["positions"]["embedding"] = jnp.ones((16, 16)) * 0.1
+    small, _ = no_class.apply(variables, jnp.ones((1, 16, 16, 3)))
+    large, _ = no_class.apply(variables, jnp.ones((1, 32, 32, 3)))
+    close(small, large)
+
+
+def test_registers_are_read_by_the_stack_and_left_out():
+    model, variables = made(registers=3, pool="mean")
+    pooled, named = model.apply(variables, images())
+    assert named["patches"].shape[1] == 16
+    close(pooled, named["patches"].mean(1))
+    slope = jax.grad(lambda v: jnp.sum(model.apply(v, images())[0] ** 2))(variables)["params"]["registers"]
+    assert slope.shape == (1, 3, 16) and (np.abs(slope).max((0, 2)) > 0).all()
+
+
+def test_frozen_patches_have_no_gradient():
+    """MoCo v3: neither kernel nor bias; all else has."""
+    for frozen in (True, False):
+        model, variables = made(frozen_patches=frozen)
+        slope = jax.grad(lambda v: jnp.sum(model.apply(v, images())[0] ** 2))(variables)["params"]
+        silent = {n for n, g in trees.named_leaves(slope) if not np.abs(g).max() > 0}
+        assert silent - {"blocks/layers/attention/key/bias"} == ({"embed/kernel", "embed/bias"} if frozen else set())
+
+
+def test_dropout_is_by_example():
+    model, variables = made(dropout=0.3)
+    keys = jax.random.split(jax.random.key(5), 3)
+    base, _ = model.apply(variables, images(), keys=keys)
+    assert np.abs(base - model.apply(variables, images())[0]).max() > 1e-3
+    order = jnp.asarray([2, 0, 1])
+    close(base[order], model.apply(variables, images()[order], keys=keys[order])[0])
+
+
+def test_scanned_is_unrolled_and_remat_changes_nothing():
+    model, variables = made()
+    slope = lambda m: jax.grad(lambda v: jnp.sum(m.apply(v, images())[0] ** 2))(variables)
+    for changes in ({"scan": False}, {"remat": "full"}):
+        other = made(**changes)[0]
+        jax.tree.map(lambda a, b: close(a, b, 1e-4), slope(model), slope(other))
+
+
+def test_initialisers():
+    """He et al. 2022's official code: Xavier uniform everywhere, 0.02 for the class token, zero biases."""
+    model = vit("s", 32, 8, layers=2, positions="learned", registers=4)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    bounds = {
+        "embed/kernel": (192, 384),
+        "blocks/layers/attention/query/kernel": (384, 384),
+        "blocks/layers/attention/out/kernel": (384, 384),
+        "blocks/layers/mlp/up/kernel": (384, 1536),
+        "blocks/layers/mlp/down/kernel": (1536, 384),
+    }
+    leaves = dict(trees.named_leaves(params))
+    for name, fans in bounds.items():
+        bound = (6 / sum(fans)) ** 0.5
+        assert 0.98 * bound < np.abs(leaves[name]).max() <= bound, name
+        assert leaves[name].std() == pytest.approx(bound / 3**0.5, rel=0.03), name
+    for name in ("class_token", "registers", "positions/embedding"):
+        assert leaves[name].std() == pytest.approx(0.02, rel=0.15), name
+    assert not any(np.abs(x).max() for n, x in leaves.items() if n.endswith("bias"))
+
+
+# Parameters without a head, in millions: Dosovitskiy et al. 2021, table 1 (86, 307, 632), Touvron et al. 2021, table 1
+# (5 and 22 with theirs), Zhai et al. 2022, table 2 (1011 and 1843), all of images of 224.
+@pytest.mark.parametrize(
+    "size, patch, millions",
+    [
+        ("ti", 16, 5.52),
+        ("s", 16, 21.7),
+        ("b", 16, 85.8),
+        ("l", 16, 303.3),
+        ("h", 14, 630.8),
+        ("g", 14, 1012),
+        ("G", 14, 1844),
+    ],
+)
+def test_named_sizes_have_the_published_parameter_counts(size, patch, millions):
+    model = vit(size, patch=patch, positions="learned")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, rel=0.003)
+
+
+def test_bfloat16():
+    model, variables = made(dtype=jnp.bfloat16, registers=1, positions="learned")
+    pooled, _ = model.apply(variables, images())
+    assert pooled.dtype == jnp.bfloat16
+    close(pooled.astype(jnp.float32), made(registers=1, positions="learned")[0].apply(variables, images())[0], 0.1)
+
+
+# ---- Sharding and FLOPs ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanSquare(Objective):
+    """The least objective on an encoder: (pooled - target)^2, the target a constant of the example."""
+
+    encoder: Any
+
+    def batch_spec(self, batch_size, phase="main"):
+        image = (batch_size, 16, 16, 3)
+        return {"image": jax.ShapeDtypeStruct(image, jnp.float32), **rows_spec(batch_size)}
+
+    def init(self, key):
+        return {"encoder": self.encoder.init(key, jnp.zeros((1, 16, 16, 3)))["params"]}
+
+    def loss(self, params, extra, batch, ctx):
+        keys, keep = ctx.keys("dropout", batch["index"]), None
+        if self.encoder.registers:
+            draw = jax.vmap(lambda k: jax.random.permutation(k, 16)[:5])
+            keep = draw(ctx.keys("mask", batch["index"]))
+        pooled, _ = self.encoder.apply({"params": params["encoder"]}, batch["image"], keys=keys, keep=keep)
+        target = jnp.sin(jnp.arange(pooled.shape[1]))
+        error = jnp.mean(jnp.square(pooled - target), 1)
+        return Loss({"error": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())})
+
+    @property
+    def partition_rules(self):
+        return PARTITION_RULES
+
+
+def batch_of(step):
+    draw = np.random.default_rng(step)
+    index = np.stack([np.zeros(8), np.arange(8) + 8 * step], 1).astype(np.uint32)
+    return {"image": draw.standard_normal((8, 16, 16, 3)).astype("f4"), "index": index, "mask": np.ones(8, "f4")}
+
+
+@pytest.mark.parametrize("fields", [{"positions": "learned", "registers": 1, "pool": "mean"}, {"dropout": 0.1}])
+def test_sharded_equals_one_device(fields):
+    contract.check_sharding(MeanSquare(vit("tiny", **SMALL | {"d_model": 32, "heads": 8} | fields)), batch_of)
+
+
+def test_every_matrix_has_a_rule_and_every_rule_a_matrix():
+    mesh = contract.mesh_of("mixed")
+    params = {"encoder": made(positions="learned", registers=2)[1]["params"]}
+    found = dict(trees.named_leaves(partition.shardings(params, PARTITION_RULES, mesh)))
+    for name, sharding in found.items():
+        assert "fsdp" in sharding.spec or not re.search("kernel|embedding", name), (name, sharding.spec)
+        assert not trees.is_stacked(name) or not len(sharding.spec) or sharding.spec[0] is None
+    assert found["encoder/class_token"].spec == jax.sharding.PartitionSpec(None, None, None)
+
+
+@pytest.mark.parametrize("keep", [None, 20])
+def test_flops_are_what_xla_counts(keep):
+    """Unrolled, for XLA counts a scan's body once; wide layers, for it counts norms and softmax too."""
+    model = vit("tiny", 64, 8, d_model=256, heads=2, d_ff=512, layers=2, scan=False, registers=2)
+    x = jnp.zeros((2, 64, 64, 3))
+    keep = None if keep is None else jnp.zeros((2, keep), jnp.int32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    run = jax.jit(lambda v, x: model.apply(v, x, keep=keep)[0])
+    count = run.lower(variables, x).compile().cost_analysis()["flops"]
+    formula = model.flops(2, None if keep is None else keep.shape[1])
+    assert 1.0 < count / formula < 1.05, count / formula
+
+
+# ---- Mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda: vit("tinny"), r"unknown ViT size 'tinny': did you mean 'tiny'\?"),
+        (lambda: vit("b", 224, 15), "not divide into patches of 15 x 15: choose an image_size such as 225"),
+        (lambda: vit("b", pach=3), r"unknown field of ViT 'pach': did you mean 'patch'\?"),
+        (lambda: vit("b", positions="sincoss"), r"unknown positions 'sincoss': did you mean 'sincos'\?"),
+        (lambda: vit("b", pool="max"), "unknown pool 'max': choose from class, mean"),
+        (lambda: vit("b", class_token=False), "pool='class' without a class token: set class_token=True"),
+        (lambda: vit("b", d_model=90, heads=3), "a width divisible by 4, and it is 90: choose"),
+        (lambda: vit("b", heads=7), "7 heads do not divide d_model=768"),
+        (lambda: made()[0].apply(made()[1], images(1, 16, 16, 1)), "images of 1 channels, and the ViT reads 3"),
+        (lambda: made()[0].apply(made()[1], images(1, 18, 16, 3)), "18 x 16 does not divide into patches of 4 x 4"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_mistake(make, text):
+    with pytest.raises(UserError, match=text):
+        make()
+
+
+def test_sizes_by_case():
+    assert vit("B") == vit("b") and vit("g") != vit("G") and isinstance(vit("Ti"), ViT)

@@ -1,0 +1,98 @@
+"""Images as rows of patches, and where in the picture a patch is: fixed sine and cosine positions, resized tables."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm.errors import UserError
+
+
+def grid_of(height, width, patch):
+    """(rows, columns) of patches.
+
+    Raises:
+        UserError: when the patch does not divide the image.
+    """
+    for side in (height, width):
+        if side % patch:
+            near = max(patch, round(side / patch) * patch)
+            raise UserError(
+                f"an image of {height} x {width} does not divide into patches of {patch} x {patch}: "
+                f"choose an image_size such as {near}, or a patch that divides {side}"
+            )
+    return height // patch, width // patch
+
+
+def patchify(images, patch):
+    """[B, H, W, C] -> [B, N, P]: patches row by row; in a patch rows, columns, then channels (P = patch * patch * C).
+
+    The order of `MaskedAutoencoderViT.patchify` in the official code of He et al. 2022. Raises as `grid_of`.
+    """
+    b, height, width, c = images.shape
+    rows, columns = grid_of(height, width, patch)
+    x = images.reshape(b, rows, patch, columns, patch, c).swapaxes(2, 3)  # [B, rows, columns, patch, patch, C]
+    return x.reshape(b, rows * columns, patch * patch * c)
+
+
+def unpatchify(patches, patch, shape):
+    """The inverse of `patchify`: [B, N, P] -> [B, H, W, C], shape = (H, W, C)."""
+    height, width, c = shape
+    rows, columns = grid_of(height, width, patch)
+    x = patches.reshape(-1, rows, columns, patch, patch, c).swapaxes(2, 3)  # [B, rows, patch, columns, patch, C]
+    return x.reshape(-1, height, width, c)
+
+
+# ---- Positions -------------------------------------------------------------------------------------------------------
+
+
+def sincos(width, rows, columns, nominal=None):
+    """Fixed two-dimensional positions, float32 [rows * columns, width] (numpy): [sin x, cos x, sin y, cos y].
+
+    x is a patch's column and y its row, each times the frequencies 10000 ** (-k / (width / 4)): the official MAE's
+    get_2d_sincos_pos_embed. MoCo v3's table, [sin y, cos y, sin x, cos x], is the same up to the order of features.
+
+    Args:
+        nominal: (rows, columns) of the grid that a model was trained on. Another grid is laid over the same square:
+            its patches have fractions of the nominal coordinates, which interpolating the table would approximate.
+
+    Raises:
+        UserError: when width is not a multiple of 4.
+    """
+    if width % 4:
+        near = max(4, round(width / 4) * 4)
+        raise UserError(f"sincos positions need a width divisible by 4, and it is {width}: choose {near}, or 'learned'")
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width // 4))
+    y, x = (_centres(n, n if nominal is None else m) for n, m in zip((rows, columns), nominal or (rows, columns)))
+    y, x = (a.ravel()[:, None] * frequencies for a in np.meshgrid(y, x, indexing="ij"))  # [N, width / 4]
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+def _centres(count, nominal):
+    """Centres of `count` equal parts of a side that is `nominal` patches long; patch 0's centre is 0."""
+    return (np.arange(count) + 0.5) * (nominal / count) - 0.5
+
+
+def resize_table(table, old, new):
+    """Learned positions [rows * columns, D] of the grid `old` for the grid `new`, by bicubic interpolation.
+
+    As in timm, DINO and the transformers library: torch's interpolate(mode="bicubic", align_corners=False), without
+    antialiasing. Written as two products with small constant matrices, so that it needs no gather on any mesh.
+    """
+    if tuple(old) == tuple(new):
+        return table
+    down, across = (_cubic(n, m) for n, m in zip(new, old))
+    grid = table.reshape(*old, -1)
+    y = jnp.einsum("nr,mc,rcd->nmd", down, across, grid, precision="highest")
+    return y.reshape(new[0] * new[1], -1).astype(table.dtype)
+
+
+def _cubic(new, old, a=-0.75):
+    """Weights float32 [new, old] of cubic interpolation (Keys 1981, equation 4; torch's a), edges repeated."""
+    at = (np.arange(new) + 0.5) * (old / new) - 0.5
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        place = np.floor(at) + tap
+        d = np.abs(at - place)
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+        np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1).astype(int)), np.where(d <= 1, near, far))
+    return weights.astype(np.float32)

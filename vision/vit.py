@@ -1,0 +1,183 @@
+"""Vision transformers, Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words": patches in the project's one Stack.
+
+Parameter paths (n layers stacked in front; P = patch * patch * C, N patches at the nominal image size):
+
+    embed/kernel [P, D], embed/bias [D]     patches, flattened row by row, channels last
+    positions/embedding [N, D]              learned positions only; with a class token [1 + N, D], its own first
+    class_token [1, 1, D]                   with class_token=True
+    registers [1, R, D]                     with registers=R
+    blocks/layers/..., blocks/norm/...      see t5like.models, whose Stack has the same leaves
+
+Every call returns (pooled [B, D], named); named holds "patches" [B, n, D] and, with a class token, "class" [B, D], both
+after the last norm, and "layers" [layers, B, length, D], each block's output before it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from paradigm.attention import Visibility
+from paradigm.errors import UserError, choose
+from paradigm.layers import Dense, Embed
+from paradigm.partition import BATCH, constrain
+from paradigm.transformer import Architecture, Stack
+from vision.patches import grid_of, patchify, resize_table, sincos
+
+
+class ViT(Architecture, kw_only=True):
+    """Images [B, H, W, C] -> (pooled [B, D], named).
+
+    layers: how many. image_size, patch: in pixels. channels: C.
+    positions: sincos, fixed (see `patches.sincos`; the class token's is zero), or learned. An image of another size has
+        sincos positions at fractions of the nominal coordinates, and learned ones interpolated (bicubic).
+    class_token: whether there is one. pool: class, its output, or mean, that of the patches without class token and
+        registers; both after the last norm (big_vision's "gap"; MAE's fine-tuning norms after the mean).
+    registers: tokens without a position that are read by nobody afterwards (Darcet et al. 2023, section 2.2).
+    token_std: of the class token and the registers at first; 0.02 in MAE, 1e-6 in MoCo v3 and DINOv2.
+    frozen_patches: no gradient reaches the patch projection (MoCo v3, section 4.2: stop_grad_conv1). An optimizer with
+        weight decay would still shrink it: name `embed/` in the optimizer's `freeze` as well.
+    remat, scan: see Stack.
+    """
+
+    layers: int
+    image_size: int = 224
+    patch: int = 16
+    channels: int = 3
+    activation: str = "gelu_exact"
+    norm: str = "layer"
+    bias: bool = True
+    positions: str = "sincos"
+    init_std: float | str | None = "xavier"
+    dropout_style: str = "gpt2"
+    class_token: bool = True
+    pool: str = "class"
+    registers: int = 0
+    token_std: float = 0.02
+    frozen_patches: bool = False
+    remat: str = "none"
+    scan: bool = True
+
+    couples_examples = False
+
+    @property
+    def features(self):
+        """D of the pooled output."""
+        return self.d_model
+
+    @property
+    def grid(self):
+        """(rows, columns) of patches at the nominal size."""
+        return grid_of(self.image_size, self.image_size, self.patch)
+
+    @nn.nowrap
+    def stack(self, **changes):
+        """The blocks; with changes, others of the same kind: a decoder's."""
+        how = {"positions": "none", "layers": self.layers, "remat": self.remat, "scan": self.scan}
+        return Stack(**self.shared(**how) | changes)
+
+    @nn.compact
+    def __call__(self, images, *, train=False, keys=None, keep=None):
+        """images float32 [B, H, W, C] -> (pooled [B, D], named).
+
+        Args:
+            train: says nothing to a ViT; keys do.
+            keys: typed PRNG keys [B] for dropout, or None for none.
+            keep: int32 [B, n], the only patches that are read, in this order; None is all N.
+
+        Raises:
+            UserError: an image of other channels, or that patches do not divide.
+        """
+        del train
+        if images.shape[-1] != self.channels:
+            raise UserError(f"images of {images.shape[-1]} channels, and the ViT reads {self.channels}")
+        grid = grid_of(*images.shape[1:3], self.patch)
+        taken = lambda x: x if keep is None else jnp.take_along_axis(x, keep[..., None], axis=1)
+        # Patches are chosen before they are embedded: a quarter of the product, and no scatter in the backward pass.
+        x = taken(patchify(images, self.patch))
+        x = Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="embed")(x)
+        x = constrain(jax.lax.stop_gradient(x) if self.frozen_patches else x, BATCH, None, None)
+        first, table = self._positions(grid)
+        x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
+        x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
+        x, named = self.stack(name="blocks")(constrain(x, BATCH, None, None), Visibility(), keys=keys)
+        named["patches"] = x[:, self.prefix :]
+        if self.class_token:
+            named["class"] = x[:, 0]
+        return named["class"] if self.pool == "class" else named["patches"].mean(1), named
+
+    @property
+    def prefix(self):
+        """Tokens before the patches: the class token and the registers."""
+        return int(self.class_token) + self.registers
+
+    @nn.nowrap
+    def _tokens(self, batch, position):
+        """[the class token [B, 1, D] with its position, the registers [B, R, D]], those that there are."""
+        new = lambda name, n: self.param(name, nn.initializers.normal(self.token_std), (1, n, self.d_model))
+        tokens = [new("class_token", 1) + position] if self.class_token else []
+        tokens += [new("registers", self.registers)] if self.registers else []
+        return [jnp.broadcast_to(x.astype(self.dtype), (batch, *x.shape[1:])) for x in tokens]
+
+    @nn.nowrap
+    def _positions(self, grid):
+        """(the class token's position, or 0; the patches' [N, D]) for a grid of patches."""
+        if self.positions == "sincos":
+            return 0.0, jnp.asarray(sincos(self.d_model, *grid, self.grid))
+        count = int(self.class_token) + int(np.prod(self.grid))
+        table = Embed(count, self.d_model, 0.02, name="positions")(jnp.arange(count))
+        first, table = (table[0], table[1:]) if self.class_token else (0.0, table)
+        return first, resize_table(table, self.grid, grid)
+
+    @nn.nowrap
+    def flops(self, batch, patches=None):
+        """Forward FLOPs of the products for `patches` of each image; None is all at the nominal size."""
+        patches = int(np.prod(self.grid)) if patches is None else patches
+        embed = 2 * batch * patches * self.patch**2 * self.channels * self.d_model
+        return embed + self.stack(parent=None).flops(batch, self.prefix + patches)
+
+
+# ---- Sizes by name ---------------------------------------------------------------------------------------------------
+
+# d_model, layers, d_ff, heads: Zhai et al. 2022, "Scaling Vision Transformers", table 2, as in big_vision's vit.py;
+# `tiny` is this project's, for tests and two cores.
+VIT_SIZES = {
+    "tiny": (128, 4, 512, 4),
+    "ti": (192, 12, 768, 3),
+    "s": (384, 12, 1536, 6),
+    "b": (768, 12, 3072, 12),
+    "l": (1024, 24, 4096, 16),
+    "h": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+}
+
+
+def vit(size, image_size=224, patch=16, **overrides: Any):
+    """A ViT by name.
+
+    Args:
+        size: tiny, ti, s, b, l, h, g (MoCo v3's small one is s with heads=12).
+        image_size, patch: in pixels.
+        overrides: any field of ViT.
+
+    Raises:
+        UserError: an unknown size, field or choice (the nearest is named), a patch that does not divide the image,
+            sincos positions at a width that 4 does not divide, heads that do not divide the width.
+    """
+    size = size if size in VIT_SIZES else str(size).lower()
+    d_model, layers, d_ff, heads = choose("ViT size", size, VIT_SIZES)
+    names = {name: name for name in ViT.__dataclass_fields__ if name not in ("parent", "name")}
+    fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads}
+    fields |= {"image_size": image_size, "patch": patch}
+    model = ViT(**fields | {choose("field of ViT", name, names): value for name, value in overrides.items()})
+    choose("positions", model.positions, dict.fromkeys(("sincos", "learned")))
+    choose("pool", model.pool, dict.fromkeys(("class", "mean")))
+    if model.pool == "class" and not model.class_token:
+        raise UserError("pool='class' without a class token: set class_token=True, or pool='mean'")
+    if model.positions == "sincos":
+        sincos(model.d_model, 1, 1)
+    assert model.head_width > 0 and model.grid  # raises now rather than in the first trace
+    return model
