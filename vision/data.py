@@ -1,0 +1,164 @@
+"""Images as a run names them: where they come from, how they are read, and which of them are held out."""
+
+import dataclasses
+import hashlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from paradigm.dataset import mix64
+from paradigm.errors import UserError, choose
+from vision.pictures import MAX_PIXELS, PILLOW_PIXELS
+from vision.shapes import Shapes
+from vision.sources import Reading, open_source
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData:
+    """Which pictures a run reads.
+
+    source: digits, shapes, idx:DIR, npz:FILE, folder:DIR, zip:FILE, tfds:NAME or a path (see vision/sources.py).
+    channels: 3 or 1; pictures of other modes are converted. valid: share of train that is held out where the data bring
+    neither a split for validation nor one for tests: in each class those with the smallest hashes (of the pixels in
+    arrays, else of the name). Data with a test split alone are validated on it, as MNIST is. hold_out: hold that share
+    out in any case, and leave the test split alone. labels: False reads none, so that none are needed. on_broken: a
+    picture that cannot be read is 'replace'd by another, counted and named, or 'refuse'd. max_pixels: a larger one is
+    refused unread. classes: names of numbered labels. image_field, label_field: of tfds records.
+    shapes: settings of the source of that name.
+
+    Nothing is written: pictures are read where they lie.
+    """
+
+    source: str = "digits"
+    channels: int = 3
+    valid: float = 0.1
+    hold_out: bool = False
+    labels: bool = True
+    on_broken: str = "replace"
+    max_pixels: int = MAX_PIXELS
+    classes: tuple[str, ...] = ()
+    image_field: str = "image"
+    label_field: str = "label"
+    shapes: Shapes = Shapes()
+
+    def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(self.classes))  # gin gives a list
+        choose("ImageData.on_broken", self.on_broken, {"replace": 1, "refuse": 1})
+        if self.channels not in (1, 3):
+            raise UserError(f"ImageData.channels={self.channels}: choose 3 (colour) or 1 (grey)")
+        if not 0 < self.valid < 1:
+            raise UserError(f"ImageData.valid={self.valid}: the held-out share of train must lie in (0, 1)")
+        if not 0 < self.max_pixels <= PILLOW_PIXELS:
+            raise UserError(f"ImageData.max_pixels={self.max_pixels}: it must lie in 1 .. {PILLOW_PIXELS:,}")
+
+    def build(self, cache_dir=None, window=None, progress=True, workers=None):
+        """The PreparedImages of this recipe. The arguments, which recipes of text need, change nothing but progress.
+
+        Raises UserError if the data cannot be used.
+        """
+        reading = Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
+        opened = open_source(self.source, reading)
+        splits, held_out = dict(opened.splits), ""
+        if "valid" not in splits and "test" in splits and not self.hold_out:
+            splits["valid"] = splits["test"]
+        elif "valid" not in splits or self.hold_out:
+            splits["train"], splits["valid"] = _hold_out(splits["train"], self.valid, self.source)
+            held_out = f"{self.valid} {self.hold_out}"
+        settings = (opened.digest, self.channels, self.labels, opened.classes, held_out)
+        fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
+        prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, opened.note)
+        if progress:
+            print(prepared.described, file=sys.stderr)
+        return prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedImages:
+    """Pictures, opened.
+
+    splits: name -> source (without what `source` adds). classes: names of the labels, or None. channels: of every
+    record. fingerprint: changes whenever a record does.
+    """
+
+    name: str
+    splits: dict[str, Any]
+    classes: tuple[str, ...] | None
+    channels: int
+    fingerprint: str
+    note: str = ""
+
+    def source(self, split="train"):
+        """The records of 'train', 'valid' or 'test' for paradigm.dataset.Dataset.
+
+        Raises UserError if the data have no such split.
+        """
+        choose("split", split, dict.fromkeys(SPLITS))
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no {split} split, only {', '.join(sorted(self.splits))}")
+        return ImageSource(self.splits[split], self.classes, f"{self.fingerprint}/{split}")
+
+    @property
+    def described(self):
+        """One line for a person."""
+        same = self.splits.get("test") is self.splits["valid"]
+        counts = [f"{len(self.splits[s]):,} {s}" for s in SPLITS if s in self.splits and not (same and s == "test")]
+        counts[1] += " (the test split)" if same else ""
+        labels = f"{len(self.classes)} classes" if self.classes else "no labels"
+        return f"{self.name}: {', '.join(counts)} pictures, {labels}{self.note and f'; {self.note}'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource:
+    """The records of one split: {"image": uint8 [h, w, C], "label": int, -1 for none} and what the source adds.
+
+    classes: names of the labels, or None. Picklable.
+    """
+
+    records: Any
+    classes: tuple[str, ...] | None
+    fingerprint: str
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, position):
+        return self.records[int(position)]
+
+    def name(self, position):
+        return self.records.name(int(position))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some records of a source. positions: int64 [n]."""
+
+    records: Any
+    positions: np.ndarray
+
+    def __len__(self):
+        return len(self.positions)
+
+    def __getitem__(self, position):
+        return self.records[int(self.positions[position])]
+
+    def name(self, position):
+        return self.records.name(int(self.positions[position]))
+
+
+def _hold_out(source, share, name):
+    """(kept, held out): in each class the records with the smallest hashes, one at least where it has two."""
+    count = len(source)
+    keys = source.keys() if hasattr(source, "keys") else mix64(np.arange(count))
+    labels = getattr(source, "labels", None)
+    labels = np.full(count, -1) if labels is None else labels
+    order = np.lexsort((np.arange(count), keys, labels))
+    chosen = []
+    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
+        chosen.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
+    held = np.sort(np.concatenate(chosen))
+    if not held.size:
+        raise UserError(f"{name} has {count} picture{'s' * (count != 1)}, none of which can be held out: add some")
+    return Subset(source, np.setdiff1d(np.arange(count), held)), Subset(source, held)
