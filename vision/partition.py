@@ -8,6 +8,7 @@ PARTITION_RULES = (
     (r"mlp/up/bias$", ("tensor",)),
     (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
     (r"encoder/embed/kernel$", (None, "fsdp")),  # [P, D]; P is 49 for grey patches of 7: no axis divides it
+    (r"decoder/(embed|predict)/kernel$", ("fsdp", None)),  # [D, width], [width, P]
     (r"positions/embedding$", (None, "fsdp")),  # [N, D], or [1 + N, D]
     (r"(class_token|mask_token|registers)$", ()),  # [1, n, D]
     (r"conv/kernel$", (None, None, None, "fsdp")),  # [h, w, in, out]

@@ -1,0 +1,42 @@
+"""Small encoders, views and batches for the tests of image objectives."""
+
+import functools
+
+import jax
+import numpy as np
+
+from vision.augment import Augment
+from vision.vit import vit
+
+SIZE, CANVAS, CHANNELS = 16, 20, 3
+
+
+def encoder(**changes):
+    fields = {"d_model": 16, "heads": 2, "d_ff": 32, "layers": 2, "channels": CHANNELS, "pool": "mean"}
+    return vit("tiny", SIZE, 4, **fields | changes)
+
+
+def views(**changes):
+    return Augment(SIZE, **{"scale": (0.5, 1.0), **changes})
+
+
+def batch_of(size=8, canvas=CANVAS, channels=CHANNELS, classes=3):
+    """step -> the numpy batch of that step."""
+
+    def make(step):
+        draw = np.random.default_rng(step)
+        image = draw.integers(0, 256, (size, 5, 5, channels)).repeat(canvas // 5, 1).repeat(canvas // 5, 2)
+        return {
+            "image": np.uint8(image),
+            "aspect": np.float32(draw.uniform(0.7, 1.4, size)),
+            "label": np.int32(draw.integers(0, classes, size)),
+            "index": np.stack([np.zeros(size), step * size + np.arange(size)], 1).astype(np.uint32),
+            "mask": np.ones(size, np.float32),
+        }
+
+    return make
+
+
+@functools.lru_cache
+def params(objective):
+    return jax.jit(objective.init)(jax.random.key(1))
