@@ -61,7 +61,24 @@ def span_corruption(w, fields, draw):
     return objectives.SpanCorruption(models.t5("small", w["vocab"], **fields), w["vocab"], w["seq"]), tokens
 
 
-KINDS = {"causal_lm": causal_lm, "span_corruption": span_corruption}
+def mae(w, fields, draw):
+    """Masked autoencoding at 75 %: (objective, its entries of a batch)."""
+    from vision import augment, objectives, vit
+
+    model = vit.vit("tiny", w["image"], w["patch"], **fields)
+    widths = {"decoder_" + name: w["dec_" + key] for name, key in DECODER.items()}
+    views = augment.no_views(w["image"])
+    return objectives.MAE(encoder=model, augment=views, canvas=w["image"], **widths), pictures(w, draw)
+
+
+def pictures(w, draw):
+    """Entries of a batch of square pictures."""
+    shape = w["batch"], w["image"], w["image"], 3
+    return {"image": draw(0, 256, shape), "aspect": np.ones(w["batch"]), "label": np.full(w["batch"], -1)}
+
+
+DECODER = {"width": "d_model", "layers": "layers", "heads": "heads"}
+KINDS = {"causal_lm": causal_lm, "span_corruption": span_corruption, "mae": mae}
 
 
 def workload():
@@ -75,14 +92,12 @@ def workload():
     fields = {name: w[name] for name in ("d_model", "heads", "d_ff", "layers")}
     fields |= {"head_dim": w["d_model"] // w["heads"], "dtype": DTYPE.value}
     fields["scan"] = w["layers"] > 8  # unrolled is faster, and compiles in time when there are few layers
-    objective, tokens = make(w, fields, np.random.default_rng(0).integers)
-    rows = {
-        "index": np.stack([np.zeros(w["batch"]), np.arange(w["batch"])], 1),
-        "mask": np.ones(w["batch"]),
-        "text_bytes": np.full(w["batch"], 4.0 * w["seq"]),
-    }
+    objective, entries = make(w, fields, np.random.default_rng(0).integers)
+    rows = {"index": np.stack([np.zeros(w["batch"]), np.arange(w["batch"])], 1), "mask": np.ones(w["batch"])}
     spec = objective.batch_spec(w["batch"])
-    return objective, {name: np.asarray(x, spec[name].dtype) for name, x in {**rows, **tokens}.items()}
+    if "text_bytes" in spec:
+        rows["text_bytes"] = np.full(w["batch"], 4.0 * w["seq"])
+    return objective, {name: np.asarray(x, spec[name].dtype) for name, x in {**rows, **entries}.items()}
 
 
 def measure():
