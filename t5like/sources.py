@@ -10,7 +10,6 @@ stretch of a file that holds many; pieces are what several processes share out a
 """
 
 import dataclasses
-import functools
 import gzip
 import hashlib
 import json
@@ -24,6 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+from paradigm import tfds
 from paradigm.errors import UserError
 
 EXTENSIONS = (".txt", ".text", ".md", ".rst", ".tex")  # what counts as plain text inside a folder or archive
@@ -115,7 +115,7 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
             "topics": _read_topics,
         }[piece.kind](piece)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise UserError(f"{piece.path}: cannot be read ({_first_line(error)})") from error
+        raise UserError(f"{piece.path}: cannot be read ({tfds.first_line(error)})") from error
 
 
 def place(piece, name):
@@ -195,7 +195,7 @@ def _file(path, name, field, extensions):
     if suffix == ".zip":
         yield from _zip(path, name, extensions)
     elif suffix in _RECORDS:
-        count = _reader(str(path)).num_records()
+        count = tfds.array_records(str(path)).num_records()
         step = max(1, int(PIECE_BYTES * count / max(size, 1)))
         for start in range(0, count, step):
             end = min(start + step, count)
@@ -231,7 +231,7 @@ def _zip(path, name, extensions):
 
 
 def _tfds(name, field):
-    builder = _builder(name)
+    builder = tfds.builder(name)
     features = sorted(builder.info.features)
     if field not in features:
         raise UserError(f"tfds:{name} has no feature {field!r}, only {', '.join(features)}: choose with --field")
@@ -242,7 +242,7 @@ def _tfds(name, field):
         info = builder.info.splits[split]
         for shard, (path, count) in enumerate(zip(info.filepaths, info.shard_lengths)):
             size, prefix = os.path.getsize(path), f"{split}/{shard}"
-            step = count if _is_tfrecord(path) else max(1, int(PIECE_BYTES * count / max(size, 1)))
+            step = count if tfds.is_tfrecord(path) else max(1, int(PIECE_BYTES * count / max(size, 1)))
             for start in range(0, count, step):
                 end = min(start + step, count)
                 pieces.append(
@@ -258,25 +258,6 @@ def _tfds(name, field):
                     )
                 )
     return pieces, f"tfds:{builder.info.full_name} from {builder.data_dir}"
-
-
-@functools.cache
-def _builder(name):
-    try:
-        import tensorflow_datasets as tfds  # an extra; it needs no TensorFlow to read
-    except ImportError as error:
-        raise UserError(f'tfds:{name} needs tensorflow-datasets: pip install -e ".[data]" in the checkout') from error
-    try:
-        builder = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
-        prepared = builder.is_prepared() if not os.path.isdir(name) else True
-    except Exception as error:  # tfds lists every data set it knows here; the first line says enough
-        raise UserError(f"tfds:{name} cannot be opened ({_first_line(error)})") from error
-    if not prepared:
-        raise UserError(
-            f"tfds:{name} is not prepared in {builder.data_dir}: set TFDS_DATA_DIR to where it is, or run "
-            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()"
-        )
-    return builder
 
 
 def _stretches(size):
@@ -369,15 +350,15 @@ def _json_text(line, piece, offset):
 
 
 def _read_array_record(piece):
-    reader = _reader(piece.path)
+    reader = tfds.array_records(piece.path)
     for start in range(piece.start, piece.end, 256):
         rows = range(start, min(start + 256, piece.end))
         yield from ((f"{piece.name}#{row}", raw) for row, raw in zip(rows, reader.read(rows.start, rows.stop)))
 
 
 def _read_tfds(piece):
-    features = _builder(piece.member).info.features
-    if _is_tfrecord(piece.path):
+    features = tfds.builder(piece.member).info.features
+    if tfds.is_tfrecord(piece.path):
         rows = ((f"{piece.name}#{row}", raw) for row, raw in enumerate(_tfrecords(piece.path)))
     else:
         rows = _read_array_record(piece)
@@ -402,28 +383,8 @@ def _tfrecords(path):
             yield body[:size]
 
 
-def _is_tfrecord(path):
-    return ".tfrecord" in os.path.basename(path)
-
-
 def _read_topics(piece):
     from pydoc_data import topics
 
     for topic, text in sorted(topics.topics.items()):
         yield f"{piece.name}/{topic}", text.encode()
-
-
-def _reader(path):
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
-    except RuntimeError as error:
-        raise UserError(f"{path}: cannot be read as ArrayRecord ({_first_line(error)})") from error
-    if not reader.num_records():  # it is patient with anything that is not its own
-        raise UserError(f"{path}: cannot be read as ArrayRecord (there is no record in it)")
-    return reader
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

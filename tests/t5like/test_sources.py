@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from paradigm import tfds
 from paradigm.errors import UserError
 from t5like import prepare as P
 from t5like import sources
@@ -219,7 +220,7 @@ def test_tfds_reads_both_formats_without_tensorflow(tfds_dir, tmp_path):
     assert "tensorflow" not in sys.modules
     path = next(framed.glob("*train.tfrecord*"))
     path.write_bytes(path.read_bytes()[:-7])
-    sources._builder.cache_clear()
+    tfds.builder.cache_clear()
     with pytest.raises(UserError, match=r"train.tfrecord\S* is cut short: it ends inside a record"):
         make(f"tfds:{framed}", tmp_path / "c")
 
@@ -230,7 +231,7 @@ def test_tfds_errors(tfds_dir, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"^tfds:no_such_thing cannot be opened \(Dataset no_such_thing not found.\)$"):
         sources.list_pieces("tfds:no_such_thing")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    sources._builder.cache_clear()
+    tfds.builder.cache_clear()
     with pytest.raises(
         UserError, match=r'^tfds:c4/en needs tensorflow-datasets: pip install -e "\.\[data\]" in the checkout$'
     ):
