@@ -42,10 +42,10 @@ def report(experiment: Experiment) -> str:
 
     table = [("phase", "params", "optimizer", "extra", "batch", "activations", "sum", "model FLOPs of all")]
     for phase, batch in program.batch.items():
-        sizes = [*map(_bytes, (state.params, state.opt_state, state.extra, batch))]
+        sizes = [*map(bytes_on_device, (state.params, state.opt_state, state.extra, batch))]
         sizes.append(program.compile(phase).memory_analysis().temp_size_in_bytes)
         flops = experiment.objective.flops(batch)
-        table.append((phase, *map(_readable, sizes), _readable(sum(sizes)), f"{flops:.4g}"))
+        table.append((phase, *map(readable, sizes), readable(sum(sizes)), f"{flops:.4g}"))
     platform = mesh.devices.flat[0].platform
     lines += [
         *_columns(table),
@@ -54,12 +54,12 @@ def report(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-def _bytes(tree) -> int:
+def bytes_on_device(tree) -> int:
     """Bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
     power = min(int(math.log(max(size, 1), 1024)), 4)
     return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 

@@ -2,6 +2,9 @@
 
 Three axes, always all three and always in this order. `data` replicates the parameters, `fsdp` shards them, `tensor`
 splits heads, hidden units and vocabulary. The rows of a batch are spread over data and fsdp.
+
+Devices of several TPU slices are joined by the slow data-center network. There `data` spans the slices, so that only
+the gradients cross it, once a step.
 """
 
 import difflib
@@ -62,8 +65,31 @@ def mesh_shape(spec: str, device_count: int) -> dict[str, int]:
 
 
 def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of `spec` over `devices` (default: all). Axes are Auto: the compiler places what nobody constrains."""
+    """The mesh of `spec` over `devices` (default: all). Axes are Auto: the compiler places what nobody constrains.
+
+    Raises:
+        UserError: the axes do not fill the devices, or data does not divide over the slices.
+    """
     devices = jax.devices() if devices is None else devices
     shape = tuple(mesh_shape(spec, len(devices)).values())
-    grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    slices = slice_count(devices)
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh '{spec}': the devices are {slices} slices, which only data may span, and data:{shape[0]} does not "
+            f"divide over them; set data to a multiple of {slices}"
+        )
+    if slices > 1:
+        inside = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def slice_count(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices the devices belong to; 1 for devices that know no slices."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})

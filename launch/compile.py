@@ -1,0 +1,230 @@
+"""Compile a run's train steps for a pod that is not there: whether they fit, what they send and how long they take.
+
+    python -m launch.compile --gin_file=runs/gpt_1b_c4.gin --topology=v5e:16x16 --mesh=data:1,fsdp:-1,tensor:1
+    python -m launch.compile --table                             # docs/pods.md: every pod run on the usual topologies
+
+No accelerator and no data are needed, only the compiler (pip install -e '.[aot]'); cpu:N needs nothing and shows how
+the partitioner cuts the step. The last line is one JSON object; the exit code is 1 when the step does not fit. Without
+--mesh the run file's own is used, widened or narrowed to the chips of the topology.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+import time
+
+from absl import flags
+
+from launch import cli
+from paradigm.errors import UserError
+
+GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "As in launch.train.")
+GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "As in launch.train.")
+IMPORT = flags.DEFINE_multi_string("import", [], "As in launch.train.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, as in v5e:16x16, v5p:4x4x4, h100:8 or cpu:8.")
+SLICES = flags.DEFINE_integer("slices", 1, "So many slices of that shape, joined by the data-center network.")
+MESH = flags.DEFINE_string("mesh", None, "How the chips are used, as in launch.train.")
+TABLE = flags.DEFINE_bool(
+    "table", False, "Write docs/pods.md for every run file that names a pod, or for each --gin_file, and stop."
+)
+
+
+def main(argv):
+    if argv[1:]:
+        raise UserError(f"'{argv[1]}' is not a flag: did you mean --gin_file={argv[1]}? See --help")
+    if TABLE.value:
+        from launch import pod_table
+
+        sys.exit(pod_table.write(GIN_FILE.value))
+    if not GIN_FILE.value or not TOPOLOGY.value:
+        raise UserError("--gin_file and --topology are required, as in --gin_file=runs/demo.gin --topology=v5e:2x4")
+    from launch import registry
+    from launch.topology import parse_topology
+
+    topology = parse_topology(TOPOLOGY.value, SLICES.value)
+    devices = topology.devices()
+    experiment = registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)
+    found = report(experiment, topology, devices, MESH.value)
+    for line in found.pop("advice"):
+        print(f"does not fit: {line}", file=sys.stderr)
+    print(json.dumps({"run": GIN_FILE.value[0], **found}))
+    sys.exit(0 if found["fits"] else 1)
+
+
+def report(experiment, topology, devices, mesh=None):
+    """What the steps of an experiment take on these devices: the JSON object's fields, first of the dearest phase.
+
+    Args:
+        experiment: an Experiment.
+        topology: launch.topology.Topology, and devices: its devices.
+        mesh: as in --mesh; None for the experiment's own, adapted.
+
+    Returns:
+        a dict: mesh, chips, phase and what `compile_phase` says of the phase that needs the most memory; `phases` with
+        all of them where there are several; advice, lines for a person, empty when everything fits.
+
+    Raises:
+        UserError: the experiment is invalid on that mesh.
+    """
+    from launch.experiment import validate
+    from launch.mesh import make_mesh
+    from launch.program import Program
+
+    experiment = dataclasses.replace(experiment, mesh=mesh or fitting_mesh(experiment, topology.chips))
+    validate(experiment, topology.chips)
+    program = Program(experiment, make_mesh(experiment.mesh, devices))
+    phases = {phase: compile_phase(program, phase, topology) for phase in program.batch}
+    worst = max(phases, key=lambda p: (not phases[p]["fits"], phases[p]["bytes_per_chip"]))
+    advice = [f"{phase}: {line}" for phase, found in phases.items() for line in _advice(experiment, found, topology)]
+    first = {"topology": topology.name, "slices": topology.slices, "chips": topology.chips, "mesh": experiment.mesh}
+    several = {"phases": phases} if len(phases) > 1 else {}
+    return {**first, "phase": worst, **phases[worst], **several, "advice": advice}
+
+
+def compile_phase(program, phase, topology):
+    """Compiles one phase: bytes per chip by kind, FLOPs, collectives, seconds, and the roofline of a step.
+
+    `flops` is by formula and of the whole step; `compiled_flops_per_chip` is what the program multiplies, with what is
+    computed twice (remat) and what is padding. A program that the compiler finds too large has only its bytes.
+    """
+    from launch import hlo
+    from launch.dry_run import bytes_on_device
+
+    state, batch = program.state, program.batch[phase]
+    kinds = {"params": state.params, "optimizer": state.opt_state, "extra": state.extra, "batch": batch}
+    arguments = {kind: bytes_on_device(tree) for kind, tree in kinds.items()}
+    chip = topology.chip
+    found = {
+        "bytes_per_chip": None,
+        "hbm_per_chip": chip and chip.hbm,
+        "fits": True,
+        "arguments": sum(arguments.values()),
+        "arguments_by_kind": arguments,
+        "temporaries": None,
+        "flops": program.experiment.objective.flops(batch),
+    }
+    start = time.perf_counter()
+    try:
+        compiled = program.compile(phase)
+    except Exception as error:
+        needed = _out_of_memory(str(error))
+        if needed is None:
+            raise
+        found |= {"temporaries": needed, "fits": False, "compile_seconds": round(time.perf_counter() - start, 1)}
+        found["bytes_per_chip"] = found["arguments"] + needed
+        return found
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    found["arguments"] = memory.argument_size_in_bytes
+    found["temporaries"] = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    found["bytes_per_chip"] = found["arguments"] + found["temporaries"]
+    found["fits"] = chip is None or found["bytes_per_chip"] <= chip.hbm
+    cost = hlo.cost(compiled.as_text(), topology.chips // topology.slices)
+    found |= {
+        "compiled_flops_per_chip": cost.flops,
+        "memory_traffic_per_chip": cost.memory,
+        "collectives": hlo.by_kind(cost.collectives),
+        "compile_seconds": round(seconds, 1),
+        "roofline": chip and roofline(cost, found["flops"], topology),
+    }
+    return found
+
+
+def roofline(cost, flops, topology):
+    """Seconds of a step as each resource alone would have it, and together.
+
+    step_seconds: the slowest of them, as if all overlapped; without_overlap: their sum. The truth lies between, or
+    above where latency counts. mfu: model FLOPs over step_seconds at the chips' peak, so the MFU can hardly be more.
+    """
+    chip = topology.chip
+    wire = {crosses: sum(c.wire for c in cost.collectives if c.crosses == crosses) for crosses in (False, True)}
+    parts = {
+        "compute": cost.flops / chip.flops,
+        "memory": cost.memory / chip.bandwidth,
+        "interconnect": wire[False] / chip.link,
+        "network": wire[True] / chip.network,
+    }
+    step = max(parts.values())
+    return {
+        **{name: _short(value) for name, value in parts.items()},
+        "bound": max(parts, key=parts.get),
+        "step_seconds": _short(step),
+        "without_overlap": _short(sum(parts.values())),
+        "mfu": _short(flops / topology.chips / chip.flops / step),
+    }
+
+
+def fitting_mesh(experiment, chips):
+    """The experiment's own mesh where it fills the chips, else the nearest that does: the axis that spreads the rows
+    takes what tensor leaves; where rows run out, tensor takes twice as many, and so on."""
+    from launch.experiment import validate
+    from launch.mesh import mesh_shape, parse_mesh
+
+    own = parse_mesh(experiment.mesh)
+    candidates = [experiment.mesh]
+    wide = "fsdp" if own["fsdp"] != 1 else "data"
+    tensor = max(own["tensor"], 1)
+    while chips % tensor == 0 and tensor <= chips:
+        candidates.append(f"{wide}:{chips // tensor},tensor:{tensor}")
+        tensor *= 2
+    problems = []
+    for candidate in candidates:
+        try:
+            validate(dataclasses.replace(experiment, mesh=candidate), chips)
+        except UserError as error:
+            problems.append(error)
+            continue
+        shape = mesh_shape(candidate, chips)
+        return ",".join(f"{axis}:{size}" for axis, size in shape.items())
+    raise problems[min(1, len(problems) - 1)]
+
+
+def _out_of_memory(text):
+    """The bytes that the compiler says it needs beside the arguments, from its error; None for another error."""
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        return None
+    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", text)
+    number, unit = (found[1] or found[3], found[2] or found[4]) if found else ("inf", "G")
+    return float(number) * 1024 ** ("KMGT".index(unit) + 1)
+
+
+def _advice(experiment, found, topology):
+    """Which term is too large, and what to change, in the order of what costs least."""
+    from launch.dry_run import readable
+    from launch.experiment import flatten
+    from launch.mesh import parse_mesh
+
+    if found["fits"]:
+        return
+    sizes = {**found["arguments_by_kind"], "temporaries": found["temporaries"]}
+    largest = max(sizes, key=sizes.get)
+    listed = ", ".join(f"{kind} {readable(size)}" for kind, size in sizes.items())
+    yield f"{readable(found['bytes_per_chip'])} a chip, and it has {readable(found['hbm_per_chip'])}: {listed}"
+    mesh = parse_mesh(experiment.mesh)
+    changes = []
+    if largest in ("params", "optimizer", "extra"):
+        if mesh["data"] > 1:
+            changes.append("shard the state over every chip: --mesh=data:1,fsdp:-1")
+        if largest == "optimizer":
+            changes.append("an optimizer with less state, as in Experiment.optimizer = @Adafactor()")
+        changes.append("more chips")
+    else:
+        for path, value in flatten(experiment.objective).items():
+            if path.endswith(".remat") and value != "'full'":
+                changes.append(f"recompute activations: set the {path.split('.')[-2]}'s remat = 'full' (now {value})")
+        ways = (mesh["data"] if mesh["data"] > 0 else 1) * (mesh["fsdp"] if mesh["fsdp"] > 0 else 1)
+        parts = 2 * experiment.microbatches
+        if not experiment.objective.couples_examples and experiment.batch_size % (parts * ways) == 0:
+            changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
+        changes.append(f"split each layer over more chips: tensor:{2 * max(mesh['tensor'], 1)} in --mesh")
+        changes.append(f"a smaller Experiment.batch_size (now {experiment.batch_size}), or more chips")
+    yield f"{largest} is what is too large; in turn: {'; '.join(changes)}"
+
+
+def _short(value):
+    return float(f"{value:.4g}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,332 @@
+"""What a compiled program does in one run of it, read from its text: FLOPs, memory traffic, collectives.
+
+XLA's own cost analysis counts the body of a loop once, which for a scan over layers is wrong by the number of layers.
+Here a loop's body counts as often as its condition says, a branch as its dearest side, and a collective that an
+asynchronous schedule repeats (start, step, done) once. The text is that of `compiled.as_text()`: a device's program.
+
+All of it is an estimate: traffic within a fusion is free, what the compiler keeps on the chip (a memory space other
+than 0 in its layouts) is free, and nothing is known of latency.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SIZES = {"pred": 1, "token": 0, "opaque": 0, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
+# Opcodes that move nothing: names for what is there already, or counted where their computation is.
+FREE = set(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
+    "opt-barrier domain".split()
+)
+ON_CHIP = re.compile(r"S\([1-9]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation. shape: the type as written. operands: names. rest: arguments and attributes."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple
+    rest: str
+    root: bool
+
+    def attribute(self, pattern):
+        found = re.search(pattern, self.rest)
+        return found and found[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """payload: bytes of the whole array(s) that one device ends with or gives (the larger). devices: in a group.
+    crosses: whether a group spans slices. times: in one run of the program."""
+
+    kind: str
+    key: str
+    payload: float
+    devices: int
+    crosses: bool
+    times: float = 1.0
+
+    @property
+    def wire(self):
+        """Bytes that each device sends, over all its runs, by the algorithms that are bandwidth-optimal on a ring."""
+        share = {"all-reduce": 2 * (self.devices - 1) / self.devices, "collective-permute": 1.0}
+        return self.times * self.payload * share.get(self.kind, (self.devices - 1) / self.devices)
+
+
+@dataclasses.dataclass
+class Cost:
+    """flops: of matrix products and convolutions, 2 a multiply-add. memory: bytes to and from the device's memory."""
+
+    flops: float = 0.0
+    memory: float = 0.0
+    collectives: tuple = ()
+
+    def times(self, n):
+        each = tuple(dataclasses.replace(c, times=c.times * n) for c in self.collectives)
+        return Cost(self.flops * n, self.memory * n, each)
+
+    def add(self, other):
+        self.flops += other.flops
+        self.memory += other.memory
+        self.collectives += other.collectives
+
+
+def cost(text, devices_per_slice=None):
+    """Cost of one run of a compiled program, on one device.
+
+    Args:
+        text: compiled.as_text().
+        devices_per_slice: partitions that share the fast interconnect; None for all of them.
+    """
+    program = _Program(text, devices_per_slice)
+    total = program.cost(program.entry, False)
+    once = {}  # an asynchronous collective stands in several computations under one channel
+    for c in total.collectives:
+        if c.devices > 1 and (c.key not in once or once[c.key].times < c.times):
+            once[c.key] = c
+    return dataclasses.replace(total, collectives=tuple(once.values()))
+
+
+def by_kind(collectives):
+    """{kind: {"count", "bytes", "largest"}} of collectives: runs, payload of all of them, payload of the largest."""
+    found = {}
+    for c in collectives:
+        entry = found.setdefault(c.kind, {"count": 0, "bytes": 0, "largest": 0})
+        entry["count"] += round(c.times)
+        entry["bytes"] += round(c.times * c.payload)
+        entry["largest"] = max(entry["largest"], round(c.payload))
+    return dict(sorted(found.items()))
+
+
+class _Program:
+    def __init__(self, text, devices_per_slice):
+        self.computations, self.entry = parse(text)
+        self.devices_per_slice = devices_per_slice
+        self._shapes = {c: {i.name: i.shape for i in body} for c, body in self.computations.items()}
+        self._costs = {}
+
+    def cost(self, name, fused):
+        """Of one run of a computation; within a fusion nothing goes to memory."""
+        if (name, fused) not in self._costs:
+            total = Cost()
+            for instruction in self.computations[name]:
+                total.add(self._one(name, instruction, fused))
+            self._costs[name, fused] = total
+        return self._costs[name, fused]
+
+    def _one(self, where, i, fused):
+        shape = lambda operand: self._shapes[where][operand]
+        if i.opcode == "while":
+            turn = Cost()
+            for part in ("body", "condition"):
+                turn.add(self.cost(i.attribute(rf"{part}=%?([\w.\-]+)"), fused))
+            return turn.times(self._trips(i))
+        if i.opcode == "conditional":
+            sides = i.attribute(r"branch_computations=\{(.*?)\}")
+            sides = sides or ",".join(re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", i.rest))
+            costs = [self.cost(side.strip(" %"), fused) for side in sides.split(",")]
+            return max(costs, key=lambda c: (c.flops, c.memory))
+        total = Cost()
+        if i.opcode == "fusion":
+            total.add(self.cost(i.attribute(r"calls=%?([\w.\-]+)"), True))
+        elif i.opcode == "call" or i.opcode == "async-start":
+            total.add(self.cost(i.attribute(r"(?:to_apply|calls)=%?([\w.\-]+)"), fused))
+        elif i.opcode == "dot":
+            lhs = _dims(shape(i.operands[0]))
+            contracted = (i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "").split(",")
+            total.flops = 2.0 * math.prod(_dims(i.shape)) * math.prod(lhs[int(d)] for d in contracted if d)
+        elif i.opcode == "convolution":
+            total.flops = _convolution(i, *(_dims(shape(operand)) for operand in i.operands[:2]))
+        elif i.opcode.removesuffix("-start") in KINDS:
+            total.collectives = (self._collective(where, i),)
+        if not fused:
+            total.memory += self._traffic(where, i)
+        return total
+
+    def _trips(self, i):
+        """How often a while loop turns: as XLA notes it, or the bound that its counter, which starts at 0, is below."""
+        if known := i.attribute(r'known_trip_count[^\d]*"?(\d+)'):
+            return int(known)
+        condition = self.computations[i.attribute(r"condition=%?([\w.\-]+)")]
+        bounds = [re.match(r"(\d+)\)", c.rest) for c in condition if c.opcode == "constant"]
+        return max((int(b[1]) for b in bounds if b), default=1)
+
+    def _collective(self, where, i):
+        kind = i.opcode.removesuffix("-start")
+        groups = _groups(i.rest)
+        devices = len(groups[0]) if groups else 2
+        payload = sum(_bytes(self._shapes[where][operand]) for operand in i.operands)
+        if kind == "all-gather":
+            payload *= devices
+        if where.startswith("all-reduce-scatter"):  # as a TPU's compiler writes a reduce-scatter
+            kind = "reduce-scatter"
+        size = self.devices_per_slice
+        crosses = bool(size) and any(len({member // size for member in group}) > 1 for group in groups)
+        key = i.attribute(r"channel_id=(\d+)") or f"{where}/{i.name}"
+        return Collective(kind, key, payload, devices, crosses)
+
+    def _traffic(self, where, i):
+        """Bytes that an instruction outside a fusion reads from memory and writes to it."""
+        if i.opcode in FREE or i.opcode.endswith(("-done", "-update")):
+            return 0
+        shapes = [self._shapes[where][operand] for operand in i.operands if operand in self._shapes[where]]
+        if i.opcode == "fusion":
+            return self._fusion(i, shapes)
+        if i.opcode in ("dynamic-slice", "slice", "gather"):
+            return 2 * _memory(i.shape)
+        if i.opcode == "dynamic-update-slice":
+            return 2 * _memory(shapes[1])
+        if i.opcode in ("copy-start", "slice-start"):  # (to, from, context) or ((from), to, context)
+            leaves = _leaves(i.shape)[:2]
+            least = min(size for size, _ in leaves)
+            return sum(least for _, on_chip in leaves if not on_chip)
+        return _memory(i.shape) + sum(map(_memory, shapes))
+
+    def _fusion(self, i, shapes):
+        """A fusion reads of an operand what it slices from it, and writes of a result what it updates of it."""
+        body = self.computations[i.attribute(r"calls=%?([\w.\-]+)")]
+        named = {b.name: b for b in body}
+        users = collections.defaultdict(list)
+        for b in body:
+            for position, operand in enumerate(b.operands):
+                users[operand].append((b, position))
+
+        def read(name, full):
+            parts = 0
+            for user, position in users[name]:
+                if user.opcode == "bitcast":
+                    parts += read(user.name, full)
+                elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
+                    parts += _bytes(user.shape)
+                elif user.opcode != "dynamic-update-slice" or position:
+                    return full
+            return min(parts, full)
+
+        def written(b):
+            while b.opcode == "bitcast":
+                b = named[b.operands[0]]
+            if b.opcode == "tuple":
+                return sum(written(named[operand]) for operand in b.operands)
+            return _bytes(named[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else _bytes(b.shape)
+
+        parameters = {int(re.match(r"\d+", b.rest)[0]): b.name for b in body if b.opcode == "parameter"}
+        total = sum(read(parameters[n], _memory(s)) for n, s in enumerate(shapes) if n in parameters and _memory(s))
+        root = next(b for b in body if b.root)
+        return total + min(written(root), _memory(i.shape))
+
+
+def parse(text):
+    """({computation: [Instruction]}, name of the entry) of a module's text."""
+    computations, entry, body = {}, None, None
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line)
+        if header:
+            body = computations[header[2]] = []
+            entry = header[2] if header[1] else entry
+        elif body is not None and (found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", line)):
+            shape, rest = _type(found[3])
+            opcode, _, rest = rest.partition("(")
+            arguments = rest[: _closing("(" + rest) - 1]
+            operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+            body.append(Instruction(found[2], shape, opcode.strip(), operands, rest, bool(found[1])))
+    return computations, entry
+
+
+def _type(text):
+    """'(f32[2], s32[]) add(...)' -> ('(f32[2], s32[])', 'add(...)')."""
+    end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
+    return text[:end], text[end:].lstrip()
+
+
+def _closing(text):
+    """The index of the bracket that closes the first character."""
+    depth = 0
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return match.start()
+    return len(text)
+
+
+def _leaves(shape):
+    """[(bytes, whether it stays on the chip)] of a type."""
+    found = []
+    for dtype, dims, layout in re.findall(r"([a-z]\w*)\[([^\]]*)\](\{[^}]*\})?", shape):
+        size = SIZES.get(dtype) if dtype in SIZES else _width(dtype)
+        count = math.prod(int(d) for d in dims.replace("<=", "").split(",") if d)
+        found.append((count * size, bool(ON_CHIP.search(layout))))
+    return found
+
+
+def _width(dtype):
+    """Bytes of 'f32', 's8', 'f8e4m3fn'."""
+    found = re.match(r"[a-z]+(\d+)", dtype)
+    return int(found[1]) / 8 if found else 0
+
+
+def _bytes(shape):
+    return sum(size for size, _ in _leaves(shape))
+
+
+def _memory(shape):
+    """The bytes of a type that lie in the device's memory."""
+    return sum(size for size, on_chip in _leaves(shape) if not on_chip)
+
+
+def _dims(shape):
+    return [int(d) for d in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if d]
+
+
+def _convolution(i, lhs, rhs):
+    """FLOPs of a convolution. Taps that fall on padding or between dilated inputs cost nothing: a TPU's compiler writes
+    products with several batch or contracted dims that way."""
+    left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest).groups()
+    result = _dims(i.shape)
+    spatial = [c for c in left if c.isdigit()]
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", i.attribute(r"window=\{(.*?)\}") or ""))
+    pick = lambda name, default: window[name].split("x") if name in window else [default] * len(spatial)
+    pairs = 1
+    for dim, size, stride, pad, spread, step in zip(
+        spatial, pick("size", "1"), pick("stride", "1"), pick("pad", "0_0"), pick("lhs_dilate", "1"),
+        pick("rhs_dilate", "1"),
+    ):  # fmt: skip
+        low = int(pad.split("_")[0])
+        pairs *= _taps(
+            lhs[left.index(dim)], result[out.index(dim)], int(size), int(stride), low, int(spread), int(step)
+        )
+    return 2.0 * pairs * result[out.index("b")] * result[out.index("f")] * rhs[right.index("i")]
+
+
+@functools.cache
+def _taps(inputs, outputs, size, stride, low, spread, step):
+    """How many (output, tap) pairs of one dim meet an input."""
+    at = np.arange(outputs)[:, None] * stride + np.arange(size)[None] * step - low
+    return int(((at >= 0) & (at <= (inputs - 1) * spread) & (at % spread == 0)).sum())
+
+
+def _groups(rest):
+    """The groups of partitions of a collective: lists of ids; [] where it names none."""
+    if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
+        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", found[1])]
+    if found := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
+        return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape, tiles, order = (list(map(int, part.split(","))) if part else None for part in found.groups())
+        ids = np.arange(math.prod(tiles)).reshape(tiles)
+        return (ids.transpose(order) if order else ids).reshape(shape).tolist()
+    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\([^)]*\))? \{(.*?)\}", rest):
+        axes = re.findall(r"'([\w.]+)'=(\d+)", found[1])
+        named = re.findall(r"'([\w.]+)'", found[2])
+        sizes = [int(size) for _, size in axes]
+        inside = [n for n, (axis, _) in enumerate(axes) if axis in named]
+        ids = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), inside, range(-len(inside), 0))
+        return ids.reshape(-1, math.prod(sizes[n] for n in inside)).tolist()
+    return []
