@@ -211,8 +211,7 @@ class Archive:
         if locked:
             raise UserError(f"{self.place(locked)} is encrypted: pack the pictures again without a password")
         names = [(i.filename, f"{i.file_size} {i.CRC:08x}") for i in infos]
-        hidden = ("__MACOSX", ".")
-        return sorted(row for row in names if not any(part.startswith(hidden) for part in row[0].split("/")))
+        return sorted(row for row in names if not any(p.startswith((".", "__MACOSX")) for p in _parts(row[0])))
 
 
 @dataclasses.dataclass
@@ -298,7 +297,7 @@ def arrange(names, where, labels=True):
 
     Raises UserError if splits differ in their classes, or if some pictures have a class and others not.
     """
-    paths = [tuple(name.split("/")) for name in names]
+    paths = [_parts(name) for name in names]
     tops = {p[0] for p in paths}
     if len(tops) == 1 and any(len(p) > 2 and _SPLIT_OF.get(p[1]) == "train" for p in paths):
         paths = [p[1:] for p in paths]  # an archive of one folder that holds all
@@ -331,6 +330,11 @@ def arrange(names, where, labels=True):
                 "them, or set ImageData.labels = False"
             )
     return found, len(names) - sum(map(len, found.values()))
+
+
+def _parts(name):
+    """The folders and the file of a name; an archive's may begin with ./ or worse, which leads nowhere here."""
+    return tuple(part for part in name.split("/") if part not in ("", ".", ".."))
 
 
 # ----------------------------------------------------------------------------------------------------------------- tfds

@@ -1,0 +1,433 @@
+import gzip
+import io
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from paradigm import tfds as prepared_tfds
+from paradigm.errors import UserError
+from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, zipped
+from vision.data import ImageData
+from vision.pictures import decode
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_every_mode_becomes_the_same_picture():
+    colour = pixels(0)
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    picture = Image.fromarray(colour)
+    few = picture.quantize(8)
+    for raw, wanted, near in (
+        (encoded(picture), colour, 0),
+        (encoded(picture, "BMP"), colour, 0),
+        (encoded(picture, "WEBP", lossless=True), colour, 0),
+        (encoded(few), np.asarray(few.convert("RGB")), 0),
+        (encoded(picture.convert("CMYK"), "TIFF"), colour, 1),
+        (encoded(picture.convert("CMYK"), "JPEG", quality=100, subsampling=0), colour, 12),
+        (encoded(grey), np.repeat(grey[:, :, None], 3, 2), 0),
+        (encoded(Image.fromarray(grey.astype(np.uint16) * 257)), np.repeat(grey[:, :, None], 3, 2), 0),
+        (encoded(Image.fromarray(grey > 99)), np.repeat(np.uint8(255 * (grey > 99))[:, :, None], 3, 2), 0),
+    ):
+        found = decode(raw, "x")
+        assert found.dtype == np.uint8 and found.shape == (6, 9, 3)
+        assert np.abs(found.astype(int) - wanted).max() <= near
+        luminance = decode(raw, "x", channels=1)
+        assert luminance.shape == (6, 9, 1)
+        assert np.abs(luminance[:, :, 0].astype(int) - np.asarray(Image.fromarray(wanted).convert("L"))).max() <= near
+
+
+def test_transparent_parts_lie_on_white():
+    colour, alpha = pixels(1), np.array([[0, 128, 255]], np.uint8).repeat(6, 0).repeat(3, 1)
+    wanted = colour * (alpha[:, :, None] / 255) + 255 * (1 - alpha[:, :, None] / 255)
+    assert np.abs(decode(encoded(np.dstack([colour, alpha])), "x") - wanted).max() <= 0.51
+    grey = np.asarray(Image.fromarray(colour).convert("L"))
+    found = decode(encoded(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])), "x")
+    assert (found[:, :3] == 255).all() and (found[:, 6:] == grey[:, 6:, None]).all()
+    palette = Image.fromarray(colour).quantize(4)
+    first = palette.getpixel((0, 0))
+    found = decode(encoded(palette, transparency=first), "x")
+    assert (found[np.asarray(palette) == first] == 255).all() and (found != 255).any()
+
+
+def test_pictures_are_turned_upright_and_the_first_of_several_is_read():
+    colour = pixels(2)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    assert (decode(encoded(colour, exif=exif), "x") == np.rot90(colour, -1)).all()
+    frames = [Image.fromarray(np.full((4, 4), 60 * i, np.uint8)) for i in range(3)]
+    assert (decode(encoded(frames[1], "GIF", save_all=True, append_images=frames[2:]), "x") == 60).all()
+
+
+def bomb(width, height):
+    """A PNG of a few bytes that says it is huge."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 9)) + chunk(b"IEND", b"")
+
+
+def test_decompression_bombs_are_refused_whatever_is_done_with_broken_pictures(tmp_path, monkeypatch):
+    folder(tmp_path / "d", {"a/0.png": pixels(0), "a/1.png": bomb(30_000, 30_000), "a/2.png": bomb(9_000, 8_000)})
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was unpacked"))
+    source = opened(tmp_path / "d", valid=0.01).splits
+    readable = {s.name(i): (s, i) for s in source.values() for i in range(len(s))}
+    for name, count in (("1.png", "more than 178,956,970"), ("2.png", "72,000,000")):
+        s, i = readable[str(tmp_path / "d" / "a" / name)]
+        with pytest.raises(UserError, match=rf"{name} has {count} pixels and ImageData.max_pixels is 64,000,000: rem"):
+            s[i]
+    s, i = readable[str(tmp_path / "d" / "a" / "0.png")]
+    small = ImageData(source=str(tmp_path / "d"), max_pixels=53).build(progress=False).splits
+    with pytest.raises(UserError, match=r"0.png has 54 pixels and ImageData.max_pixels is 53"):
+        [part[k] for part in small.values() for k in range(len(part)) if part.name(k).endswith("0.png")]
+
+
+# ------------------------------------------------------------------------------------------------- folders and archives
+
+
+SPLIT = {
+    **{f"train/{c}/{i}.png": pixels(i) for i, c in enumerate("aabbb")},
+    **{f"validation/{c}/{i}.png": pixels(10 + i) for i, c in enumerate("ab")},
+    **{f"test/{c}/deep/{i}.PNG": pixels(20 + i) for i, c in enumerate("aab")},
+}
+OTHERS = {"README.txt": b"x", ".hidden/z.png": b"x", "train/a/._0.png": b"x", "train/a/Thumbs.db": b"x"}
+
+
+@pytest.mark.parametrize("make", ["folder", "zip", "wrapped"])
+def test_splits_and_classes_are_folders(tmp_path, make):
+    if make == "folder":
+        place = folder(tmp_path / "d", {**SPLIT, **OTHERS})
+    else:
+        top = "data-1.0/" if make == "wrapped" else ""
+        place = zipped(
+            tmp_path / "d.zip", {f"{top}{k}": v for k, v in {**SPLIT, **OTHERS, "__MACOSX/p.png": b"x"}.items()}
+        )
+    prepared = opened(place)
+    assert prepared.classes == ("a", "b") and prepared.source("test").classes == ("a", "b")
+    for split, start, labels in (("train", 0, [0, 0, 1, 1, 1]), ("valid", 10, [0, 1]), ("test", 20, [0, 0, 1])):
+        found = records(prepared, split)
+        assert [r["label"] for r in found] == labels
+        assert all((r["image"] == pixels(start + i)).all() for i, r in enumerate(found))
+    name = prepared.source("test").name(2)
+    assert str(place) in name and "test/b/deep/2.PNG" in name
+    copy = pickle.loads(pickle.dumps(prepared.source("train")))
+    assert (copy[4]["image"] == pixels(4)).all()
+    assert opened(f"{'folder' if make == 'folder' else 'zip'}:{place}").fingerprint == prepared.fingerprint
+    assert all(r["label"] == -1 for r in records(opened(place, labels=False)))
+
+
+def test_classes_without_splits_and_pictures_without_classes(tmp_path):
+    classes = folder(tmp_path / "c", {f"{'xy'[i % 2]}/{i}.png": pixels(i) for i in range(40)})
+    prepared = opened(classes, valid=0.2)
+    held = records(prepared, "valid")
+    assert prepared.classes == ("x", "y") and sorted(r["label"] for r in held) == [0] * 4 + [1] * 4
+    assert len(records(prepared)) == 32
+    assert "test" not in prepared.splits
+    flat = folder(tmp_path / "f", {f"{i}.png": pixels(i) for i in range(20)})
+    prepared = opened(flat)
+    assert prepared.classes is None and len(prepared.source("train")) == 18
+    assert {r["label"] for r in records(prepared)} == {-1}
+    assert "18 train, 2 valid pictures, no labels" in prepared.described
+    one = opened(folder(tmp_path / "o", {f"only/{i}.png": pixels(i) for i in range(4)}))
+    assert one.classes == ("only",) and {r["label"] for r in records(one)} == {0}
+
+
+def test_an_archive_is_read_by_each_process_and_never_unpacked(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    place = zipped(tmp_path / "a" / "b" / "d.zip", {f"../../{'ab'[i % 2]}/{i}.png": pixels(i) for i in range(6)})
+    prepared = opened(place)
+    assert prepared.classes == ("a", "b")
+    source = prepared.source("train")
+    source[0]
+    archive = source.records.records.files
+    assert archive._opened[0] is not None and pickle.loads(pickle.dumps(archive))._opened == (None, None)
+    mine = archive._opened[1]
+    archive._opened = (1, mine)  # as a forked process would find it
+    source[1]
+    assert archive._opened[1] is not mine
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["d.zip"]
+
+
+def test_links_that_go_round_in_circles(tmp_path):
+    place = folder(tmp_path / "d", {f"a/{i}.png": pixels(i) for i in range(3)})
+    (place / "a" / "loop").symlink_to(place)
+    (place / "b").symlink_to(folder(tmp_path / "elsewhere", {"9.png": pixels(9), "8.png": pixels(8)}))
+    (place / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    prepared = opened(place)
+    assert prepared.classes == ("a", "b")
+    assert sum(len(prepared.source(s)) for s in ("train", "valid")) == 5
+
+
+def cut(path, by):
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, r"holds no pictures \(.jpg .*\); it holds nothing"),
+        ({"a/notes.txt": b"x"}, r"holds no pictures .*; it holds .txt"),
+        ({"train/a/1.png": b"", "train/b/1.png": b"", "test/a/1.png": b"", "test/c/1.png": b""},
+         r"the class folders of train and test differ \(b only in train; c only in test\): rename or complete them"),
+        ({"train/a/1.png": b"", "train/b/1.png": b"", "val/a/1.png": b""},
+         r"the class folders of train and valid differ \(b only in train\)"),
+        ({"a/1.png": b"", "2.png": b""}, r"pictures in class folders and others beside them \(2.png\): move those"),
+        ({"test/a/1.png": b"", "val/a/1.png": b""}, r"holds test and val and no folder train: add it"),
+        ({"a/1.png": b""}, r"has 1 picture, none of which can be held out: add some"),
+    ],
+)  # fmt: skip
+def test_bad_folders(tmp_path, files, message):
+    (tmp_path / "d").mkdir()
+    for place in (folder(tmp_path / "d", files), zipped(tmp_path / "d.zip", files)):
+        with pytest.raises(UserError, match=message) as error:
+            opened(f"{'zip' if place.suffix else 'folder'}:{place}")
+        assert "\n" not in str(error.value) and str(place) in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------------ idx
+
+
+def idx_bytes(array):
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+IMAGES, LABELS = pixels(5, 30, 4 * 5, 1).reshape(30, 4, 5), (np.arange(30) % 3).astype(np.uint8)
+
+
+@pytest.fixture
+def idx(tmp_path):
+    root = tmp_path / "idx"
+    root.mkdir()
+    (root / "train-images-idx3-ubyte").write_bytes(idx_bytes(IMAGES[:20]))
+    (root / "train-labels.idx1-ubyte").write_bytes(idx_bytes(LABELS[:20]))
+    (root / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(IMAGES[20:])))
+    (root / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(LABELS[20:])))
+    return root
+
+
+def test_idx(idx):
+    prepared = opened(idx, channels=1, classes=("p", "q", "r"))
+    assert prepared.classes == ("p", "q", "r")
+    for split, rows in (("train", slice(0, 20)), ("valid", slice(20, 30)), ("test", slice(20, 30))):
+        found = records(prepared, split)
+        assert (np.stack([r["image"] for r in found])[..., 0] == IMAGES[rows]).all()
+        assert [r["label"] for r in found] == LABELS[rows].tolist()
+    assert prepared.source("valid").name(3) == f"{idx / 't10k-images-idx3-ubyte.gz'} picture 3"
+    assert "20 train, 10 valid (the test split) pictures, 3 classes" in prepared.described
+    assert records(opened(f"idx:{idx}"))[0]["image"].shape == (4, 5, 3)
+    apart = opened(idx, hold_out=True)
+    assert [len(apart.source(s)) for s in ("train", "valid", "test")] == [17, 3, 10]
+    assert len(pickle.dumps(prepared.source("train"))) < 2000, "workers read the file for themselves"
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("train-images-idx3-ubyte", lambda b: None, r"holds no train-images-idx3-ubyte or .gz of it: name the dir"),
+        ("train-images-idx3-ubyte", lambda b: b[:-7], r"ubyte is cut short: it holds 393 of the 400 bytes that its"),
+        ("train-images-idx3-ubyte", lambda b: b[:9], r"ubyte is cut short"),
+        ("train-images-idx3-ubyte", lambda b: b + b"x", r"ubyte is too long: it holds over"),
+        ("train-images-idx3-ubyte", lambda b: b"<html>", r"is no idx file of bytes in 3 or 4 dimensions \(it begins"),
+        ("train-images-idx3-ubyte", lambda b: b"", r"is no idx file .* \(it begins with nothing\): fetch it again"),
+        ("t10k-images-idx3-ubyte.gz", lambda b: b[:-20], r"t10k-images-idx3-ubyte.gz is cut short or damaged \("),
+        ("t10k-images-idx3-ubyte.gz", lambda b: gzip.compress(gzip.decompress(b)[:-9]), r"cut short: it holds 191"),
+        ("train-labels.idx1-ubyte", lambda b: None, r"train-images-idx3-ubyte has no labels beside it \(train-labels"),
+        ("train-labels.idx1-ubyte", lambda b: idx_bytes(LABELS[:19]), r"19 labels for the 20 pictures of .*train"),
+        ("t10k-labels-idx1-ubyte.gz", lambda b: idx_bytes(IMAGES), r"is no idx file of bytes in 1 dimensions"),
+        ("t10k-images-idx3-ubyte.gz", lambda b: idx_bytes(np.stack([IMAGES[20:]] * 3, -1)),
+         r"pictures of train have 1 channels, those of test 3: save them alike"),
+    ],
+)  # fmt: skip
+def test_bad_idx(idx, name, change, message):
+    content = change((idx / name).read_bytes())
+    (idx / name).unlink()
+    if content is not None:
+        (idx / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        opened(f"idx:{idx}")
+    assert "\n" not in str(error.value) and str(idx) in str(error.value)
+    if "label" in name:
+        assert {r["label"] for r in records(opened(f"idx:{idx}", labels=False))} == {-1}
+
+
+# ------------------------------------------------------------------------------------------------------------------ npz
+
+
+def test_npz(tmp_path):
+    colour = np.stack([pixels(i) for i in range(12)])
+    place = npz(tmp_path / "d.npz", x_train=colour[:8], y_train=np.arange(8)[:, None] % 4, x_test=colour[8:],
+                y_test=np.zeros(4, np.int64))  # fmt: skip
+    prepared = opened(place)
+    assert [r["label"] for r in records(prepared)] == [0, 1, 2, 3] * 2 and prepared.classes == ("0", "1", "2", "3")
+    assert (np.stack([r["image"] for r in records(prepared, "test")]) == colour[8:]).all()
+    assert records(opened(f"npz:{place}", channels=1))[0]["image"].shape == (6, 9, 1)
+    medical = npz(tmp_path / "m.npz", train_images=IMAGES[:9], train_labels=LABELS[:9], val_images=IMAGES[9:12],
+                  val_labels=LABELS[9:12], test_images=IMAGES[12:], test_labels=LABELS[12:])  # fmt: skip
+    assert [len(opened(medical).source(s)) for s in ("train", "valid", "test")] == [9, 3, 18]
+    alone = opened(npz(tmp_path / "a.npz", images=IMAGES), labels=False)
+    assert len(alone.source("train")) == 27 and alone.classes is None
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"x_train": IMAGES, "y_train": np.array([{}] * 30)}, r"y_train holds pickled objects, which are never loaded"),
+        ({"images": np.array([None] * 30), "labels": LABELS}, r"images holds pickled objects, which are never"),
+        ({"x_train": IMAGES}, r"has x_train and no y_train: add it, or set ImageData.labels = False"),
+        ({"x_train": IMAGES, "y_train": LABELS[:7]}, r"y_train holds 7 labels for the 30 pictures of x_train"),
+        ({"x_train": IMAGES / 255, "y_train": LABELS}, r"x_train is float64 \[30, 4, 5\]: save pictures as uint8"),
+        ({"x_train": IMAGES[:, None], "y_train": LABELS}, r"x_train is uint8 \[30, 1, 4, 5\]: save .* or \[N, height"),
+        ({"x_train": IMAGES, "y_train": np.eye(30)}, r"y_train is float64 \[30, 30\]: labels are one integer for each"),
+        ({"x_train": IMAGES, "y_train": LABELS - 5.0}, r"y_train is float64 \[30\]: labels are one integer"),
+        ({"x_train": IMAGES, "y_train": LABELS.astype(int) - 2}, r"labels from -2 to 0: number classes from 0"),
+        ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, r"x_train holds no pictures"),
+        ({"weights": IMAGES}, r"holds weights: name its arrays x_train, y_train, x_test and y_test, or images and la"),
+        ({"x_train": IMAGES, "y_train": LABELS, "x_test": np.stack([IMAGES] * 3, -1), "y_test": LABELS},
+         r"pictures of train have 1 channels, those of test 3: save them alike"),
+    ],
+)  # fmt: skip
+def test_bad_npz(tmp_path, arrays, message):
+    place = npz(tmp_path / "d.npz", **arrays)
+    with pytest.raises(UserError, match=message) as error:
+        opened(place)
+    assert "\n" not in str(error.value) and str(place) in str(error.value)
+
+
+def test_broken_archives(tmp_path):
+    for kind, fix in (("npz", "make it with numpy.savez"), ("zip", "pack or fetch it again")):
+        place = tmp_path / f"d.{kind}"
+        place.write_bytes(pickle.dumps([1, 2, 3]))
+        with pytest.raises(UserError, match=rf"d.{kind} cannot be read as .*: {fix}"):
+            opened(f"{kind}:{place}")
+        with pytest.raises(UserError, match=rf"d.{kind} is neither a folder nor a whole .npz or .zip file"):
+            opened(place)
+        with pytest.raises(UserError, match=rf"{kind}:.*gone: no such file"):
+            opened(f"{kind}:{tmp_path}/gone")
+    place = zipped(tmp_path / "e.zip", SPLIT)
+    raw = bytearray(place.read_bytes())
+    at = raw.index(b"PK\x01\x02")
+    raw[at + 8] |= 1  # the flag of encryption
+    place.write_bytes(bytes(raw))
+    with pytest.raises(UserError, match=r"e.zip \(train/a/0.png\) is encrypted: pack the pictures again"):
+        opened(place)
+    large = zipped(tmp_path / "b.zip", {f"{i}.png": pixels(i) for i in range(4)})
+    with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("5.png", b"0" * (2 << 20))
+    with pytest.raises(UserError, match=r"b.zip \(5.png\) unpacks to 2,097,152 bytes, more than any picture of Image"):
+        prepared = opened(large, max_pixels=100)
+        records(prepared), records(prepared, "valid")
+
+
+# ----------------------------------------------------------------------------------------------------------------- tfds
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    root = tmp_path_factory.mktemp("tfds")
+
+    class TinyPictures(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(0, 12), "validation": self._generate_examples(12, 15)}
+
+        def _generate_examples(self, start, end):
+            for i in range(start, end):
+                broken = {13: b"no picture"}
+                yield i, {"image": io.BytesIO(broken.get(i, encoded(pixels(i)))), "label": i % 2}
+
+    TinyPictures(data_dir=root, file_format="array_record").download_and_prepare()
+    return root / "tiny_pictures" / "1.0.0"
+
+
+def test_tfds_is_read_without_tensorflow(tfds_dir):
+    prepared = opened(f"tfds:{tfds_dir}")
+    assert prepared.classes == ("cat", "dog") and opened(tfds_dir).fingerprint == prepared.fingerprint
+    found = records(prepared)
+    known = {pixels(i).tobytes(): i for i in range(12)}
+    order = [known[r["image"].tobytes()] for r in found]
+    assert sorted(order) == list(range(12)) and [r["label"] for r in found] == [i % 2 for i in order]
+    copy = pickle.loads(pickle.dumps(prepared.source("train")))
+    assert (copy[7]["image"] == found[7]["image"]).all()
+    assert records(opened(tfds_dir, labels=False))[0]["label"] == -1
+    broken = []
+    for i in range(3):
+        try:
+            prepared.source("valid")[i]
+        except ValueError as error:
+            broken.append((prepared.source("valid").name(i), str(error)))
+    [(name, error)] = broken
+    assert "tiny_pictures-validation.array_record" in name and "cannot identify image file" in error
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_errors(tfds_dir, tmp_path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"has no feature 'pixels', only image, label: choose with ImageData.image_field$"
+    ):
+        opened(tfds_dir, image_field="pixels")
+    with pytest.raises(
+        UserError, match=r"no feature 'kind', .* ImageData.label_field, or set ImageData.labels = False"
+    ):
+        opened(tfds_dir, label_field="kind")
+    with pytest.raises(UserError, match=r"^tfds:no_such_thing cannot be opened \(Dataset no_such_thing not found.\)$"):
+        opened("tfds:no_such_thing")
+    other = shutil.copytree(tfds_dir, tmp_path / "tfrecord")
+    info = (other / "dataset_info.json").read_text()
+    (other / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
+    for path in other.glob("*.array_record*"):
+        path.rename(other / path.name.replace("array_record", "tfrecord"))
+    with pytest.raises(
+        UserError, match=r"is a TFRecord file, which cannot be read in any order: prepare the data again"
+    ):
+        opened(other)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    prepared_tfds.builder.cache_clear()
+    with pytest.raises(UserError, match=r"^tfds:imagenet2012 needs tensorflow-datasets: pip install"):
+        opened("tfds:imagenet2012")
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("digit", r"^unknown image source 'digit': did you mean 'digits'\? choose from digits, shapes, idx, npz, fol"),
+        ("ixd:DIR", r"^unknown image source 'ixd': did you mean 'idx'\?"),
+        ("no/such/folder", r"image source no/such/folder: no such file or directory \(sources without files: digits,"),
+        ("folder:nowhere", r"^folder:nowhere: no such directory"),
+        ("idx:nowhere", r"^idx:nowhere: no such directory"),
+        ("folder:", r"names no place: write folder:PATH"),
+        ("tfds", r"names no place: write tfds:NAME"),
+        ("shapes:3", r"nothing comes after shapes; its settings are ImageData's"),
+    ],
+)
+def test_unknown_sources(source, message):
+    with pytest.raises(UserError, match=message) as error:
+        opened(source)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_heavy_is_imported_for_a_source_that_does_not_need_it():
+    code = (
+        "import sys, vision.data; vision.data.ImageData('shapes').build(progress=False).source('train')[3]; "
+        "sys.exit(([m for m in ('jax', 'sklearn', 'tensorflow', 'tensorflow_datasets') if m in sys.modules] or 0))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
