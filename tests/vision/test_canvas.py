@@ -40,6 +40,7 @@ def test_shrinking_does_not_alias_and_is_exact_where_pixels_divide():
     checks = np.indices((60, 90)).sum(0).astype(np.uint8)[:, :, None] % 2 * 200
     for size in (15, 17):  # exact, and not
         assert np.abs(squash(checks, size).astype(int) - 100).max() <= 25, size
+    assert (np.diff(squash(ramp(5, 5), 20)[10, :, 0]) > 0).sum() > 12, "smooth where it grows"
     image = picture(32, 48)
     means = image.reshape(8, 4, 8, 6, 3).mean((1, 3))
     assert np.abs(squash(image, 8) - means).max() <= 1

@@ -47,7 +47,8 @@ def test_shapes_need_no_download():
     assert "test" not in opened("shapes", shapes=Shapes(scenes=5)).splits
     grey = opened("shapes", channels=1, labels=False, shapes=Shapes(scenes=5)).source("train")[0]
     assert grey["image"].shape == (64, 64, 1) and grey["label"] == -1
-    assert prepared.source("train").name(7) == "scene 7 of seed 5"
+    names = [prepared.source(s).name(7) for s in ("train", "valid", "test")]
+    assert names == [f"scene {i} of seed 5" for i in (7, 57, 77)]
 
 
 def test_what_is_held_out_depends_on_the_records_alone(tmp_path):

@@ -26,6 +26,7 @@ def test_a_scene_is_a_function_of_seed_and_number():
         assert (a["image"] == b["image"]).all() and a["caption"] == b["caption"] and a["labels"] == b["labels"]
     assert (Shapes(seed=4).record(7)["image"] != backwards[0]["image"]).any()
     assert (shapes.record(8)["image"] != backwards[0]["image"]).any()
+    assert len({shapes.scene(7 + k) for k in (0, 1, 600, 2**16, 2**32, 2**33)}) == 6
     assert Shapes(seed=3, size=32).scene(7) == shapes.scene(7), "the size of the picture changes nothing else"
 
 
@@ -78,7 +79,8 @@ def test_shapes_look_like_themselves(shape):
     assert upright == (shape in ("triangle", "star", "heart"))
     rows, columns = np.nonzero(cover > 0.5)
     assert 32 <= rows.min() and rows.max() < 96 and 32 <= columns.min() and columns.max() < 96
-    assert len(np.unique(cover.round(2))) > 8 or shape in ("square", "cross"), "edges are soft"
+    soft = (picture[:, :, 2] > 60) & (picture[:, :, 2] < 230)
+    assert soft.sum() > 20 or shape in ("square", "cross"), "edges are soft where they do not lie along pixels"
 
 
 def test_no_two_shapes_are_alike():
@@ -120,7 +122,7 @@ def test_captions_tell_the_truth():
         assert nouns == [t.shape for t in scene.things], scene.caption
         assert [w for w in words if w in COLOURS] == [t.colour for t in scene.things], scene.caption
         assert all(w in {t.size for t in scene.things} for w in words if w in SIZES)
-        assert all(w in {t.texture for t in scene.things} for w in words if w in TEXTURES)
+        assert all(w in {t.texture for t in scene.things} - {"solid"} for w in words if w in TEXTURES)
         for phrase, true in (
             ("to the left of", lambda a, b: a.x < b.x),
             ("to the right of", lambda a, b: a.x > b.x),
@@ -151,6 +153,7 @@ def test_pairs_can_be_held_out():
         assert [(t.x, t.y, t.size) for t in without.things] == [(t.x, t.y, t.size) for t in scene.things]
     assert 20 < changed < 150
     assert every.scene(5) == SCENES[5]
+    assert not {f"{t.colour} {t.shape}" for i in range(9) for t in unseen.scene(i).things[1:]} <= set(pairs)
     assert {f"{s.things[0].colour} {s.things[0].shape}" for s in map(unseen.scene, range(60))} == set(pairs)
 
 
