@@ -71,6 +71,23 @@ def mae(w, fields, draw):
     return objectives.MAE(encoder=model, augment=views, canvas=w["image"], **widths), pictures(w, draw)
 
 
+def mae_all_patches(w, fields, draw):
+    """The same with an encoder that reads every patch, and not the visible ones alone."""
+    import jax.numpy as jnp
+
+    from vision.images import own
+    from vision.objectives import MAE
+
+    class AllPatches(MAE):
+        def predict(self, variables, images, places):
+            _, named = self.encoder.apply(own("encoder", variables), images, keep=places)
+            latent = jnp.concatenate([named["class"][:, None], named["patches"][:, : self.kept]], 1)
+            return self.decoder.apply(own("decoder", variables), latent, places)
+
+    objective, entries = mae(w, fields, draw)
+    return AllPatches(**vars(objective)), entries
+
+
 def pictures(w, draw):
     """Entries of a batch of square pictures."""
     shape = w["batch"], w["image"], w["image"], 3
@@ -78,7 +95,7 @@ def pictures(w, draw):
 
 
 DECODER = {"width": "d_model", "layers": "layers", "heads": "heads"}
-KINDS = {"causal_lm": causal_lm, "span_corruption": span_corruption, "mae": mae}
+KINDS = {"causal_lm": causal_lm, "span_corruption": span_corruption, "mae": mae, "mae_all_patches": mae_all_patches}
 
 
 def workload():

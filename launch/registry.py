@@ -40,8 +40,12 @@ HOMES = {
         "moco_v2_views",
         "moco_v3_views",
     ),
+    "vision.data": ("ImageData",),
+    "vision.shapes": ("Shapes",),
+    "vision.vit": ("vit",),
+    "vision.resnet": ("resnet",),
     "vision.probe": ("Probes",),
-    "vision.pictures": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
+    "vision.gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
 }
 OBJECTIVES = ("t5like.objectives", "vision.objectives")  # packages all of whose objectives can be named
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))

@@ -74,6 +74,8 @@ class MAE(ImageObjective):
                 f"MAE: views of {self.augment.size} pixels, but the encoder reads {self.encoder.image_size}: "
                 "make augment's size the encoder's image_size"
             )
+        if self.norm_pixels and self.encoder.patch**2 * self.encoder.channels < 2:
+            raise UserError("MAE.norm_pixels=True, but a patch is one number, which has no deviation: set it to False")
         if not 0 < self.kept < self.patches:
             raise UserError(
                 f"MAE.mask_ratio={self.mask_ratio} keeps {self.kept} of {self.patches} patches: choose it so that at "
