@@ -26,7 +26,7 @@ def test_a_scene_is_a_function_of_seed_and_number():
         assert (a["image"] == b["image"]).all() and a["caption"] == b["caption"] and a["labels"] == b["labels"]
     assert (Shapes(seed=4).record(7)["image"] != backwards[0]["image"]).any()
     assert (shapes.record(8)["image"] != backwards[0]["image"]).any()
-    assert len({shapes.scene(7 + k) for k in (0, 1, 600, 2**16, 2**32, 2**33)}) == 6
+    assert len({shapes.scene(7 + k).things for k in (0, 1, 600, 2**16, 2**32, 2**33)}) == 6
     assert Shapes(seed=3, size=32).scene(7) == shapes.scene(7), "the size of the picture changes nothing else"
 
 

@@ -104,7 +104,13 @@ SPLIT = {
     **{f"validation/{c}/{i}.png": pixels(10 + i) for i, c in enumerate("ab")},
     **{f"test/{c}/deep/{i}.PNG": pixels(20 + i) for i, c in enumerate("aab")},
 }
-OTHERS = {"README.txt": b"x", ".hidden/z.png": b"x", "train/a/._0.png": b"x", "train/a/Thumbs.db": b"x"}
+OTHERS = {
+    "README.txt": b"x",
+    ".hidden/z.png": b"x",
+    "train/.thumbs/z.png": b"x",
+    "train/a/._0.png": b"x",
+    "train/a/Thumbs.db": b"x",
+}
 
 
 @pytest.mark.parametrize("make", ["folder", "zip", "wrapped"])
