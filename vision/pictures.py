@@ -38,6 +38,12 @@ def decode(raw, name, channels=3, max_pixels=MAX_PIXELS):
         return to_channels(np.asarray(picture), channels)
 
 
+def mode(raw):
+    """What Pillow calls the channels that a picture's header tells: RGB, L, RGBA, P ..."""
+    with Image.open(io.BytesIO(raw)) as picture:
+        return picture.mode
+
+
 def _bomb(name, pixels, limit):
     return UserError(
         f"{name} has {pixels} pixels and ImageData.max_pixels is {limit:,}: remove it, or raise that if it is no "

@@ -30,10 +30,11 @@ from paradigm import tfds
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
 from vision import arrays
-from vision.pictures import MAX_PIXELS, decode, to_channels
+from vision.pictures import MAX_PIXELS, decode, mode, to_channels
 from vision.shapes import Shapes
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SURVEYED = 64  # pictures of a folder that are looked at when it is opened
 _SPLITS = {  # folders -> splits
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val"),
@@ -246,7 +247,7 @@ def _decoded(raw, name, reading):
     except UserError:
         raise
     except Exception as error:  # decoders raise anything at all
-        reason = re.sub(r" <_io\.BytesIO object at \w+>", "", (str(error).splitlines() or [type(error).__name__])[0])
+        reason = _reason(error)
         if reading.on_broken == "refuse":
             raise UserError(
                 f"{name} is broken ({reason}): mend or remove it, or set ImageData.on_broken = 'replace'"
@@ -288,8 +289,36 @@ def _open_files(files, reading):
         labels = np.array([places[label] for _, label in rows], np.int32) if rows[0][1] is not None else None
         splits[split] = FileSource(files, names, labels, reading)
     lines = (f"{split} {name} {label} {stamps[name]}" for split, rows in found.items() for name, label in rows)
-    note = f"{left_out:,} outside of train, valid and test are left out" if left_out else ""
-    return Opened(splits, tuple(classes) or None, _digest(lines), note)
+    notes = [f"{left_out:,} outside of train, valid and test are left out"] * bool(left_out)
+    notes += [note] if (note := _survey(splits["train"])) else []
+    return Opened(splits, tuple(classes) or None, _digest(lines), "; ".join(notes))
+
+
+def _survey(source):
+    """What a look at some of the pictures' headers finds that is not of the wanted channels; "" if nothing.
+
+    Raises UserError if none of them is a picture, whatever their names say.
+    """
+    modes, broken = collections.Counter(), []
+    places = sorted({round(k * (len(source) - 1) / (SURVEYED - 1)) for k in range(SURVEYED)})
+    for place in places:
+        try:
+            modes[mode(source.files.read(source.names[place]))] += 1
+        except Exception as error:  # when it is read, this is said in full
+            broken.append(f"{source.name(place)} ({_reason(error)})")
+    if len(broken) == len(places):
+        raise UserError(
+            f"{source.files.root}: none of {len(places)} pictures looked at can be read, such as {broken[0]}: fetch "
+            "or pack them again"
+        )
+    channels = source.reading.channels
+    others = [f"{n} {name}" for name, n in sorted(modes.items()) if name != {1: "L", 3: "RGB"}[channels]]
+    others += [f"{len(broken)} broken"] if broken else []
+    return f"of {len(places)} looked at {', '.join(others)}; all are read with {channels} channels" if others else ""
+
+
+def _reason(error):
+    return re.sub(r" <_io\.BytesIO object at \w+>", "", (str(error).splitlines() or [type(error).__name__])[0])
 
 
 def arrange(names, where, labels=True):

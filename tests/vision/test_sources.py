@@ -152,6 +152,22 @@ def test_classes_without_splits_and_pictures_without_classes(tmp_path):
     assert one.classes == ("only",) and {r["label"] for r in records(one)} == {0}
 
 
+def test_pictures_of_several_modes_are_converted_and_counted(tmp_path):
+    grey, clear = pixels(1)[:, :, 0], pixels(2, channels=4)
+    files = {"0.png": pixels(0), "1.png": grey, "2.png": clear, "3.png": grey, "4.png": b"x"}
+    place = folder(tmp_path / "e", {f"{part}/{k}": v for k, v in files.items() for part in ("train", "valid")})
+    (place / "other").mkdir()
+    (place / "other" / "9.png").write_bytes(b"")
+    wanted = (
+        "1 outside of train, valid and test are left out; of 5 looked at 2 L, 1 RGBA, 1 broken; all are read with 3 c"
+    )
+    assert wanted in opened(place).described
+    assert "of 5 looked at 1 RGB, 1 RGBA, 1 broken; all are read with 1 channels" in opened(place, channels=1).described
+    found = [opened(place).source("train")[i]["image"].shape for i in range(4)]
+    assert found == [(6, 9, 3)] * 4
+    assert opened(folder(tmp_path / "f", {f"{i}.png": pixels(i) for i in range(200)})).note == ""
+
+
 def test_an_archive_is_read_by_each_process_and_never_unpacked(tmp_path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
@@ -194,8 +210,9 @@ def cut(path, by):
         ({"train/a/1.png": b"", "train/b/1.png": b"", "val/a/1.png": b""},
          r"the class folders of train and valid differ \(b only in train\)"),
         ({"a/1.png": b"", "2.png": b""}, r"pictures in class folders and others beside them \(2.png\): move those"),
+        ({"a/1.png": b"", "a/2.png": b"x"}, r"none of 2 pictures looked at can be read, such as .*a/1.png"),
         ({"test/a/1.png": b"", "val/a/1.png": b""}, r"holds test and val and no folder train: add it"),
-        ({"a/1.png": b""}, r"has 1 picture, none of which can be held out: add some"),
+        ({"a/1.png": pixels(0)}, r"has 1 picture, none of which can be held out: add some"),
     ],
 )  # fmt: skip
 def test_bad_folders(tmp_path, files, message):
