@@ -102,13 +102,14 @@ class Probes:
     def finetune(self, objective, variables, train, test, classes):
         """Accuracy of the whole network after `finetune_steps` steps on labels, started from these variables."""
         whole, params, extra = classifier(objective, variables, classes, self.seed)
-        rate = Cosine(self.finetune_rate, max(1, self.finetune_steps // 20), self.finetune_steps)
+        steps = self.finetune_steps
+        rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
         optimizer = AdamW(rate, b2=0.999, weight_decay=0.05)
         step = jax.jit(make_train_step(whole, optimizer, seed=self.seed), donate_argnums=0)
         state = init_state(whole, optimizer, self.seed, params=params)
         state = state.replace(extra=extra)
         stream = Dataset(train, objective.prepare, self.finetune_batch, self.seed)
-        for i in range(self.finetune_steps):
+        for i in range(steps):
             state, metrics = step(state, stream.batch(i))
             if i % 2:
                 jax.block_until_ready(metrics)  # never more than two steps in flight
