@@ -9,6 +9,7 @@ import argparse
 import json
 import pathlib
 import subprocess
+import sys
 import tempfile
 
 import jax
@@ -67,6 +68,7 @@ def main():
             print(f"{case}: our model from its files; largest difference {far:.1e}")
             weights.write(pathlib.Path(root, case), model, params)
         subprocess.run([python, "-m", "tests.parity.reference", "check", root], check=True)
+    subprocess.run([sys.executable, "-m", "tests.parity.vision", f"--reference={python}"], check=True)
 
 
 if __name__ == "__main__":

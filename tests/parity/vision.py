@@ -1,0 +1,149 @@
+"""Image models: writes the goldens by running the transformers library live, then has it read files that we wrote.
+
+    python -m tests.parity.vision --reference=PYTHON      as `make parity` does
+
+PYTHON is an interpreter with torch, transformers and safetensors; ours needs none of them.
+"""
+
+import argparse
+import functools
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm import trees
+from tests.parity import vision_cases as cases
+from tests.parity.make import released
+from vision import layouts, weights
+from vision.augment import no_views
+from vision.objectives.mae import MAE
+from vision.resnet import resnet
+
+RESNETS = {
+    "resnet_18": resnet("18", depths=(1, 2, 1), width=1 / 8),
+    "resnet_50": resnet("50", depths=(2, 1), width=1 / 8),
+}
+
+
+def channels_last(pixels):
+    return jnp.asarray(pixels.transpose(0, 2, 3, 1))
+
+
+def run(modules, params, golden):
+    """Our side, name -> array, of what a golden of ViT or ViT-MAE holds."""
+    images = channels_last(golden["inputs"]["pixel_values"])
+    return (_mae if "decoder" in modules else _vit)(modules, params, images, golden)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(encoder, params, images):
+    _, named = encoder.apply({"params": params}, images)
+    return jnp.concatenate([named["class"][:, None], named["patches"]], 1)
+
+
+def _vit(modules, params, images, golden):
+    del golden
+    hidden = lambda images: _hidden(modules["encoder"], params["encoder"], images)
+    return {"hidden": hidden(images), "larger": hidden(channels_last(cases.larger()))}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=1, has_aux=True)
+def _compare(objective, params, images, places):
+    """((loss, predicted), gradient) of MAE at these places."""
+    predicted = objective.predict({"params": params}, images, places)
+    return jnp.mean(jnp.square(predicted - objective.target(images, places)[0])), predicted
+
+
+def _mae(modules, params, images, golden):
+    """With the library's noise in place of our own; what it predicts for visible patches, which we do not, is left."""
+    encoder, decoder = modules["encoder"], modules["decoder"]
+    objective = MAE(
+        encoder=encoder,
+        augment=no_views(encoder.image_size),
+        canvas=encoder.image_size,
+        decoder_width=decoder.width,
+        decoder_layers=decoder.layers,
+        decoder_heads=decoder.heads,
+    )
+    places = jnp.argsort(jnp.asarray(golden["inputs"]["noise"]), 1)
+    (loss, predicted), slopes = _compare(objective, params, images, places)
+    logits = np.array(golden["logits"])
+    hidden = np.asarray(places[:, objective.kept :])
+    np.put_along_axis(logits, hidden[..., None], np.asarray(predicted), 1)
+    mask = np.zeros(places.shape, np.float32)
+    np.put_along_axis(mask, hidden, 1.0, 1)
+    slopes, leaves = dict(trees.named_leaves(slopes)), {x.name: x for x in layouts.FAMILIES["vit_mae"].leaves(modules)}
+    packed = {f"slope:{n}": leaves[n].pack(np.asarray(slopes[leaves[n].path])) for n in cases.SLOPES}
+    return {"loss": loss, "logits": logits, "mask": mask, **packed}
+
+
+def resnet_variables(tensors):
+    """{"params", "batch_stats"} of ours from the library's ResNetModel."""
+    ordinal, out = ("first", "second", "third"), {}
+    kinds = {
+        "convolution.weight": ("params", "conv/kernel"),
+        "normalization.weight": ("params", "norm/scale"),
+        "normalization.bias": ("params", "norm/bias"),
+        "normalization.running_mean": ("batch_stats", "norm/mean"),
+        "normalization.running_var": ("batch_stats", "norm/var"),
+    }
+    for name, x in tensors.items():
+        place, kind = name.rsplit(".", 2)[0], ".".join(name.rsplit(".", 2)[1:])
+        if kind not in kinds:
+            continue  # num_batches_tracked
+        if found := re.fullmatch(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(?:layer\.(\d)|shortcut)", place):
+            stage, block, layer = found.groups()
+            place = f"stage{stage}_block{block}/{'shortcut' if layer is None else ordinal[int(layer)]}"
+        else:
+            assert place == "embedder.embedder", name
+            place = "stem"
+        collection, leaf = kinds[kind]
+        out[f"{collection}/{place}/{leaf}"] = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
+    return trees.nested(out)
+
+
+def run_resnet(case, golden):
+    """Our side of a ResNet's golden."""
+    model, variables = RESNETS[case], resnet_variables(golden["weights"])
+    images = channels_last(golden["inputs"]["pixel_values"])
+    wanted = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(jnp.asarray, trees.merge_strict(wanted, variables, case))
+    pooled, named = model.apply(variables, images)
+    (trained, _), _ = model.apply(variables, images, train=True, mutable=["moments"])
+    as_theirs = lambda x: np.asarray(x)[..., None, None]
+    last = np.asarray(named["stages"][-1]).transpose(0, 3, 1, 2)
+    return {"pooled": as_theirs(pooled), "last": last, "trained": as_theirs(trained)}
+
+
+def largest(ours, golden):
+    return max(float(np.abs(np.asarray(x) - golden[name]).max()) for name, x in ours.items())
+
+
+def write_goldens(python):
+    """All of it, under the interpreter that has the library."""
+    subprocess.run([python, "-m", "tests.parity.vision_reference", "goldens"], check=True)
+    with tempfile.TemporaryDirectory() as root:
+        for case in cases.CONFIGS:
+            golden = cases.load(case)
+            if case in RESNETS:
+                print(f"{case}: our model; largest difference {largest(run_resnet(case, golden), golden):.1e}")
+                continue
+            source = pathlib.Path(root, case + "_released")
+            source.mkdir()
+            modules, params = weights.read(released(golden, source))
+            far = largest(run(modules, params, golden), golden)
+            print(f"{case}: our model from its files; largest difference {far:.1e}")
+            weights.write(pathlib.Path(root, case), modules, params)
+        subprocess.run([python, "-m", "tests.parity.vision_reference", "check", root], check=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", required=True, help="a Python that has torch, transformers and safetensors")
+    write_goldens(parser.parse_args().reference)
