@@ -4,11 +4,13 @@
     python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
-T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`). The first form writes the weights that
-evaluation uses, the average where one is kept, with the run's tokenizer in tokenizer/. The second writes a checkpoint
-of parameters alone, and prints the model that a gin file has to describe. Nothing is written over.
+T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other image
+objective, whose heads stay behind. The first form writes the weights that evaluation uses, the average where one is
+kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of parameters alone, and prints
+the model that a gin file has to describe. Nothing is written over.
 """
 
+import json
 import pathlib
 
 from absl import flags
@@ -44,15 +46,20 @@ def to_hf(workdir, out, step=None):
         workdir: a run directory. out: a directory, new or empty. step: as `launch.load` takes it.
 
     Raises:
-        UserError: as `launch.load` and `t5like.weights.write`.
+        UserError: as `launch.load` and the `write` of t5like.weights and vision.weights.
     """
     from launch import load
-    from t5like import weights
+    from vision.images import ImageObjective
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
     out = _empty(out)
-    weights.write(out, run.model, run.variables()["params"])
-    run.tokenizer.save(out / "tokenizer")
+    if isinstance(run.objective, ImageObjective):
+        _images(run, out)
+    else:
+        from t5like import weights
+
+        weights.write(out, run.model, run.variables()["params"])
+        run.tokenizer.save(out / "tokenizer")
     return f"step {run.step} of {workdir} -> {out}"
 
 
@@ -63,16 +70,43 @@ def to_checkpoint(source, out):
         source: a directory of save_pretrained. out: a directory, new or empty.
 
     Raises:
-        UserError: as `t5like.weights.read`.
+        UserError: as the `read` of t5like.weights and vision.weights.
     """
     from launch.checkpoint import Checkpoints
-    from t5like import weights
 
     out = _empty(out)
-    model, params = weights.read(source)
+    model, params = _reader(source).read(source)
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, {"next_index": 0, "objective": None, "source": str(source)})
+    if isinstance(model, dict):
+        return f"{source} -> --init_from={out}, or under other heads --init_partly_from={out}\n{model}"
     return f"{source} -> --init_from={out}\n{model}"
+
+
+def _images(run, out):
+    """Writes the encoder of a run on images, with its decoder when it is MAE's."""
+    from vision import weights
+    from vision.objectives import MAE
+
+    names, entries = ("encoder",), {}
+    if isinstance(run.objective, MAE):
+        names = ("encoder", "decoder")
+        entries = {"mask_ratio": run.objective.mask_ratio, "norm_pix_loss": run.objective.norm_pixels}
+    modules, params = run.objective.modules(), run.variables()["params"]
+    weights.write(out, {n: modules[n][0] for n in names}, {n: params[n] for n in names}, **entries)
+
+
+def _reader(source):
+    """The weights module of the package that has the model in this directory; text's for whatever nobody knows."""
+    from t5like import weights as text
+    from vision import layouts
+    from vision import weights as images
+
+    try:
+        kind = json.loads((pathlib.Path(source) / images.CONFIG).read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return text  # it says what is wrong with the directory
+    return images if kind in layouts.FAMILIES else text
 
 
 def _empty(out):

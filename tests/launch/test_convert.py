@@ -1,5 +1,7 @@
 """A run becomes files of the transformers library, these become a checkpoint, and a new run starts from it."""
 
+import json
+import re
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from paradigm import trees
 from paradigm.errors import UserError
 from t5like import weights
 from tests.launch.test_run import NEXT, SPANS, make_run
+from vision import weights as image_weights
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +68,49 @@ def test_a_decoder(tmp_path):
     make_run(tmp_path / "run", NEXT)
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
     assert weights.read(tmp_path / "hf")[0].positions == "rope"
+
+
+MAE = """
+Experiment.objective = @MAE()
+Experiment.data = @ImageData()
+Experiment.optimizer = @AdamW()
+Experiment.total_steps = 4
+Experiment.batch_size = 8
+Experiment.ema = 0.9
+MAE.encoder = @vit()
+MAE.augment = @no_views()
+MAE.canvas = 16
+MAE.mask_ratio = 0.5
+MAE.decoder_width = 16
+MAE.decoder_layers = 1
+MAE.decoder_heads = 2
+no_views.size = 16
+ImageData.source = 'tfds:nothing'
+vit.size = 'tiny'
+vit.image_size = 16
+vit.patch = 4
+vit.layers = 1
+AdamW.learning_rate = 0.001
+"""
+
+
+def test_a_run_on_images(tmp_path):
+    """MAE's averaged encoder and decoder there and back; of another objective on images, the encoder alone."""
+    make_run(tmp_path / "run", MAE)
+    convert.to_hf(tmp_path / "run", tmp_path / "hf")
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors"}
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["model_type"], config["mask_ratio"], config["norm_pix_loss"]) == ("vit_mae", 0.5, True)
+    told = convert.to_checkpoint(tmp_path / "hf", tmp_path / "back")
+    assert f"--init_partly_from={tmp_path / 'back'}" in told and "d_model = 128" in told
+    _, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
+    wanted = load(tmp_path / "run").variables()["params"]
+    jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, arrays["params"]), wanted)
+
+    other = re.sub(r"MAE\.(decoder|mask).*\n", "", MAE).replace("MAE", "Classify") + "Classify.classes = 3"
+    make_run(tmp_path / "classify", other)
+    convert.to_hf(tmp_path / "classify", tmp_path / "vit")
+    modules, params = image_weights.read(tmp_path / "vit")
+    assert set(modules) == {"encoder"} and modules["encoder"].positions == "learned"
+    wanted = load(tmp_path / "classify").variables()["params"]["encoder"]
+    assert np.array_equal(params["encoder"]["embed"]["kernel"], wanted["embed"]["kernel"])
