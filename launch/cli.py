@@ -1,6 +1,7 @@
 """How entry points start and end: a person's mistake is one line on stderr and exit code 2, never a traceback."""
 
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -31,5 +32,19 @@ def _call(function, argv):
         message, code = f"error: {' '.join(str(error).split())}", 2
     except KeyboardInterrupt:
         message, code = "interrupted", 130
+    except Exception:
+        if not _one_of_several():
+            raise
+        message, code = traceback.format_exc().rstrip(), 1
     print(message, file=sys.stderr)
+    if _one_of_several():
+        from launch import peers
+
+        peers.leave(code)
     sys.exit(code)
+
+
+def _one_of_several():
+    """Whether this process has joined others; one that only shows its help needs no jax to know."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

@@ -73,11 +73,13 @@ def report(experiment, topology, devices, mesh=None):
 
     experiment = dataclasses.replace(experiment, mesh=mesh or fitting_mesh(experiment, topology.chips))
     validate(experiment, topology.chips)
-    program = Program(experiment, make_mesh(experiment.mesh, devices))
+    mesh = make_mesh(experiment.mesh, devices)
+    program = Program(experiment, mesh)
     phases = {phase: compile_phase(program, phase, topology) for phase in program.batch}
     worst = max(phases, key=lambda p: (not phases[p]["fits"], phases[p]["bytes_per_chip"]))
     advice = [f"{phase}: {line}" for phase, found in phases.items() for line in _advice(experiment, found, topology)]
-    first = {"topology": topology.name, "slices": topology.slices, "chips": topology.chips, "mesh": experiment.mesh}
+    first = {"topology": topology.name, "slices": topology.slices, "chips": topology.chips}
+    first["mesh"] = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
     several = {"phases": phases} if len(phases) > 1 else {}
     return {**first, "phase": worst, **phases[worst], **several, "advice": advice}
 

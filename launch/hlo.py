@@ -58,7 +58,7 @@ class Collective:
     def wire(self):
         """Bytes that each device sends, over all its runs, by the algorithms that are bandwidth-optimal on a ring."""
         share = {"all-reduce": 2 * (self.devices - 1) / self.devices, "collective-permute": 1.0}
-        return self.times * self.payload * share.get(self.kind, (self.devices - 1) / self.devices)
+        return self.times * self.payload * share.get(self.kind.split()[0], (self.devices - 1) / self.devices)
 
 
 @dataclasses.dataclass
@@ -147,6 +147,8 @@ class _Program:
             total.flops = _convolution(i, *(_dims(shape(operand)) for operand in i.operands[:2]))
         elif i.opcode.removesuffix("-start") in KINDS:
             total.collectives = (self._collective(where, i),)
+        elif i.opcode == "send" and "megascale" in i.rest:
+            total.collectives = (self._between_slices(where, i),)
         if not fused:
             total.memory += self._traffic(where, i)
         return total
@@ -173,9 +175,16 @@ class _Program:
         key = i.attribute(r"channel_id=(\d+)") or f"{where}/{i.name}"
         return Collective(kind, key, payload, devices, crosses)
 
+    def _between_slices(self, where, i):
+        """Several slices of a TPU: each chip hands its part of a collective to its host, which does the rest."""
+        kind = (i.attribute(r'transfer_type="(\w+)"') or "ALL_REDUCE").lower().replace("_", "-")
+        slices = len((i.attribute(r'megascale_target="\{([\d,]+)\}') or "0,1").split(","))
+        payload = _bytes(self._shapes[where][i.operands[0]])
+        return Collective(f"{kind} between slices", f"{where}/{i.name}", payload, slices, True)
+
     def _traffic(self, where, i):
         """Bytes that an instruction outside a fusion reads from memory and writes to it."""
-        if i.opcode in FREE or i.opcode.endswith(("-done", "-update")):
+        if i.opcode in FREE or i.opcode.endswith(("-done", "-update")) or i.opcode in ("send", "recv"):
             return 0
         shapes = [self._shapes[where][operand] for operand in i.operands if operand in self._shapes[where]]
         if i.opcode == "fusion":

@@ -25,15 +25,18 @@ from launch import workdir as run_directory
 from launch.checkpoint import Checkpoints
 from launch.data import Data
 from launch.evaluate import Evaluation
-from launch.experiment import validate
+from launch.experiment import flatten, validate
 from launch.input import batches
-from launch.mesh import make_mesh
+from launch.mesh import make_mesh, slice_count
+from launch.peers import Peers
 from launch.program import Background, Program
+from launch.watchdog import Watchdog
 from launch.writers import make_writers
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.metrics import mean, merge, peak_flops
 
+UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
 BAD_STEPS = 10  # so many non-finite steps in a row end a run: by then it is not the data
 
 
@@ -50,7 +53,7 @@ class Finished:
     metrics: dict
 
 
-def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=None, profile=None):
+def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=None, profile=None, step_timeout=0):
     """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
 
     SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends
@@ -64,26 +67,32 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             checkpoint, then init_from, then scratch.
         init_partly_from: the same, but parameters are taken where name and shape agree (an encoder under another head).
         profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
+        step_timeout: seconds until a step that hangs ends the process (launch.watchdog); 0 waits for ever.
 
     Returns:
         Finished.
 
     Raises:
         UserError: settings that cannot work, a directory of another experiment, a checkpoint that does not fit, a full
-            disk, or BAD_STEPS non-finite steps in a row.
+            disk, or BAD_STEPS non-finite steps in a row; of several processes, that they differ or share no directory.
     """
-    validate(experiment, jax.device_count())
-    workdir, config = run_directory.claim(workdir, experiment, config)
+    config = config or "".join(f"{key} = {value}\n" for key, value in flatten(experiment).items())
     try:
         with contextlib.ExitStack() as closing:
-            return _train(experiment, workdir, config, (init_from, init_partly_from), profile, closing)
+            peers = closing.enter_context(Peers(config, run_directory.versions()))
+            watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
+            with peers.telling():
+                validate(experiment, jax.device_count())
+                workdir = run_directory.claim(workdir, config)
+                peers.share(workdir)
+                return _train(experiment, workdir, config, (init_from, init_partly_from), profile, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, workdir, config, sources, profile, closing):
+def _train(experiment, workdir, config, sources, profile, watch, closing):
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
@@ -129,12 +138,14 @@ def _train(experiment, workdir, config, sources, profile, closing):
     trace = closing.enter_context(Profile(profile, workdir / "profile"))
 
     while True:
+        watch.at(f"step {step + 1}")
         stopping, last = stop.asked(step), step == total
         fresh = {}
         if last:
             meter.finish()
         if step > evaluated and (last or step % experiment.eval_every == 0) and not stopping:
             meter.drain()
+            watch.at(f"the evaluation after step {step}", UNHURRIED)
             start = time.perf_counter()
             found = evaluation.run(state, stop.hurried)
             if found is None:  # a signal came; the evaluation is due again when the run goes on
@@ -145,6 +156,7 @@ def _train(experiment, workdir, config, sources, profile, closing):
             meter.restart_clock()
         if step > 0 and (last or stopping or step % experiment.save_every == 0):
             meter.drain()
+            watch.at(f"saving step {step}", UNHURRIED)
             saved = {
                 "next_index": step * experiment.batch_size,
                 "objective": type(objective).__name__,
@@ -159,6 +171,7 @@ def _train(experiment, workdir, config, sources, profile, closing):
         if last or stopping:
             break
 
+        watch.at(f"step {step + 1}")
         trace.at(step, meter)
         phase = objective.phase(step)
         state, new = executables[phase](state, program.put(next(feed), phase))
@@ -166,6 +179,7 @@ def _train(experiment, workdir, config, sources, profile, closing):
         meter.push(step, phase, new)
         writers.advance(step)
 
+    watch.at(f"saving step {step}", UNHURRIED)
     checkpoints.wait()
     writers.say(
         f"done: {total} steps in {workdir}"
@@ -179,9 +193,11 @@ def _introduce(mesh):
     """The first line of a log, from every process: who and where."""
     axes = " ".join(f"{name}:{size}" for name, size in mesh.shape.items())
     packages = run_directory.versions()
+    slices = slice_count(jax.devices())
     print(
         f"process {jax.process_index()} of {jax.process_count()} · "
-        f"{jax.local_device_count()} of {jax.device_count()} devices ({jax.devices()[0].device_kind}) · mesh {axes} · "
+        f"{jax.local_device_count()} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
+        f"{f' in {slices} slices' if slices > 1 else ''} · mesh {axes} · "
         + ", ".join(f"{name} {packages[name]}" for name in ("python", "jax", "flax", "optax")),
         flush=True,
     )

@@ -12,7 +12,7 @@ import re
 
 from absl import flags
 
-from launch import cli, host
+from launch import cli, host, peers, watchdog
 from paradigm.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -29,9 +29,7 @@ INIT_FROM = flags.DEFINE_string(
     "init_from", None, "A run directory, or a checkpoint in it, whose parameters a new run starts with. Strict."
 )
 INIT_PARTLY_FROM = flags.DEFINE_string(
-    "init_partly_from",
-    None,
-    "The same, but what does not match is made anew: an encoder under another head.",
+    "init_partly_from", None, "The same, but what does not match is made anew: an encoder under another head."
 )
 IMPORT = flags.DEFINE_multi_string(
     "import", [], "A module outside the repository whose Objective subclasses gin files may then name. May be repeated."
@@ -41,6 +39,8 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, bytes per devic
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
 )
+flags.adopt_module_key_flags(peers)
+flags.adopt_module_key_flags(watchdog)
 
 
 def main(argv):
@@ -61,6 +61,7 @@ def main(argv):
     if COMPILATION_CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    peers.join()
     from launch import dry_run, experiment, loop, registry
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
@@ -70,8 +71,9 @@ def main(argv):
         print(dry_run.report(run))
         return
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
-    begin = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value}
-    loop.train(run, WORKDIR.value, config=registry.operative_config(), profile=profile, **begin)
+    how = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value, "profile": profile}
+    how["step_timeout"] = watchdog.STEP_TIMEOUT.value
+    loop.train(run, WORKDIR.value, config=registry.operative_config(), **how)
 
 
 if __name__ == "__main__":

@@ -14,24 +14,22 @@ from importlib import metadata
 
 import jax
 
-from launch.experiment import config_diff, flatten
+from launch.experiment import config_diff
 from launch.writers import replace
 from paradigm.errors import UserError
 
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy".split()
 
 
-def claim(workdir, experiment, config):
-    """(path, config): the directory, made or found to hold a run of this experiment, its two files written.
+def claim(workdir, config):
+    """The directory (a Path), made or found to hold a run of this experiment, its two files written.
 
-    config: the experiment as gin text; None (a notebook's) is replaced by its resolved settings.
+    config: the experiment as text: gin's operative one, or a notebook's resolved settings.
 
     Raises:
         UserError: the directory holds another experiment's run, or things of no known run, or cannot be written.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    if config is None:
-        config = "".join(f"{key} = {value}\n" for key, value in flatten(experiment).items())
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "config.gin"
@@ -51,7 +49,7 @@ def claim(workdir, experiment, config):
         raise UserError(
             f"--workdir={workdir} cannot be written ({error.strerror or error}): take a directory that can"
         ) from error
-    return workdir, config
+    return workdir
 
 
 def versions():

@@ -50,7 +50,7 @@ def test_the_command_needs_no_data_and_ends_with_one_object():
     done = run("--gin_file=runs/smoke/next_token.gin", "--topology=cpu:4", "--mesh=fsdp:2,tensor:2")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["chips"] == 4 and found["mesh"] == "fsdp:2,tensor:2" and found["fits"] is True
+    assert found["chips"] == 4 and found["mesh"] == "data:1,fsdp:2,tensor:2" and found["fits"] is True
     assert found["bytes_per_chip"] == found["arguments"] + found["temporaries"]
     assert found["arguments"] == pytest.approx(sum(found["arguments_by_kind"].values()), rel=1e-3)
     assert set(found["collectives"]) & {"all-gather", "all-reduce"} and found["compile_seconds"] > 0

@@ -1,23 +1,51 @@
-"""One process of a run of two, as tests start it: python -m tests.launch.two_processes INDEX PORT WORKDIR STEPS."""
+"""One process of a run of several, as tests start it: python -m tests.launch.two_processes INDEX PORT WORKDIR STEPS ...
 
+It ends as launch.train does. A fault "KIND:PROCESS:STEP" strikes one process before that step.
+"""
+
+import argparse
 import os
+import signal
 import sys
-import traceback
+import time
 
-if __name__ == "__main__":
-    index, port, workdir, steps = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    os.environ.update(JAX_PLATFORMS="cpu", PJRT_NPROC="16", XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    import jax
+parser = argparse.ArgumentParser()
+parser.add_argument("index", type=int)
+parser.add_argument("port")
+parser.add_argument("workdir")
+parser.add_argument("steps", type=int)
+parser.add_argument("--count", type=int, default=2)
+parser.add_argument("--devices", type=int, default=2)
+parser.add_argument("--mesh", default="data:-1")
+parser.add_argument("--fault", default="none:0:0")
+parser.add_argument("--step_timeout", type=float, default=0)
+parser.add_argument("--join_timeout", type=int, default=60)
 
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, shutdown_timeout_seconds=10)
+
+def strike(kind):
+    if kind == "raise":
+        raise RuntimeError("out of luck")
+    if kind == "sleep":
+        time.sleep(1000)
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[kind])
+
+
+def main(argv):
+    kind, process, at = arguments.fault.split(":")
+    struck = kind != "none" and int(process) == arguments.index
     from absl import flags
 
-    flags.FLAGS.mark_as_parsed()
+    from launch import peers
+
+    values = {"coordinator": f"127.0.0.1:{arguments.port}", "processes": arguments.count, "process": arguments.index}
+    for name, value in {**values, "join_timeout": arguments.join_timeout}.items():
+        setattr(flags.FLAGS, name, value)
+    peers.join()
 
     from launch import loop, program
     from tests.launch import small
 
-    put, seen = program.Program.put, []
+    put, asked, seen = program.Program.put, loop.Stop.asked, []
 
     def noted(self, batch, phase):
         if not seen:
@@ -25,9 +53,24 @@ if __name__ == "__main__":
         seen.append(1)
         return put(self, batch, phase)
 
-    program.Program.put = noted
-    try:
-        loop.train(small.experiment(total_steps=steps, eval_every=6 if steps < 100 else steps), workdir)
-    except BaseException:  # an exception that is not the end of the process would leave the other one waiting
-        traceback.print_exc()
-        os._exit(13)
+    def faulty(self, step):
+        if struck and step == int(at):
+            strike(kind)
+        return asked(self, step)
+
+    program.Program.put, loop.Stop.asked = noted, faulty
+    every = 6 if arguments.steps < 100 else arguments.steps
+    other = {"seed": 7} if struck and kind == "config" else {}
+    workdir = f"{arguments.workdir}.mine" if struck and kind == "alone" else arguments.workdir
+    experiment = small.experiment(total_steps=arguments.steps, eval_every=every, mesh=arguments.mesh, **other)
+    loop.train(experiment, workdir, step_timeout=arguments.step_timeout)
+
+
+if __name__ == "__main__":
+    arguments = parser.parse_args()
+    devices = f"--xla_force_host_platform_device_count={arguments.devices}"
+    os.environ.update(JAX_PLATFORMS="cpu", PJRT_NPROC="16", XLA_FLAGS=devices)
+    from launch import cli
+
+    sys.argv[1:] = []
+    cli.run(main)
