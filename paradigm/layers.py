@@ -210,6 +210,7 @@ ACTIVATIONS = {
     "relu": (jax.nn.relu, 1),
     "gelu": (gelu, 1),
     "gelu_exact": (gelu_exact, 1),
+    "quick_gelu": (jax.checkpoint(lambda x: x * jax.nn.sigmoid(1.702 * x)), 1),  # of OpenAI's CLIP weights
     "gated_gelu": (gated_gelu, 2),
     "gated_silu": (jax.checkpoint(lambda a, b: jax.nn.silu(a) * b), 2),
 }

@@ -1,0 +1,10 @@
+"""Where the parameters of two towers lie: the text tower's table and the heads, then what image models have."""
+
+from vision import partition
+
+PARTITION_RULES = (
+    (r"text/embed/embedding$", (None, "fsdp")),  # [V, D]; looked up by row, so the vocabulary stays whole
+    (r"_head/project/kernel$", ("fsdp", "tensor")),  # [D, E]
+    (r"probe$", ()),  # [1, 1, D]
+    *partition.PARTITION_RULES,
+)

@@ -1,0 +1,57 @@
+"""Small towers and batches of pairs for the tests."""
+
+import numpy as np
+
+from multimodal.objectives import CLIP, SigLIP
+from multimodal.towers import clip_text, clip_vit, siglip_text
+from t5like.tokenizer import ByteTokenizer
+from tests.vision import tiny
+from vision.vit import vit
+
+LENGTH, VOCAB = 8, 259
+TOWER = {"d_model": 16, "heads": 2, "d_ff": 32, "layers": 2}
+
+
+def clip(**changes):
+    fields = {
+        "encoder": clip_vit("tiny", tiny.SIZE, 4, **TOWER),
+        "text": clip_text("tiny", VOCAB, LENGTH, **TOWER),
+        "tokenizer": ByteTokenizer(extra_ids=0),
+        "augment": tiny.views(),
+        "canvas": tiny.CANVAS,
+        "width": 16,
+    }
+    return CLIP(**fields | changes)
+
+
+def siglip(**changes):
+    encoder = vit("tiny", tiny.SIZE, 4, **TOWER, positions="learned", class_token=False, pool="mean", activation="gelu")
+    fields = {
+        "encoder": encoder,
+        "text": siglip_text("tiny", VOCAB, LENGTH, **TOWER),
+        "tokenizer": ByteTokenizer(extra_ids=0),
+        "augment": tiny.views(),
+        "canvas": tiny.CANVAS,
+        "width": 16,
+        "image_pool": "map",
+        "image_projection": "none",
+        "text_projection": "affine",
+    }
+    return SigLIP(**fields | changes)
+
+
+def batch_of(size=8, masked=0):
+    """step -> the numpy batch of that step, its last `masked` rows being padding."""
+    pictures = tiny.batch_of(size)
+
+    def make(step):
+        draw = np.random.default_rng(100 + step)
+        tokens = draw.integers(3, VOCAB, (size, LENGTH)).astype(np.int32)
+        ends = draw.integers(1, LENGTH, size)
+        tokens[np.arange(LENGTH) == ends[:, None]] = 1
+        tokens[np.arange(LENGTH) > ends[:, None]] = 0
+        batch = {**pictures(step), "tokens": tokens, "cut": np.float32(ends == LENGTH - 1)}
+        batch["mask"][size - masked :] = 0
+        return batch
+
+    return make
