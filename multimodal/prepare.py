@@ -1,0 +1,75 @@
+"""A pair of a picture and captions becomes a row of a batch: numpy and Pillow alone, since data workers import it.
+
+What a batch of every objective on pairs holds beside `index` and `mask` (B rows, S pixels a side of the canvas, C
+channels, L = length):
+
+    image     uint8   [B, S, S, C]   the whole picture, squashed to a square (see vision/canvas.py)
+    aspect    float32 [B]            its width / height before that
+    label     int32   [B]            its class, -1 for none
+    tokens    int32   [B, L]         [begin] ids of one caption, the end id, then the padding id; no caption lacks its end
+    cut       float32 [B]            1 where the caption was longer than that and lost its last ids, else 0
+
+The padding id is 0 and the end id 1 where the data's tokenizer made the ids, and nothing stands before them.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from paradigm.errors import UserError
+from t5like.tokenizer import EOS, PAD
+from vision.canvas import Canvas
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The preparation of every objective on pairs (see the top of this file).
+
+    canvas: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
+    it (encode, eos_id, pad_id, and bos_id where captions begin with an id); None takes the ids that the data brought.
+
+    Of several captions, training takes one by the example's own rng, and validation the first.
+    """
+
+    canvas: Canvas
+    length: int
+    tokenizer: Any = None
+
+    def __post_init__(self):
+        if self.length < 2:
+            raise UserError(
+                f"captions of {self.length} tokens: the text tower's length is 2 at least, an id and the end"
+            )
+
+    def __call__(self, example, rng, step, train):
+        """{"image", "label", "captions": tuple of str, "tokens": tuple of int arrays} -> what a batch holds of it.
+
+        Raises UserError for a record that is no pair.
+        """
+        field = "tokens" if self.tokenizer is None else "captions"
+        found = example.get(field)
+        if found is None and field == "captions" and example.get("caption"):
+            found = (example["caption"],)
+        if not found:
+            raise UserError(
+                f"a record has no {field}, only {', '.join(sorted(example))}: objectives on pairs read those of PairData"
+            )
+        chosen = found[int(rng.integers(len(found))) if train and len(found) > 1 else 0]
+        row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length)
+        return {**self.canvas(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
+
+    def tokens(self, text, tokenizer=None):
+        """(int32 [L], whether text was left out) of a text, by this object's tokenizer or else the given one."""
+        t = self.tokenizer or tokenizer
+        return to_row(t.encode(text), self.length, getattr(t, "bos_id", None), t.eos_id, t.pad_id)
+
+
+def to_row(ids, length, begin=None, end=EOS, pad=PAD):
+    """(int32 [length]: [begin] ids end pad ..., whether ids were left out). The end is kept whatever is cut."""
+    first = [] if begin is None else [begin]
+    room = length - len(first) - 1
+    kept = [*first, *ids[:room], end]
+    row = np.full(length, pad, np.int32)
+    row[: len(kept)] = kept
+    return row, len(ids) > room
