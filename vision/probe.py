@@ -106,7 +106,7 @@ class Probes:
         rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
         optimizer = AdamW(rate, b2=0.999, weight_decay=0.05)
         step = jax.jit(make_train_step(whole, optimizer, seed=self.seed), donate_argnums=0)
-        state = init_state(whole, optimizer, self.seed, params=params)
+        state = jax.jit(lambda params: init_state(whole, optimizer, self.seed, params=params))(params)
         state = state.replace(extra=extra)
         stream = Dataset(train, objective.prepare, self.finetune_batch, self.seed)
         for i in range(steps):

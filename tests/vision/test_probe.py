@@ -1,0 +1,178 @@
+"""Probes against loops and against data whose answer is known; what they may and may not look at."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from paradigm.dataset import Dataset
+from paradigm.errors import UserError
+from tests import contract
+from tests.vision import tiny
+from vision import probe
+from vision.augment import no_views
+from vision.data import ImageData
+from vision.objectives import MAE, Classify
+from vision.probe import Probes
+from vision.resnet import resnet
+from vision.vit import vit
+
+DRAW = np.random.default_rng(0)
+
+
+def blobs(rows, classes=4, width=6, spread=0.3):
+    """Points around one corner for each class: (x, y)."""
+    y = np.arange(rows) % classes
+    return (np.eye(width)[y] * 3 + DRAW.normal(size=(rows, width)) * spread).astype(np.float32), y
+
+
+class Opened:
+    """Data as launch hands them to evaluators."""
+
+    def __init__(self, records, train=None):
+        self.records, self.train = records, train
+
+
+@functools.cache
+def digits():
+    prepared = ImageData("digits", channels=1).build(progress=False)
+    objective = mae()
+    train = Dataset(prepared.source("train"), objective.prepare, 16, 0)
+    return Opened(prepared.source, train)
+
+
+def mae():
+    encoder = vit("tiny", 8, 2, d_model=16, heads=2, d_ff=32, layers=1, channels=1, pool="mean")
+    decoder = {"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}
+    return MAE(encoder=encoder, augment=no_views(8), canvas=8, **decoder)
+
+
+def test_knn_is_the_weighted_vote():
+    x, y = blobs(60, spread=3.0)
+    x_test, y_test = blobs(40, spread=3.0)
+    unit = lambda v: v / np.linalg.norm(v)
+    right = 0
+    for row, label in zip(x_test, y_test):
+        similar = np.array([unit(row) @ unit(other) for other in x])
+        votes = np.zeros(4)
+        for i in np.argsort(-similar)[:5]:
+            votes[y[i]] += np.exp(similar[i] / 0.5)
+        right += np.argmax(votes) == label
+    assert 0.3 < right / 40 < 0.95, "the case must be neither trivial nor hopeless"
+    assert probe.knn(x, y, x_test, y_test, 4, k=5, temperature=0.5) == pytest.approx(right / 40)
+
+
+def test_linear_finds_what_is_there_and_no_more():
+    x, y = blobs(400)
+    x_test, y_test = blobs(100)
+    assert probe.linear(x, y, x_test, y_test, 4, 200) == 1.0
+    noise = DRAW.integers(0, 4, 400)
+    assert probe.linear(x[:, :2] * 0 + DRAW.normal(size=(400, 2)), noise, x_test[:, :2], y_test, 4, 200) < 0.6
+
+
+def test_the_learning_rate_is_chosen_without_the_test_set(monkeypatch):
+    """Of a hopeless and a good rate the good one is taken, whatever the test labels say."""
+    x, y = blobs(400)
+    x_test, y_test = blobs(100)
+    trained = []
+    plain = probe._regressions
+    monkeypatch.setattr(probe, "_regressions", lambda *a: trained.append(a[-1]) or plain(*a))
+    assert probe.linear(x, y, x_test, y_test, 4, 200, learning_rates=(0.0, 0.1)) == 1.0
+    probe.linear(x, y, x_test, (y_test + 1) % 4, 4, 200, learning_rates=(0.0, 0.1))
+    assert trained == [(0.0, 0.1), (0.1,)] * 2
+
+
+def test_rows_apart_are_not_trained_on(monkeypatch):
+    x, y = blobs(50)
+    sizes = []
+    plain = probe._regressions
+    monkeypatch.setattr(probe, "_regressions", lambda rows, *a: sizes.append(len(rows)) or plain(rows, *a))
+    probe.linear(x, y, x, y, 4, 5)
+    assert sizes == [45, 50]  # all of them once the rate is chosen
+
+
+def test_balanced_labels():
+    y = np.array([0] * 500 + [1] * 300 + [2] * 200)
+    some = probe.balanced(y, 0.03, 3)
+    assert np.bincount(y[some]).tolist() == [10, 10, 10] and len(set(some)) == 30
+    assert (some == probe.balanced(y, 0.03, 3)).all() and (some != probe.balanced(y, 0.03, 3, seed=1)).any()
+    assert np.bincount(y[probe.balanced(y, 1e-9, 3)]).tolist() == [1, 1, 1]
+    assert len(probe.balanced(y, 1.0, 3)) == 1000
+
+
+def test_every_method_beside_an_untrained_encoder_measured_once(monkeypatch):
+    objective, data = mae(), digits()
+    probes = Probes(probe.METHODS, 300, 100, epochs=2, finetune_steps=3, finetune_batch=16)
+    variables = {"params": tiny.params(objective)}
+    calls = []
+    plain = probe.untrained
+    monkeypatch.setattr(probe, "untrained", lambda *a: calls.append(1) or plain(*a))
+    for _ in range(2):
+        scores, shown = probes.run(objective, variables, data)
+    assert calls == [1] and shown == []
+    assert set(scores) == {*probe.METHODS, *(f"random/{m}" for m in probe.METHODS)}
+    assert all(0.05 < score <= 1 for score in scores.values())
+    assert scores["linear"] > scores["linear_1pct"]
+
+
+def test_finetuning_starts_from_the_encoder_and_learns():
+    objective, data = mae(), digits()
+    variables = {"params": tiny.params(objective)}
+    whole, params, _ = probe.classifier(objective, variables, 10)
+    contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])
+    few, many = (
+        Probes(("finetune",), None, 100, random=False, finetune_steps=steps, finetune_batch=64, finetune_rate=1e-2)
+        for steps in (1, 200)
+    )
+    accuracies = [probes.run(objective, variables, data)[0]["finetune"] for probes in (few, many)]
+    assert accuracies[1] > accuracies[0] + 0.2
+    contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])  # nothing was overwritten
+
+
+def test_an_untrained_batchnorm_has_seen_pictures():
+    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), canvas=8, classes=10)
+    fresh = jax.jit(objective.init_extra)(None, jax.random.key(0))
+    variables = probe.untrained(objective, digits(), batches=3)
+    moved = [
+        np.any(np.asarray(a) != np.asarray(b))
+        for a, b in zip(*map(jax.tree.leaves, (fresh["batch_stats"], variables["batch_stats"])))
+    ]
+    assert all(moved)
+    assert jax.tree.structure(fresh["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+
+
+class Labelled:
+    """Pictures with these labels."""
+
+    fingerprint = "labelled"
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return {"image": np.full((8, 8, 1), 5 * i, np.uint8), "label": self.labels[i]}
+
+
+def test_labels_that_no_probe_can_use():
+    objective = mae()
+    variables = {"params": tiny.params(objective)}
+    data = lambda labels: Opened(lambda split: Labelled(labels))
+    with pytest.raises(UserError, match="two classes or more, and all 3 training pictures used are of class 4"):
+        Probes(random=False).run(objective, variables, data([4, 4, 4]))
+    with pytest.raises(UserError, match="need labels, and 1 of 3 training and 1 of 3 validation pictures have"):
+        Probes(random=False).run(objective, variables, data([4, -1, 3]))
+    with pytest.raises(UserError, match="unknown probe 'knm': did you mean 'knn'"):
+        Probes(("knm",))
+
+
+def test_a_subset_is_drawn_once():
+    source = Labelled(list(range(50)))
+    subset = probe.Subset(source, 10, 0)
+    labels = [subset[i]["label"] for i in range(len(subset))]
+    assert len(set(labels)) == 10 and labels == sorted(labels) != list(range(10))
+    assert probe.Subset(source, 10, 1).fingerprint != subset.fingerprint
+    assert subset.name(3) == f"record {labels[3]}" and len(probe.Subset(source, None, 0)) == 50
