@@ -1,0 +1,273 @@
+"""CLIP and SigLIP as their papers write them, what is locked, what a caption is, and what does not fit."""
+
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multimodal.objectives.clip import clamped
+from multimodal.towers import clip_text, clip_vit, siglip_text
+from paradigm import trees
+from paradigm.errors import UserError
+from paradigm.objective import Context
+from paradigm.optim import AdamW
+from paradigm.step import init_state, make_train_step
+from t5like.models import Encoder, gpt
+from t5like.tokenizer import ByteTokenizer
+from tests.multimodal import tiny
+from tests.vision import tiny as pictures
+
+EVALUATE = Context(0, train=False)
+
+
+def params_of(objective, seed=1):
+    return jax.jit(objective.init)(jax.random.key(seed))
+
+
+def embedded(objective, params, batch):
+    z, _ = jax.jit(lambda p, b: objective.encode(p, {}, b, EVALUATE))(params, batch)
+    return np.float64(z["image"]), np.float64(z["text"])
+
+
+# ---- The losses ------------------------------------------------------------------------------------------------------
+
+
+def test_clip_is_the_papers():
+    """Figure 3's pseudocode on the five real pairs, padding left out."""
+    objective, batch = tiny.clip(), tiny.batch_of(masked=3)(0)
+    params = params_of(objective)
+    loss = objective.loss(params, {}, batch, EVALUATE)
+    image, text = (z[:5] for z in embedded(objective, params, batch))
+    np.testing.assert_allclose(np.linalg.norm(image, axis=1), 1.0, rtol=1e-5)
+    logits = image @ text.T / 0.07
+    rows = [-math.log(np.exp(logits[i, i]) / np.exp(logits[i]).sum()) for i in range(5)]
+    columns = [-math.log(np.exp(logits[i, i]) / np.exp(logits[:, i]).sum()) for i in range(5)]
+    np.testing.assert_allclose(loss.terms["pairs"].sum, (sum(rows) + sum(columns)) / 2, rtol=1e-5)
+    assert loss.terms["pairs"].weight == 5
+    assert loss.metrics["image_to_text"] == (sum(np.argmax(logits[i]) == i for i in range(5)), 5)
+    assert loss.metrics["text_to_image"] == (sum(np.argmax(logits[:, i]) == i for i in range(5)), 5)
+    np.testing.assert_allclose(loss.metrics["scale"][0], 1 / 0.07, rtol=1e-6)
+    np.testing.assert_allclose(objective.logits(params, np.float32(image), np.float32(text)), logits, rtol=1e-4)
+
+
+def test_siglip_is_the_papers():
+    """Algorithm 1, a pair at a time."""
+    objective, batch = tiny.siglip(), tiny.batch_of(masked=3)(0)
+    params = params_of(objective)
+    loss = objective.loss(params, {}, batch, EVALUATE)
+    image, text = (z[:5] for z in embedded(objective, params, batch))
+    total = 0.0
+    for i in range(5):
+        for j in range(5):
+            z = 1 if i == j else -1
+            total += math.log(1 + math.exp(-z * (10 * image[i] @ text[j] - 10)))
+    np.testing.assert_allclose(loss.terms["pairs"].sum, total, rtol=1e-5)
+    assert loss.terms["pairs"].weight == 5
+    np.testing.assert_allclose(loss.metrics["scale"][0], 10, rtol=1e-6)
+    np.testing.assert_allclose(loss.metrics["bias"][0], -10, rtol=1e-6)
+
+
+def test_the_scale_is_clamped_and_can_come_back():
+    objective = tiny.clip()
+    for log_scale, expected in ((9.0, 100.0), (-1.0, 1.0), (2.0, math.exp(2.0))):
+        np.testing.assert_allclose(objective.scale({"log_scale": jnp.float32(log_scale)}), expected, rtol=1e-5)
+    slope = lambda x, sign: float(jax.grad(lambda x: sign * clamped(x, 0.0, 4.0))(x))
+    assert (slope(5.0, -1.0), slope(5.0, 1.0)) == (0.0, 1.0)  # descent may only lead back
+    assert (slope(-1.0, -1.0), slope(-1.0, 1.0)) == (-1.0, 0.0)
+    assert (slope(2.0, -1.0), slope(2.0, 1.0)) == (-1.0, 1.0)
+
+
+def test_a_caption_that_occurs_twice_shares_its_probability():
+    objective, batch = tiny.clip(), tiny.batch_of(2)(0)
+    batch["tokens"][1] = batch["tokens"][0]
+    params = params_of(objective)
+    z, _ = objective.encode(params, {}, batch, EVALUATE)
+    z["image"] = z["image"].at[1].set(z["image"][0])
+    np.testing.assert_allclose(objective.pair_loss(params, {}, z, batch, EVALUATE).value(), math.log(2), rtol=1e-5)
+
+
+def test_training_draws_views_and_evaluation_does_not():
+    objective, batch = tiny.clip(), tiny.batch_of()(0)
+    params = params_of(objective)
+    look = lambda ctx: objective.encode(params, {}, batch, ctx)[0]["image"]
+    assert np.any(look(Context(jnp.int32(0))) != look(EVALUATE))
+    np.testing.assert_array_equal(look(EVALUATE), objective.embed_images({"params": params}, objective.view(batch)))
+
+
+# ---- Text ------------------------------------------------------------------------------------------------------------
+
+
+def test_clip_reads_up_to_the_end_token():
+    objective = tiny.clip()
+    variables = {"params": params_of(objective)}
+    row = np.array([[7, 8, 1, 0, 0, 0, 0, 0]], np.int32)
+    read = lambda row: np.asarray(objective.embed_texts(variables, row))
+    after, before = row.copy(), row.copy()
+    after[0, 4], before[0, 0] = 9, 9
+    np.testing.assert_array_equal(read(after), read(row))
+    assert np.any(read(before) != read(row))
+    no_end = np.array([[7, 8, 5, 5, 5, 5, 5, 5]], np.int32)
+    last = no_end.copy()
+    last[0, -1] = 9
+    assert np.any(read(last) != read(no_end))  # where there is no end token the last place is it
+
+
+def test_siglip_reads_all():
+    objective = tiny.siglip()
+    variables = {"params": params_of(objective)}
+    row = np.array([[7, 8, 1, 0, 0, 0, 0, 0]], np.int32)
+    for i in range(tiny.LENGTH):
+        other = row.copy()
+        other[0, i] = 9
+        assert np.any(objective.embed_texts(variables, other) != objective.embed_texts(variables, row))
+
+
+def test_long_captions_are_cut_and_keep_their_end():
+    prepare = tiny.clip().prepare
+    record = {"image": np.zeros((4, 6, 3), np.uint8), "label": 2, "caption": "abcdefghijk"}
+    example = pickle.loads(pickle.dumps(prepare))(record, None, 0, True)
+    assert example["tokens"].tolist() == [ord(c) + 3 for c in "abcdefg"] + [1] and example["cut"] == 1.0
+    example = prepare({**record, "caption": "ab"}, None, 0, True)
+    assert example["tokens"].tolist() == [100, 101, 1, 0, 0, 0, 0, 0] and example["cut"] == 0.0
+    assert example["image"].shape == (pictures.CANVAS,) * 2 + (3,) and example["label"] == 2
+    exact = prepare({**record, "caption": "abcdefg"}, None, 0, True)
+    assert exact["tokens"][-1] == 1 and exact["cut"] == 0.0
+    np.testing.assert_array_equal(tiny.clip().tokenize(["ab", "abcdefg"])[1], exact["tokens"])
+    batch = tiny.batch_of(masked=3)(0)
+    loss = tiny.clip().loss(params_of(tiny.clip()), {}, batch, EVALUATE)
+    assert loss.metrics["captions_cut"] == (batch["cut"][:5].sum(), 5)
+
+
+@pytest.mark.parametrize("caption", [None, "", "  ", 3])
+def test_a_record_without_a_caption(caption):
+    record = {"image": np.zeros((4, 4, 3), np.uint8), "caption": caption}
+    with pytest.raises(UserError, match="a record has the caption .*choose data with captions"):
+        tiny.clip().prepare(record, None, 0, True)
+
+
+def test_a_tokenizer_with_a_first_token():
+    class Bos(ByteTokenizer):
+        bos_id = 2
+
+    row, cut = tiny.clip(tokenizer=Bos(0)).prepare.tokens("abcdefg")
+    assert row.tolist() == [2, *[ord(c) + 3 for c in "abcdef"], 1] and cut
+
+
+# ---- Towers ----------------------------------------------------------------------------------------------------------
+
+
+def shapes(params):
+    return {name: x.shape for name, x in trees.named_leaves(params)}
+
+
+def test_text_towers_have_the_parameters_of_text_models():
+    """So that a language model's weights can start a text tower."""
+    own = shapes(params_of(tiny.clip())["text"])
+    style = {"activation": "gelu", "tied": True, "max_length": tiny.LENGTH, **tiny.TOWER}
+    model = gpt("tiny", tiny.VOCAB, "gpt2", **style)
+    assert own == shapes(model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"])
+    fields = {"vocab_size": tiny.VOCAB, "positions": "learned", "max_length": tiny.LENGTH, "tied": True}
+    encoder = Encoder(**fields, **tiny.TOWER, activation="gelu", norm="layer", bias=True)
+    own = shapes(params_of(tiny.siglip())["text"])
+    assert own == shapes(encoder.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"])
+
+
+def test_first_values():
+    """Deviations of openai/CLIP's and big_vision's first weights, and the scalars."""
+    clip = params_of(tiny.clip(text=clip_text("tiny", 2000, 200, d_model=64)))
+    text = clip["text"]
+    for x, std in (
+        (text["embed"]["embedding"], 0.02),
+        (text["positions"]["embedding"], 0.01),
+        (text["decoder"]["layers"]["attention"]["query"]["kernel"], 64**-0.5),
+        (text["decoder"]["layers"]["mlp"]["down"]["kernel"], 64**-0.5 / 2),  # of 2 layers
+        (clip["text_head"]["project"]["kernel"], 64**-0.5),
+    ):
+        np.testing.assert_allclose(np.std(x), std, rtol=0.1)
+    assert clip["log_scale"].shape == () and np.isclose(clip["log_scale"], 2.6593, atol=1e-4)
+    siglip = params_of(tiny.siglip(text=siglip_text("ti", 2000, 200, layers=1), text_projection="linear"))
+    np.testing.assert_allclose(np.std(siglip["text"]["embed"]["embedding"]), 192**-0.5, rtol=0.1)
+    np.testing.assert_allclose(np.std(siglip["text"]["positions"]["embedding"]), 192**-0.5, rtol=0.1)
+    assert "image_head" in siglip and "project" not in siglip["image_head"]
+    assert np.isclose(siglip["log_scale"], math.log(10)) and siglip["bias"] == -10
+
+
+def test_clip_normalises_before_its_blocks():
+    encoder = params_of(tiny.clip())["encoder"]
+    assert set(encoder["blocks"]["pre_norm"]) == {"scale", "bias"}
+    tower = tiny.clip().encoder
+    image = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    scaled = jax.tree.map(jnp.copy, encoder)
+    for name in ("embed", "positions"):
+        scaled[name] = jax.tree.map(lambda x: 3 * x, scaled[name])
+    scaled["class_token"] = 3 * scaled["class_token"]
+    one, three = (tower.apply({"params": p}, image)[0] for p in (encoder, scaled))
+    np.testing.assert_allclose(one, three, atol=1e-3)
+
+
+# ---- Locked towers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_locked_tower_does_not_move():
+    objective = tiny.clip(locked=["encoder"])
+    optimizer = AdamW(1e-2, weight_decay=0.1, freeze=((r"^encoder/", True),))
+    state = jax.jit(lambda: init_state(objective, optimizer, 0))()
+    after, _ = jax.jit(make_train_step(objective, optimizer))(state, tiny.batch_of()(0))
+    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), state.params, after.params)
+    assert not any(jax.tree.leaves(moved["encoder"]))
+    for name in ("image_head", "text", "text_head", "log_scale"):
+        assert any(jax.tree.leaves(moved[name])), name
+    assert "encoder" not in after.opt_state["mu"]
+    spec = objective.batch_spec(8)
+    assert objective.flops(spec) < 0.75 * tiny.clip().flops(spec)
+
+
+def test_locked_parameters_get_no_gradient():
+    batch = tiny.batch_of()(0)
+    params = params_of(tiny.siglip())
+    for locked in (("encoder",), ("text", "text_head")):
+        objective = tiny.siglip(locked=locked)
+        grads = jax.jit(jax.grad(lambda p, o=objective: o.loss(p, {}, batch, EVALUATE).value()))(params)
+        for name, tree in grads.items():
+            assert any(np.any(g) for g in jax.tree.leaves(tree)) == (name not in locked), name
+
+
+# ---- What does not fit -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"image_projection": "none", "width": 32}, "the image tower gives 16 features and the shared space has 32"),
+        ({"text_projection": "none", "width": 32}, "set width=16, or text_projection='linear'"),
+        ({"text": clip_text("tiny", 100, 8)}, "the tokenizer has 259 ids and the text tower 100"),
+        ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
+        ({"locked": ("encodr",)}, "CLIP.locked.*encoder"),
+        ({"image_pool": "max"}, "CLIP.image_pool"),
+        ({"text_projection": "line"}, "CLIP.text_projection.*linear"),
+        ({"augment": pictures.views(), "encoder": clip_vit("tiny", 32, 4)}, "views of 16 pixels.*the encoder reads 32"),
+    ],
+)
+def test_settings_that_do_not_fit(change, message):
+    with pytest.raises(UserError, match=message):
+        tiny.clip(**change)
+
+
+def test_a_batch_of_one():
+    with pytest.raises(UserError, match="CLIP: a batch of 1 has no pair to tell from another: take at least 2"):
+        tiny.clip().batch_spec(1)
+
+
+def test_sizes_that_do_not_exist():
+    with pytest.raises(UserError, match="CLIP text size"):
+        clip_text("x", 300)
+    with pytest.raises(UserError, match="field of TextTower.*causal"):
+        clip_text("b", 300, casual=True)
+    with pytest.raises(UserError, match="pool"):
+        siglip_text("b", 300, pool="first")
+    tower = clip_text("tiny", 300, 4)
+    with pytest.raises(UserError, match="captions of 5 tokens, and the text tower has 4 positions"):
+        tower.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))
