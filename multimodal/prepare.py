@@ -6,7 +6,7 @@ channels, L = length):
     image     uint8   [B, S, S, C]   the whole picture, squashed to a square (see vision/canvas.py)
     aspect    float32 [B]            its width / height before that
     label     int32   [B]            its class, -1 for none
-    tokens    int32   [B, L]         [begin] ids of one caption, the end id, then the padding id; no caption lacks its end
+    tokens    int32   [B, L]         [begin] ids of one caption, the end id, then padding; none lacks its end
     cut       float32 [B]            1 where the caption was longer than that and lost its last ids, else 0
 
 The padding id is 0 and the end id 1 where the data's tokenizer made the ids, and nothing stands before them.
@@ -38,9 +38,7 @@ class Pairs:
 
     def __post_init__(self):
         if self.length < 2:
-            raise UserError(
-                f"captions of {self.length} tokens: the text tower's length is 2 at least, an id and the end"
-            )
+            raise UserError(f"captions of {self.length} tokens hold no text: make the tower's length 2 or more")
 
     def __call__(self, example, rng, step, train):
         """{"image", "label", "captions": tuple of str, "tokens": tuple of int arrays} -> what a batch holds of it.
@@ -52,9 +50,7 @@ class Pairs:
         if found is None and field == "captions" and example.get("caption"):
             found = (example["caption"],)
         if not found:
-            raise UserError(
-                f"a record has no {field}, only {', '.join(sorted(example))}: objectives on pairs read those of PairData"
-            )
+            raise UserError(f"a record has no {field}, only {', '.join(sorted(example))}: PairData gives them")
         chosen = found[int(rng.integers(len(found))) if train and len(found) > 1 else 0]
         row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length)
         return {**self.canvas(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
