@@ -49,7 +49,7 @@ class BatchNorm(nn.Module):
             return ((x.astype(jnp.float32) - running["mean"].value) * factor + bias).astype(self.dtype)
         y, mean, var = normalise(x.astype(jnp.float32), scale, bias, self.eps)
         for name, moment in (("mean", mean), ("var", var)):
-            self.sow("moments", name, jax.lax.stop_gradient(moment), reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            self.sow("moments", name, moment, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return y.astype(self.dtype)
 
 
