@@ -3,6 +3,7 @@
 Abstract state -> shardings -> executables, one for each phase of the objective.
 """
 
+import functools
 import threading
 from concurrent.futures import Future
 
@@ -60,17 +61,20 @@ class Program:
             return jitted.lower(self.state, self.batch[phase]).compile(options)
 
     def rows(self):
-        """The rows of the global batch that this process's devices hold: all that it has to read."""
+        """The rows of the global batch that this process's devices hold, ascending: all that it has to read.
+
+        A slice, or a list of ints: the mesh lays its axes along the links of a torus, where the chips of one host are
+        seldom neighbours in the batch.
+        """
+        held = self._held
+        first, last = int(held[0]), int(held[-1]) + 1
+        return slice(first, last) if last - first == len(held) else held.tolist()
+
+    @functools.cached_property
+    def _held(self):
         size = self.experiment.batch_size
-        held = NamedSharding(self.mesh, P(partition.BATCH)).addressable_devices_indices_map((size,))
-        spans = {span.indices(size)[:2] for (span,) in held.values()}
-        first, last = min(a for a, _ in spans), max(b for _, b in spans)
-        if sum(b - a for a, b in spans) != last - first:
-            raise UserError(
-                f"mesh '{self.experiment.mesh}' gives process {jax.process_index()} rows that are not "
-                "neighbours: let data and fsdp, not tensor, span the processes"
-            )
-        return slice(first, last)
+        spans = NamedSharding(self.mesh, P(partition.BATCH)).addressable_devices_indices_map((size,)).values()
+        return np.unique(np.concatenate([np.arange(size)[span] for (span,) in spans]))
 
     def put(self, batch, phase):
         """This process's rows of a batch as global arrays on the mesh."""
@@ -80,8 +84,16 @@ class Program:
                 f"{type(self.experiment.objective).__name__}.prepare gives {sorted(batch)} and batch_spec says "
                 f"{sorted(spec)}: make them agree"
             )
-        whole = jax.make_array_from_process_local_data
-        return {name: whole(s.sharding, np.asarray(batch[name], s.dtype), s.shape) for name, s in spec.items()}
+
+        def whole(mine, s):
+            def part(index):  # a device's rows, all of which are here, one after the other
+                first, last, _ = index[0].indices(s.shape[0])
+                at = np.searchsorted(self._held, first)
+                return mine[at : at + last - first]
+
+            return jax.make_array_from_callback(s.shape, s.sharding, part)
+
+        return {name: whole(np.asarray(batch[name], s.dtype), s) for name, s in spec.items()}
 
 
 class Background:

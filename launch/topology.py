@@ -109,6 +109,7 @@ class Topology:
             raise UserError(f"--topology={self.name}: no TPU compiler here: pip install -e '.[aot]' (cpu:N needs none)")
         # libtpu looks for a TPU's metadata server and a host's name, and complains where there are none.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # a compiler holds no chip that it must not share
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         call = {"platform": "tpu", "topology_name": f"{self.kind}:{_text(self.shape)}"}

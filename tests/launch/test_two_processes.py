@@ -76,6 +76,18 @@ def test_they_equal_one_process(tmp_path):
     assert "process 1 of 2 · 2 of 4 devices" in shown and "mesh data:4 fsdp:1 tensor:1 · python 3" in shown
 
 
+def test_devices_that_are_no_neighbours_in_the_batch(tmp_path):
+    """As on a torus: a process's devices hold the first and the third quarter; it reads those rows and no others."""
+    loop.train(small.experiment(total_steps=8), tmp_path / "one")
+    finish(start(tmp_path / "two", 8, "--interleave"), tmp_path / "two")
+    first, second = (re.search(r"rows (\[.*?\])", log)[1] for log in logs(tmp_path / "two"))
+    assert (first, second) == (str([0, 1, 2, 3, 8, 9, 10, 11]), str([4, 5, 6, 7, 12, 13, 14, 15]))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    np.testing.assert_allclose([two[n] for n in (4, 8)], [one[n] for n in (4, 8)], rtol=1e-5)
+    pick = lambda workdir: [row["valid/loss"] for row in small.rows(workdir) if "valid/loss" in row]
+    np.testing.assert_allclose(pick(tmp_path / "two"), pick(tmp_path / "one"), rtol=1e-5)
+
+
 def test_saved_by_four_gone_on_by_one_and_by_two(tmp_path):
     """Four processes save on one mesh; one process, then two, go on on others. Same examples, same losses."""
     loop.train(small.experiment(total_steps=12), tmp_path / "one")

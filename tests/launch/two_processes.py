@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 
+import numpy as np
+
 parser = argparse.ArgumentParser()
 parser.add_argument("index", type=int)
 parser.add_argument("port")
@@ -17,9 +19,14 @@ parser.add_argument("steps", type=int)
 parser.add_argument("--count", type=int, default=2)
 parser.add_argument("--devices", type=int, default=2)
 parser.add_argument("--mesh", default="data:-1")
+parser.add_argument("--interleave", action="store_true", help="devices of both processes in turn, as on a torus")
 parser.add_argument("--fault", default="none:0:0")
 parser.add_argument("--step_timeout", type=float, default=0)
 parser.add_argument("--join_timeout", type=int, default=60)
+
+
+def axes(mesh):
+    return {"axis_names": mesh.axis_names, "axis_types": mesh.axis_types}
 
 
 def strike(kind):
@@ -59,6 +66,14 @@ def main(argv):
         return asked(self, step)
 
     program.Program.put, loop.Stop.asked = noted, faulty
+    if arguments.interleave:
+        import jax
+
+        mesh, count = loop.make_mesh, arguments.count
+        turns = sorted(range(count * arguments.devices), key=lambda n: n % arguments.devices)
+        loop.make_mesh = lambda spec: jax.sharding.Mesh(
+            np.array(jax.devices())[turns].reshape(mesh(spec).devices.shape), **axes(mesh(spec))
+        )
     every = 6 if arguments.steps < 100 else arguments.steps
     other = {"seed": 7} if struck and kind == "config" else {}
     workdir = f"{arguments.workdir}.mine" if struck and kind == "alone" else arguments.workdir
