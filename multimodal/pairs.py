@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from multimodal.captions import Captions
 from multimodal.partition import PARTITION_RULES
+from multimodal.prepare import Pairs
 from multimodal.towers import PROJECTIONS, Head
 from paradigm.errors import UserError, choose
 from paradigm.objective import MAIN, Context, Loss
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizer import EOS
 from vision.canvas import Canvas
 from vision.heads import unit
 from vision.images import ImageObjective, move
@@ -29,7 +29,8 @@ class ImageText(ImageObjective):
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
     encoder, augment, canvas: see ImageObjective; a pair has one view.
-    text: a TextTower. tokenizer: an object such as ByteTokenizer, whose ids the tower must know.
+    text: a TextTower. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
+        it; None takes the ids that the data have.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
     locked: names among encoder, image_head, text, text_head through which no gradient flows and whose BatchNorm keeps
@@ -43,7 +44,7 @@ class ImageText(ImageObjective):
     """
 
     text: Any
-    tokenizer: Any = ByteTokenizer(extra_ids=0)
+    tokenizer: Any = None
     width: int = 512
     image_projection: str = "linear"
     text_projection: str = "linear"
@@ -73,16 +74,19 @@ class ImageText(ImageObjective):
                 f"{name}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make augment's size "
                 "the encoder's image_size"
             )
-        if self.tokenizer.vocab_size > self.text.vocab_size:
+        ids = getattr(self.tokenizer, "vocab_size", 0)
+        if ids > self.text.vocab_size:
             raise UserError(
-                f"{name}: the tokenizer has {self.tokenizer.vocab_size} ids and the text tower {self.text.vocab_size}: "
-                f"set the tower's vocab_size to {self.tokenizer.vocab_size}"
+                f"{name}: the tokenizer has {ids} ids and the text tower {self.text.vocab_size}: set the tower's "
+                f"vocab_size to {ids}"
             )
-        if self.text.pool == "end" and self.text.end_id != self.tokenizer.eos_id:
+        end = getattr(self.tokenizer, "eos_id", EOS)
+        if self.text.pool == "end" and self.text.end_id != end:
             raise UserError(
-                f"{name}: captions end with the id {self.tokenizer.eos_id} and the text tower is pooled at "
-                f"{self.text.end_id}: set the tower's end_id={self.tokenizer.eos_id}"
+                f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
+                f"tower's end_id={end}"
             )
+        _ = self.prepare  # raises now rather than in a data worker
 
     @property
     def couples_examples(self):
@@ -90,7 +94,7 @@ class ImageText(ImageObjective):
 
     @functools.cached_property
     def prepare(self):
-        return Captions(Canvas(self.canvas, self.encoder.channels), self.tokenizer, self.text.length)
+        return Pairs(Canvas(self.canvas, self.encoder.channels), self.text.length, self.tokenizer)
 
     def batch_spec(self, batch_size, phase=MAIN):
         if batch_size < 2:
@@ -173,9 +177,12 @@ class ImageText(ImageObjective):
         """int32 [B, L] (see `tokenize`) -> unit vectors float32 [B, E]."""
         return self._text(variables["params"], tokens, _EVALUATION)
 
-    def tokenize(self, texts):
-        """Texts -> int32 [n, L] as the text tower reads them; longer ones are cut before their end token."""
-        return np.stack([self.prepare.tokens(text)[0] for text in texts])
+    def tokenize(self, texts, tokenizer=None):
+        """Texts -> int32 [n, L] as the text tower reads them; longer ones are cut, and keep their end token.
+
+        tokenizer: the data's, where the objective has none of its own.
+        """
+        return np.stack([self.prepare.tokens(text, tokenizer)[0] for text in texts])
 
     @property
     def partition_rules(self):

@@ -193,6 +193,19 @@ def test_bfloat16_products_float32_sums():
             close(x, y, 1e-2)
 
 
+def test_every_product_sums_in_float32():
+    """bfloat16 products would round each tile's part of a gradient to 8 bits before it is added."""
+    x, s = jax.ShapeDtypeStruct((8, 4), jnp.bfloat16), jax.ShapeDtypeStruct((), jnp.float32)
+    for name, loss in pairs.LOSSES.items():
+        program = str(jax.make_jaxpr(jax.grad(lambda *args, f=loss: f(*args).sum(), (0, 1)))(x, x, s, s))
+        # The logits, forward and backward, and the two gradients; twice as many for both directions.
+        assert (
+            program.count("preferred_element_type=float32")
+            == program.count("dot_general[")
+            == (8 if name == "clip" else 4)
+        )
+
+
 # ---- On a mesh -------------------------------------------------------------------------------------------------------
 
 LOSSES = {
