@@ -117,7 +117,7 @@ def test_learned_positions_are_trained_and_resized():
 
 
 def test_another_resolution_sees_the_same_picture():
-    """A flat picture at twice the size, learned positions all equal: four times as many tokens, all of them as before."""
+    """A flat picture at twice the size, learned positions all equal: four times the tokens, all of them as before."""
     model, variables = made(positions="learned", pool="mean", class_token=False)
     params = {**variables["params"], "positions": {"embedding": jnp.full((16, 16), 0.1)}}
     small, large = (apply(model, {"params": params}, jnp.ones((1, side, side, 3)))[0] for side in (16, 32))
