@@ -9,7 +9,10 @@ PARTITION_RULES = (
     (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
     (r"encoder/embed/kernel$", (None, "fsdp")),  # [P, D]; P is 49 for grey patches of 7: no axis divides it
     (r"decoder/(embed|predict)/kernel$", ("fsdp", None)),  # [D, width], [width, P]
+    (r"classifier/output/kernel$", ("fsdp", None)),  # [D, classes]
     (r"positions/embedding$", (None, "fsdp")),  # [N, D], or [1 + N, D]
     (r"(class_token|mask_token|registers)$", ()),  # [1, n, D]
     (r"conv/kernel$", (None, None, None, "fsdp")),  # [h, w, in, out]
+    (r"fc\d+/kernel$", ("fsdp", "tensor")),  # [in, out] of a projection or prediction head
+    (r"(^|/)queue$", (("data", "fsdp"), None)),  # [K, D]
 )

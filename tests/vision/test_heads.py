@@ -1,0 +1,53 @@
+"""Heads by hand; what surrounds a contrast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vision.heads import Head, spread, unit
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("last", ["none", "scale", "plain"])
+def test_batch_norm_stands_before_each_relu(last):
+    head = Head((5, 3), last_norm=last)
+    variables = head.init(jax.random.key(0), X)
+    params = jax.tree.map(lambda x: x + 0.3, variables["params"])
+    assert set(params["fc0"]) == {"kernel"} and set(params["norm0"]) == {"scale", "bias"}
+    assert set(params.get("norm1", ())) == ({"scale"} if last == "scale" else set())
+    (got, named), seen = head.apply({**variables, "params": params}, X, train=True, mutable=["moments"])
+    h = X @ params["fc0"]["kernel"]
+    np.testing.assert_allclose(seen["moments"]["norm0"]["mean"], h.mean(0), rtol=1e-4, atol=1e-6)
+    h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) * params["norm0"]["scale"] + params["norm0"]["bias"]
+    h = np.maximum(h, 0) @ params["fc1"]["kernel"]
+    if last != "none":
+        h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) * (params["norm1"]["scale"] if last == "scale" else 1.0)
+    np.testing.assert_allclose(got, h, rtol=1e-4, atol=1e-5)
+    assert named == {} and ("norm1" in seen["moments"]) == (last != "none")
+
+
+def test_without_norms_there_are_biases():
+    head = Head((5, 3), norm=False)
+    variables = head.init(jax.random.key(0), X)
+    assert set(variables) == {"params"} and set(variables["params"]["fc1"]) == {"kernel", "bias"}
+    params = jax.tree.map(lambda x: x + 0.3, variables["params"])
+    h = np.maximum(X @ params["fc0"]["kernel"] + params["fc0"]["bias"], 0)
+    got, _ = head.apply({"params": params}, X, train=True)
+    np.testing.assert_allclose(got, h @ params["fc1"]["kernel"] + params["fc1"]["bias"], rtol=1e-4)
+    assert head.flops(7, 4) == 2 * 7 * (4 * 5 + 5 * 3)
+
+
+def test_unit_vectors():
+    np.testing.assert_allclose(unit(X), X / np.linalg.norm(X, axis=-1, keepdims=True), rtol=1e-6)
+    at_zero = jax.jacobian(unit)(jnp.zeros((1, 4)))
+    assert np.isfinite(at_zero).all() and unit(jnp.ones((1, 4), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_spread_is_zero_for_a_collapse_and_one_for_the_sphere():
+    sphere = unit(np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32))
+    np.testing.assert_allclose(spread(sphere), 1.0, atol=0.02)
+    assert spread(jnp.ones((5, 8)) / 8**0.5) < 1e-6
+    mask = np.array([1, 1, 1, 1, 0, 0], np.float32)
+    np.testing.assert_allclose(spread(unit(X), mask), spread(unit(X[:4])), rtol=1e-5)

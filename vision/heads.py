@@ -1,0 +1,64 @@
+"""Heads on an encoder's pooled output: the multi-layer perceptrons of contrastive learning, and what surrounds them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from paradigm.layers import Dense
+from paradigm.partition import BATCH, constrain
+from vision.norms import BatchNorm
+
+LAST = {"none": None, "scale": (True, False), "plain": (False, False)}  # (has a scale, has a bias)
+
+
+class Head(nn.Module):
+    """[B, D] -> ([B, widths[-1]], {}): linear layers with ReLU between them.
+
+    Parameters fc0/kernel, fc1/kernel ...; norm0/{scale, bias} ... With norms no layer has a bias.
+
+    widths: of the layers, the output's last.
+    norm: BatchNorm after every layer but the last, before its ReLU.
+    last_norm: BatchNorm on the output: none, scale (no bias: SimCLR), plain (neither: MoCo v3).
+    std: of the kernels' normal initialiser; None is fan_in ** -0.5.
+    """
+
+    widths: tuple
+    norm: bool = True
+    last_norm: str = "none"
+    std: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        for i, width in enumerate(self.widths):
+            last = i == len(self.widths) - 1
+            x = Dense((width,), 1, not self.norm, self.std, self.dtype, name=f"fc{i}")(x)
+            x = constrain(x, BATCH, None)
+            affine = LAST[self.last_norm] if last else (True, True) if self.norm else None
+            if affine:
+                scale, bias = affine
+                x = BatchNorm(scale=scale, bias=bias, dtype=self.dtype, name=f"norm{i}")(x, train)
+            x = x if last else nn.relu(x)
+        return x, {}
+
+    @nn.nowrap
+    def flops(self, batch, features):
+        """Forward FLOPs of the products for inputs [batch, features]."""
+        return 2 * batch * sum(a * b for a, b in zip((features, *self.widths), self.widths))
+
+
+def unit(x):
+    """x / |x| along the last axis, in float32; 0 stays 0, with a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
+
+
+def spread(unit_NxD, mask=None):
+    """[] the deviation of unit vectors over rows, mean over dims, times sqrt(D): 0 is collapse, 1 the whole sphere."""
+    weight = jnp.ones(len(unit_NxD)) if mask is None else mask
+    share = (weight / jnp.maximum(weight.sum(), 1.0))[:, None]
+    centred = unit_NxD - jnp.sum(share * unit_NxD, 0)
+    deviation = jnp.sqrt(jnp.sum(share * jnp.square(centred), 0))
+    return jax.lax.stop_gradient(deviation.mean() * unit_NxD.shape[1] ** 0.5)

@@ -1,0 +1,127 @@
+"""Momentum contrast with a queue: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning",
+and Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning" (v2).
+
+    q = unit(f(one view))    k = unit(teacher(the other view))    logits = [q.k, q.queue] / T, the first is right
+    then: teacher <- m teacher + (1 - m) f;    the keys of the batch replace the oldest in the queue       (section 3.1)
+
+The official code shuffles the batch over GPUs so that no BatchNorm sees a query and its key together (section 3.3).
+Here BatchNorm has the statistics of the global batch, one view at a time, and nothing is shuffled: another cure for the
+same leak (MoCo v3's), not the paper's, and its accuracy is not claimed to be the same.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from paradigm import momentum, rng
+from paradigm.contrastive import info_nce
+from paradigm.errors import UserError
+from paradigm.objective import MAIN, Loss, Term
+from paradigm.schedule import Schedule, as_schedule
+from vision.heads import Head, spread, unit
+from vision.images import move
+from vision.two_views import TwoViews, prefixed, unprefixed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _MoCo(TwoViews):
+    """What both versions are.
+
+    queue: keys kept, a multiple of the batch. momentum: m, or a Schedule of it. temperature: of the softmax.
+    output: the embedding's width.
+    """
+
+    queue: int = 65536
+    momentum: float | Schedule = 0.999
+    temperature: float = 0.07
+    output: int = 128
+
+    hidden_layers = 0  # of the head
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise UserError(f"{type(self).__name__}.temperature={self.temperature} must be positive")
+
+    @property
+    def projector(self):
+        hidden = (self.encoder.features,) * self.hidden_layers
+        return Head((*hidden, self.output), norm=False, dtype=self.encoder.dtype)
+
+    def modules(self):
+        return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
+
+    def batch_spec(self, batch_size, phase=MAIN):
+        """Raises UserError when the queue is not a multiple of the batch."""
+        if self.queue % batch_size:
+            near = max(1, round(self.queue / batch_size)) * batch_size
+            name = type(self).__name__
+            raise UserError(
+                f"{name}.queue={self.queue} is not a multiple of the batch of {batch_size}, which replaces its oldest "
+                f"keys: set {name}.queue = {near}, or another batch size"
+            )
+        return super().batch_spec(batch_size, phase)
+
+    def init_extra(self, params, key):
+        """teacher, queue and cursor; batch_stats and teacher_stats where the encoder has BatchNorm."""
+        stats = super().init_extra(params, key)
+        if stats:
+            stats["teacher_stats"] = jax.tree.map(jnp.copy, stats["batch_stats"])
+        queue = unit(jax.random.normal(rng.fold(key, "queue"), (self.queue, self.output)))
+        teacher = jax.tree.map(jnp.copy, params)
+        return {"teacher": teacher, "queue": queue, "cursor": jnp.zeros((), jnp.int32), **stats}
+
+    def embed(self, params, stats, view, batch, ctx):
+        """(unit vectors [B, output], moments) of a view."""
+        pooled, moments = self.encode_views(params, stats, (view,), batch["index"], ctx, apart=True)
+        z, _, _ = self.apply("projector", params, stats, pooled[:, 0], ctx)
+        return unit(z), moments
+
+    def loss(self, params, extra, batch, ctx):
+        query, key = self.look(batch, ctx)
+        q, moments = self.embed(params, extra.get("batch_stats", {}), query, batch, ctx)
+        k, seen = self.embed(extra["teacher"], extra.get("teacher_stats", {}), key, batch, ctx)
+        k, queue, mask = jax.lax.stop_gradient(k), extra["queue"], batch["mask"]
+        nll, correct = info_nce(q, queue, 1.0 / self.temperature, positives=k)
+        rows = mask.sum()
+        metrics = {
+            "contrast_accuracy": (jnp.sum(correct * mask), rows),
+            "spread": (spread(queue) * rows, rows),
+        }
+        term = Term(jnp.sum(nll * mask), rows)
+        return Loss({"contrast": term}, metrics, {"keys": k}, {**moments, **prefixed("teacher", seen)})
+
+    def update_extra(self, extra, params, loss, ctx):
+        queue, cursor = momentum.push(extra["queue"], extra["cursor"], loss.rows["keys"])
+        teacher = momentum.ema(extra["teacher"], params, as_schedule(self.momentum)(ctx.step))
+        extra = {**extra, "teacher": teacher, "queue": queue, "cursor": cursor}
+        if "batch_stats" in extra:
+            seen, moments = unprefixed("teacher", loss.stats)
+            extra["batch_stats"] = move(extra["batch_stats"], moments)
+            extra["teacher_stats"] = move(extra["teacher_stats"], seen)
+        return extra
+
+    def variables(self, params, extra, which="online"):
+        if which == "teacher":
+            stats = {"batch_stats": extra["teacher_stats"]} if "teacher_stats" in extra else {}
+            return {"params": extra["teacher"], **stats}
+        return super().variables(params, extra, which)
+
+    def flops(self, batch_spec):
+        rows = batch_spec["mask"].size
+        forward = self.encoder.flops(rows) + self.projector.flops(rows, self.encoder.features)
+        return 4.0 * forward + 3.0 * 2 * rows * self.output * self.queue  # the teacher goes forward only
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoCoV1(_MoCo):
+    """MoCo v1: a linear head. Views: moco_v1_views."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoCoV2(_MoCo):
+    """MoCo v2: a head of two layers, a higher temperature (section 3; `--mlp --moco-t 0.2`). Views: moco_v2_views."""
+
+    temperature: float = 0.2
+
+    hidden_layers = 1
