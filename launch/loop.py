@@ -217,7 +217,7 @@ def _beginning(program, checkpoints, init_from=None, init_partly_from=None):
     path, step = pathlib.Path(init_from or init_partly_from).expanduser(), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
-    found = Checkpoints(path / "checkpoints").arrays(step, only=("params",))
+    found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
     if found is None:
         raise UserError(f"{flag}: no checkpoint there; give a run directory or its checkpoints/STEP")
     step, arrays, _ = found
@@ -228,7 +228,11 @@ def _beginning(program, checkpoints, init_from=None, init_partly_from=None):
         merged, report = trees.merge_partial(program.state.params, arrays["params"], where)
         given = {name: x for name, x in trees.named_leaves(merged) if name in report.matched}
         matched = f"matching parameters ({report})"
-    return functools.partial(program.init, given), fresh, f"started from {matched} of {path} at step {step}"
+    # Running statistics belong to the parameters that were trained with them.
+    wanted = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
+    have = dict(trees.named_leaves(arrays.get("extra", {}).get("batch_stats", {})))
+    stats = {name: x for name, x in have.items() if name in wanted and wanted[name].shape == x.shape}
+    return functools.partial(program.init, given, stats), fresh, f"started from {matched} of {path} at step {step}"
 
 
 class Meter:

@@ -33,21 +33,27 @@ class Program:
         specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
         self.batch = {phase: _placed(spec, partition.batch_shardings(spec, mesh)) for phase, spec in specs.items()}
 
-    def _init(self, given=None):
+    def _init(self, given=None, stats=None):
         e, params = self.experiment, None
+        taken = lambda given: lambda name, x: given.get(name, x)
         if given is not None:
-            own = e.objective.init(rng.key(e.seed, "params"))
-            params = trees.named_map(lambda name, x: given.get(name, x), own)
-        return init_state(e.objective, e.optimizer, e.seed, e.ema, params)
+            params = trees.named_map(taken(given), e.objective.init(rng.key(e.seed, "params")))
+        state = init_state(e.objective, e.optimizer, e.seed, e.ema, params)
+        if stats:
+            state.extra["batch_stats"] = trees.named_map(taken(stats), state.extra["batch_stats"])
+        return state
 
-    def init(self, given=None):
-        """The state at step 0, made where it will live. given: parameters to start with, {name: array}."""
+    def init(self, given=None, stats=None):
+        """The state at step 0, made where it will live.
+
+        given: parameters to start with, {name: array}; None for none. stats: the same of extra['batch_stats'].
+        """
         with jax.set_mesh(self.mesh):
             if given is None:
                 return jax.jit(self._init, out_shardings=self.shardings)()
             places = dict(trees.named_leaves(self.shardings.params))
             given = jax.device_put(given, {name: places[name] for name in given})
-            return jax.jit(self._init, out_shardings=self.shardings)(given)
+            return jax.jit(self._init, out_shardings=self.shardings)(given, stats or {})
 
     def compile(self, phase):
         """step(state, batch) -> (state, metrics), for arrays as `state` and `batch[phase]` say; donates the state."""

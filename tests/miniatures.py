@@ -134,6 +134,22 @@ class BatchStatistics(Miniature):
 
 
 @dataclasses.dataclass(frozen=True)
+class RunningStatistics(BatchStatistics):
+    """The same with its moments where models with BatchNorm keep them. still: they stay as they are."""
+
+    still: bool = False
+
+    def init_extra(self, params, key):
+        return {"batch_stats": super().init_extra(params, key)}
+
+    def pair_loss(self, params, extra, embeddings, batch, ctx):
+        return super().pair_loss(params, extra["batch_stats"], embeddings, batch, ctx)
+
+    def update_extra(self, extra, params, loss, ctx):
+        return extra if self.still else {"batch_stats": super().update_extra(extra["batch_stats"], params, loss, ctx)}
+
+
+@dataclasses.dataclass(frozen=True)
 class CoupledStatistics(BatchStatistics):
     """The same with its BatchNorm declared inside the encoder: it cannot be cut into microbatches."""
 

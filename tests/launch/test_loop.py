@@ -125,6 +125,14 @@ def test_init_partly_from_takes_what_matches_and_says_so(tmp_path, capsys):
         loop.train(nothing, tmp_path / "nothing", init_partly_from=tmp_path / "donor")
 
 
+def test_init_from_brings_running_statistics(tmp_path):
+    donor = loop.train(small.experiment(miniatures.RunningStatistics(), total_steps=3), tmp_path / "donor").state
+    new = small.experiment(miniatures.RunningStatistics(still=True), total_steps=1, seed=7, optimizer=Still())
+    for how in ("init_from", "init_partly_from"):
+        state = loop.train(new, tmp_path / how, **{how: tmp_path / "donor"}).state
+        contract.assert_trees_equal(state.extra["batch_stats"], donor.extra["batch_stats"])
+
+
 def test_other_data_are_refused(tmp_path):
     experiment = small.experiment(total_steps=2)
     loop.train(experiment, tmp_path, config="Experiment.seed = 0")
