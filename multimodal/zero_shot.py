@@ -1,0 +1,228 @@
+"""What two towers know without being trained for it: classes named in words, and finding one's pair among many.
+
+Zero-shot classification (Radford et al. 2021, sections 3.1.3 and 3.1.4): the name of each class in every template, the
+unit vectors of these sentences averaged and made unit again; a picture is of the class whose vector is nearest.
+
+Retrieval: of all texts, is one of a picture's own among the k nearest, and of all pictures, one of a text's own? Equal
+captions are one text, and all pictures that have it are right answers to it, as every caption of a picture is to that
+picture; a text counts as often as it was written. Scores within TIE of each other are equal, and an equal wrong answer
+counts as a better one: towers that send everything to one point find nothing.
+
+Every number stands beside `chance/...`, of answers drawn blindly given how many are right, and `random/...`, of the
+same towers as initialised.
+"""
+
+import dataclasses
+import functools
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from multimodal.templates import templates
+from paradigm.dataset import Dataset
+from paradigm.errors import UserError
+from paradigm.partition import constrain
+from vision.probe import BATCH, Subset, untrained
+
+TIE = 1e-6  # of cosines in float32
+_random = weakref.WeakKeyDictionary()  # data -> {(objective, evaluator): the numbers of the untrained towers}
+
+
+class _Compared:
+    """The `run` of an evaluator that gives scores(objective, variables, data) -> (numbers, those of chance)."""
+
+    def run(self, objective, variables, data):
+        """({name: number, 'chance/' + name: number, 'random/' + name: number}, [])."""
+        scores, chances = self.scores(objective, variables, data)
+        found = scores | {f"chance/{name}": chance for name, chance in chances.items()}
+        if self.random:
+            known = _random.setdefault(data, {})
+            if (objective, self) not in known:
+                known[objective, self], _ = self.scores(objective, untrained(objective, data, self.seed), data)
+            found |= {f"random/{name}": score for name, score in known[objective, self].items()}
+        return found, []
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(_Compared):
+    """An evaluator: accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
+
+    templates: names of sets (plain, a, photo, clip_7, clip_80, shapes) or sentences with {} for the class.
+    split: whose pictures. present: choose among the classes that the split shows, not among all. images: how many
+    pictures are used, drawn once by a hash; None for all. random: the comparison with untrained towers. seed: of both.
+
+    Raises UserError for an unknown template, data without names of classes, or pictures without labels.
+    """
+
+    templates: tuple[str, ...] = ("photo",)
+    split: str = "valid"
+    present: bool = False
+    images: int | None = None
+    name: str = "zero_shot"
+    random: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        wanted = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        object.__setattr__(self, "templates", wanted)  # gin gives a list
+        templates(wanted)
+
+    def scores(self, objective, variables, data):
+        source = Subset(data.records(self.split), self.images, self.seed)
+        names = getattr(source.source, "classes", None)
+        if not names:
+            raise UserError(
+                "ZeroShot: the data have no names of classes: set PairData.label, or take it from Experiment.evaluators"
+            )
+        x, y, _ = embed_pictures(objective, variables, source)
+        x, y = x[y >= 0], y[y >= 0]
+        if not len(y):
+            raise UserError(f"ZeroShot: no picture of the {self.split} split has a label: set PairData.label")
+        chosen = np.unique(y) if self.present else np.arange(len(names))
+        vectors = class_vectors(objective, variables, [names[k] for k in chosen], self.templates, data.tokenizer)
+        right = np.stack([np.arange(len(y)), np.searchsorted(chosen, y)], axis=1)
+        places = ranks(x, vectors, right)
+        ks = {self.name: 1} | ({f"{self.name}@5": 5} if len(chosen) > 5 else {})
+        return (
+            {name: float(np.mean(places < k)) for name, k in ks.items()},
+            {name: k / len(chosen) for name, k in ks.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval(_Compared):
+    """An evaluator: R@k both ways, `image_to_text@k` and `text_to_image@k` (see the top of this file).
+
+    ks: the k. split: whose pairs. captions: the first so many of each picture. pairs: how many are searched, drawn once
+    by a hash; None for all. chunk: queries and candidates compared at a time, so that no matrix is larger.
+    random: the comparison with untrained towers. seed: of both.
+    """
+
+    ks: tuple[int, ...] = (1, 5, 10)
+    split: str = "valid"
+    captions: int = 1
+    pairs: int | None = None
+    chunk: int = 1024
+    random: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "ks", tuple(self.ks))  # gin gives a list
+        for name, least in (("captions", 1), ("chunk", 1), ("ks", 1)):
+            value = getattr(self, name)
+            if (min(value, default=0) if name == "ks" else value) < least:
+                raise UserError(f"Retrieval.{name}={value}: {least} is the least")
+
+    def scores(self, objective, variables, data):
+        source = Subset(data.records(self.split), self.pairs, self.seed)
+        x, _, places = embed_pictures(objective, variables, source)
+        own = [captions_of(source, place)[: self.captions] for place in places]
+        number = {text: k for k, text in enumerate(dict.fromkeys(text for texts in own for text in texts))}
+        vectors = embed_texts(objective, variables, list(number), data.tokenizer)
+        right = np.array([(i, number[text]) for i, texts in enumerate(own) for text in texts])
+        written = np.bincount(right[:, 1], minlength=len(number))
+        right = np.unique(right, axis=0)
+        before = "" if self.split == "valid" else f"{self.split}/"
+        scores, chances = {}, {}
+        for way, queries, candidates, pairs, counts in (
+            ("image_to_text", x, vectors, right, None),
+            ("text_to_image", vectors, x, right[:, ::-1], written),
+        ):
+            found = ranks(queries, candidates, pairs, self.chunk)
+            answers = np.bincount(pairs[:, 0], minlength=len(queries))
+            for k in self.ks:
+                name = f"{before}{way}@{k}"
+                scores[name] = float(np.average(found < k, weights=counts))
+                chances[name] = float(np.average(by_chance(answers, len(candidates), k), weights=counts))
+        return scores, chances
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _towers(objective):
+    whole = lambda x: constrain(x.astype(jnp.float32), None, None)  # every process has all of it
+    return (
+        jax.jit(lambda variables, batch: whole(objective.embed_images(variables, objective.view(batch)))),
+        jax.jit(lambda variables, tokens: whole(objective.embed_texts(variables, tokens))),
+    )
+
+
+def embed_pictures(objective, variables, source):
+    """(unit vectors float32 [N, E], labels int32 [N], places int64 [N]) of the pairs of a source that can be read."""
+    embed, xs, labels, places = _towers(objective)[0], [], [], []
+    dataset = Dataset(source, objective.prepare, min(BATCH, len(source)), train=False)
+    for step in range(len(dataset)):
+        batch = dataset.batch(step)
+        real = batch["mask"] > 0
+        xs.append(np.asarray(embed(variables, {name: batch[name] for name in ("image", "aspect")}))[real])
+        labels.append(batch["label"][real])
+        places.append(batch["index"][real].astype(np.int64) @ np.array([1 << 32, 1]))
+    return np.concatenate(xs), np.concatenate(labels), np.concatenate(places)
+
+
+def embed_texts(objective, variables, texts, tokenizer=None):
+    """Unit vectors float32 [n, E] of texts. tokenizer: the data's, for an objective without one of its own."""
+    embed, found = _towers(objective)[1], []
+    size = min(BATCH, len(texts))
+    for start in range(0, len(texts), size):
+        tokens = objective.tokenize(texts[start : start + size], tokenizer)
+        full = np.concatenate([tokens, np.repeat(tokens[:1], size - len(tokens), axis=0)])  # one shape, one executable
+        found.append(np.asarray(embed(variables, full))[: len(tokens)])
+    return np.concatenate(found)
+
+
+def class_vectors(objective, variables, names, wanted="photo", tokenizer=None):
+    """Unit vectors float32 [classes, E] of classes by their names, averaged over templates (see the top)."""
+    sentences = templates(wanted)
+    texts = [sentence.replace("{}", name) for name in names for sentence in sentences]
+    x = embed_texts(objective, variables, texts, tokenizer).reshape(len(names), len(sentences), -1).mean(1)
+    return x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
+
+
+def captions_of(source, place):
+    """The captions of a record of a Subset, without its picture."""
+    if not hasattr(source.source, "captions"):
+        raise UserError("these data have no captions to retrieve: choose pairs, or leave Retrieval and Retrieved out")
+    return source.source.captions(int(source.positions[place]))
+
+
+# ---- counting --------------------------------------------------------------------------------------------------------
+
+
+def ranks(queries, candidates, right, chunk=1024):
+    """How many wrong candidates are as near as the best right one, or nearer: 0 is found at once.
+
+    Args:
+        queries: float32 [Q, E]. candidates: float32 [T, E].
+        right: int [R, 2], the (query, candidate) that belong together, each once; every query has one at least.
+        chunk: queries and candidates compared at a time.
+
+    Returns:
+        int64 [Q].
+    """
+    right = right[np.lexsort((right[:, 1], right[:, 0]))]
+    best = np.full(len(queries), -np.inf, np.float32)
+    for part in np.split(right, range(chunk, len(right), chunk)):
+        np.maximum.at(best, part[:, 0], np.einsum("re,re->r", queries[part[:, 0]], candidates[part[:, 1]]))
+    found = np.zeros(len(queries), np.int64)
+    for top in range(0, len(queries), chunk):
+        some = queries[top : top + chunk]
+        begin, end = np.searchsorted(right[:, 0], (top, top + len(some)))
+        limit = best[top : top + chunk, None] - TIE
+        for left in range(0, len(candidates), chunk):
+            scores = some @ candidates[left : left + chunk].T
+            own = right[begin:end] - (top, left)
+            own = own[(own[:, 1] >= 0) & (own[:, 1] < scores.shape[1])]
+            scores[own[:, 0], own[:, 1]] = -np.inf
+            found[top : top + chunk] += (scores > limit).sum(1)
+    return found
+
+
+def by_chance(answers, candidates, k):
+    """The probability that k of the candidates, drawn blindly, hold one of the right answers. answers: int [Q]."""
+    drawn = np.arange(min(k, candidates))
+    return 1 - np.prod(np.maximum(candidates - answers[:, None] - drawn, 0) / (candidates - drawn), axis=1)
