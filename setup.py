@@ -9,6 +9,7 @@ PACKAGES = [
     "vision",
     "vision.objectives",
     "launch",
+    "launch.pod_forms",
     "gin_configs",
 ]
 

@@ -1,7 +1,9 @@
 """The host process: huge pages for the memory that XLA's CPU backend maps and returns at every step."""
 
 import ctypes
+import hashlib
 import os
+import pathlib
 import platform
 import sys
 
@@ -30,6 +32,23 @@ def return_pages():
     """Gives the kernel what malloc holds free: 100 to 200 MB after an initialisation or a compilation."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_compiled(place):
+    """Has jax keep compiled programs below a directory for the next start; '' keeps none.
+
+    A program for a CPU is made for that CPU's instructions, and one home directory may serve several kinds of machine:
+    each kind has a directory of its own. A damaged or foreign entry is compiled anew, with a warning.
+    """
+    import jax
+
+    if place:
+        found = pathlib.Path("/proc/cpuinfo")
+        lines = found.read_text().splitlines() if found.exists() else [platform.processor()]
+        kind = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+        kind = hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:8]
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(place), kind))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def compiler_options(platform_name):

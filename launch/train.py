@@ -7,8 +7,8 @@ The same command goes on where an interrupted run stopped, with the same numbers
 Look at a run file before you pay for it with --dry_run; change a setting with --gin_param="Name.parameter = value".
 """
 
-import os
 import re
+import sys
 
 from absl import flags
 
@@ -39,6 +39,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, bytes per devic
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
 )
+INTERRUPTED_CODE = flags.DEFINE_integer("interrupted_code", 0, "Exit code of a run that a signal ended early, saved.")
 flags.adopt_module_key_flags(peers)
 flags.adopt_module_key_flags(watchdog)
 
@@ -56,11 +57,7 @@ def main(argv):
         raise UserError(f"--profile={PROFILE.value} must be two steps, as in 10:13")
 
     host.keep_pages()  # before jax allocates
-    import jax
-
-    if COMPILATION_CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(COMPILATION_CACHE.value))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    host.keep_compiled(COMPILATION_CACHE.value)
     peers.join()
     from launch import dry_run, experiment, loop, registry
 
@@ -73,7 +70,8 @@ def main(argv):
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
     how = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value, "profile": profile}
     how["step_timeout"] = watchdog.STEP_TIMEOUT.value
-    loop.train(run, WORKDIR.value, config=registry.operative_config(), **how)
+    done = loop.train(run, WORKDIR.value, config=registry.operative_config(), **how)
+    sys.exit(INTERRUPTED_CODE.value if done.interrupted else 0)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ ENTRY_POINTS = (
     "launch.prepare",
     "launch.show",
     "launch.convert",
+    "launch.compile",
+    "launch.pods",
     "benchmarks.step",
     "benchmarks.input",
 )
