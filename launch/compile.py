@@ -19,16 +19,6 @@ from absl import flags
 from launch import cli
 from paradigm.errors import UserError
 
-GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "As in launch.train.")
-GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "As in launch.train.")
-IMPORT = flags.DEFINE_multi_string("import", [], "As in launch.train.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "What to compile for, as in v5e:16x16, v5p:4x4x4, h100:8 or cpu:8.")
-SLICES = flags.DEFINE_integer("slices", 1, "So many slices of that shape, joined by the data-center network.")
-MESH = flags.DEFINE_string("mesh", None, "How the chips are used, as in launch.train.")
-TABLE = flags.DEFINE_bool(
-    "table", False, "Write docs/pods.md for every run file that names a pod, or for each --gin_file, and stop."
-)
-
 
 def main(argv):
     if argv[1:]:
@@ -229,4 +219,15 @@ def _short(value):
 
 
 if __name__ == "__main__":
+    GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "As in launch.train.")
+    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "As in launch.train.")
+    IMPORT = flags.DEFINE_multi_string("import", [], "As in launch.train.")
+    TOPOLOGY = flags.DEFINE_string(
+        "topology", None, "What to compile for, as in v5e:16x16, v5p:4x4x4, h100:8 or cpu:8."
+    )
+    SLICES = flags.DEFINE_integer("slices", 1, "So many slices of that shape, joined by the data-center network.")
+    MESH = flags.DEFINE_string("mesh", None, "How the chips are used, as in launch.train.")
+    TABLE = flags.DEFINE_bool(
+        "table", False, "Write docs/pods.md for every run file that names a pod, or for each --gin_file, and stop."
+    )
     cli.run(main)

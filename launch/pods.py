@@ -17,26 +17,6 @@ from launch import cli
 from paradigm.errors import UserError
 
 VERBS = ("create", "run", "logs", "status", "delete")
-FORM = flags.DEFINE_enum("form", "tpu", ["tpu", "slurm", "gke"], "Cloud TPU VMs, a SLURM cluster, or GKE.")
-NAME = flags.DEFINE_string("name", None, "Of the pod and the run; small letters, digits and hyphens.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "As in launch.compile: v5e:16x16, v5p:4x4x4, h100:64.")
-SLICES = flags.DEFINE_integer("slices", 1, "So many slices of that shape, joined by the data-center network.")
-ZONE = flags.DEFINE_string("zone", None, "Of Cloud TPUs, as in us-west4-a.")
-PROJECT = flags.DEFINE_string("project", None, "Of Google Cloud, where it is not gcloud's own.")
-SPOT = flags.DEFINE_bool("spot", False, "Cheaper machines that may be taken away; the run then waits for new ones.")
-RESERVED = flags.DEFINE_bool("reserved", False, "From a reservation.")
-NFS = flags.DEFINE_string(
-    "nfs", None, "SERVER:/SHARE that every host mounts at /mnt/paradigm; --workdir belongs there."
-)
-IMAGE = flags.DEFINE_string("image", None, "For GKE: a container image of this checkout.")
-NAMESPACE = flags.DEFINE_string("namespace", "default", "For GKE.")
-PARTITION = flags.DEFINE_string("partition", None, "For SLURM.")
-HOURS = flags.DEFINE_integer("hours", 24, "For SLURM: the longest that a job may run before it is requeued.")
-RESTARTS = flags.DEFINE_integer("restarts", 100, "How often a run that dies is started again.")
-WORKER = flags.DEFINE_string("worker", "0", "Whose log: a host's number, or all.")
-POLL = flags.DEFINE_float("poll", 60.0, "Seconds between two looks at the pod.")
-PATIENCE = flags.DEFINE_float("patience", 5.0, "Seconds until a command that a busy cloud refused is given again.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, and run none.")
 
 
 def main(argv):
@@ -83,4 +63,24 @@ def check(train):
 
 
 if __name__ == "__main__":
+    FORM = flags.DEFINE_enum("form", "tpu", ["tpu", "slurm", "gke"], "Cloud TPU VMs, a SLURM cluster, or GKE.")
+    NAME = flags.DEFINE_string("name", None, "Of the pod and the run; small letters, digits and hyphens.")
+    TOPOLOGY = flags.DEFINE_string("topology", None, "As in launch.compile: v5e:16x16, v5p:4x4x4, h100:64.")
+    SLICES = flags.DEFINE_integer("slices", 1, "So many slices of that shape, joined by the data-center network.")
+    ZONE = flags.DEFINE_string("zone", None, "Of Cloud TPUs, as in us-west4-a.")
+    PROJECT = flags.DEFINE_string("project", None, "Of Google Cloud, where it is not gcloud's own.")
+    SPOT = flags.DEFINE_bool("spot", False, "Cheaper machines that may be taken away; the run then waits for new ones.")
+    RESERVED = flags.DEFINE_bool("reserved", False, "From a reservation.")
+    NFS = flags.DEFINE_string(
+        "nfs", None, "SERVER:/SHARE that every host mounts at /mnt/paradigm; --workdir belongs there."
+    )
+    IMAGE = flags.DEFINE_string("image", None, "For GKE: a container image of this checkout.")
+    NAMESPACE = flags.DEFINE_string("namespace", "default", "For GKE.")
+    PARTITION = flags.DEFINE_string("partition", None, "For SLURM.")
+    HOURS = flags.DEFINE_integer("hours", 24, "For SLURM: the longest that a job may run before it is requeued.")
+    RESTARTS = flags.DEFINE_integer("restarts", 100, "How often a run that dies is started again.")
+    WORKER = flags.DEFINE_string("worker", "0", "Whose log: a host's number, or all.")
+    POLL = flags.DEFINE_float("poll", 60.0, "Seconds between two looks at the pod.")
+    PATIENCE = flags.DEFINE_float("patience", 5.0, "Seconds until a command that a busy cloud refused is given again.")
+    DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, and run none.")
     cli.run(main)
