@@ -33,6 +33,7 @@ class ImageText(ImageObjective):
         it; None takes the ids that the data have.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
+    squash: read pictures whole, resized to a square whatever their shape, as SigLIP does; False keeps their aspect.
     locked: names among encoder, image_head, text, text_head through which no gradient flows and whose BatchNorm keeps
         its statistics: ("encoder",) is locked-image tuning (Zhai et al. 2022, "LiT", section 3.2). Weight decay would
         still shrink them: name them in the optimizer's `freeze` as well, ((r"^encoder/", True),).
@@ -49,6 +50,7 @@ class ImageText(ImageObjective):
     image_projection: str = "linear"
     text_projection: str = "linear"
     image_pool: str = "encoder"
+    squash: bool = False
     locked: tuple[str, ...] = ()
 
     pairs = True
@@ -137,7 +139,7 @@ class ImageText(ImageObjective):
         params = {n: jax.lax.stop_gradient(p) if n in self.locked else p for n, p in params.items()}
         stats = extra.get("batch_stats", {})
         if ctx.train:
-            images = self.views[0](batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
+            images = self.views[0](batch["image"], self._aspect(batch), ctx.keys("view/0", batch["index"]))
         else:
             images = self.view(batch)
         image, moments = self._image(params, stats, images, ctx, batch["index"])
@@ -158,6 +160,10 @@ class ImageText(ImageObjective):
         x, _, _ = self.apply("text", params, {}, tokens, ctx, keys=keys)
         return unit(self.apply("text_head", params, {}, x, ctx)[0])
 
+    def _aspect(self, batch):
+        """[B]: the canvas is a square already, and stays one where nobody asks what it was."""
+        return jnp.ones_like(batch["aspect"]) if self.squash else batch["aspect"]
+
     @staticmethod
     def _keys(name, tower, ctx, index):
         return ctx.keys(name, index) if ctx.train and getattr(tower, "dropout", 0.0) else None
@@ -166,6 +172,10 @@ class ImageText(ImageObjective):
         if not loss.stats:
             return extra
         return {**extra, "batch_stats": move(extra["batch_stats"], loss.stats)}
+
+    def view(self, batch):
+        """The plain view of a batch's pictures, [B, H, W, C], normalised."""
+        return self.views[0].plain(batch["image"], self._aspect(batch))
 
     # ---- For evaluation, search and notebooks ----------------------------------------------------------------------
 

@@ -49,8 +49,11 @@ class CLIP(ImageText):
         return jnp.exp(clamped(params["log_scale"], SMALLEST, LARGEST))
 
     def logits(self, params, image, text):
-        """Unit vectors [B, E], [T, E] -> float32 [B, T], whose softmax over texts is the zero-shot probability."""
-        return self.scale(params) * jnp.dot(image, text.T, preferred_element_type=jnp.float32)
+        """Unit vectors [B, E], [T, E] -> float32 [B, T], whose softmax over texts is the zero-shot probability.
+
+        By exp(t) as it is: released weights lie a rounding above the clamp.
+        """
+        return jnp.exp(params["log_scale"]) * jnp.dot(image, text.T, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -22,6 +22,7 @@ class SigLIP(ImageText):
     every pair is a no, as almost every pair is.
     """
 
+    squash: bool = True
     first_scale: float = 10.0
     first_bias: float = -10.0
 

@@ -97,6 +97,16 @@ def test_training_draws_views_and_evaluation_does_not():
     np.testing.assert_array_equal(look(EVALUATE), objective.embed_images({"params": params}, objective.view(batch)))
 
 
+def test_siglip_squashes_whole_pictures_and_clip_cuts_their_middle():
+    batch = tiny.batch_of()(0)
+    square = {**batch, "aspect": np.ones_like(batch["aspect"])}
+    for objective, squash in ((tiny.clip(), False), (tiny.siglip(), True), (tiny.clip(squash=True), True)):
+        assert np.array_equal(objective.view(batch), objective.view(square)) == squash
+        params, ctx = params_of(objective), Context(jnp.int32(0))
+        drawn = [objective.encode(params, {}, b, ctx)[0]["image"] for b in (batch, square)]
+        assert np.array_equal(*drawn) == squash
+
+
 # ---- Text ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,64 @@
+"""Writes the goldens by running the transformers library live, then has it read files that we wrote.
+
+    python -m tests.multimodal.parity --reference=PYTHON
+
+PYTHON is an interpreter with torch, transformers and safetensors; ours needs none of them.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import tempfile
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from multimodal import weights
+from tests.multimodal import cases
+
+
+def released(golden, directory):
+    """`directory`, with the golden's config.json and model.safetensors in it."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(golden["config"]))
+    save_file(golden["weights"], directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def run(case, objective, params):
+    """Our side, name -> array, of what a golden holds."""
+    pixels, ids = cases.inputs(case)
+
+    @jax.jit
+    def both(params, pixels, ids):
+        image = objective.embed_images({"params": params}, pixels)
+        text = objective.embed_texts({"params": params}, ids)
+        return {"image": image, "text": text, "logits": objective.logits(params, image, text)}
+
+    return both(params, pixels.transpose(0, 2, 3, 1), ids.astype(np.int32))
+
+
+def largest(ours, golden):
+    return max(float(np.abs(np.asarray(x) - golden[name]).max()) for name, x in ours.items())
+
+
+def main(python):
+    cases.GOLDENS.mkdir(exist_ok=True)
+    subprocess.run([python, "-m", "tests.multimodal.reference", "goldens"], check=True)
+    with tempfile.TemporaryDirectory() as root:
+        for case in cases.CONFIGS:
+            golden = cases.load(case)
+            objective, params = weights.read(released(golden, pathlib.Path(root, case + "_released")))
+            far = largest(run(case, objective, params), golden)
+            print(f"{case}: our model from its files; largest difference {far:.1e}")
+            weights.write(pathlib.Path(root, case), objective, params)
+        subprocess.run([python, "-m", "tests.multimodal.reference", "check", root], check=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", required=True, help="a Python that has torch, transformers and safetensors")
+    main(parser.parse_args().reference)
