@@ -104,9 +104,6 @@ def scores(data, name, seed, workdir):
     how = (*WHOLE, f"Probes.methods = {PROBES}", f"Probes.seed = {seed}", f"Probes.random = {random}")
     found = json.loads(command("launch.evaluate", f"--workdir={workdir}", bindings=how))
     found = {key.removeprefix("valid/"): value for key, value in found.items()}
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    speed = [row["speed"]["images_per_second"] for row in rows if "images_per_second" in row.get("speed", {})]
-    found["images_per_second"] = statistics.median(speed)
     done.write_text(json.dumps(found))
     return found
 
@@ -145,12 +142,12 @@ def report(sets, found):
     """The page, as markdown."""
     from benchmarks.step import processor
 
-    steps = next((b.split("=")[1].strip() for b in GIN_PARAM.value if b.startswith("total_steps")), "600")
-    seen = int(steps) * 250
+    steps = next((b.split("=")[1].strip() for b in GIN_PARAM.value if b.startswith("total_steps")), "800")
+    seen = int(steps) * 125
     lines = [
         "# What small encoders know after each objective",
         "",
-        f"Every run saw {seen:,} pictures ({steps} steps of 250), each view of one counted once. Accuracy in",
+        f"Every run saw {seen:,} pictures ({steps} steps of 125), each view of one counted once. Accuracy in",
         "percent on the test pictures; mean and standard deviation over seeds. Random init is the same backbone",
         "untrained, under the same probes; vision/probe.py is their protocol. ViT: 3 layers of width 96, patches of 4",
         "(6 for photographs). ResNet: three basic blocks of 16, 32 and 64 channels. Run files: gin_configs/runs/small.",
@@ -165,17 +162,16 @@ def report(sets, found):
         keys = [*PROBES, *(["finetune"] if data is sets[0] else [])]
         seeds = "one seed" if data.seeds == 1 else f"{data.seeds} seeds"
         lines += [f"## {data.title}, {seeds}", ""]
-        lines += [f"| objective | backbone | {' | '.join(TITLES[k] for k in keys)} | pictures/s |"]
-        lines += ["|---" * (len(keys) + 3) + "|"]
+        lines += [f"| objective | backbone | {' | '.join(TITLES[k] for k in keys)} |"]
+        lines += ["|---" * (len(keys) + 2) + "|"]
         for name in ("random ViT", *RUNS[:3], "random ResNet", *RUNS[3:]):
             backbone = name.split()[1] if name.startswith("random ") else BACKBONE[name]
-            speed = "" if name.startswith("random ") else f"{middle(found, data, name, 'images_per_second'):.0f}"
             title = "random init" if name.startswith("random ") else name.replace("_vit", "").replace("_resnet", "")
             cells = [cell(values(found, data, name, key)) for key in keys]
             if name.startswith("random ") and "finetune" in keys:
                 same = [run for run in RUNS if BACKBONE[run] == backbone]
                 cells[-1] = cell([v for run in same for v in values(found, data, run, "random/finetune")][: data.seeds])
-            lines.append(f"| {title} | {backbone} | {' | '.join(cells)} | {speed} |")
+            lines.append(f"| {title} | {backbone} | {' | '.join(cells)} |")
         lines.append("")
     lines += ["![k-NN accuracy while training](vision.png)", ""]
     return "\n".join(lines)
@@ -201,7 +197,7 @@ def curves(data, workdir, path):
         axis.plot(steps, [statistics.mean(by_step[s]) for s in steps], marker="o", markersize=3, **style)
         low, high = ([pick(by_step[s]) for s in steps] for pick in (min, max))
         axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
-    axis.set(xlabel="step (250 pictures each)", ylabel="k-NN accuracy (%), 5,000 and 2,000 pictures", title=data.title)
+    axis.set(xlabel="step (125 pictures each)", ylabel="k-NN accuracy (%), 5,000 and 2,000 pictures", title=data.title)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)

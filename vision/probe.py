@@ -33,7 +33,6 @@ from paradigm.optim import AdamW
 from paradigm.partition import constrain
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
-from vision.images import move
 from vision.objectives.classify import Classify
 
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -266,15 +265,13 @@ def untrained(objective, data, seed=0, batches=20):
     """Variables of the objective as initialised, after `batches` batches of statistics where there is BatchNorm."""
     params = jax.jit(objective.init)(rng.key(seed, "untrained"))
     extra = objective.init_extra(params, rng.key(seed, "untrained/extra"))
-    if "batch_stats" not in extra:
-        return objective.variables(params, extra)
 
     @jax.jit
     def see(extra, batch):
-        loss = objective.loss(params, extra, batch, Context(jnp.int32(0), seed))
-        return {**extra, "batch_stats": move(extra["batch_stats"], loss.stats)}
+        ctx = Context(jnp.int32(0), seed)
+        return objective.update_extra(extra, params, objective.loss(params, extra, batch, ctx), ctx)
 
-    for step in range(batches):
+    for step in range(batches if objective.encoder.couples_examples else 0):
         extra = see(extra, data.train.batch(step))
     return objective.variables(params, extra)
 
