@@ -33,8 +33,7 @@ BACKBONE = {name: "ViT" if name in ("supervised_vit", "mae", "moco_v3") else "Re
 PROBES = ("knn", "linear", "linear_1pct")
 TITLES = {"knn": "k-NN", "linear": "linear", "linear_1pct": "1 % of labels", "finetune": "fine-tune"}
 WHOLE = ("Probes.train_images = None", "Probes.test_images = None")
-# Of photographs there are few and they are larger: as many are seen, in patches of 6.
-PHOTOS = ("size = 48", "channels = 3")
+PHOTOS = ("size = 32", "channels = 3")  # there are few and they are larger; as many are seen, with repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +96,6 @@ def scores(data, name, seed, workdir):
     if done.exists():
         return json.loads(done.read_text())
     bindings = (f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}", *data.bindings, *GIN_PARAM.value)
-    if data.bindings and BACKBONE[name] == "ViT":
-        bindings = (*bindings, "patch = 6")
     command("launch.train", f"--gin_file=runs/small/{name}.gin", f"--workdir={workdir}", bindings=bindings)
     random = name.startswith("supervised")  # the untrained backbone is measured once for all that share it
     how = (*WHOLE, f"Probes.methods = {PROBES}", f"Probes.seed = {seed}", f"Probes.random = {random}")
@@ -149,8 +146,9 @@ def report(sets, found):
         "",
         f"Every run saw {seen:,} pictures ({steps} steps of 125), each view of one counted once. Accuracy in",
         "percent on the test pictures; mean and standard deviation over seeds. Random init is the same backbone",
-        "untrained, under the same probes; vision/probe.py is their protocol. ViT: 3 layers of width 96, patches of 4",
-        "(6 for photographs). ResNet: three basic blocks of 16, 32 and 64 channels. Run files: gin_configs/runs/small.",
+        "untrained, under the same probes; vision/probe.py is their protocol. ViT: 3 layers of width 96, patches of 4.",
+        "ResNet: three basic blocks of 16, 32 and 64 channels. Photographs are read at 32 x 32. Run files:",
+        "gin_configs/runs/small.",
         "",
         "    python -m benchmarks.vision --images=DIR --clothing=FILE.zip --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
