@@ -34,21 +34,44 @@ _AT = {_TEXT: 4, _JSON: 6, _CLASS: 8}
 _COLUMNS = 10
 
 
+class Index:
+    """Rows int64 [n, 10], see above; of a file, each process that gets a pickled one maps it into memory for itself."""
+
+    def __init__(self, rows, path=None):
+        self.path, self._rows = path, rows
+
+    def __getstate__(self):
+        return {"path": self.path, "_rows": None if self.path else self._rows}
+
+    @property
+    def rows(self):
+        if self._rows is None:
+            self._rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return self._rows
+
+
 @dataclasses.dataclass
 class TarPairs:
-    """Pairs in tar files. paths: of the shards. index: int64 [n, 10], see above. text, separator: see `captions_of`."""
+    """Pairs in tar files. paths: of the shards. index: of all. chosen: int64 [n], which of its rows.
+
+    text, separator: see `captions_of`.
+    """
 
     paths: tuple[str, ...]
-    index: np.ndarray
+    index: Index
+    chosen: np.ndarray
     text: tuple[str, ...]
     separator: str
     reading: Reading
 
     def __len__(self):
-        return len(self.index)
+        return len(self.chosen)
+
+    def _row(self, position):
+        return self.index.rows[self.chosen[position]]
 
     def __getitem__(self, position):
-        row = self.index[position]
+        row = self._row(position)
         captions = self.captions(position)
         raw = self._member(row, _IMAGE)
         if raw is None:
@@ -58,7 +81,7 @@ class TarPairs:
         return {"image": image, "label": -1 if label is None else int(label), "captions": captions}
 
     def captions(self, position):
-        row = self.index[position]
+        row = self._row(position)
         text, fields = self._member(row, _AT[_TEXT]), {}
         if text is not None and self.text == ("caption",):
             fields = {"caption": text}
@@ -84,7 +107,7 @@ class TarPairs:
         return raw
 
     def name(self, position):
-        row = self.index[position]
+        row = self._row(position)
         path = self.paths[row[_SHARD]]
         begin = int(max(row[[_IMAGE, *_AT.values()]]))
         try:  # the header, which holds the name, is the block before
@@ -102,12 +125,14 @@ def open_tars(place, recipe, cache_dir=None):
     """
     paths = _shards(place)
     stamps = [[os.path.basename(p), os.path.getsize(p), os.stat(p).st_mtime_ns] for p in paths]
-    index = _kept(cache_dir, stamps)
+    index, kept = _kept(cache_dir, stamps), None
     if index is None:
         index = np.concatenate([_scan(k, path) for k, path in enumerate(paths)])
         if not len(index):
             raise UserError(f"wds:{place} holds no picture and no .txt or .json in {len(paths)} tar files")
         _keep(cache_dir, stamps, index)
+    if cache_dir is not None:
+        kept = str(pathlib.Path(cache_dir) / _INDEX)
     if recipe.valid_glob:
         chosen = [k for k, path in enumerate(paths) if fnmatch.fnmatch(os.path.basename(path), recipe.valid_glob)]
         held = np.isin(index[:, _SHARD], chosen)
@@ -119,9 +144,9 @@ def open_tars(place, recipe, cache_dir=None):
     lost = (index[:, _IMAGE] < 0) | (index[:, [_AT[_TEXT], _AT[_JSON]]] < 0).all(1)
     note = f"{lost.sum():,} pairs without a picture or a text" if lost.any() else ""
     reading = Reading(channels=recipe.channels, max_pixels=recipe.max_pixels)
-    of = lambda rows: TarPairs(paths, index[rows], recipe.text, recipe.separator, reading)
+    of = lambda mask: TarPairs(paths, Index(index, kept), np.flatnonzero(mask), recipe.text, recipe.separator, reading)
     if lost.all() or (lost.any() and recipe.on_broken == "refuse"):
-        first = of(slice(None)).name(int(np.argmax(lost)))
+        first = of(lost).name(0)
         raise UserError(f"wds:{place} has {note}, first {first}: mend them, or set PairData.on_broken = 'replace'")
     settings = (recipe.text, recipe.separator, recipe.valid, recipe.valid_glob)
     return Opened(
@@ -203,7 +228,7 @@ def _kept(cache_dir, stamps):
         if meta != {"format": FORMAT, "shards": stamps}:
             return None
         index = np.load(pathlib.Path(cache_dir) / _INDEX, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return index if index.ndim == 2 and index.shape[1] == _COLUMNS and index.dtype == np.int64 else None
 

@@ -28,6 +28,7 @@ from vision.probe import BATCH, Subset, untrained
 
 TIE = 1e-6  # of cosines in float32
 _random = weakref.WeakKeyDictionary()  # data -> {(objective, evaluator): the numbers of the untrained towers}
+_untrained = weakref.WeakKeyDictionary()  # data -> {(objective, seed): their variables}
 
 
 class _Compared:
@@ -40,9 +41,17 @@ class _Compared:
         if self.random:
             known = _random.setdefault(data, {})
             if (objective, self) not in known:
-                known[objective, self], _ = self.scores(objective, untrained(objective, data, self.seed), data)
+                known[objective, self], _ = self.scores(objective, _first(objective, data, self.seed), data)
             found |= {f"random/{name}": score for name, score in known[objective, self].items()}
         return found, []
+
+
+def _first(objective, data, seed):
+    """Variables of the untrained towers, kept on the host: all evaluators of a run compare with the same."""
+    known = _untrained.setdefault(data, {})
+    if (objective, seed) not in known:
+        known[objective, seed] = jax.device_get(untrained(objective, data, seed))
+    return known[objective, seed]
 
 
 @dataclasses.dataclass(frozen=True)
