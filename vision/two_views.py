@@ -47,9 +47,3 @@ def mean(trees):
 
 def prefixed(name, named):
     return {f"{name}/{key}": value for key, value in named.items()}
-
-
-def unprefixed(name, named):
-    """(the part of `named` under `name/`, without that; the rest)."""
-    own = {key[len(name) + 1 :]: value for key, value in named.items() if key.startswith(name + "/")}
-    return own, {key: value for key, value in named.items() if not key.startswith(name + "/")}

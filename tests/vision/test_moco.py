@@ -142,13 +142,14 @@ def test_batch_norm_of_the_teacher_is_its_own():
     """Each encoder has the moments of its own view, and running statistics of its own."""
     objective = moco(encoder=small_resnet())
     state, _ = contract.run(objective, SGD(0.0), BATCH, 0, 1)
-    for view, stats in zip(objective.look(BATCH(0), CTX), ("batch_stats", "teacher_stats")):
-        variables = {"params": state.params["encoder"], "batch_stats": state.extra[stats]["encoder"]}
+    student = state.extra["batch_stats"]
+    for view, stats in zip(objective.look(BATCH(0), CTX), (student, student["teacher"])):
+        variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
         _, seen = objective.encoder.apply(variables, view, train=True, mutable=["moments"])
         wanted = 0.1 * seen["moments"]["stem"]["norm"]["mean"]
         np.testing.assert_allclose(variables["batch_stats"]["stem"]["norm"]["mean"], wanted, rtol=1e-4, atol=1e-6)
     teacher = objective.variables(state.params, state.extra, "teacher")
-    assert teacher["batch_stats"] is state.extra["teacher_stats"] and teacher["params"] is state.extra["teacher"]
+    assert teacher["batch_stats"] is student["teacher"] and teacher["params"] is state.extra["teacher"]
 
 
 def test_what_a_person_can_set_wrong():

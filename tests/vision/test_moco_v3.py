@@ -165,16 +165,17 @@ def test_running_statistics_of_student_and_teacher():
     variables = {"params": state.params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
     moments = [objective.encoder.apply(variables, x, train=True, mutable=["moments"])[1]["moments"] for x in (a, b)]
     wanted = 0.1 * sum(m["stem"]["norm"]["mean"] for m in moments) / 2
-    for stats in ("batch_stats", "teacher_stats"):
-        got = state.extra[stats]["encoder"]["stem"]["norm"]["mean"]
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-6)
-    assert set(state.extra["batch_stats"]) == {"encoder", "projector", "predictor"}
+    student = state.extra["batch_stats"]
+    for stats in (student, student["teacher"]):
+        np.testing.assert_allclose(stats["encoder"]["stem"]["norm"]["mean"], wanted, rtol=1e-4, atol=1e-6)
+    assert set(student) == {"encoder", "projector", "predictor", "teacher"}
+    assert set(student["teacher"]) == {"encoder", "projector"}
     teacher = objective.variables(state.params, state.extra, "teacher")
-    assert teacher["batch_stats"] is state.extra["teacher_stats"] and teacher["params"] is state.extra["teacher"]
+    assert teacher["batch_stats"] is student["teacher"] and teacher["params"] is state.extra["teacher"]
 
 
 def test_what_a_person_can_set_wrong():
     with pytest.raises(UserError, match="MoCoV3.temperature=0 must be positive"):
         moco(temperature=0)
-    with pytest.raises(UserError, match="MoCoV3 couples the examples of a batch"):
+    with pytest.raises(UserError, match="couples the examples of a batch"):
         make_train_step(moco(encoder=small_resnet()), AdamW(0.1), microbatches=2)

@@ -21,7 +21,7 @@ from paradigm.objective import MAIN, Loss, Term
 from paradigm.schedule import Schedule, as_schedule
 from vision.heads import Head, spread, unit
 from vision.images import move
-from vision.two_views import TwoViews, prefixed, unprefixed
+from vision.two_views import TwoViews, prefixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,10 @@ class _MoCo(TwoViews):
         return super().batch_spec(batch_size, phase)
 
     def init_extra(self, params, key):
-        """teacher, queue and cursor; batch_stats and teacher_stats where the encoder has BatchNorm."""
+        """teacher, queue and cursor; where the encoder has BatchNorm also batch_stats, the teacher's among them."""
         stats = super().init_extra(params, key)
         if stats:
-            stats["teacher_stats"] = jax.tree.map(jnp.copy, stats["batch_stats"])
+            stats["batch_stats"]["teacher"] = jax.tree.map(jnp.copy, stats["batch_stats"])
         queue = unit(jax.random.normal(rng.fold(key, "queue"), (self.queue, self.output)))
         teacher = jax.tree.map(jnp.copy, params)
         return {"teacher": teacher, "queue": queue, "cursor": jnp.zeros((), jnp.int32), **stats}
@@ -79,8 +79,9 @@ class _MoCo(TwoViews):
 
     def loss(self, params, extra, batch, ctx):
         query, key = self.look(batch, ctx)
-        q, moments = self.embed(params, extra.get("batch_stats", {}), query, batch, ctx)
-        k, seen = self.embed(extra["teacher"], extra.get("teacher_stats", {}), key, batch, ctx)
+        stats = extra.get("batch_stats", {})
+        q, moments = self.embed(params, stats, query, batch, ctx)
+        k, seen = self.embed(extra["teacher"], stats.get("teacher", {}), key, batch, ctx)
         k, queue, mask = jax.lax.stop_gradient(k), extra["queue"], batch["mask"]
         nll, correct = info_nce(q, queue, 1.0 / self.temperature, positives=k)
         rows = mask.sum()
@@ -96,14 +97,12 @@ class _MoCo(TwoViews):
         teacher = momentum.ema(extra["teacher"], params, as_schedule(self.momentum)(ctx.step))
         extra = {**extra, "teacher": teacher, "queue": queue, "cursor": cursor}
         if "batch_stats" in extra:
-            seen, moments = unprefixed("teacher", loss.stats)
-            extra["batch_stats"] = move(extra["batch_stats"], moments)
-            extra["teacher_stats"] = move(extra["teacher_stats"], seen)
+            extra["batch_stats"] = move(extra["batch_stats"], loss.stats)
         return extra
 
     def variables(self, params, extra, which="online"):
         if which == "teacher":
-            stats = {"batch_stats": extra["teacher_stats"]} if "teacher_stats" in extra else {}
+            stats = {"batch_stats": extra["batch_stats"]["teacher"]} if "batch_stats" in extra else {}
             return {"params": extra["teacher"], **stats}
         return super().variables(params, extra, which)
 

@@ -20,7 +20,7 @@ from paradigm.objective import Loss, Term
 from paradigm.schedule import Schedule, as_schedule
 from vision.heads import Head, spread, unit
 from vision.images import move
-from vision.two_views import TwoViews, mean, prefixed, unprefixed
+from vision.two_views import TwoViews, mean, prefixed
 
 TEACHER = ("encoder", "projector")
 
@@ -70,14 +70,15 @@ class MoCoV3(TwoViews):
     def init_extra(self, params, key):
         extra = super().init_extra(params, key)
         copied = lambda tree: {name: jax.tree.map(jnp.copy, tree[name]) for name in TEACHER if name in tree}
-        return {**extra, "teacher": copied(params), "teacher_stats": copied(extra["batch_stats"])}
+        stats = extra["batch_stats"]
+        return {**extra, "teacher": copied(params), "batch_stats": {**stats, "teacher": copied(stats)}}
 
     def encode(self, params, extra, batch, ctx):
-        views, index = self.look(batch, ctx), batch["index"]
-        online, moments = self.encode_views(params, extra["batch_stats"], views, index, ctx, apart=True)
-        teacher, seen = self.encode_views(extra["teacher"], extra["teacher_stats"], views, index, ctx, apart=True)
-        stats = {**moments, **prefixed("teacher", seen)}
-        return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, Loss(stats=stats)
+        views, index, stats = self.look(batch, ctx), batch["index"], extra["batch_stats"]
+        online, moments = self.encode_views(params, stats, views, index, ctx, apart=True)
+        teacher, seen = self.encode_views(extra["teacher"], stats["teacher"], views, index, ctx, apart=True)
+        loss = Loss(stats={**moments, **prefixed("teacher", seen)})
+        return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, loss
 
     def project(self, params, stats, pooled, ctx, names):
         """([unit vectors [B, output] of either view], moments) of pooled [B, 2, D] after the heads of these names."""
@@ -91,9 +92,9 @@ class MoCoV3(TwoViews):
         return [z for z, _ in views], mean([moments for _, moments in views])
 
     def pair_loss(self, params, extra, embeddings, batch, ctx):
-        heads = ("projector", "predictor")
-        q, moments = self.project(params, extra["batch_stats"], embeddings["online"], ctx, heads)
-        k, seen = self.project(extra["teacher"], extra["teacher_stats"], embeddings["teacher"], ctx, heads[:1])
+        heads, stats = ("projector", "predictor"), extra["batch_stats"]
+        q, moments = self.project(params, stats, embeddings["online"], ctx, heads)
+        k, seen = self.project(extra["teacher"], stats["teacher"], embeddings["teacher"], ctx, heads[:1])
         k, mask, scale = jax.lax.stop_gradient(k), batch["mask"], 1.0 / self.temperature
         there, back = info_nce(q[0], k[1], scale, mask), info_nce(q[1], k[0], scale, mask)
         nll, correct = there[0] + back[0], there[1] + back[1]
@@ -109,17 +110,12 @@ class MoCoV3(TwoViews):
         # The official code moves its teacher at the start of step t, by the momentum of t. It is moved here at the
         # end of the step before, so that evaluation sees the same teacher; its momentum is still that of t.
         decay = as_schedule(self.momentum)(ctx.step + 1)
-        seen, moments = unprefixed("teacher", loss.stats)
-        return {
-            **extra,
-            "teacher": momentum.ema(extra["teacher"], {name: params[name] for name in TEACHER}, decay),
-            "batch_stats": move(extra["batch_stats"], moments),
-            "teacher_stats": move(extra["teacher_stats"], seen),
-        }
+        teacher = momentum.ema(extra["teacher"], {name: params[name] for name in TEACHER}, decay)
+        return {**extra, "teacher": teacher, "batch_stats": move(extra["batch_stats"], loss.stats)}
 
     def variables(self, params, extra, which="online"):
         if which == "teacher":
-            return {"params": extra["teacher"], "batch_stats": extra["teacher_stats"]}
+            return {"params": extra["teacher"], "batch_stats": extra["batch_stats"]["teacher"]}
         return super().variables(params, extra, which)
 
     def flops(self, batch_spec):
