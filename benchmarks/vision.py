@@ -148,8 +148,8 @@ def report(sets, found):
         "",
         f"Every run saw {seen:,} pictures ({steps} steps of 125), each view of one counted once. Accuracy in",
         "percent on the test pictures; mean and standard deviation over seeds. Random init is the same backbone",
-        "untrained, under the same probes; vision/probe.py is their protocol. All have one backbone, a ViT of 3 layers of",
-        "width 96 in patches of 4; photographs are read at 32 x 32. Run files: gin_configs/runs/small.",
+        "untrained, under the same probes; vision/probe.py is their protocol. All have one backbone, a ViT of 3 layers",
+        "of width 96 in patches of 4; photographs are read at 32 x 32. Run files: gin_configs/runs/small.",
         "",
         "    python -m benchmarks.vision --images=DIR --clothing=FILE.zip --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
