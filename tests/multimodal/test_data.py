@@ -52,6 +52,7 @@ def test_an_example_holds_what_a_batch_does():
     assert found["cut"] == 1 and found["tokens"].tolist() == [*ids("abc"), 1] and found["label"] == 2
     drawn = [prepare(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
     assert 16 < sum(drawn) < 48  # either caption
+    assert all(prepare(record, np.random.default_rng(i), 0, False)["cut"] for i in range(64))  # the first
     assert drawn == [prepare(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
 
 

@@ -135,15 +135,16 @@ def test_chance_is_that_of_blind_draws():
 # ---------------------------------------------------------------------------------------------------------- evaluators
 
 
-def test_classes_are_named_in_words(data):
+def test_classes_are_named_in_words(data, monkeypatch):
     found, _ = ZeroShot(("a", "photo")).run(Oracle(), KNOWS, data)
     assert found == pytest.approx(
         {"zero_shot": 7 / 8, "chance/zero_shot": 1 / 4, "random/zero_shot": 0.0}  # one is labelled otherwise
     )
-    known = zero_shot._random[data]
-    assert len(known) == 1
-    ZeroShot(("a", "photo")).run(Oracle(), KNOWS, data)
-    assert len(known) == 1
+    monkeypatch.setattr(zero_shot, "_first", None)  # the untrained towers are asked once
+    blurred = {
+        "params": KNOWS["params"] | {"image": jnp.diag(jnp.array([1, 0.2, 1]))}
+    }  # what is yellow seems red first
+    assert ZeroShot(("a", "photo")).run(Oracle(), blurred, data)[0] == found | {"zero_shot": 5 / 8}
     found, _ = ZeroShot(split="train", present=True, random=False, name="z").run(Oracle(), KNOWS_NOTHING, data)
     assert found == {"z": 1.0, "chance/z": 1.0}  # one class alone
 
@@ -177,9 +178,24 @@ def test_several_captions_are_all_right(data, tmp_path):
     lines = [(f"{n}.png", n, f"no {n}", "train" if n == "Yellow" else "valid") for n in COLOURS]
     path = table(tmp_path, ("image", "one", "two", "part"), *lines)
     prepared = opened(path, text=["one", "two"], split="part")
-    found, _ = Retrieval(ks=(1,), captions=2, random=False).run(Oracle(), KNOWS, Data(prepared))
+    found, _ = Retrieval(ks=(1, 2), captions=2, random=False).run(Oracle(), KNOWS, Data(prepared))
     assert found["image_to_text@1"] == found["text_to_image@1"] == 1.0
     assert [found[f"chance/{way}@1"] for way in ("image_to_text", "text_to_image")] == pytest.approx([1 / 3] * 2)
+    assert found["chance/image_to_text@2"] == pytest.approx(1 - 6 / 15)
+
+
+def test_pictures_without_a_label_are_not_asked_for(tmp_path):
+    names = [*COLOURS] * 2
+    folder(tmp_path, {f"{k}.png": np.full((4, 4, 3), COLOURS[n], np.uint8) for k, n in enumerate(names)})
+    lines = [(f"{k}.png", n, "" if n == "Blue" else n, "train" if k < 4 else "valid") for k, n in enumerate(names)]
+    prepared = opened(table(tmp_path, ("image", "caption", "kind", "part"), *lines), label="kind", split="part")
+    assert prepared.classes == ("Green", "Red", "Yellow")
+    found, _ = ZeroShot(random=False).run(Oracle(), KNOWS, Data(prepared))
+    assert found == pytest.approx({"zero_shot": 1.0, "chance/zero_shot": 1 / 3})
+    path = table(tmp_path, ("image", "caption", "kind", "part"), *(line[:2] + ("x" * (k == 0), line[3])
+                 for k, line in enumerate(lines)))  # fmt: skip
+    with pytest.raises(UserError, match=r"^ZeroShot: no picture of the valid split has a label"):
+        ZeroShot().run(Oracle(), KNOWS, Data(opened(path, label="kind", split="part")))
 
 
 def test_embeddings_do_not_depend_on_batches(data, monkeypatch):
@@ -235,6 +251,10 @@ def test_the_similarity_of_a_batch_is_shown(data):
         for k, b in enumerate(2 * list(COLOURS)):
             assert (corner(i, k) == gallery.DARK).all() == (a == b)
     assert (shown.value[cell:, : gallery.TEXT].min(axis=(1, 2)) < 100).any()  # captions are written
+    grey = np.zeros((4, 4, 3), np.uint8)
+    below = gallery.similarity([grey, grey], ["a", "b"], np.array([[0.0, 0.0], [1.0, 0.0]]))
+    assert (below[2 * cell + 4, left + 4] == gallery.DARK).all()  # the second caption, the first picture
+    assert (below[cell + 4, left + cell + 4] == gallery.PAPER).all()
 
 
 def test_retrieved_pictures_are_framed_where_right(data):
@@ -248,5 +268,9 @@ def test_retrieved_pictures_are_framed_where_right(data):
 
 
 def test_long_captions_stay_in_their_place():
-    short, long = (np.asarray(gallery.written("word " * n, 100, 32)) for n in (2, 200))
+    short, long, longer, other = (
+        np.asarray(gallery.written(start + "word " * n, 100, 32))
+        for start, n in (("start ", 2), ("start ", 50), ("start ", 200), ("", 50))
+    )
     assert short.shape == long.shape == (32, 100, 3) and (short < 255).sum() < (long < 255).sum()
+    assert (long == longer).all() and (long != other).any()  # the beginning is shown
