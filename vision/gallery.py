@@ -105,11 +105,10 @@ class PatchPCA:
     count: int = 8
 
     def run(self, objective, variables, data):
-        batch = _some(objective, data, self.count)
-        images = objective.view(batch)
-        _, named = jax.jit(objective.features)(variables, images)
-        if "patches" not in named:
+        if not hasattr(objective.encoder, "patch"):
             raise UserError(f"PatchPCA: {type(objective.encoder).__name__} has no patches; leave it out")
+        images = objective.view(_some(objective, data, self.count))
+        _, named = jax.jit(objective.features)(variables, images)
         patches = np.asarray(named["patches"], np.float64)  # [B, N, D]
         flat = patches.reshape(-1, patches.shape[-1])
         flat = flat - flat.mean(0)
