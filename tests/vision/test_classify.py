@@ -1,0 +1,93 @@
+"""Supervised classification: what every objective passes, the loss by loops, and labels that are not there."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradigm import trees
+from paradigm.errors import UserError
+from paradigm.objective import Context
+from paradigm.optim import SGD
+from paradigm.step import init_state, make_train_step
+from tests import contract
+from tests.vision import tiny
+from vision.objectives import MAE, Classify
+from vision.resnet import resnet
+
+BATCH = tiny.batch_of()
+VIT = Classify(encoder=tiny.encoder(dropout=0.1), augment=tiny.views(), canvas=tiny.CANVAS, classes=3, smoothing=0.1)
+RESNET = dataclasses.replace(VIT, encoder=resnet("tiny", width=0.125, channels=3))
+
+
+def unlabelled(step):
+    """Of the batch after this one, the last rows masked and one row without a label."""
+    batch = BATCH(step + 1)
+    batch["mask"][6:] = 0
+    batch["label"][2] = -1
+    return batch
+
+
+def test_resume():
+    contract.check_resume(RESNET, SGD(1e-2), BATCH)
+
+
+def test_microbatches():
+    contract.check_microbatches(VIT, unlabelled)
+    with pytest.raises(UserError, match="couples the examples of a batch"):
+        make_train_step(RESNET, SGD(1e-2), microbatches=2)
+
+
+@pytest.mark.parametrize("objective", [VIT, RESNET], ids=["vit", "resnet"])
+def test_sharding(objective):
+    contract.check_sharding(objective, unlabelled, meshes=("data", "mixed"))
+
+
+def test_abstract_and_weights():
+    contract.check_abstract(RESNET, SGD(1e-2), BATCH, 8)
+    contract.check_weights(VIT, unlabelled)
+
+
+def test_loss_by_loops():
+    batch = unlabelled(3)
+    params = tiny.params(VIT)
+    loss = VIT.loss(params, {}, batch, Context(jnp.int32(0), 0, False))
+    logits = np.asarray(VIT.logits({"params": params}, VIT.view(batch)), np.float64)
+    total = right = count = 0
+    for row, label, mask in zip(logits, batch["label"], batch["mask"]):
+        if mask and label >= 0:
+            p = np.exp(row) / np.exp(row).sum()
+            wanted = np.full(3, 0.1 / 3)
+            wanted[label] += 0.9
+            total -= np.sum(wanted * np.log(p))
+            right, count = right + (np.argmax(row) == label), count + 1
+    np.testing.assert_allclose(loss.terms["labels"].sum, total, rtol=1e-5)
+    assert count == loss.terms["labels"].weight == 5
+    assert loss.metrics["accuracy"][0] == right
+
+
+def test_running_statistics_follow_the_batch():
+    step = jax.jit(make_train_step(RESNET, SGD(0.0)))
+    start = jax.jit(lambda: init_state(RESNET, SGD(0.0), 0))()
+    state, _ = step(start, BATCH(0))
+    once, twice = (dict(trees.named_leaves(s.extra["batch_stats"])) for s in (state, step(state, BATCH(0))[0]))
+    first = dict(trees.named_leaves(start.extra["batch_stats"]))
+    for name in first:  # decay 0.9 towards the same moments
+        np.testing.assert_allclose(twice[name] - once[name], 0.9 * (once[name] - first[name]), rtol=1e-3, atol=1e-6)
+
+
+def test_the_encoder_of_an_mae():
+    mae = MAE(
+        encoder=VIT.encoder,
+        augment=VIT.augment,
+        canvas=tiny.CANVAS,
+        decoder_width=16,
+        decoder_layers=1,
+        decoder_heads=2,
+    )
+    params, report = trees.merge_partial(tiny.params(VIT), tiny.params(mae))
+    contract.assert_trees_equal(params["encoder"], tiny.params(mae)["encoder"])
+    assert {name.split("/")[0] for name in report.missing} == {"classifier"}
+    assert {name.split("/")[0] for name in report.unexpected} == {"decoder"}
