@@ -8,6 +8,8 @@ PACKAGES = [
     "t5like.objectives",
     "vision",
     "vision.objectives",
+    "multimodal",
+    "multimodal.objectives",
     "launch",
     "launch.pod_forms",
     "gin_configs",

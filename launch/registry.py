@@ -46,8 +46,11 @@ HOMES = {
     "vision.resnet": ("resnet",),
     "vision.probe": ("Probes",),
     "vision.gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
+    "multimodal.data": ("PairData",),
+    "multimodal.zero_shot": ("ZeroShot", "Retrieval"),
+    "multimodal.gallery": ("Similarity", "Retrieved"),
 }
-OBJECTIVES = ("t5like.objectives", "vision.objectives")  # packages all of whose objectives can be named
+OBJECTIVES = ("t5like.objectives", "vision.objectives", "multimodal.objectives")  # packages all of whose objectives can be named
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}

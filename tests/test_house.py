@@ -9,14 +9,15 @@ import sys
 import pytest
 
 REPO = pathlib.Path(__file__).parent.parent
-PACKAGES = ("paradigm", "t5like", "vision", "launch", "benchmarks")
+PACKAGES = ("paradigm", "t5like", "vision", "multimodal", "launch", "benchmarks")
 FILES = sorted(p for package in PACKAGES for p in (REPO / package).rglob("*.py"))
 ALLOWED = {  # who may know whom
     "paradigm": {"paradigm"},
     "t5like": {"paradigm", "t5like"},
     "vision": {"paradigm", "vision"},
-    "launch": {"paradigm", "t5like", "vision", "launch"},
-    "benchmarks": {"paradigm", "t5like", "vision", "launch", "benchmarks"},
+    "multimodal": {"paradigm", "t5like", "vision", "multimodal"},
+    "launch": {"paradigm", "t5like", "vision", "multimodal", "launch"},
+    "benchmarks": {"paradigm", "t5like", "vision", "multimodal", "launch", "benchmarks"},
 }
 LAUNCH_ONLY = {"gin", "absl", "orbax", "tensorflow", "tensorflow_datasets", "google"}  # when imported at the top
 ENTRY_POINTS = (
@@ -29,6 +30,7 @@ ENTRY_POINTS = (
     "launch.pods",
     "benchmarks.step",
     "benchmarks.input",
+    "benchmarks.vision",
 )
 
 
@@ -48,7 +50,7 @@ def test_arrows_and_size(path):
     package = path.relative_to(REPO).parts[0]
     ours = set(imports(path)) & set(PACKAGES)
     assert ours <= ALLOWED[package], f"{path} imports {sorted(ours - ALLOWED[package])}"
-    if package in ("paradigm", "t5like", "vision"):
+    if package in ("paradigm", "t5like", "vision", "multimodal"):
         assert not set(imports(path, top_only=True)) & LAUNCH_ONLY
     if "gin" in set(imports(path)):
         assert path == REPO / "launch" / "registry.py", "gin is imported in launch/registry.py alone"
@@ -65,8 +67,9 @@ def test_every_module_imports(package):
 
 
 def test_data_side_modules_do_not_import_jax():
-    modules = "paradigm.dataset, paradigm.schedule, t5like.corrupt, t5like.tokenizer, t5like.data"
-    code = f"import {modules}, sys; sys.exit('jax' in sys.modules)"
+    modules = """paradigm.dataset paradigm.schedule t5like.corrupt t5like.tokenizer t5like.data vision.canvas vision.data
+        vision.shapes multimodal.data multimodal.prepare""".split()
+    code = f"import {', '.join(modules)}, sys; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
 
 
