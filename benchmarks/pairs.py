@@ -23,11 +23,7 @@ from launch import cli
 from paradigm import partition
 from paradigm.contrastive import info_nce, nt_xent, sigmoid_pairs
 
-ROWS = flags.DEFINE_integer("rows", 128, "Examples per chip.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 512, "Width of an embedding.", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the embeddings.")
 SLICES = ("v5e:2x4", "v5e:8x8", "v5e:16x16")
-TOPOLOGIES = flags.DEFINE_multi_string("topology", SLICES, "A slice; repeatable.")
 # libtpu looks for its host's metadata, and complains at length where there is none.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -98,4 +94,8 @@ def slice_of(topology):
 
 
 if __name__ == "__main__":
+    ROWS = flags.DEFINE_integer("rows", 128, "Examples per chip.", lower_bound=1)
+    WIDTH = flags.DEFINE_integer("width", 512, "Width of an embedding.", lower_bound=1)
+    DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the embeddings.")
+    TOPOLOGIES = flags.DEFINE_multi_string("topology", SLICES, "A slice; repeatable.")
     cli.run(main)

@@ -9,7 +9,6 @@ The last line is one JSON object. With --peer the peers and this benchmark run i
 
 import json
 import pathlib
-import platform
 import resource
 import shlex
 import statistics
@@ -20,6 +19,7 @@ import time
 import numpy as np
 from absl import flags
 
+from benchmarks.machine import processor
 from launch import cli, host
 from paradigm.errors import choose
 
@@ -152,19 +152,6 @@ def measure():
         "dtype": DTYPE.value,
         "processor": processor(),
     }
-
-
-def processor():
-    """The accelerator's name, or the CPU's from /proc/cpuinfo."""
-    import jax
-
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def compare():

@@ -18,6 +18,7 @@ import time
 
 from absl import flags
 
+from benchmarks.machine import processor
 from launch import cli
 from paradigm.errors import UserError
 
@@ -139,8 +140,6 @@ def cell(numbers):
 
 def report(sets, found):
     """The page, as markdown."""
-    from benchmarks.step import processor
-
     steps = next((b.split("=")[1].strip() for b in GIN_PARAM.value if b.startswith("total_steps")), "400")
     seen = int(steps) * 125
     lines = [

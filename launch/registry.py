@@ -50,7 +50,8 @@ HOMES = {
     "multimodal.zero_shot": ("ZeroShot", "Retrieval"),
     "multimodal.gallery": ("Similarity", "Retrieved"),
 }
-OBJECTIVES = ("t5like.objectives", "vision.objectives", "multimodal.objectives")  # packages all of whose objectives can be named
+# Packages all of whose objectives can be named.
+OBJECTIVES = ("t5like.objectives", "vision.objectives", "multimodal.objectives")
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}
