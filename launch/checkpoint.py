@@ -24,17 +24,20 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 
 import jax
 import numpy as np
 
 from launch import manifest
-from paradigm import trees
+from paradigm import storage, trees
 from paradigm.errors import UserError
+from paradigm.storage import passes, patiently
 
 STATE = "state"
 UNFINISHED = ".tmp"  # N.tmp: not committed yet
 DISCARDED = ".old"  # N.old: no longer a checkpoint, on its way out
+LOST = 3  # so many saves in a row that storage lost in passing end a run
 MARGIN = 1 << 20  # bytes, for what Orbax writes beside the arrays
 
 _log = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ class Checkpoints:
         self._keep, self._best_by = keep, (best_metric, best_mode)
         self._current = None  # the step that was restored or saved last: saving it again would change nothing
         self._verified, self._damaged = set(), set()
-        self._thread, self._error = None, None
+        self._thread, self._error, self._lost = None, None, 0
 
     def save(self, step, state, meta, metrics=None):
         """Starts to save and returns; the buffers of `state` may be donated at once.
@@ -78,9 +81,10 @@ class Checkpoints:
             new metrics, where given, are added to its manifest together with this `meta`.
 
         Raises:
-            UserError: the previous save failed (disk full, for instance). What was committed before it stays.
+            UserError: the previous save failed (disk full, for instance). What was committed before it stays. One that
+                failed as storage does in passing is warned of, and this one takes its place; LOST in a row are raised.
         """
-        self.wait()
+        self._settle()
         step = int(step)
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         facts = {"step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
@@ -96,7 +100,7 @@ class Checkpoints:
                 self._sweep()
                 self._check_space(tree)
             path = self.directory / f"{step}{UNFINISHED}" / STATE
-            self._io.save(path, args=_orbax().args.PyTreeSave(tree))
+            patiently(lambda: self._io.save(path, args=_orbax().args.PyTreeSave(tree), force=True))
         except OSError as error:
             raise self._failed(step, error) from error
         self._current = step
@@ -113,6 +117,31 @@ class Checkpoints:
         if error is not None:
             self._current = None
             raise error
+
+    def finish(self, *again):
+        """`wait`; where storage lost the last save in passing, `save(*again)` makes up for it (in a run of one process,
+        for the others know nothing of it)."""
+        while True:
+            try:
+                return self.wait()
+            except UserError as error:
+                self._lost_one(error, jax.process_count() == 1)
+                time.sleep(storage.WAITS[self._lost])
+                self.save(*again)
+
+    def _settle(self):
+        """`wait` before another save, which can make up for a passing error."""
+        try:
+            self.wait()
+        except UserError as error:
+            self._lost_one(error)
+
+    def _lost_one(self, error, may_pass=True):
+        """Warns of a save that was lost, or raises what another save cannot make up for."""
+        self._lost += 1
+        if not may_pass or not passes(error.__cause__) or self._lost >= LOST:
+            raise error
+        _log.warning("%s; trying again", error)
 
     def close(self):
         """Waits, raises what `wait` raises, and lets go of threads. Leaving a `with` block calls it."""
@@ -189,7 +218,7 @@ class Checkpoints:
             return _orbax().ArrayRestoreArgs(sharding=sharding, global_shape=x.shape, dtype=x.dtype)
 
         args = _orbax().args.PyTreeRestore(_nested(abstract), restore_args=_nested(abstract, how))
-        leaves = dict(trees.named_leaves(self._io.restore(path / STATE, args=args)))
+        leaves = dict(trees.named_leaves(patiently(lambda: self._io.restore(path / STATE, args=args))))
         self._current = found
         return trees.named_map(lambda name, _: leaves[name], abstract), self.meta(found)[0]
 
@@ -207,7 +236,8 @@ class Checkpoints:
         item = trees.nested(shapes)
         how = jax.tree.map(lambda _: _orbax().RestoreArgs(restore_type=np.ndarray), item)
         args = _orbax().args.PyTreeRestore(item, restore_args=how, partial_restore=True)
-        tree = self._io.restore(self.directory / str(found) / STATE, args=args) if shapes else {}
+        place = self.directory / str(found) / STATE
+        tree = patiently(lambda: self._io.restore(place, args=args)) if shapes else {}
         return found, tree, self.meta(found)[0]
 
     @functools.cached_property
@@ -237,11 +267,12 @@ class Checkpoints:
                 manifest.write(unfinished, facts)
                 if final.exists():  # of another future: this run was restored from an earlier step
                     self._discard(step)
-                os.rename(unfinished, final)
-                manifest.sync(self.directory)
+                patiently(os.rename, unfinished, final)
+                patiently(manifest.sync, self.directory)
                 self._damaged.discard(step)
                 self._verified.discard(step)
                 self._prune(step)
+            self._lost = 0
         except Exception as error:  # whatever it is, the next save or wait raises it
             self._error = self._failed(step, error)
             self._error.__cause__ = error

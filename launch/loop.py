@@ -132,7 +132,7 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
     count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
     writers.say(f"{source} · {count:,} parameters · {workdir}")
     meter = Meter(experiment, program, writers, progress, step, int(state.bad_steps))
-    evaluated, metrics = progress["evaluated"], {}
+    evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first]
     stop = closing.enter_context(Stop())
     trace = closing.enter_context(Profile(profile, workdir / "profile"))
@@ -166,7 +166,8 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
                 "versions": run_directory.versions(),
                 "progress": {"evaluated": evaluated, **meter.progress},
             }
-            checkpoints.save(step, state, saved, fresh)
+            last_save = step, state, saved, fresh
+            checkpoints.save(*last_save)
             meter.restart_clock()
         if last or stopping:
             break
@@ -180,7 +181,7 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
         writers.advance(step)
 
     watch.at(f"saving step {step}", UNHURRIED)
-    checkpoints.wait()
+    checkpoints.finish(*last_save)
     writers.say(
         f"done: {total} steps in {workdir}"
         if last

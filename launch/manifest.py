@@ -9,6 +9,7 @@ import json
 import os
 
 from paradigm.errors import UserError
+from paradigm.storage import patiently
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -25,13 +26,11 @@ def write(directory, facts):
     """
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(directory).as_posix()] = [size, sha256]
-    _put(directory, {**facts, "format_version": FORMAT, "files": files})
+        patiently(sync, path)
+        files[path.relative_to(directory).as_posix()] = list(patiently(_measure, path))
+    patiently(_put, directory, {**facts, "format_version": FORMAT, "files": files})
     for folder, _, _ in os.walk(directory):
-        sync(folder)
+        patiently(sync, folder)
 
 
 def amend(directory, facts):
@@ -57,7 +56,7 @@ def read(directory):
         UserError: it is of a newer format.
     """
     try:
-        content = json.loads((directory / NAME).read_bytes())
+        content = json.loads(patiently((directory / NAME).read_bytes))
         expected = content.pop("sha256")
     except FileNotFoundError:
         raise Damaged(f"it has no {NAME}") from None
@@ -77,14 +76,19 @@ def verify(directory):
     """Raises Damaged unless every file of the manifest is there with its size and its bytes."""
     for name, (size, sha256) in read(directory)["files"].items():
         try:
-            with open(directory / name, "rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                if found != size:
-                    raise Damaged(f"{name} has {found} bytes instead of {size}")
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise Damaged(f"{name} was altered: its sha256 differs")
+            found, digest = patiently(_measure, directory / name)
         except OSError as error:
             raise Damaged(f"{name}: {error.strerror or error}") from error
+        if found != size:
+            raise Damaged(f"{name} has {found} bytes instead of {size}")
+        if digest != sha256:
+            raise Damaged(f"{name} was altered: its sha256 differs")
+
+
+def _measure(path):
+    """(bytes, sha256) of a file."""
+    with open(path, "rb") as file:
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(content):
@@ -92,9 +96,9 @@ def digest(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def sync(directory):
-    """Makes the names in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY)
+def sync(path):
+    """Makes the content of a file, or the names in a directory, durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -29,6 +29,11 @@ def claim(workdir, config):
     Raises:
         UserError: the directory holds another experiment's run, or things of no known run, or cannot be written.
     """
+    if "://" in str(workdir):
+        raise UserError(
+            f"--workdir={workdir}: a run directory is a path that every process sees; mount the store (NFS, Filestore, "
+            "gcsfuse with hierarchical namespace) and give the path, as in --workdir=/mnt/paradigm/mine"
+        )
     workdir = pathlib.Path(workdir).expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
