@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from launch.mesh import make_mesh, mesh_shape, parse_mesh
+from launch.mesh import make_mesh, mesh_shape, parse_mesh, slice_count
 from paradigm.errors import UserError
 
 
@@ -44,3 +44,33 @@ def test_mesh_has_all_axes_and_leaves_placement_to_the_compiler():
     assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
     assert make_mesh("fsdp:2", jax.devices()[:2]).devices.size == 2
+
+
+class Device:
+    """As much of a TPU chip as a mesh wants to know."""
+
+    platform = device_kind = "tpu"
+
+    def __init__(self, number, slices):
+        self.id, self.slice_index, self.core_on_chip = number, number % slices, 0
+        self.coords = (number // slices % 2, number // slices // 2, 0)
+        self.process_index = self.slice_index
+
+
+def test_data_spans_the_slices():
+    """The rows of data lie in one slice each, whatever the order of the devices; the other axes never leave it."""
+    mesh = make_mesh("data:2,fsdp:-1,tensor:2", [Device(n, 2) for n in range(8)])
+    slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2} and slices in (
+        [[0] * 4, [1] * 4],
+        [[1] * 4, [0] * 4],
+    )
+    mesh = make_mesh("data:4,fsdp:2", [Device(n, 2) for n in range(8)])
+    assert [len({device.slice_index for device in row.flat}) for row in mesh.devices] == [1] * 4
+    with pytest.raises(UserError, match="are 2 slices, which only data may span, and data:1 does not divide over them"):
+        make_mesh("fsdp:-1", [Device(n, 2) for n in range(8)])
+
+
+def test_slices_are_counted():
+    assert slice_count([Device(n, 3) for n in range(6)]) == 3
+    assert slice_count(jax.devices()) == 1
