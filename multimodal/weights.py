@@ -18,6 +18,7 @@ import pathlib
 import jax
 import numpy as np
 
+from multimodal import tokenizers
 from multimodal.layouts import FAMILIES, config_of, differences, family_of
 from paradigm import trees
 from paradigm.errors import UserError, choose
@@ -31,7 +32,7 @@ def read(path, tokenizer=None, **changes):
 
     Args:
         path: directory with config.json and model.safetensors, or its shards and their index.
-        tokenizer: of the captions; None is none, and the objective then takes ids alone.
+        tokenizer: of the captions; None is the one whose files lie there too, and without them ids alone can be read.
         changes: fields of the objective in place of what config.json says: augment, canvas, locked ...
 
     Returns:
@@ -44,6 +45,7 @@ def read(path, tokenizer=None, **changes):
     path = pathlib.Path(path)
     config = files._json(path / CONFIG)
     family = choose(f"model_type in {path / CONFIG}", config.get("model_type"), FAMILIES)
+    tokenizer = tokenizer or tokenizers.beside(path, family.model_type)
     try:
         found = family.model(config, tokenizer)
     except KeyError as error:
