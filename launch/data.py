@@ -91,9 +91,10 @@ def _agree(objective, tokenizer):
         wanted, found = getattr(objective, field, None), getattr(tokenizer, field)
         if wanted not in (None, found):
             raise UserError(f"{name}.{field}={wanted} but the data's tokenizer has {found}: set {name}.{field}={found}")
-    model = getattr(getattr(objective, "model", None), "vocab_size", None)
-    if model is not None and model < tokenizer.vocab_size:
-        raise UserError(
-            f"the model of {name} has {model} ids and the data's tokenizer {tokenizer.vocab_size}: "
-            f"set the model's vocab_size={tokenizer.vocab_size}"
-        )
+    for module in ("model", "text"):  # `text`: the text tower beside one for images
+        ids = getattr(getattr(objective, module, None), "vocab_size", None)
+        if ids is not None and ids < tokenizer.vocab_size:
+            raise UserError(
+                f"the {module} of {name} has {ids} ids and the data's tokenizer {tokenizer.vocab_size}: "
+                f"set the {module}'s vocab_size={tokenizer.vocab_size}"
+            )

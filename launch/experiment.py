@@ -124,9 +124,10 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
 def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
     """What is wrong with the settings called vocab_size, given a tokenizer of `size` ids (sentinels included)."""
     for path, value in flatten(experiment.objective).items():
-        if path.endswith("model.vocab_size"):
+        if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
             if int(value) < size:
-                yield f"{tokenizer} has {size} ids but the model {value}: set the model's vocab_size to {size} or more"
+                name = module[1]
+                yield f"{tokenizer} has {size} ids but the {name} {value}: set the {name}'s vocab_size to {size} or more"
         elif path.endswith("vocab_size") and int(value) != size:
             yield f"{tokenizer} has {size} ids but the objective expects {value}: set its vocab_size to {size}"
 

@@ -47,6 +47,8 @@ HOMES = {
     "vision.probe": ("Probes",),
     "vision.gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
     "multimodal.data": ("PairData",),
+    "multimodal.towers": ("clip_vit", "clip_text", "siglip_text"),
+    "multimodal.views": ("clip_views", "siglip_views"),
     "multimodal.zero_shot": ("ZeroShot", "Retrieval"),
     "multimodal.gallery": ("Similarity", "Retrieved"),
 }
