@@ -70,8 +70,8 @@ class ImageText(ImageObjective):
                 )
         if self.image_pool == "map" and not hasattr(self.encoder, "head_width"):
             raise UserError(f"{name}.image_pool='map' reads patches: choose a ViT, or image_pool='encoder'")
-        nominal = getattr(self.encoder, "image_size", None)
-        if nominal and self.views[0].size != nominal:
+        nominal = self.encoder.image_size
+        if hasattr(self.encoder, "grid") and self.views[0].size != nominal:
             raise UserError(
                 f"{name}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make augment's size "
                 "the encoder's image_size"

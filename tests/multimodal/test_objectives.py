@@ -19,8 +19,10 @@ from t5like.models import Encoder, gpt
 from t5like.tokenizer import ByteTokenizer
 from tests.multimodal import tiny
 from tests.vision import tiny as pictures
+from vision.resnet import resnet
 
 EVALUATE = Context(0, train=False)
+BATCH = tiny.batch_of()(0)
 
 
 def params_of(objective, seed=1):
@@ -238,6 +240,22 @@ def test_locked_parameters_get_no_gradient():
         grads = jax.jit(jax.grad(lambda p, o=objective: o.loss(p, {}, batch, EVALUATE).value()))(params)
         for name, tree in grads.items():
             assert any(np.any(g) for g in jax.tree.leaves(tree)) == (name not in locked), name
+
+
+def test_a_locked_resnet_keeps_its_statistics():
+    """And then its examples do not couple, so that microbatches are allowed."""
+    free, locked = (
+        tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125), locked=names) for names in ((), ("encoder",))
+    )
+    assert free.couples_examples and not locked.couples_examples
+    with pytest.raises(UserError, match="CLIP couples the examples of a batch"):
+        make_train_step(free, AdamW(1e-3), microbatches=2)
+    params = jax.eval_shape(free.init, jax.random.key(0))
+    extra = jax.eval_shape(lambda: free.init_extra(None, jax.random.key(0)))
+    loss = lambda objective: jax.eval_shape(lambda p, e: objective.loss(p, e, BATCH, Context(0)), params, extra)
+    moments = {f"encoder/{name}" for name, _ in trees.named_leaves(extra["batch_stats"]["encoder"])}
+    assert set(loss(free).stats) == moments and not loss(locked).stats
+    assert locked.update_extra(extra, params, loss(locked), None) is extra
 
 
 # ---- What does not fit -----------------------------------------------------------------------------------------------
