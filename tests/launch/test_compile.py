@@ -12,16 +12,19 @@ import jax
 import pytest
 
 from launch import compile as ahead
-from launch import hlo, pod_table, topology
+from launch import hlo, pod_table, registry, topology
 from launch.topology import parse_topology
+from paradigm import trees
 from paradigm.errors import UserError
-from paradigm.optim import AdamW
+from paradigm.optim import Adafactor, AdamW
+from paradigm.step import init_state
 from t5like.models import gpt
 from t5like.objectives import NextToken
 from tests import miniatures
 from tests.launch import small
 
 REPO = pathlib.Path(__file__).parent.parent.parent
+SMOKE = sorted(path.relative_to(registry.SHIPPED).as_posix() for path in registry.SHIPPED.glob("runs/smoke/*.gin"))
 CHIP = topology.Chip(1e12, 1 << 40, 1e11, 1e10, 1e9, ("8",))  # as if a CPU were one
 
 
@@ -71,6 +74,14 @@ def test_the_largest_gather_is_one_layer_or_one_leaf():
     layer = sum(x.size * 4 for x in jax.tree.leaves(shapes["decoder"]["layers"])) / 6
     single = max(x.size * 4 for x in jax.tree.leaves({k: v for k, v in shapes.items() if k != "decoder"}))
     assert 0 < found["collectives"]["all-gather"]["largest"] <= max(layer, single)
+
+
+def test_a_large_vocabulary_needs_no_logits_of_all():
+    """Vocabulary 256k, length 2048: what a step needs beside its arguments is far less than one [B, L, V]."""
+    objective = NextToken(gpt("tiny", vocab_size=1 << 18, d_model=64, heads=2, layers=1, remat="full"), length=2048)
+    found = report(objective, "data:8", batch_size=8, optimizer=Adafactor(1e-3))
+    logits = 2048 * (1 << 18) * 4  # of the one row that each device has
+    assert found["temporaries"] < 0.6 * logits, found["temporaries"] / logits
 
 
 def test_every_phase_and_the_dearest_first():
@@ -198,3 +209,23 @@ def test_two_slices_cross_the_network():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["chips"] == 8 and found["roofline"]["network"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", SMOKE)
+def test_no_gather_of_any_objective_is_larger_than_a_layer_or_a_leaf(run):
+    """What is cut over eight devices comes together layer by layer, never all at once."""
+    experiment = registry.parse([run])
+    found = ahead.report(experiment, parse_topology("cpu:8"), jax.devices(), "fsdp:8")
+    state = jax.eval_shape(lambda: init_state(experiment.objective, experiment.optimizer, 0))
+    stacks, single = {}, [0]
+    for name, x in [*trees.named_leaves(state.params), *trees.named_leaves(state.extra)]:  # a queue is a leaf too
+        if trees.is_stacked(name):
+            owner = name.split("layers")[0]
+            stacks[owner] = stacks.get(owner, 0) + 4 * x.size / x.shape[0]
+        else:
+            single.append(4 * x.size)
+    bound = max(*stacks.values(), *single)
+    phases = found.get("phases", {"main": found})
+    largest = {phase: p["collectives"].get("all-gather", {"largest": 0})["largest"] for phase, p in phases.items()}
+    assert max(largest.values()) <= bound, (largest, bound)
