@@ -51,7 +51,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "data": TFDS,
         "weights": ["safetensors>=0.5,<1"],
-        # The TPU compiler without a TPU, for `--dry_run` against a pod and ahead-of-time compiles.
+        # The TPU compiler without a TPU, for launch.compile.
         "aot": ["jax[tpu]>=0.10.2,<0.13"],
         "test": [
             "ipykernel>=6.29,<8",

@@ -32,7 +32,7 @@ DISTRIBUTED = flags.DEFINE_bool(
 JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait until all processes are there.")
 
 GONE = 3  # exit code
-BEAT, SILENCE = 2.0, 20.0  # seconds between signs of life, and without one until a process counts as hung
+BEAT, SILENCE = 2.0, 25.0  # seconds between signs of life, and without one until a process counts as hung
 ECHO, UNWIND = 2.0, 10.0  # seconds to learn of another's end, and to close files after an error
 MESSAGE = 2048  # bytes of what process 0 makes known at the start
 
