@@ -203,6 +203,17 @@ def test_a_small_tpu_slice():
 
 
 @tpu
+@pytest.mark.slow
+@pytest.mark.parametrize("run_file", SMOKE)
+def test_every_objective_compiles_for_a_tpu(run_file):
+    done = run(f"--gin_file={run_file}", "--topology=v5e:2x2", "--mesh=data:2,fsdp:2", JAX_COMPILATION_CACHE_DIR="")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and found["compiled_flops_per_chip"] > 0 and 0 < found["roofline"]["mfu"] <= 1
+
+
+@tpu
+@pytest.mark.slow
 def test_two_slices_cross_the_network():
     flags = ["--gin_file=runs/smoke/next_token.gin", "--topology=v5e:2x2", "--slices=2", "--mesh=data:2,fsdp:-1"]
     done = run(*flags, JAX_COMPILATION_CACHE_DIR="")
