@@ -26,7 +26,7 @@ def main(argv):
     if TABLE.value:
         from launch import pod_table
 
-        sys.exit(pod_table.write(GIN_FILE.value))
+        sys.exit(pod_table.write(GIN_FILE.value, MISSING.value))
     if not GIN_FILE.value or not TOPOLOGY.value:
         raise UserError("--gin_file and --topology are required, as in --gin_file=runs/demo.gin --topology=v5e:2x4")
     from launch import registry
@@ -230,4 +230,5 @@ if __name__ == "__main__":
     TABLE = flags.DEFINE_bool(
         "table", False, "Write docs/pods.md for every run file that names a pod, or for each --gin_file, and stop."
     )
+    MISSING = flags.DEFINE_bool("missing", False, "With --table: only rows that are not there, or not of today.")
     cli.run(main)

@@ -23,7 +23,8 @@ within a step). A step that does not fit is an error of the compiler's, so `fits
 roofline from the compiled program, with every loop counted as often as it turns: the slowest of compute, memory and
 interconnect, as if all overlapped, and their sum, as if nothing did. None of these steps has run on these chips.
 
-    python -m launch.compile --table                                    # every row; about half a minute each
+    python -m launch.compile --table                                    # every row; half a minute each and more
+    python -m launch.compile --table --missing                          # those that are not there, or not of today
     python -m launch.compile --table --gin_file=runs/gpt_1b_c4.gin      # the rows of one run
     python -m launch.compile --gin_file=runs/gpt_1b_c4.gin --topology=v5e:16x16 --mesh=data:2,fsdp:-1   # one, in detail
 """
@@ -33,15 +34,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(runs=()):
+def write(runs=(), missing=False):
     """Compiles the rows of these run files (default: of all that name a pod) and writes both files; 1 if one does not
-    fit. Each compile has a process of its own, so that memory and a crash stay in it."""
+    fit. missing: only rows that are not there, or of other settings than the run file's today. Each compile has a
+    process of its own, so that memory and a crash stay in it."""
     rows = load()
     names = list(runs) or pod_runs()
     for gone in {row["run"] for row in rows.values()} - set(pod_runs()):
         rows = {key: row for key, row in rows.items() if row["run"] != gone}
     for run in names:
         for topology in TOPOLOGIES:
+            if missing and rows.get(f"{run} {topology}", {}).get("settings") == digest(run):
+                continue
             rows[f"{run} {topology}"] = row = _compile(run, topology)
             print(f"{run} {topology}: {_verdict(row)}", flush=True)
             _save(rows)
