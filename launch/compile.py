@@ -103,6 +103,7 @@ def compile_phase(program, phase, topology):
         needed = _out_of_memory(str(error))
         if needed is None:
             raise
+        needed = int(min(needed, 1 << 50))  # it does not always say how much
         found |= {"temporaries": needed, "fits": False, "compile_seconds": round(time.perf_counter() - start, 1)}
         found["bytes_per_chip"] = found["arguments"] + needed
         return found
@@ -185,7 +186,7 @@ def _advice(experiment, found, topology):
     """Which term is too large, and what to change, in the order of what costs least."""
     from launch.dry_run import readable
     from launch.experiment import flatten
-    from launch.mesh import parse_mesh
+    from launch.mesh import mesh_shape
 
     if found["fits"]:
         return
@@ -193,10 +194,9 @@ def _advice(experiment, found, topology):
     largest = max(sizes, key=sizes.get)
     listed = ", ".join(f"{kind} {readable(size)}" for kind, size in sizes.items())
     yield f"{readable(found['bytes_per_chip'])} a chip, and it has {readable(found['hbm_per_chip'])}: {listed}"
-    mesh = parse_mesh(experiment.mesh)
     changes = []
     if largest in ("params", "optimizer", "extra"):
-        if mesh["data"] > 1:
+        if mesh_shape(experiment.mesh, topology.chips)["data"] > 1:
             changes.append("shard the state over every chip: --mesh=data:1,fsdp:-1")
         if largest == "optimizer":
             changes.append("an optimizer with less state, as in Experiment.optimizer = @Adafactor()")
@@ -205,13 +205,27 @@ def _advice(experiment, found, topology):
         for path, value in flatten(experiment.objective).items():
             if path.endswith(".remat") and value != "'full'":
                 changes.append(f"recompute activations: set the {path.split('.')[-2]}'s remat = 'full' (now {value})")
-        ways = (mesh["data"] if mesh["data"] > 0 else 1) * (mesh["fsdp"] if mesh["fsdp"] > 0 else 1)
-        parts = 2 * experiment.microbatches
-        if not experiment.objective.couples_examples and experiment.batch_size % (parts * ways) == 0:
+        shape = mesh_shape(experiment.mesh, topology.chips)
+        if parts := _parts(experiment, shape["data"] * shape["fsdp"], found):
             changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
-        changes.append(f"split each layer over more chips: tensor:{2 * max(mesh['tensor'], 1)} in --mesh")
+        if 2 * shape["tensor"] <= topology.chips:
+            changes.append(f"split each layer over more chips: tensor:{2 * shape['tensor']} in --mesh")
         changes.append(f"a smaller Experiment.batch_size (now {experiment.batch_size}), or more chips")
     yield f"{largest} is what is too large; in turn: {'; '.join(changes)}"
+
+
+def _parts(experiment, ways, found):
+    """So many microbatches as may fit, by doubling, or as many as the rows allow; None where none can be cut."""
+    if experiment.objective.couples_examples:
+        return None
+    parts, least = None, found["temporaries"] / max(found["hbm_per_chip"] - found["arguments"], 1)
+    more = 2 * experiment.microbatches
+    while experiment.batch_size % (more * ways) == 0:
+        parts = more
+        if parts >= least * experiment.microbatches:
+            break
+        more *= 2
+    return parts
 
 
 def _short(value):

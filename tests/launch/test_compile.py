@@ -100,11 +100,22 @@ def test_what_does_not_fit_says_which_term_and_what_to_change(chip):
     assert "Experiment.microbatches" not in change  # a row a chip cannot be cut
     found = report(language(), "data:8", batch_size=16)
     assert '--gin_param="Experiment.microbatches = 2"' in found["advice"][1]
+    sizes = {"temporaries": 40, "hbm_per_chip": 20, "arguments": 5}  # 40 / 4 and 5 would fit
+    assert ahead._parts(small.experiment(language(), batch_size=64), 8, sizes) == 4
+    assert ahead._parts(small.experiment(language(), batch_size=64, microbatches=2), 8, sizes) == 8
+    assert ahead._parts(small.experiment(miniatures.CoupledStatistics(), batch_size=64), 8, sizes) is None
 
 
 def test_a_state_that_does_not_fit_asks_for_shards():
     sizes = {"params": 10, "optimizer": 20, "extra": 0, "batch": 1}
-    found = {"fits": False, "arguments_by_kind": sizes, "temporaries": 5, "bytes_per_chip": 36, "hbm_per_chip": 30}
+    found = {
+        "fits": False,
+        "arguments_by_kind": sizes,
+        "temporaries": 5,
+        "arguments": 31,
+        "bytes_per_chip": 36,
+        "hbm_per_chip": 30,
+    }
     experiment = small.experiment(language(), mesh="data:8")
     (_, change) = ahead._advice(experiment, found, parse_topology("cpu:8"))
     assert change.startswith("optimizer is what is too large") and "--mesh=data:1,fsdp:-1" in change
@@ -130,6 +141,8 @@ def test_a_step_that_the_compiler_finds_too_large(monkeypatch, chip):
     monkeypatch.setattr(Program, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError(text)))
     found = report(language())
     assert not found["fits"] and found["temporaries"] == 2 << 30 and "temporaries 2 GiB" in found["advice"][0]
+    monkeypatch.setattr(Program, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError("RESOURCE_EXHAUSTED: how?")))
+    assert not report(language())["fits"]
     monkeypatch.setattr(Program, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         report(language())
