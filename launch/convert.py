@@ -98,12 +98,13 @@ def _images(run, out):
 
 def _reader(source):
     """The weights module of the package that has the model in this directory; text's for whatever nobody knows."""
+    from paradigm import tensor_files
     from t5like import weights as text
     from vision import layouts
     from vision import weights as images
 
     try:
-        kind = json.loads((pathlib.Path(source) / images.CONFIG).read_text()).get("model_type")
+        kind = json.loads((pathlib.Path(source) / tensor_files.CONFIG).read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
         return text  # it says what is wrong with the directory
     return images if kind in layouts.FAMILIES else text

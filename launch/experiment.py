@@ -127,7 +127,7 @@ def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> It
         if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
             if int(value) < size:
                 name = module[1]
-                yield f"{tokenizer} has {size} ids but the {name} {value}: set the {name}'s vocab_size to {size} or more"
+                yield f"{tokenizer} has {size} ids but the {name} {value}: set its vocab_size to {size} or more"
         elif path.endswith("vocab_size") and int(value) != size:
             yield f"{tokenizer} has {size} ids but the objective expects {value}: set its vocab_size to {size}"
 

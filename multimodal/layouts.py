@@ -37,6 +37,9 @@ class Leaf:
     number: int = 0
     layer: int | None = None
 
+    aliases = ()
+    constant = None
+
     def shape(self, ours):
         """The tensor's shape, from the shape of each of our leaves (without the layer axis)."""
         return _SHAPES[self.how](self.number, ours)
@@ -103,7 +106,6 @@ class Family:
     config: Callable
     leaves: Callable
     ignored: str = r".*\.position_ids"
-    prefix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

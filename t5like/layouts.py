@@ -34,6 +34,8 @@ class Leaf:
     torch: bool = True
     aliases: tuple = ()
 
+    constant = None
+
     def shape(self, ours):
         """The tensor's shape, from the shape of each of our leaves (without the layer axis)."""
         if self.inputs is None:

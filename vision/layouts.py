@@ -27,14 +27,14 @@ _FREE |= {"positions"}  # the library keeps a table of fixed positions too: see 
 class Leaf:
     """One tensor of a file, and its place in our tree.
 
-    name: the tensor's. path: our leaf, or None where we have none and the tensor must be `constant`. layer: index on
-    the stacked axis, or None. inputs: leading axes of our kernel that are inputs (torch's Linear keeps [out, in]); 0
+    name: the tensor's. paths: our leaf, or none where the tensor must be `constant`. layer: index on the stacked axis,
+    or None. inputs: leading axes of our kernel that are inputs (torch's Linear keeps [out, in]); 0
     for a vector, None for what both sides keep alike, but for leading axes of 1. patch: of a patch embedding, ours
     [patch * patch * C, D], the library's [D, C, patch, patch]. aliases: other names of it.
     """
 
     name: str
-    path: str | None
+    paths: tuple
     layer: int | None = None
     inputs: int | None = None
     patch: int | None = None
@@ -45,6 +45,7 @@ class Leaf:
         """The tensor's shape, from that of our leaf (without the layer axis)."""
         if self.constant is not None:
             return self.constant.shape
+        [ours] = ours
         if self.patch is not None:
             return (ours[1], ours[0] // self.patch**2, self.patch, self.patch)
         if self.inputs is None:
@@ -52,19 +53,20 @@ class Leaf:
         rows, columns = math.prod(ours[: self.inputs]), math.prod(ours[self.inputs :])
         return (columns, rows) if self.inputs else (columns,)
 
-    def pack(self, x):
+    def pack(self, parts):
         """Our array -> the tensor."""
+        [x] = parts
         if self.patch is not None:  # [patch * patch * C, D] -> [D, C, patch, patch]
             return x.reshape(self.patch, self.patch, -1, x.shape[1]).transpose(3, 2, 0, 1)
         if self.inputs:
             x = x.reshape(math.prod(x.shape[: self.inputs]), -1).T
-        return x.reshape(self.shape(x.shape)) if not self.inputs else x
+        return x.reshape(self.shape([x.shape])) if not self.inputs else x
 
-    def unpack(self, tensor, ours):
-        """The tensor -> an array of our shape."""
+    def unpack(self, tensor, shapes):
+        """The tensor -> an array of our shape, or none."""
         if self.patch is not None:
-            return tensor.transpose(2, 3, 1, 0).reshape(ours)
-        return (tensor.T if self.inputs else tensor).reshape(ours)
+            tensor = tensor.transpose(2, 3, 1, 0)
+        return [(tensor.T if self.inputs else tensor).reshape(shape) for shape in shapes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _blocks(count, theirs, ours, also=None):
         *_dense("output.dense", "mlp/down"),
     ]
     return [
-        Leaf(f"{theirs}.{n}.{name}", f"{ours}/layers/{path}", n, inputs,
+        Leaf(f"{theirs}.{n}.{name}", (f"{ours}/layers/{path}",), n, inputs,
              aliases=(f"{also}.{n}.{name}",) if also else ())
         for n in range(count)
         for name, path, inputs in rows
@@ -201,24 +203,24 @@ def _blocks(count, theirs, ours, also=None):
 
 
 def _plain(rows):
-    return [Leaf(name, path, inputs=inputs) for name, path, inputs in rows]
+    return [Leaf(name, (path,), inputs=inputs) for name, path, inputs in rows]
 
 
 def _positions(name, vit, width):
     """Fixed positions [1, 1 + N, width], the class token's zero first: in the files a tensor, with us a formula."""
     table = sincos(width, *vit.grid)
-    return Leaf(name, None, constant=np.concatenate([np.zeros_like(table[:1]), table])[None])
+    return Leaf(name, (), constant=np.concatenate([np.zeros_like(table[:1]), table])[None])
 
 
 def _vit_leaves(modules):
     vit, place = modules["encoder"], "vit.embeddings.position_embeddings"
     projection = "vit.embeddings.patch_embeddings.projection"
-    learned = Leaf(place, "encoder/positions/embedding")
+    learned = Leaf(place, ("encoder/positions/embedding",))
     return [
-        Leaf("vit.embeddings.cls_token", "encoder/class_token"),
+        Leaf("vit.embeddings.cls_token", ("encoder/class_token",)),
         learned if vit.positions == "learned" else _positions(place, vit, vit.d_model),
-        Leaf(f"{projection}.weight", "encoder/embed/kernel", patch=vit.patch),
-        Leaf(f"{projection}.bias", "encoder/embed/bias", inputs=0),
+        Leaf(f"{projection}.weight", ("encoder/embed/kernel",), patch=vit.patch),
+        Leaf(f"{projection}.bias", ("encoder/embed/bias",), inputs=0),
         *_blocks(vit.layers, "vit.encoder.layer", "encoder/blocks"),
         *_plain(_norm("vit.layernorm", "encoder/blocks/norm")),
     ]
@@ -252,7 +254,7 @@ def _mae_leaves(modules):
     decoder = modules["decoder"]
     return [
         *_vit_leaves(modules),
-        Leaf("decoder.mask_token", "decoder/mask_token"),
+        Leaf("decoder.mask_token", ("decoder/mask_token",)),
         _positions("decoder.decoder_pos_embed", modules["encoder"], decoder.width),
         *_plain(_dense("decoder.decoder_embed", "decoder/embed")),
         # Version 5.23 of the library writes "decoder_encoder.layer", its renaming of encoders gone too far.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from paradigm import tensor_files
 from t5like import weights
 from tests.parity import cases
 
@@ -24,8 +25,8 @@ from tests.parity import cases
 def released(golden, directory):
     """The directory, with the golden's config.json and weights as a released checkpoint has them."""
     directory = pathlib.Path(directory)
-    (directory / weights.CONFIG).write_text(json.dumps(golden["config"]))
-    save_file(golden["weights"], directory / weights.TENSORS, metadata={"format": "pt"})
+    (directory / tensor_files.CONFIG).write_text(json.dumps(golden["config"]))
+    save_file(golden["weights"], directory / tensor_files.TENSORS, metadata={"format": "pt"})
     return directory
 
 

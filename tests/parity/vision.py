@@ -79,7 +79,7 @@ def _mae(modules, params, images, golden):
     mask = np.zeros(places.shape, np.float32)
     np.put_along_axis(mask, hidden, 1.0, 1)
     slopes, leaves = dict(trees.named_leaves(slopes)), {x.name: x for x in layouts.FAMILIES["vit_mae"].leaves(modules)}
-    packed = {f"slope:{n}": leaves[n].pack(np.asarray(slopes[leaves[n].path])) for n in cases.SLOPES}
+    packed = {f"slope:{n}": leaves[n].pack([np.asarray(slopes[leaves[n].paths[0]])]) for n in cases.SLOPES}
     return {"loss": loss, "logits": logits, "mask": mask, **packed}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from paradigm import trees
+from paradigm import tensor_files, trees
 from paradigm.errors import UserError
 from t5like import layouts, weights
 from t5like.models import Encoder, gpt, t5
@@ -58,9 +58,9 @@ def test_what_is_read_is_written(case, tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     weights.write(target, *weights.read(make.released(golden, source)), bos_token_id=1)
-    ours, theirs = load_file(target / weights.TENSORS), golden["weights"]
+    ours, theirs = load_file(target / tensor_files.TENSORS), golden["weights"]
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in theirs)
-    config = json.loads((target / weights.CONFIG).read_text())
+    config = json.loads((target / tensor_files.CONFIG).read_text())
     unsaid = {
         "initializer_factor",
         "initializer_range",
@@ -139,12 +139,12 @@ def test_shards_and_half_precision(tmp_path):
     golden = cases.load("llama")
     half = {name: x.astype(ml_dtypes.bfloat16) for name, x in golden["weights"].items()}
     names = list(half)
-    (tmp_path / weights.CONFIG).write_text(json.dumps(golden["config"]))
+    (tmp_path / tensor_files.CONFIG).write_text(json.dumps(golden["config"]))
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, part in shards.items():
         save_file({name: half[name] for name in part}, tmp_path / file)
     weight_map = {name: file for file, part in shards.items() for name in part}
-    (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / tensor_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     _, params = weights.read(tmp_path)
     found = params["embed"]["embedding"]
     assert found.dtype == np.float32
@@ -193,16 +193,16 @@ def test_files_that_do_not_fit(case, match, changes, tmp_path):
 def test_places_that_hold_no_weights(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="config.json is missing"):
         weights.read(tmp_path)
-    (tmp_path / weights.CONFIG).write_text("{")
+    (tmp_path / tensor_files.CONFIG).write_text("{")
     with pytest.raises(UserError, match="config.json cannot be read"):
         weights.read(tmp_path)
-    (tmp_path / weights.CONFIG).write_text(json.dumps(cases.T5_V1_0))
+    (tmp_path / tensor_files.CONFIG).write_text(json.dumps(cases.T5_V1_0))
     with pytest.raises(UserError, match="model.safetensors cannot be read"):
         weights.read(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(UserError, match="a pickle, pytorch_model.bin, which is not loaded"):
         weights.read(tmp_path)
-    (tmp_path / weights.TENSORS).write_bytes(b"nothing of the kind" * 9)
+    (tmp_path / tensor_files.TENSORS).write_bytes(b"nothing of the kind" * 9)
     with pytest.raises(UserError, match="model.safetensors cannot be read as safetensors"):
         weights.read(tmp_path)
 

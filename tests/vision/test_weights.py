@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from paradigm import trees
+from paradigm import tensor_files, trees
 from paradigm.errors import UserError
 from tests.parity import make
 from tests.parity import vision_cases as cases
@@ -74,13 +74,13 @@ def test_what_is_read_is_written(case, tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     weights.write(target, *weights.read(make.released(golden, source)), norm_pix_loss=True)
-    ours, theirs = load_file(target / weights.TENSORS), golden["weights"]
+    ours, theirs = load_file(target / tensor_files.TENSORS), golden["weights"]
     kept = {name for name in theirs if not name.startswith("pooler")}
     assert ours.keys() == kept
     for name in kept:
         exact = not name.endswith(("position_embeddings", "decoder_pos_embed")) or case == "vit"
         np.testing.assert_allclose(ours[name], theirs[name], atol=0 if exact else 1e-6, err_msg=name)
-    config = json.loads((target / weights.CONFIG).read_text())
+    config = json.loads((target / tensor_files.CONFIG).read_text())
     assert {k: config[k] for k in golden["config"]} == golden["config"]
 
 
@@ -107,8 +107,8 @@ def test_prefixes_heads_and_the_newest_names(tmp_path):
 def test_half_precision(tmp_path):
     golden = cases.load("vit_mae")
     half = {name: x.astype(ml_dtypes.bfloat16) for name, x in golden["weights"].items()}
-    (tmp_path / weights.CONFIG).write_text(json.dumps(golden["config"]))
-    save_file(half, tmp_path / weights.TENSORS)
+    (tmp_path / tensor_files.CONFIG).write_text(json.dumps(golden["config"]))
+    save_file(half, tmp_path / tensor_files.TENSORS)
     _, params = weights.read(tmp_path)
     found = params["encoder"]["class_token"]
     assert found.dtype == np.float32
@@ -150,7 +150,7 @@ def test_files_that_do_not_fit(case, match, changes, tmp_path):
 def test_places_that_hold_no_weights(tmp_path):
     with pytest.raises(UserError, match="config.json is missing"):
         weights.read(tmp_path)
-    (tmp_path / weights.CONFIG).write_text(json.dumps(cases.VIT))
+    (tmp_path / tensor_files.CONFIG).write_text(json.dumps(cases.VIT))
     with pytest.raises(UserError, match="model.safetensors cannot be read"):
         weights.read(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
