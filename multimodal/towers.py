@@ -49,6 +49,16 @@ class PreNormStack(Stack, kw_only=True):
         return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), visibility, **how)
 
 
+class Table(Embed):
+    """An Embed whose table is gathered before it is read: rows of a table that is cut by columns would be spread over
+    them, and bringing them back to their examples costs more (XLA's partitioner then keeps a copy of the batch)."""
+
+    @nn.compact
+    def __call__(self, ids):
+        table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
+        return constrain(table.astype(self.dtype), None, None)[ids]
+
+
 class TextTower(Architecture, kw_only=True):
     """Tokens int32 [B, L] -> (pooled [B, D], named).
 
@@ -93,7 +103,7 @@ class TextTower(Architecture, kw_only=True):
         """keys: typed PRNG keys [B] for dropout, or None. Raises UserError for more tokens than there are positions."""
         if tokens.shape[1] > self.length:
             raise UserError(f"captions of {tokens.shape[1]} tokens, and the text tower has {self.length} positions")
-        x = Embed(self.vocab_size, self.d_model, self.embed_std, self.dtype, name="embed")(tokens)
+        x = Table(self.vocab_size, self.d_model, self.embed_std, self.dtype, name="embed")(tokens)
         places = jnp.arange(tokens.shape[1])
         x = x + Embed(self.length, self.d_model, self.position_std, self.dtype, name="positions")(places)
         stack = self.stack(name="decoder" if self.causal else "encoder")
