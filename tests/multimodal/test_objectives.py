@@ -118,7 +118,7 @@ def test_clip_reads_up_to_the_end_token():
     row = np.array([[7, 8, 1, 0, 0, 0, 0, 0]], np.int32)
     read = lambda row: np.asarray(objective.embed_texts(variables, row))
     after, before = row.copy(), row.copy()
-    after[0, 4], before[0, 0] = 9, 9
+    after[0, 3], before[0, 0] = 9, 9
     np.testing.assert_array_equal(read(after), read(row))
     assert np.any(read(before) != read(row))
     no_end = np.array([[7, 8, 5, 5, 5, 5, 5, 5]], np.int32)
