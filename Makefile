@@ -35,6 +35,7 @@ parity: venv  # runs the reference implementations live and writes what tests/t5
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/pip install --quiet torch transformers safetensors numpy
 	$(PY) -m tests.parity.make --reference=$(PARITY)/bin/python
+	$(PY) -m tests.multimodal.parity --reference=$(PARITY)/bin/python
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info

@@ -48,6 +48,7 @@ HOMES = {
     "vision.gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
     "multimodal.data": ("PairData",),
     "multimodal.towers": ("clip_vit", "clip_text", "siglip_text"),
+    "multimodal.tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "multimodal.views": ("clip_views", "siglip_views"),
     "multimodal.zero_shot": ("ZeroShot", "Retrieval"),
     "multimodal.gallery": ("Similarity", "Retrieved"),

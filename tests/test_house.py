@@ -31,6 +31,8 @@ ENTRY_POINTS = (
     "benchmarks.step",
     "benchmarks.input",
     "benchmarks.vision",
+    "benchmarks.multimodal",
+    "benchmarks.pairs",
 )
 
 

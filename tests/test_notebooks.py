@@ -14,8 +14,8 @@ REPO = pathlib.Path(__file__).parent.parent
 
 
 def masked_autoencoder(workdir):
-    small = ["Experiment.total_steps = 2", "vit.layers = 1", "Experiment.evaluators = ()", "Experiment.eval_batches = 1"]
-    experiment = registry.parse(["runs/smoke/mae.gin"], small)
+    small = ["total_steps = 2", "eval_batches = 1", "evaluators = ()"]
+    experiment = registry.parse(["runs/smoke/mae.gin"], ["vit.layers = 1", *(f"Experiment.{line}" for line in small)])
     loop.train(experiment, workdir, config=registry.operative_config())
 
 

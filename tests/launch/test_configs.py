@@ -25,8 +25,28 @@ SHRINK = {
     "Neighbours": "train_images = 40",
     "Experiment": "total_steps = 1, batch_size = 8, eval_batches = 1, mesh = 'data:2,fsdp:2,tensor:2', workers = 0",
 }
-CANVAS = ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
-SIZE = ("mae_views", "simclr_views", "moco_v1_views", "moco_v2_views", "moco_v3_views", "Augment")
+SHRINK |= {
+    "clip_vit": SHRINK["vit"],
+    "clip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16, vocab_size = 360",
+    "siglip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16, vocab_size = 360",
+    "CLIP": "width = 16",
+    "SigLIP": "width = 16",
+    "PairData": "source = 'shapes', tokenizer = 'bytes'",
+    "Retrieval": "pairs = 20, random = False",
+    "ZeroShot": "images = 20, random = False",
+    "Retrieved": "pairs = 20",
+}
+CANVAS = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+SIZE = (
+    "clip_views",
+    "siglip_views",
+    "mae_views",
+    "simclr_views",
+    "moco_v1_views",
+    "moco_v2_views",
+    "moco_v3_views",
+    "Augment",
+)
 SHRINK |= dict.fromkeys(SIZE, "size = 16") | {n: f"canvas = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in CANVAS}
 
 
@@ -72,7 +92,8 @@ def test_the_paper_sizes_have_the_paper_counts(name):
 
 
 # As t5_small_c4 or as a smoke run, once they are shrunk.
-SAME_TOY = ("runs/t5_large_c4.gin", "runs/t5_xxl_c4.gin", *(r for r in runs() if r.startswith("runs/small/")))
+LIKE_OTHERS = ("t5_large_c4", "t5_xxl_c4", "imagenet", "b16", "runs/small/")
+SAME_TOY = [r for r in runs() if any(part in r for part in LIKE_OTHERS)]
 
 
 @pytest.mark.parametrize("run", [pytest.param(r, marks=[pytest.mark.slow] * (r in SAME_TOY)) for r in runs()])
