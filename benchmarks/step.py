@@ -88,6 +88,20 @@ def mae_all_patches(w, fields, draw):
     return AllPatches(**vars(objective)), entries
 
 
+def clip(w, fields, draw):
+    """CLIP with towers of equal width: (objective, its entries of a batch)."""
+    from multimodal import objectives, towers
+    from vision import augment
+
+    image = towers.clip_vit("tiny", w["image"], w["patch"], **fields)
+    text = towers.clip_text("tiny", w["vocab"], w["seq"], end_id=1, **fields)
+    views = augment.no_views(w["image"])
+    objective = objectives.CLIP(encoder=image, text=text, augment=views, canvas=w["image"], width=w["d_model"])
+    tokens = draw(2, w["vocab"], (w["batch"], w["seq"]))
+    tokens[:, -1] = 1
+    return objective, {**pictures(w, draw), "tokens": tokens, "cut": np.zeros(w["batch"])}
+
+
 def pictures(w, draw):
     """Entries of a batch of square pictures."""
     shape = w["batch"], w["image"], w["image"], 3
@@ -95,7 +109,13 @@ def pictures(w, draw):
 
 
 DECODER = {"width": "d_model", "layers": "layers", "heads": "heads"}
-KINDS = {"causal_lm": causal_lm, "span_corruption": span_corruption, "mae": mae, "mae_all_patches": mae_all_patches}
+KINDS = {
+    "causal_lm": causal_lm,
+    "span_corruption": span_corruption,
+    "mae": mae,
+    "mae_all_patches": mae_all_patches,
+    "clip": clip,
+}
 
 
 def workload():

@@ -13,16 +13,22 @@ from tests.launch.test_run import SPANS, make_run
 REPO = pathlib.Path(__file__).parent.parent
 
 
-def masked_autoencoder(workdir):
-    small = ["total_steps = 2", "eval_batches = 1", "evaluators = ()"]
-    experiment = registry.parse(["runs/smoke/mae.gin"], ["vit.layers = 1", *(f"Experiment.{line}" for line in small)])
-    loop.train(experiment, workdir, config=registry.operative_config())
+def short(run, *bindings):
+    """A function that trains two steps of a smoke run in a directory."""
+
+    def make(workdir):
+        small = ["total_steps = 2", "eval_batches = 1", "evaluators = ()"]
+        experiment = registry.parse([f"runs/smoke/{run}.gin"], [*bindings, *(f"Experiment.{line}" for line in small)])
+        loop.train(experiment, workdir, config=registry.operative_config())
+
+    return make
 
 
 # notebook -> (what trains its run, what its last cell prints)
 RUNS = {
     "t5_infill": (lambda workdir: make_run(workdir, SPANS), "The cat sat on the mat"),  # learnt by heart
-    "mae_reconstruct": (masked_autoencoder, "['decoder'] stays behind"),
+    "mae_reconstruct": (short("mae", "vit.layers = 1"), "['decoder'] stays behind"),
+    "clip_zero_shot": (short("clip", "clip_vit.layers = 1", "Experiment.batch_size = 16"), "5 found"),
 }
 
 
