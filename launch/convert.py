@@ -49,11 +49,16 @@ def to_hf(workdir, out, step=None):
         UserError: as `launch.load` and the `write` of t5like.weights and vision.weights.
     """
     from launch import load
+    from multimodal.pairs import ImageText
     from vision.images import ImageObjective
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
     out = _empty(out)
-    if isinstance(run.objective, ImageObjective):
+    if isinstance(run.objective, ImageText):
+        from multimodal import weights
+
+        weights.write(out, run.objective, run.variables()["params"])
+    elif isinstance(run.objective, ImageObjective):
         _images(run, out)
     else:
         from t5like import weights
@@ -98,16 +103,18 @@ def _images(run, out):
 
 def _reader(source):
     """The weights module of the package that has the model in this directory; text's for whatever nobody knows."""
+    from multimodal import layouts as of_pairs
+    from multimodal import weights as pairs
     from paradigm import tensor_files
     from t5like import weights as text
-    from vision import layouts
+    from vision import layouts as of_images
     from vision import weights as images
 
     try:
         kind = json.loads((pathlib.Path(source) / tensor_files.CONFIG).read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):
         return text  # it says what is wrong with the directory
-    return images if kind in layouts.FAMILIES else text
+    return images if kind in of_images.FAMILIES else pairs if kind in of_pairs.FAMILIES else text
 
 
 def _empty(out):

@@ -11,10 +11,12 @@ import pytest
 
 from launch import convert, load
 from launch.checkpoint import Checkpoints
+from multimodal import weights as pair_weights
 from paradigm import trees
 from paradigm.errors import UserError
 from t5like import weights
 from tests.launch.test_run import NEXT, SPANS, make_run
+from tests.multimodal import cases, parity
 from vision import weights as image_weights
 
 
@@ -114,3 +116,12 @@ def test_a_run_on_images(tmp_path):
     assert set(modules) == {"encoder"} and modules["encoder"].positions == "learned"
     wanted = load(tmp_path / "classify").variables()["params"]["encoder"]
     assert np.array_equal(params["encoder"]["embed"]["kernel"], wanted["embed"]["kernel"])
+
+
+def test_pairs_of_towers(tmp_path):
+    """A released CLIP as a checkpoint: a tree for each tower, the very numbers."""
+    source = parity.released(cases.load("clip"), tmp_path / "released")
+    assert f"--init_from={tmp_path / 'back'}" in convert.to_checkpoint(source, tmp_path / "back")
+    _, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
+    _, wanted = pair_weights.read(source)
+    jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, arrays["params"]), wanted)
