@@ -224,8 +224,9 @@ def _explain(message: str, origin: str) -> str:
 
 def _how_to_set(name: str) -> str:
     """The file that should bind `name`, and a flag that would; both from a shipped file that binds it."""
-    for path in sorted(SHIPPED.rglob("*.gin")):
-        if match := re.search(rf"^{re.escape(name)} *= *(.*?) *(#.*)?$", path.read_text("utf-8"), re.MULTILINE):
+    for path in sorted(SHIPPED.rglob("*.gin"), key=lambda path: (not path.is_relative_to(SHIPPED / "runs"), path)):
+        # A value, and no macro, which is set elsewhere.
+        if match := re.search(rf"^{re.escape(name)} *= *([^%\n]*?) *(#.*)?$", path.read_text("utf-8"), re.MULTILINE):
             shipped = path.relative_to(SHIPPED).as_posix()
             return f'the run file should set it, as {shipped} does, or a flag, as in --gin_param="{name} = {match[1]}"'
     return f'the run file should set it, or a flag, as in --gin_param="{name} = VALUE"'
