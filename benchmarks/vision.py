@@ -99,6 +99,9 @@ def report(sets, found):
         "untrained, under the same probes; vision/probe.py is their protocol. All have one backbone, a ViT of 3 layers",
         "of width 96 in patches of 7; photographs are read at 28 x 28. Run files: gin_configs/runs/small.",
         "",
+        "Fine-tune is 500 steps of 128 labelled pictures under the objective's own first view: short, and for contrastive",
+        "views hard, so that it stays below a linear probe; its random-init row is the same training from scratch.",
+        "",
         "    python -m benchmarks.vision --images=DIR --clothing=FILE.zip --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
         "",
