@@ -63,7 +63,7 @@ def main(argv):
     out = pathlib.Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     directories = {run: [place(fashion, run, seed) for seed in range(fashion.seeds)] for run in RUNS}
-    what = "k-NN accuracy (%), 5,000 pictures searched, 2,000 tested"
+    what = "k-NN accuracy (%), 5,000 searched"
     labels = {"xlabel": "step (125 pictures each)", "ylabel": what, "title": fashion.title}
     curves(directories, "knn", labels, out / "vision.png")
     (out / "vision.md").write_text(report(sets, found))
@@ -99,8 +99,8 @@ def report(sets, found):
         "untrained, under the same probes; vision/probe.py is their protocol. All have one backbone, a ViT of 3 layers",
         "of width 96 in patches of 7; photographs are read at 28 x 28. Run files: gin_configs/runs/small.",
         "",
-        "Fine-tune is 500 steps of 128 labelled pictures under the objective's own first view: short, and for contrastive",
-        "views hard, so that it stays below a linear probe; its random-init row is the same training from scratch.",
+        "Fine-tune is 500 steps of 128 labelled pictures under the objective's own first view: short, and under",
+        "contrastive views hard, so that it stays below a linear probe; its random-init row is the same from scratch.",
         "",
         "    python -m benchmarks.vision --images=DIR --clothing=FILE.zip --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
