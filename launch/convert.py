@@ -5,7 +5,7 @@
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
 T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other image
-objective, whose heads stay behind. The first form writes the weights that evaluation uses, the average where one is
+objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the average where one is
 kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of parameters alone, and prints
 the model that a gin file has to describe. Nothing is written over.
 """
@@ -46,7 +46,7 @@ def to_hf(workdir, out, step=None):
         workdir: a run directory. out: a directory, new or empty. step: as `launch.load` takes it.
 
     Raises:
-        UserError: as `launch.load` and the `write` of t5like.weights and vision.weights.
+        UserError: as `launch.load` and the `write` of t5like.weights, vision.weights and multimodal.weights.
     """
     from launch import load
     from multimodal.pairs import ImageText
@@ -75,7 +75,7 @@ def to_checkpoint(source, out):
         source: a directory of save_pretrained. out: a directory, new or empty.
 
     Raises:
-        UserError: as the `read` of t5like.weights and vision.weights.
+        UserError: as the `read` of t5like.weights, vision.weights and multimodal.weights.
     """
     from launch.checkpoint import Checkpoints
 
