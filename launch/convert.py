@@ -5,9 +5,9 @@
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
 T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other image
-objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the average where one is
-kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of parameters alone, and prints
-the model that a gin file has to describe. Nothing is written over.
+objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the average
+where one is kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of parameters
+alone, and prints the model that a gin file has to describe. Nothing is written over.
 """
 
 import json

@@ -14,24 +14,14 @@ from vision.resnet import resnet
 from vision.vit import vit
 
 
-class Opened:
-    """Data as launch hands them to evaluators."""
-
-    def __init__(self, objective):
-        prepared = ImageData("digits", channels=1).build(progress=False)
-        self.records = prepared.source
-        self.valid = Dataset(prepared.source("valid"), objective.prepare, 6, train=False)
-
-    def batches(self):
-        yield self.valid.batch(0)
-
-
 @pytest.fixture(scope="module")
 def run():
     encoder = vit("tiny", 8, 2, d_model=16, heads=2, d_ff=32, layers=1, channels=1)
     decoder = {"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}
     objective = MAE(encoder=encoder, augment=no_views(8), canvas=8, **decoder)
-    return objective, {"params": tiny.params(objective)}, Opened(objective)
+    prepared = ImageData("digits", channels=1).build(progress=False)
+    batch = Dataset(prepared.source("valid"), objective.prepare, 6, train=False).batch(0)
+    return objective, {"params": tiny.params(objective)}, tiny.Opened(prepared.source, batch=batch)
 
 
 def test_sheet_enlarges_and_separates():

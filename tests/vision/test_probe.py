@@ -27,19 +27,12 @@ def blobs(rows, classes=4, width=6, spread=0.3):
     return (np.eye(width)[y] * 3 + DRAW.normal(size=(rows, width)) * spread).astype(np.float32), y
 
 
-class Opened:
-    """Data as launch hands them to evaluators."""
-
-    def __init__(self, records, train=None):
-        self.records, self.train = records, train
-
-
 @functools.cache
 def digits():
     prepared = ImageData("digits", channels=1).build(progress=False)
     objective = mae()
     train = Dataset(prepared.source("train"), objective.prepare, 16, 0)
-    return Opened(prepared.source, train)
+    return tiny.Opened(prepared.source, train)
 
 
 def mae():
@@ -160,7 +153,7 @@ class Labelled:
 def test_labels_that_no_probe_can_use():
     objective = mae()
     variables = {"params": tiny.params(objective)}
-    data = lambda labels: Opened(lambda split: Labelled(labels))
+    data = lambda labels: tiny.Opened(lambda split: Labelled(labels))
     with pytest.raises(UserError, match="two classes or more, and all 3 training pictures used are of class 4"):
         Probes(random=False).run(objective, variables, data([4, 4, 4]))
     with pytest.raises(UserError, match="need labels, and 1 of 3 training and 1 of 3 validation pictures have"):

@@ -40,3 +40,13 @@ def batch_of(size=8, canvas=CANVAS, channels=CHANNELS, classes=3):
 @functools.lru_cache
 def params(objective):
     return jax.jit(objective.init)(jax.random.key(1))
+
+
+class Opened:
+    """Data as launch hands them to evaluators: records(split), and what a test needs beside."""
+
+    def __init__(self, records, train=None, batch=None):
+        self.records, self.train, self._batch = records, train, batch
+
+    def batches(self):
+        yield self._batch
