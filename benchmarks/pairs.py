@@ -9,29 +9,20 @@ counts the arguments, the results and the vector memory too. Wants libtpu (`pip 
 """
 
 import json
-import os
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 from launch import cli
+from launch.mesh import make_mesh
+from launch.topology import parse_topology
 from paradigm import partition
 from paradigm.contrastive import info_nce, nt_xent, sigmoid_pairs
 
 SLICES = ("v5e:2x4", "v5e:8x8", "v5e:16x16")
-# libtpu looks for its host's metadata, and complains at length where there is none.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
 LOSSES = {  # (a, b, scale, bias) -> [rows]
     "nt_xent": lambda a, b, scale, bias: nt_xent(a, b, scale)[0],
     "info_nce": lambda a, b, scale, bias: info_nce(a, b, scale)[0],
@@ -42,12 +33,12 @@ LOSSES = {  # (a, b, scale, bias) -> [rows]
 
 def main(argv):
     del argv
-    os.environ.update(ENVIRONMENT)
-    jax.config.update("jax_platforms", "cpu")
     for name in LOSSES:
         for topology in TOPOLOGIES.value:
             start = time.perf_counter()
-            memory = compiled(name, slice_of(topology), ROWS.value, WIDTH.value, DTYPE.value).memory_analysis()
+            memory = compiled(
+                name, parse_topology(topology).devices(), ROWS.value, WIDTH.value, DTYPE.value
+            ).memory_analysis()
             row = {
                 "loss": name,
                 "topology": topology,
@@ -62,8 +53,7 @@ def main(argv):
 
 def compiled(name, devices, rows, width=512, dtype="float32"):
     """Loss and gradient (by both embeddings, scale and bias) over a data axis of these devices."""
-    grid = np.array(devices).reshape(-1, 1, 1)
-    mesh = jax.sharding.Mesh(grid, partition.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = make_mesh("data:-1", devices)
     by_row, everywhere = NamedSharding(mesh, PartitionSpec(partition.BATCH)), NamedSharding(mesh, PartitionSpec())
     layout = by_row, by_row, everywhere, everywhere
     embedding = jax.ShapeDtypeStruct((rows * mesh.size, width), dtype)
@@ -72,25 +62,6 @@ def compiled(name, devices, rows, width=512, dtype="float32"):
     with jax.set_mesh(mesh):
         run = jax.jit(gradient, in_shardings=layout, out_shardings=(everywhere, layout))
         return run.lower(embedding, embedding, scalar, scalar).compile()
-
-
-def slice_of(topology):
-    """The chips of a slice with an even side, each a neighbour of the one before it and the last of the first.
-
-    Along such a ring the compiler overlaps a step's permutes with its products. In row-major order, whose ends of rows
-    are far apart, it does not (seen from 8 x 8 on), and each turn waits.
-    """
-    from jax.experimental import topologies
-
-    chips = {tuple(d.coords[:2]): d for d in topologies.get_topology_desc(topology, platform="tpu").devices}
-    width, height = (max(axis) + 1 for axis in zip(*chips))
-    if height % 2:
-        sys.exit(f"{topology}: a closed path over its chips is only known here for an even second side")
-    path = [(0, y) for y in range(height)]  # down the first column, and back in turns over the rest
-    for y in reversed(range(height)):
-        across = range(1, width) if (height - 1 - y) % 2 == 0 else range(width - 1, 0, -1)
-        path += [(x, y) for x in across]
-    return [chips[at] for at in path]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class Instruction:
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """payload: bytes of the whole array(s) that one device ends with or gives (the larger). devices: in a group.
-    crosses: whether a group spans slices. times: in one run of the program."""
+    crosses: whether a group spans slices. times: in one run of the program. key: the same for what an asynchronous
+    schedule writes several times and runs once."""
 
     kind: str
     key: str
@@ -172,7 +173,8 @@ class _Program:
             kind = "reduce-scatter"
         size = self.devices_per_slice
         crosses = bool(size) and any(len({member // size for member in group}) > 1 for group in groups)
-        key = i.attribute(r"channel_id=(\d+)") or f"{where}/{i.name}"
+        channel = None if kind == "collective-permute" else i.attribute(r"channel_id=(\d+)")  # permutes may share one
+        key = channel or f"{where}/{i.name}"
         return Collective(kind, key, payload, devices, crosses)
 
     def _between_slices(self, where, i):

@@ -5,6 +5,10 @@ splits heads, hidden units and vocabulary. The rows of a batch are spread over d
 
 Devices of several TPU slices are joined by the slow data-center network. There `data` spans the slices, so that only
 the gradients cross it, once a step.
+
+Where one axis takes a whole slice, its chips follow a closed path along the links of the torus: what goes around a ring
+of devices (paradigm/contrastive.py) then always goes to a neighbour, and the compiler overlaps it with the products. In
+row-major order, whose ends of rows are far apart, it does not, and each turn waits (seen from 8 x 8 chips on).
 """
 
 import difflib
@@ -12,6 +16,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 
 from paradigm.errors import UserError
@@ -83,9 +88,39 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
         grid = mesh_utils.create_hybrid_device_mesh(
             inside, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
         )
+    elif max(shape) == len(devices) and (path := closed_path(devices)):
+        grid = np.array(path).reshape(shape)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def closed_path(devices: Sequence[jax.Device]) -> list[jax.Device] | None:
+    """The chips of one TPU slice, each linked to the one before it and the last to the first.
+
+    None for devices that are no box of chips with one device each, or a box without such a path (all sides odd, or one
+    row of chips).
+    """
+    if devices[0].platform != "tpu":
+        return None
+    chips = {tuple(device.coords): device for device in devices}
+    sides = [1 + max(axis) for axis in zip(*chips)]
+    if not len(chips) == len(devices) == math.prod(sides):
+        return None
+    # Two sides make a ring, and that ring and the third another, as if it were a side: no link of it is left out but
+    # the last. An even side comes first, for the path goes along the others in turns and has to come back.
+    order = sorted((axis for axis, side in enumerate(sides) if side > 1), key=lambda axis: sides[axis] % 2)
+    if len(order) < 2 or sides[order[0]] % 2:
+        return None
+    path = [(n,) for n in range(sides[order[0]])]
+    for axis in order[1:]:
+        around = [(*at, 0) for at in path]  # the first row, and back in turns over the rest
+        for turn, at in enumerate(reversed(path)):
+            across = range(1, sides[axis])
+            around += [(*at, n) for n in (across if turn % 2 == 0 else reversed(across))]
+        path = around
+    places = [dict(zip(order, at)) for at in path]
+    return [chips[tuple(place.get(axis, 0) for axis in range(len(sides)))] for place in places]
 
 
 def slice_count(devices: Sequence[jax.Device]) -> int:

@@ -142,6 +142,14 @@ def test_a_tpu_program_by_hand():
     assert found.memory == pytest.approx(20 * (q + k) + 2 * g + 2 * 5 * w + 12 * 8 * 128 * 4, abs=300)
 
 
+def test_each_turn_of_a_ring_counts():
+    """Unrolled, its permutes may share a channel; none is another's repetition."""
+    permute = "collective-permute(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}"
+    lines = [f"  {root}%p.{n} = f32[8]{{0}} {permute}" for n, root in enumerate(("", "", "ROOT "))]
+    text = "\n".join(["ENTRY %main (x: f32[8]) -> f32[8] {", "  %x = f32[8]{0} parameter(0)", *lines, "}"])
+    assert hlo.by_kind(hlo.cost(text).collectives) == {"collective-permute": {"count": 3, "bytes": 96, "largest": 32}}
+
+
 @pytest.mark.parametrize("text, groups", [
     ("replica_groups={{0,1},{2,3}}, x", [[0, 1], [2, 3]]),
     ("replica_groups=[2,2]<=[4], x", [[0, 1], [2, 3]]),

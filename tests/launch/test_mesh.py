@@ -1,7 +1,10 @@
+import math
+
 import jax
+import numpy as np
 import pytest
 
-from launch.mesh import make_mesh, mesh_shape, parse_mesh, slice_count
+from launch.mesh import closed_path, make_mesh, mesh_shape, parse_mesh, slice_count
 from paradigm.errors import UserError
 
 
@@ -69,6 +72,36 @@ def test_data_spans_the_slices():
     assert [len({device.slice_index for device in row.flat}) for row in mesh.devices] == [1] * 4
     with pytest.raises(UserError, match="are 2 slices, which only data may span, and data:1 does not divide over them"):
         make_mesh("fsdp:-1", [Device(n, 2) for n in range(8)])
+
+
+class Chip:
+    platform = device_kind = "tpu"
+    slice_index = core_on_chip = process_index = 0
+
+    def __init__(self, *coords):
+        self.coords = coords
+
+
+def box(*sides):
+    return [Chip(*at) for at in np.ndindex(*sides)]
+
+
+@pytest.mark.parametrize(
+    "sides", [(2, 2, 1), (2, 4, 1), (3, 4, 1), (4, 3, 1), (16, 16, 1), (4, 4, 4), (3, 2, 5), (2, 2, 2)]
+)
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_one_axis_goes_around_the_slice_from_neighbour_to_neighbour(sides, axis):
+    mesh = make_mesh(f"{axis}:-1", box(*sides))
+    coords = np.array([chip.coords for chip in mesh.devices.flat])
+    assert len({tuple(at) for at in coords}) == math.prod(sides) == mesh.shape[axis]
+    steps = np.abs(coords - np.roll(coords, 1, 0)).sum(1)
+    assert steps.max() == 1, steps
+
+
+def test_chips_without_a_closed_path_are_left_to_jax():
+    assert closed_path(box(3, 3, 1)) is closed_path(box(4, 1, 1)) is closed_path(box(2, 2, 1)[1:]) is None
+    assert closed_path([Chip(0, 0, 0), *box(2, 2, 1)]) is None  # two devices of one chip
+    assert closed_path(jax.devices()) is None
 
 
 def test_slices_are_counted():
