@@ -46,7 +46,7 @@ class Instruction:
 class Collective:
     """payload: bytes of the whole array(s) that one device ends with or gives (the larger). devices: in a group.
     crosses: whether a group spans slices. times: in one run of the program. key: the same for what an asynchronous
-    schedule writes several times and runs once."""
+    schedule writes several times and runs once. begins: whether it is the start of such a one."""
 
     kind: str
     key: str
@@ -54,6 +54,7 @@ class Collective:
     devices: int
     crosses: bool
     times: float = 1.0
+    begins: bool = False
 
     @property
     def wire(self):
@@ -89,9 +90,11 @@ def cost(text, devices_per_slice=None):
     """
     program = _Program(text, devices_per_slice)
     total = program.cost(program.entry, False)
-    once = {}  # an asynchronous collective stands in several computations under one channel
+    # An asynchronous collective stands in several computations under one channel: start, steps, done. It runs as often as
+    # it starts; its steps may lie in a loop over other things.
+    once = {}
     for c in total.collectives:
-        if c.devices > 1 and (c.key not in once or once[c.key].times < c.times):
+        if c.devices > 1 and (c.key not in once or (once[c.key].begins, once[c.key].times) < (c.begins, c.times)):
             once[c.key] = c
     return dataclasses.replace(total, collectives=tuple(once.values()))
 
@@ -175,7 +178,12 @@ class _Program:
         crosses = bool(size) and any(len({member // size for member in group}) > 1 for group in groups)
         channel = None if kind == "collective-permute" else i.attribute(r"channel_id=(\d+)")  # permutes may share one
         key = channel or f"{where}/{i.name}"
-        return Collective(kind, key, payload, devices, crosses)
+        return Collective(kind, key, payload, devices, crosses, begins=i.name in self._begun(where))
+
+    def _begun(self, where):
+        """Names of the collectives of a computation that start there and end elsewhere."""
+        calls = (i for i in self.computations[where] if 'custom_call_target="AsyncCollectiveStart"' in i.rest)
+        return {operand for call in calls for operand in call.operands}
 
     def _between_slices(self, where, i):
         """Several slices of a TPU: each chip hands its part of a collective to its host, which does the rest."""

@@ -81,7 +81,9 @@ TPU = """HloModule jit_step, is_scheduled=true
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   %q = bf16[8,16,1024,128]{3,2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
   %k = bf16[8,16,2048,128]{3,2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=2
+  %w.2 = bf16[32,64]{1,0:T(8,128)S(1)} constant({...})
   %scores = bf16[8,16,1024,2048]{3,2,1,0:T(8,128)(2,1)S(1)} convolution(%q, %k), window={size=8x16 stride=7x15 lhs_dilate=8x16}, dim_labels=01bf_01oi->01bf, metadata={op_name="jit(step)/dot_general"}
+  %step = bf16[128,64]{1,0:T(8,128)S(1)} fusion(%w.2), kind=kCustom, calls=%gather-step
   ROOT %t = (s32[]{:T(128)}, bf16[8,16,1024,128]{3,2,1,0}, bf16[8,16,2048,128]{3,2,1,0}) tuple(%i, %q, %k)
 }
 
@@ -99,7 +101,13 @@ TPU = """HloModule jit_step, is_scheduled=true
 
 %gather-start (w: bf16[32,64]) -> bf16[128,64] {
   %w = bf16[32,64]{1,0:T(8,128)} parameter(0)
-  ROOT %all-gather.1 = bf16[128,64]{1,0:T(8,128)} all-gather(%w), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %all-gather.1 = bf16[128,64]{1,0:T(8,128)} all-gather(%w), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  ROOT %begun = (bf16[32,64]{1,0:T(8,128)}, bf16[128,64]{1,0:T(8,128)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%gather-step (w.3: bf16[32,64]) -> bf16[128,64] {
+  %w.3 = bf16[32,64]{1,0:T(8,128)S(1)} parameter(0)
+  ROOT %all-gather.3 = bf16[128,64]{1,0:T(8,128)S(1)} all-gather(%w.3), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
 }
 
 %gather-done (w.1: bf16[32,64]) -> bf16[128,64] {
@@ -132,7 +140,8 @@ def test_a_tpu_program_by_hand():
     assert found.flops == 20 * 2 * 8 * 16 * 1024 * 2048 * 128
     one = {c.kind: c for c in found.collectives}
     assert one["reduce-scatter"].payload == 2048 * 32 * 4 and one["reduce-scatter"].wire == 2048 * 32 * 4 * 3 / 4
-    assert one["all-gather"].payload == 4 * 32 * 64 * 2 and len(found.collectives) == 4  # start and done are one
+    assert one["all-gather"].payload == 4 * 32 * 64 * 2 and one["all-gather"].times == 1  # start, steps and done
+    assert len(found.collectives) == 4
     # 0 and 4 lie in different slices; hosts do the rest of what a chip sends them.
     assert [c.kind for c in found.collectives if c.crosses] == ["all-reduce", "all-reduce between slices"]
     assert one["all-reduce between slices"].wire == 2 / 2 * 12 * 8 * 128 * 4
