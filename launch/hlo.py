@@ -90,8 +90,8 @@ def cost(text, devices_per_slice=None):
     """
     program = _Program(text, devices_per_slice)
     total = program.cost(program.entry, False)
-    # An asynchronous collective stands in several computations under one channel: start, steps, done. It runs as often as
-    # it starts; its steps may lie in a loop over other things.
+    # An asynchronous collective stands in several computations under one channel: start, steps, done. It runs as often
+    # as it starts; its steps may lie in a loop over other things.
     once = {}
     for c in total.collectives:
         if c.devices > 1 and (c.key not in once or (once[c.key].begins, once[c.key].times) < (c.begins, c.times)):
