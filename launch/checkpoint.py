@@ -5,38 +5,34 @@
     checkpoints/130.tmp/...         being written, or interrupted; nobody ever reads it
 
 Orbax writes into N.tmp in the background. When it has committed, every file is flushed and hashed, the manifest is
-written last, and a rename to N is the commit. So a directory called N was once a whole checkpoint. If its manifest no
-longer agrees, it was damaged since (Orbax alone would restore a flipped bit without a word): a warning names it, and
-the one before it is used. Shapes and dtypes are compared before anything is restored, for Orbax casts silently.
+written last, and a rename to N is the commit (in a bucket, which has no rename, the manifest: launch.store has both).
+So an N with a manifest was once a whole checkpoint. If its manifest no longer agrees, it was damaged since (Orbax alone
+would restore a flipped bit without a word): a warning names it, and the one before it is used. Shapes and dtypes are
+compared before anything is restored, for Orbax casts silently.
 
 The state is saved as nested dicts by the names of paradigm.trees, so a checkpoint depends on no Python class.
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
 import logging
 import math
 import os
-import pathlib
 import re
-import shutil
 import threading
 import time
 
 import jax
 import numpy as np
 
-from launch import manifest
+from launch import manifest, store
 from paradigm import storage, trees
 from paradigm.errors import UserError
 from paradigm.storage import passes, patiently
 
 STATE = "state"
-UNFINISHED = ".tmp"  # N.tmp: not committed yet
-DISCARDED = ".old"  # N.old: no longer a checkpoint, on its way out
 LOST = 3  # so many saves in a row that storage lost in passing end a run
 MARGIN = 1 << 20  # bytes, for what Orbax writes beside the arrays
 
@@ -47,20 +43,23 @@ class Checkpoints:
     """The checkpoints of one run, in one directory. One process may write; any number may read meanwhile.
 
     Args:
-        directory: where the numbered directories are; created by the first save.
+        directory: where the numbered directories are, a path or a URL (`launch.store`); created by the first save.
         keep: how many of the newest stay; the best one stays beside them.
         best_metric: which of the metrics given to `save` decides the best. A step without it, or where it is not
             finite, is never the best. A reader may leave it out: the newest checkpoint knows it.
         best_mode: "min" or "max" of best_metric.
+        before_commit: called in process 0 when the arrays of a save are written; the save fails if it does.
     """
 
-    def __init__(self, directory, keep=3, best_metric=None, best_mode="min"):
+    def __init__(self, directory, keep=3, best_metric=None, best_mode="min", before_commit=lambda: None):
         if keep < 1:
             raise UserError(f"keep={keep}: at least the newest checkpoint must stay, set keep=1 or more")
         if best_mode not in ("min", "max"):
             raise UserError(f"best_mode={best_mode!r}: write 'min' or 'max'")
-        self.directory = pathlib.Path(directory).absolute()
-        self._keep, self._best_by = keep, (best_metric, best_mode)
+        directory = store.place(directory)
+        self._store = store.of(directory)
+        self.directory = self._store.absolute(directory)
+        self._keep, self._best_by, self._before_commit = keep, (best_metric, best_mode), before_commit
         self._current = None  # the step that was restored or saved last: saving it again would change nothing
         self._verified, self._damaged = set(), set()
         self._thread, self._error, self._lost = None, None, 0
@@ -96,12 +95,13 @@ class Checkpoints:
                     manifest.amend(self.directory / str(step), facts)
                 return False
             if jax.process_index() == 0:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self._sweep()
-                self._check_space(tree)
-            path = self.directory / f"{step}{UNFINISHED}" / STATE
+                needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) + MARGIN
+                self._store.begin(self.directory, step, needed)
+            path = self._store.unfinished(self.directory, step) / STATE
             patiently(lambda: self._io.save(path, args=_orbax().args.PyTreeSave(tree), force=True))
-        except OSError as error:
+        except Exception as error:
+            if not storage.is_storage(error):
+                raise
             raise self._failed(step, error) from error
         self._current = step
         self._thread = threading.Thread(target=self._commit, args=(step, facts), name=f"checkpoint-{step}")
@@ -245,30 +245,19 @@ class Checkpoints:
         # Weights do not compress, and bits that a decompressor might see flipped are seen by the manifest anyway.
         return _orbax().AsyncCheckpointer(_orbax().PyTreeCheckpointHandler(use_compression=False))
 
-    def _check_space(self, tree):
-        """Raises OSError when the disk is plainly too full, before anything is written."""
-        needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) + MARGIN
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            text = f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes are needed and {free:,} are free"
-            raise OSError(errno.ENOSPC, text)
-
     def _shapes(self, step):
         """{name: ShapeDtypeStruct} of what a checkpoint holds."""
         tree = self._io.metadata(self.directory / str(step) / STATE).item_metadata.tree
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in trees.named_leaves(tree)}
 
     def _commit(self, step, facts):
-        """In a thread: waits for Orbax, then makes N out of N.tmp and removes what is no longer kept."""
+        """In a thread: waits for Orbax, then commits what it wrote and removes what is no longer kept."""
         try:
             self._io.wait_until_finished()
             if jax.process_index() == 0:
-                unfinished, final = self.directory / f"{step}{UNFINISHED}", self.directory / str(step)
-                manifest.write(unfinished, facts)
-                if final.exists():  # of another future: this run was restored from an earlier step
-                    self._discard(step)
-                patiently(os.rename, unfinished, final)
-                patiently(manifest.sync, self.directory)
+                self._before_commit()
+                manifest.write(self._store.unfinished(self.directory, step), facts)
+                self._store.commit(self.directory, step)
                 self._damaged.discard(step)
                 self._verified.discard(step)
                 self._prune(step)
@@ -281,9 +270,12 @@ class Checkpoints:
         """The UserError for a save that did not happen; what it wrote is removed, for it may be what fills the disk."""
         with contextlib.suppress(Exception):  # it would raise the same error at every later call
             self.__dict__.pop("_io").close()
+        older = []
         if jax.process_index() == 0:
-            shutil.rmtree(self.directory / f"{step}{UNFINISHED}", ignore_errors=True)
-        older = self.steps()
+            with contextlib.suppress(Exception):
+                self._store.sweep(self.directory)
+        with contextlib.suppress(UserError):  # a bucket out of reach
+            older = self.steps()
         stays = f"the newest checkpoint is still step {older[-1]}" if older else "there is no checkpoint yet"
         return UserError(f"{self.directory}: saving step {step} failed: {_reason(error)}; {stays}")
 
@@ -292,36 +284,16 @@ class Checkpoints:
         saved = {s: facts for s, facts in self._manifests().items() if s <= newest}
         whole = {s: facts for s, facts in saved.items() if s not in self._damaged}
         for step in saved.keys() - {*list(whole)[-self._keep :], *self._ranked(whole)[:1]}:
-            self._discard(step)
-        self._sweep()
-
-    def _discard(self, step):
-        """Unnames a checkpoint in one move, so that a half-deleted one is never taken for a damaged one."""
-        old = self.directory / f"{step}{DISCARDED}"
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(self.directory / str(step), old)
-
-    def _sweep(self):
-        """Removes what interrupted saves and deletions left behind."""
-        for path in self.directory.iterdir():
-            if path.suffix in (UNFINISHED, DISCARDED) and path.stem.isdecimal():
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _present(self):
-        """The numbered directories, whole or not, ascending."""
-        if not self.directory.is_dir():
-            return []
-        names = [p.name for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
-        return sorted(int(name) for name in names if name == str(int(name)))
+            self._store.discard(self.directory, step)
+        self._store.sweep(self.directory)
 
     def _manifests(self):
         """{step: what its manifest says}, ascending, of those that are readable."""
         found = {}
-        for step in self._present():
-            try:
-                found[step] = manifest.read(self.directory / str(step))
-            except manifest.Damaged:
-                continue
+        with store.explained(self.directory):
+            for step in self._store.steps(self.directory):
+                with contextlib.suppress(manifest.Damaged):
+                    found[step] = manifest.read(self.directory / str(step))
         return found
 
     def _ranked(self, saved):
@@ -336,7 +308,11 @@ class Checkpoints:
         return saved[max(saved)]["best_by"] if saved and self._best_by[0] is None else self._best_by
 
     def _choose(self, step):
-        present = self._present()
+        with store.explained(self.directory):
+            return self._chosen(step)
+
+    def _chosen(self, step):
+        present = self._store.steps(self.directory)
         if not present and step is None:
             return None
         if step is None:
@@ -356,7 +332,7 @@ class Checkpoints:
                 if candidate not in self._verified:
                     manifest.verify(path)
             except manifest.Damaged as why:
-                if path.exists():  # else the writer removed it while we read
+                if candidate in self._store.steps(self.directory):  # else the writer removed it while we read
                     damage[candidate] = why
                 continue
             self._verified.add(candidate)
@@ -374,15 +350,16 @@ def open_run(workdir, step=None):
     """(Checkpoints, verified step) of a run directory, for those who only read.
 
     Args:
-        workdir: a run directory.
+        workdir: a run directory, a path or a URL.
         step: an int or its digits, "best", or None for the newest that is whole.
 
     Raises:
         UserError: no such directory, nothing saved in it, or what `Checkpoints.find` raises.
     """
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise UserError(f"{workdir}: no such run directory")
+    workdir = store.place(workdir)
+    with store.explained(workdir):
+        if not workdir.is_dir():
+            raise UserError(f"{workdir}: no such run directory")
     if step not in (None, "best"):
         try:
             step = int(step)

@@ -6,13 +6,14 @@ manifest agrees is as it was when it was finished, to the bit.
 
 import hashlib
 import json
-import os
 
+from launch import store
+from launch.store import MANIFEST as NAME
 from paradigm.errors import UserError
 from paradigm.storage import patiently
 
 FORMAT = 1
-NAME = "manifest.json"
+CHUNK = 1 << 20  # bytes read at a time
 
 
 class Damaged(Exception):
@@ -20,32 +21,29 @@ class Damaged(Exception):
 
 
 def write(directory, facts):
-    """Flushes and hashes every file below a directory (a Path), and writes the manifest: the mark that this was done.
+    """Flushes and hashes every file below a directory, and writes the manifest: the mark that this was done.
 
-    facts: a dict for JSON; `read` gives it back. Its 'step' is the name that the directory is going to have.
+    Args:
+        directory: as `store.place` makes it.
+        facts: a dict for JSON; `read` gives it back. Its 'step' is the name that the directory is going to have.
     """
-    files = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        patiently(sync, path)
+    files, kept = {}, store.of(directory)
+    for path in kept.files(directory):
+        patiently(kept.sync, path)
         files[path.relative_to(directory).as_posix()] = list(patiently(_measure, path))
     patiently(_put, directory, {**facts, "format_version": FORMAT, "files": files})
-    for folder, _, _ in os.walk(directory):
-        patiently(sync, folder)
+    kept.sync_names(directory)
 
 
 def amend(directory, facts):
     """Replaces facts in the manifest of a directory, in one move. Raises what `read` raises."""
     _put(directory, read(directory) | facts)
-    sync(directory)
+    store.of(directory).sync(directory)
 
 
 def _put(directory, content):
-    unfinished = directory / f"{NAME}.tmp"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        json.dump({**content, "sha256": digest(content)}, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, directory / NAME)
+    text = json.dumps({**content, "sha256": digest(content)}, indent=1, sort_keys=True)
+    store.of(directory).put(directory / NAME, text.encode())
 
 
 def read(directory):
@@ -61,6 +59,7 @@ def read(directory):
     except FileNotFoundError:
         raise Damaged(f"it has no {NAME}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _unless_away(directory, error)
         raise Damaged(f"its {NAME} cannot be read ({type(error).__name__})") from error
     if digest(content) != expected:
         raise Damaged(f"its {NAME} was altered")
@@ -77,7 +76,10 @@ def verify(directory):
     for name, (size, sha256) in read(directory)["files"].items():
         try:
             found, digest = patiently(_measure, directory / name)
+        except FileNotFoundError as error:
+            raise Damaged(f"{name}: No such file or directory") from error
         except OSError as error:
+            _unless_away(directory, error)
             raise Damaged(f"{name}: {error.strerror or error}") from error
         if found != size:
             raise Damaged(f"{name} has {found} bytes instead of {size}")
@@ -87,8 +89,12 @@ def verify(directory):
 
 def _measure(path):
     """(bytes, sha256) of a file."""
-    with open(path, "rb") as file:
-        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            size += len(chunk)
+            digest.update(chunk)
+    return size, digest.hexdigest()
 
 
 def digest(content):
@@ -96,10 +102,7 @@ def digest(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def sync(path):
-    """Makes the content of a file, or the names in a directory, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _unless_away(directory, error):
+    """Raises an error by which a bucket is out of reach: that is no damage, and an older checkpoint would not help."""
+    if store.remote(directory) and isinstance(error, OSError):
+        raise error

@@ -4,22 +4,46 @@ import errno
 import re
 import time
 
-# What a network file system says in passing. A full disk, a missing file or a lack of rights does not pass.
+# What a file system or a connection says in passing. A full disk, a missing file or a lack of rights does not pass.
 PASSING = frozenset(
     getattr(errno, name)
-    for name in "EIO EAGAIN EINTR EBUSY ESTALE ETIMEDOUT ECONNRESET ECONNABORTED ENETDOWN ENETUNREACH EHOSTDOWN "
-    "EHOSTUNREACH EREMOTEIO".split()
+    for name in "EIO EAGAIN EINTR EBUSY ESTALE ETIMEDOUT ECONNRESET ECONNABORTED ECONNREFUSED EPIPE ENETDOWN "
+    "ENETUNREACH EHOSTDOWN EHOSTUNREACH EREMOTEIO".split()
     if hasattr(errno, name)
 )
+BUSY = frozenset({408, 429, 500, 502, 503, 504})  # what a store answers in passing, as HTTP status
+CLIENTS = frozenset({"aiohttp", "fsspec", "gcsfs", "google", "requests"})  # through which buckets are reached
 WAITS = (0.5, 2.0, 8.0)  # seconds before the second try, the third and the fourth
 
 
 def passes(error):
-    """Whether the same call may well succeed a little later: by an OSError's number, or tensorstore's text of one."""
+    """Whether the same call may well succeed a little later.
+
+    By an OSError's number, a store's HTTP status, or tensorstore's text of either; and where a connection has failed
+    without a number.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in PASSING
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(code[1]) in PASSING if code else bool(re.match(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b", str(error)))
+    text = str(error)
+    if code := re.search(r"os_error_code='(\d+)'", text):
+        return int(code[1]) in PASSING
+    status = getattr(error, "code", None)  # gcsfs
+    if code := re.search(r"http_response_code='(\d+)'", text):  # tensorstore
+        status = int(code[1])
+    if isinstance(status, int):
+        return status in BUSY
+    if isinstance(error, (ConnectionError, TimeoutError)) or _library(error) in ("aiohttp", "requests"):
+        return True
+    return bool(re.match(r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b", text))
+
+
+def is_storage(error):
+    """Whether an exception speaks of storage, a disk or a bucket, rather than of a mistake in a program."""
+    return isinstance(error, OSError) or _library(error) in CLIENTS
+
+
+def _library(error):
+    return type(error).__module__.split(".")[0]
 
 
 def patiently(call, *args, waits=None):

@@ -1,8 +1,8 @@
 """Storage that errs now and then does not end a run, and changes none of its numbers; storage that is full does."""
 
-import builtins
 import collections
 import errno
+import io
 import os
 import pathlib
 
@@ -86,7 +86,7 @@ def test_a_run_on_such_storage_ends_with_the_same_bits(tmp_path, monkeypatch):
         patch.setattr(os, "rename", failing(ours, [errno.EIO], second))
         patch.setattr(os, "fsync", every_other(os.fsync, "flush", lambda *_: True))
         patch.setattr(
-            builtins,
+            io,
             "open",
             every_other(open, "read", lambda path, mode="r", *_: "/checkpoints/" in path and mode == "rb"),
         )
