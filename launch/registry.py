@@ -25,7 +25,7 @@ from paradigm.errors import UserError
 HOMES = {
     "launch.experiment": ("Experiment",),
     "paradigm.combine": ("Sum", "Alternate", "Stages"),
-    "paradigm.schedule": ("Constant", "Linear", "Cosine", "Rsqrt", "WSD"),
+    "paradigm.schedule": ("Constant", "Linear", "Cosine", "Steps", "Rsqrt", "WSD"),
     "paradigm.optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon"),
     "t5like.data": ("TextData", "TextMixture"),
     "t5like.models": ("t5", "gpt"),

@@ -108,6 +108,34 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Steps(Schedule):
+    """`peak`, and from each step of `boundaries` on `factor` times what it was.
+
+    He et al. 2016, arXiv:1512.03385, section 3.4: the rate of ResNets on ImageNet.
+    """
+
+    peak: float
+    boundaries: tuple[int, ...]
+    factor: float = 0.1
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))  # gin gives lists
+        super().__post_init__()
+        if list(self.boundaries) != sorted({n for n in self.boundaries if n > self.warmup_steps}):
+            raise UserError(
+                f"Steps.boundaries={self.boundaries} must be steps that ascend, after Steps.warmup_steps="
+                f"{self.warmup_steps}"
+            )
+        if not 0 < self.factor <= 1:
+            raise UserError(f"Steps.factor={self.factor} must lie above 0 and not above 1: the rate falls")
+
+    def _shape(self, xp, n):
+        passed = (n[..., None] >= xp.asarray(self.boundaries, xp.float32)).sum(-1)
+        return self.peak * xp.asarray(self.factor, xp.float32) ** passed
+
+
+@dataclasses.dataclass(frozen=True)
 class Rsqrt(Schedule):
     """peak * sqrt(warmup_steps / max(step, warmup_steps)).
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from paradigm.errors import UserError
-from paradigm.schedule import WSD, Constant, Cosine, Linear, Rsqrt, as_schedule
+from paradigm.schedule import WSD, Constant, Cosine, Linear, Rsqrt, Steps, as_schedule
 
 ALL = [
     Constant(0.3),
@@ -23,6 +23,8 @@ ALL = [
     Rsqrt(peak=0.5, warmup_steps=40, linear_warmup=True),
     WSD(peak=2.0, total_steps=100, cooldown_steps=30, warmup_steps=10, final=0.2),
     WSD(peak=2.0, total_steps=100, cooldown_steps=30, warmup_steps=10, cooldown="sqrt"),
+    Steps(peak=2.0, boundaries=[40, 75], warmup_steps=20),
+    Steps(peak=2.0, boundaries=(), factor=0.5),
 ]
 STEPS = np.arange(0, 140)
 
@@ -51,6 +53,13 @@ def test_extremes_are_those_of_every_step(schedule):
     assert high == values.max() and 0 <= low <= values.min()
     if not isinstance(schedule, Rsqrt):
         assert low == values.min()
+
+
+def test_steps_equal_optax():
+    optaxs = optax.piecewise_constant_schedule(2.0, {40: 0.1, 75: 0.1})
+    ours = Steps(peak=2.0, boundaries=(40, 75))
+    assert ours(39) == 2.0 and ours(40) == np.float32(0.2)
+    np.testing.assert_allclose(ours(STEPS), [optaxs(n) for n in STEPS], rtol=1e-6)
 
 
 def test_linear_and_cosine_equal_optax():
@@ -98,6 +107,12 @@ def test_the_host_side_needs_no_jax():
             "WSD.warmup_steps=5 and WSD.cooldown_steps=6 do not fit into WSD.total_steps=10: make them shorter",
         ),
         (lambda: Constant(1.0, warmup_steps=-1), "Constant.warmup_steps=-1 must not be negative"),
+        (
+            lambda: Steps(1.0, (40, 30)),
+            r"Steps.boundaries=\(40, 30\) must be steps that ascend, after Steps.warmup_steps=0",
+        ),
+        (lambda: Steps(1.0, (5, 30), warmup_steps=5), r"must be steps that ascend, after Steps.warmup_steps=5"),
+        (lambda: Steps(1.0, (5,), factor=10), "Steps.factor=10 must lie above 0 and not above 1: the rate falls"),
         (lambda: WSD(1.0, 10, 2, cooldown="cosine"), "WSD.cooldown='cosine' must be 'linear' or 'sqrt'"),
     ],
 )
