@@ -12,7 +12,6 @@ from paradigm.step import init_state, make_train_step
 from tests import contract
 from tests.vision import tiny
 from vision.objectives import MoCoV1, MoCoV2
-from vision.resnet import resnet
 
 BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
@@ -23,30 +22,20 @@ def moco(version=MoCoV2, **changes):
     return version(**fields | changes)
 
 
-def small_resnet():
-    return resnet("tiny", depths=(1, 1), width=0.25)
-
-
-def masked(step):
-    batch = BATCH(step)
-    batch["mask"][6:] = 0
-    return batch
-
-
 def test_resume():
     contract.check_resume(moco(), SGD(0.1), BATCH)
 
 
 def test_microbatches():
-    contract.check_microbatches(moco(), masked, (2,))
+    contract.check_microbatches(moco(), tiny.masked, (2,))
 
 
 def test_sharding():
-    contract.check_sharding(moco(), masked)
+    contract.check_sharding(moco(), tiny.masked)
 
 
 def test_sharding_with_batch_norm():
-    contract.check_sharding(moco(encoder=small_resnet()), masked, ("mixed",))
+    contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
 
 
 def test_abstract():
@@ -69,7 +58,7 @@ def embedded(objective, params, view, layers):
 
 @pytest.mark.parametrize("version, layers, temperature", [(MoCoV1, 1, 0.07), (MoCoV2, 2, 0.2)])
 def test_the_loss_is_the_official_one(version, layers, temperature):
-    objective, batch = moco(version), masked(0)
+    objective, batch = moco(version), tiny.masked(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(3))
     extra["teacher"] = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
@@ -140,7 +129,7 @@ def test_a_step_pushes_once_and_the_teacher_follows_the_new_weights(microbatches
 
 def test_batch_norm_of_the_teacher_is_its_own():
     """Each encoder has the moments of its own view, and running statistics of its own."""
-    objective = moco(encoder=small_resnet())
+    objective = moco(encoder=tiny.small_resnet())
     state, _ = contract.run(objective, SGD(0.0), BATCH, 0, 1)
     student = state.extra["batch_stats"]
     for view, stats in zip(objective.look(BATCH(0), CTX), (student, student["teacher"])):
@@ -161,4 +150,4 @@ def test_what_a_person_can_set_wrong():
     with pytest.raises(UserError, match="MoCoV1.temperature=-1 must be positive"):
         moco(MoCoV1, temperature=-1)
     with pytest.raises(UserError, match="MoCoV2 couples the examples of a batch"):
-        make_train_step(moco(encoder=small_resnet()), SGD(0.1), microbatches=2)
+        make_train_step(moco(encoder=tiny.small_resnet()), SGD(0.1), microbatches=2)

@@ -13,7 +13,6 @@ from paradigm.step import init_state, make_train_step
 from tests import contract
 from tests.vision import tiny
 from vision.objectives import MoCoV3
-from vision.resnet import resnet
 
 BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
@@ -35,30 +34,20 @@ def moco(**changes):
     return Centred(**fields | changes)
 
 
-def small_resnet():
-    return resnet("tiny", depths=(1, 1), width=0.25)
-
-
-def masked(step):
-    batch = BATCH(step)
-    batch["mask"][6:] = 0
-    return batch
-
-
 def test_resume():
     contract.check_resume(moco(momentum=Cosine(0.9, total_steps=5, final=1.0)), AdamW(1e-3), BATCH)
 
 
 def test_cached_embeddings_give_the_gradient_of_the_whole_batch():
-    contract.check_microbatches(moco(), masked, (2,))
+    contract.check_microbatches(moco(), tiny.masked, (2,))
 
 
 def test_sharding():
-    contract.check_sharding(moco(), masked)
+    contract.check_sharding(moco(), tiny.masked)
 
 
 def test_sharding_with_batch_norm_in_the_encoder():
-    contract.check_sharding(moco(encoder=small_resnet()), masked, ("mixed",))
+    contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
 
 
 def test_abstract():
@@ -97,7 +86,7 @@ def contrastive_loss(q, k, temperature):
 @pytest.mark.parametrize("predictor_norm, rows", [(True, 8), (False, 6)])
 def test_the_loss_and_its_gradient_are_the_official_ones(predictor_norm, rows):
     objective = moco(predictor_norm=predictor_norm, temperature=0.3)
-    batch = BATCH(0) if rows == 8 else masked(0)
+    batch = BATCH(0) if rows == 8 else tiny.masked(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(0))
     teacher = extra["teacher"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"])
@@ -159,7 +148,7 @@ def test_the_teacher_follows_the_new_weights_by_the_schedule():
 
 
 def test_running_statistics_of_student_and_teacher():
-    objective = moco(encoder=small_resnet(), momentum=0.0)
+    objective = moco(encoder=tiny.small_resnet(), momentum=0.0)
     state, _ = contract.run(objective, AdamW(0.0), BATCH, 0, 1)
     a, b = objective.look(BATCH(0), CTX)
     variables = {"params": state.params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
@@ -178,4 +167,4 @@ def test_what_a_person_can_set_wrong():
     with pytest.raises(UserError, match="MoCoV3.temperature=0 must be positive"):
         moco(temperature=0)
     with pytest.raises(UserError, match="couples the examples of a batch"):
-        make_train_step(moco(encoder=small_resnet()), AdamW(0.1), microbatches=2)
+        make_train_step(moco(encoder=tiny.small_resnet()), AdamW(0.1), microbatches=2)

@@ -12,7 +12,6 @@ from paradigm.step import make_train_step
 from tests import contract
 from tests.vision import tiny
 from vision.objectives import SimCLR
-from vision.resnet import resnet
 
 BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
@@ -25,30 +24,20 @@ def simclr(**changes):
     return SimCLR(**fields | changes)
 
 
-def small_resnet():
-    return resnet("tiny", depths=(1, 1), width=0.25)
-
-
-def masked(step):
-    batch = BATCH(step)
-    batch["mask"][6:] = 0
-    return batch
-
-
 def test_resume():
     contract.check_resume(simclr(augment=VIEWS), LARS(0.1), BATCH, microbatches=2)
 
 
 def test_cached_embeddings_give_the_gradient_of_the_whole_batch():
-    contract.check_microbatches(simclr(), masked)
+    contract.check_microbatches(simclr(), tiny.masked)
 
 
 def test_sharding():
-    contract.check_sharding(simclr(), masked)
+    contract.check_sharding(simclr(), tiny.masked)
 
 
 def test_sharding_with_batch_norm_in_the_encoder():
-    contract.check_sharding(simclr(encoder=small_resnet()), masked, ("mixed",))
+    contract.check_sharding(simclr(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
 
 
 def test_abstract():
@@ -61,7 +50,7 @@ def test_weights_depend_on_the_batch_alone():
 
 def test_batch_norm_in_the_encoder_takes_no_microbatches():
     with pytest.raises(UserError, match="SimCLR couples the examples of a batch"):
-        make_train_step(simclr(encoder=small_resnet()), LARS(0.1), microbatches=2)
+        make_train_step(simclr(encoder=tiny.small_resnet()), LARS(0.1), microbatches=2)
 
 
 def reference(a, b, temperature):
@@ -78,7 +67,7 @@ def reference(a, b, temperature):
 
 @pytest.mark.parametrize("rows", [8, 6])
 def test_the_loss_and_its_gradient_are_the_official_ones(rows):
-    objective, batch = simclr(temperature=0.3), BATCH(0) if rows == 8 else masked(0)
+    objective, batch = simclr(temperature=0.3), BATCH(0) if rows == 8 else tiny.masked(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(0))
     pooled = np.random.default_rng(1).normal(size=(8, 2, 16)).astype(np.float32)
@@ -110,7 +99,7 @@ def test_the_loss_and_its_gradient_are_the_official_ones(rows):
 
 
 def test_running_statistics_follow_both_views():
-    objective = simclr(encoder=small_resnet())
+    objective = simclr(encoder=tiny.small_resnet())
     state, _ = contract.run(objective, LARS(0.0), BATCH, 0, 1)
     assert set(state.extra["batch_stats"]) == {"encoder", "projector"}
     params = jax.tree.map(jnp.asarray, state.params)  # a learning rate of 0 left them as they were

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from vision.augment import Augment
+from vision.resnet import resnet
 from vision.vit import vit
 
 SIZE, CANVAS, CHANNELS = 16, 20, 3
@@ -14,6 +15,10 @@ SIZE, CANVAS, CHANNELS = 16, 20, 3
 def encoder(**changes):
     fields = {"d_model": 16, "heads": 2, "d_ff": 32, "layers": 2, "channels": CHANNELS, "pool": "mean"}
     return vit("tiny", SIZE, 4, **fields | changes)
+
+
+def small_resnet():
+    return resnet("tiny", depths=(1, 1), width=0.25)
 
 
 def views(**changes):
@@ -35,6 +40,13 @@ def batch_of(size=8, canvas=CANVAS, channels=CHANNELS, classes=3):
         }
 
     return make
+
+
+def masked(step):
+    """A batch of eight whose last rows are padding."""
+    batch = batch_of()(step)
+    batch["mask"][6:] = 0
+    return batch
 
 
 @functools.lru_cache
