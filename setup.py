@@ -18,6 +18,7 @@ PACKAGES = [
 # `tfds:NAME`, from ArrayRecord or TFRecord files; neither needs TensorFlow. tfds imports importlib_resources and has
 # relied on etils[epath] to bring it, which newer releases of etils do not.
 TFDS = ["importlib_resources>=6,<8", "tensorflow-datasets>=4.9.8,<5"]
+GCS = ["gcsfs>=2026.1,<2027"]
 
 setup(
     name="paradigm-pretraining",
@@ -50,6 +51,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
         "data": TFDS,
+        # --workdir=gs://BUCKET/RUN
+        "gcs": GCS,
         "weights": ["safetensors>=0.5,<1"],
         # The TPU compiler without a TPU, for launch.compile.
         "aot": ["jax[tpu]>=0.10.2,<0.13"],
@@ -61,6 +64,7 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.12,<1",
             "safetensors>=0.5,<1",
+            *GCS,
             *TFDS,
         ],
     },

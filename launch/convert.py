@@ -118,6 +118,8 @@ def _reader(source):
 
 
 def _empty(out):
+    if "://" in str(out):
+        raise UserError(f"--out={out}: write to a directory of this machine, and copy that")
     out = pathlib.Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already and is not written over: choose a new directory")

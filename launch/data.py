@@ -20,7 +20,7 @@ class Data:
 
     Args:
         experiment: an Experiment.
-        directory: where the recipe may prepare its data; what is there already is used.
+        directory: where on this machine the recipe may prepare its data; what is there already is used.
 
     Raises:
         UserError: the data cannot be used, or their tokenizer is not the one that the objective was built for.
@@ -65,7 +65,10 @@ class AtStep:
 
 
 def _build(recipe, directory, window):
-    """Prepared by process 0 alone, then opened by all: the directory is on a file system that they share."""
+    """Prepared by process 0 alone, then opened by all, where the directory is on a file system that they share.
+
+    A run in a bucket has a directory for each of them: then each prepares its own.
+    """
     if jax.process_count() == 1:
         return recipe.build(directory, window=window)
     from jax.experimental import multihost_utils

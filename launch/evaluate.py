@@ -10,14 +10,13 @@ run directory is only read.
 """
 
 import json
-import pathlib
 
 import jax
 from absl import flags
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch import cli
+from launch import cli, staging, store
 from launch.checkpoint import Checkpoints
 from launch.data import Data
 from launch.mesh import make_mesh
@@ -78,24 +77,26 @@ class Evaluation:
 
 
 def evaluate(workdir, step=None, gin_params=()):
-    """(step, metrics, artefacts) of a checkpoint of the run in `workdir`; step as in Checkpoints.find.
+    """(step, metrics, artefacts) of a checkpoint of the run in `workdir`, a path or a URL; step as in Checkpoints.find.
 
     Raises UserError when there is no run or no such checkpoint.
     """
     from launch import registry
 
-    workdir = pathlib.Path(workdir)
+    workdir = store.place(workdir)
     config = workdir / "config.gin"
-    if not config.exists():
-        raise UserError(f"--workdir={workdir}: no run is here (no config.gin); give that of a training run")
-    experiment = registry.parse_text(config.read_text("utf-8"), gin_params, str(config))
+    with store.explained(workdir):
+        if not config.exists():
+            raise UserError(f"--workdir={workdir}: no run is here (no config.gin); give that of a training run")
+        text = config.read_text("utf-8")
+    experiment = registry.parse_text(text, gin_params, str(config))
     program = Program(experiment, make_mesh(experiment.mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
     restored = checkpoints.restore(program.state, step)
     if restored is None:
         raise UserError(f"{workdir / 'checkpoints'}: there is no checkpoint yet; train until the first save")
     state, _ = restored
-    metrics, artefacts = Evaluation(program, Data(experiment, workdir / "data")).run(state)
+    metrics, artefacts = Evaluation(program, Data(experiment, staging.local(workdir) / "data")).run(state)
     return int(state.step), metrics, artefacts
 
 

@@ -14,13 +14,13 @@ import dataclasses
 import errno
 import functools
 import os
-import pathlib
 import signal
 import threading
 import time
 
 import jax
 
+from launch import store
 from launch import workdir as run_directory
 from launch.checkpoint import Checkpoints
 from launch.data import Data
@@ -30,6 +30,7 @@ from launch.input import batches
 from launch.mesh import make_mesh, slice_count
 from launch.peers import Peers
 from launch.program import Background, Program
+from launch.staging import Staging
 from launch.watchdog import Watchdog
 from launch.writers import make_writers
 from paradigm import trees
@@ -61,7 +62,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
 
     Args:
         experiment: an Experiment.
-        workdir: the run directory.
+        workdir: the run directory, a path or gs://BUCKET/RUN.
         config: the experiment as gin text, kept as config.gin and in every checkpoint.
         init_from: a run directory, or one checkpoint in it, whose params a NEW run starts with. Order: this run's own
             checkpoint, then init_from, then scratch.
@@ -83,16 +84,20 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
                 validate(experiment, jax.device_count())
-                workdir = run_directory.claim(workdir, config)
-                peers.share(workdir)
-                return _train(experiment, workdir, config, (init_from, init_partly_from), profile, watch, closing)
+                files = closing.enter_context(Staging(store.place(workdir)))
+                run_directory.claim(files, config)
+                peers.share(files.workdir)
+                return _train(experiment, files, config, (init_from, init_partly_from), profile, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, workdir, config, sources, profile, watch, closing):
+def _train(experiment, files, config, sources, profile, watch, closing):
+    workdir = (
+        files.workdir
+    )  # where people find the run, and its checkpoints; every other file is written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
@@ -100,25 +105,24 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
 
     # Shapes first. The steps and the first state are made of them in threads, while the data are prepared here.
     program = Program(experiment, mesh)
-    checkpoints = closing.enter_context(
-        Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
-    )
+    best = experiment.best_metric, experiment.best_mode
+    checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", experiment.keep, *best, files.push))
     first = objective.phase((checkpoints.steps() or [0])[-1])
     executables = Background(program.compile, sorted(program.batch, key=lambda phase: phase != first))
     closing.callback(executables.close)
     make_state, meta, source = _beginning(program, checkpoints, *sources)
     states = Background(lambda make: make(), [make_state])
     closing.callback(states.close)
-    data = Data(experiment, workdir / "data")
+    data = Data(experiment, files.local / "data")
 
     if data.tokenizer is not None and jax.process_index() == 0:
-        data.tokenizer.save(workdir / "tokenizer")  # a run can be used where its data are not
+        data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
 
     state = states[make_state]
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):
         raise UserError(
-            f"{workdir / 'data'} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted "
+            f"{files.local / 'data'} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted "
             f"{meta['data']}): put the data back, or take another directory"
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
@@ -126,7 +130,7 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
     unit = objective.items(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(
-        workdir, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
+        files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
     )
     closing.callback(writers.close)
     count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
@@ -135,7 +139,7 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first]
     stop = closing.enter_context(Stop())
-    trace = closing.enter_context(Profile(profile, workdir / "profile"))
+    trace = closing.enter_context(Profile(profile, files.local / "profile"))
 
     while True:
         watch.at(f"step {step + 1}")
@@ -153,6 +157,7 @@ def _train(experiment, workdir, config, sources, profile, watch, closing):
             evaluated, metrics = step, found[0]
             writers.valid(step, *found, {"seconds": time.perf_counter() - start})
             fresh = metrics
+            files.offer()
             meter.restart_clock()
         if step > 0 and (last or stopping or step % experiment.save_every == 0):
             meter.drain()
@@ -215,7 +220,7 @@ def _beginning(program, checkpoints, init_from=None, init_partly_from=None):
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     if init_from is None and init_partly_from is None:
         return program.init, fresh, "started from scratch"
-    path, step = pathlib.Path(init_from or init_partly_from).expanduser(), None
+    path, step = store.place(init_from or init_partly_from), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
     found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))

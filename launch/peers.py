@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from paradigm.errors import UserError
+from paradigm.storage import patiently
 
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in a run of several processes.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
@@ -173,11 +174,12 @@ class Peers:
         if self.index == 0:
             self.token = secrets.token_hex(8)
             names = [c.hello["host"] for _, c in sorted(self._connections.items())]
-            path.write_text(json.dumps({"token": self.token, "hosts": [self._hello["host"], *names]}))
+            content = json.dumps({"token": self.token, "hosts": [self._hello["host"], *names]})
+            patiently(path.write_bytes, content.encode())
         token = _broadcast({"token": getattr(self, "token", None)})["token"]
         for _ in range(100):  # a network file system shows new files late
             try:
-                found = json.loads(path.read_text())["token"]
+                found = json.loads(patiently(path.read_bytes))["token"]
             except (OSError, ValueError, KeyError):
                 pass
             if found == token:
@@ -185,7 +187,7 @@ class Peers:
             time.sleep(0.1)
         raise UserError(
             f"--workdir={workdir} is not the directory that process 0 writes to ({self._name(self._hello)} does not "
-            "see its files): all processes need one shared file system there"
+            "see its files): all processes need one shared file system there, or a bucket (gs://...)"
         )
 
     # --- meeting ------------------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ run.infill("The <X> sat on <Y> mat")
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 
-from launch import registry
+from launch import registry, store
 from launch.checkpoint import open_run
+from launch.staging import at_hand
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.step import init_state
@@ -24,13 +24,13 @@ def load(workdir, step=None):
     """The Run of a checkpoint, on this machine's default device, whatever mesh it was trained on.
 
     Args:
-        workdir: a run directory, the --workdir of launch.train.
+        workdir: a run directory, the --workdir of launch.train: a path, or gs://BUCKET/RUN.
         step: a step, "best", or None for the newest checkpoint that is whole.
 
     Raises:
         UserError: no run or no such checkpoint there, or parameters that do not fit the objective of its configuration.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = store.place(workdir)
     checkpoints, step = open_run(workdir, step)
     step, arrays, meta = checkpoints.arrays(step, only=("params", "extra"))
     where = checkpoints.directory / str(step)
@@ -46,7 +46,7 @@ def load(workdir, step=None):
 class Run:
     """What `load` found: the experiment, and its state after `step` steps. params and extra are trees of jax arrays."""
 
-    workdir: pathlib.Path
+    workdir: Any
     step: int
     experiment: Any
     params: Any = dataclasses.field(repr=False)
@@ -66,7 +66,8 @@ class Run:
         """The one that the run was trained with."""
         if not (self.workdir / "tokenizer").is_dir():
             raise UserError(f"{self.workdir}: its tokenizer/, which belongs to the run, is gone: put it back")
-        return load_tokenizer(self.workdir / "tokenizer")
+        with at_hand(self.workdir / "tokenizer") as directory:
+            return load_tokenizer(directory)
 
     def variables(self, which=None):
         """Variables for apply: "online", "ema" or "teacher"; None for what evaluation uses (ema, if kept)."""

@@ -9,7 +9,6 @@ hashes agree are bit for bit in the same state. Every file is verified first, an
 """
 
 import json
-import pathlib
 
 from absl import flags
 
@@ -37,12 +36,13 @@ def show(workdir, step=None):
     """(text for people, the JSON object as a dict) of a checkpoint of a run directory.
 
     Args:
-        workdir: the run directory.
+        workdir: the run directory, a path or a URL.
         step: int or its digits, "best", or None for the newest that is whole.
 
     Raises:
         UserError: no such directory, no checkpoint, or none that can be read.
     """
+    from launch import store
     from launch.checkpoint import open_run, tree_sha256
     from paradigm import trees
 
@@ -57,7 +57,10 @@ def show(workdir, step=None):
         "phase": meta.get("phase"),
         "sha256": {name: tree_sha256(state.get(name, {})) for name in TREES},
     }
-    lines = [f"{pathlib.Path(workdir)}: step {step}, {facts['objective']}, next example {facts['next_index']:,}", ""]
+    lines = [
+        f"{store.place(workdir)}: step {step}, {facts['objective']}, next example {facts['next_index']:,}",
+        "",
+    ]
     best = checkpoints.best_step()
     for saved in checkpoints.steps():
         marks = ["shown"] * (saved == step) + ["best"] * (saved == best)

@@ -164,6 +164,23 @@ class Bucket:
         names = patiently(_gcs().find, root)
         return sorted(directory / name.removeprefix(f"{root}/") for name in names if name.startswith(f"{root}/"))
 
+    @classmethod
+    def files_but(cls, directory, apart):
+        """The files below, but for what lies in the directories named: those are not even listed."""
+        root = str(directory).removeprefix("gs://")
+        try:
+            top = patiently(functools.partial(_gcs().ls, root, detail=True))
+        except FileNotFoundError:
+            return []
+        found = []
+        for entry in top:
+            path = directory / entry["name"].rsplit("/", 1)[-1]
+            if entry["type"] != "directory":
+                found.append(path)
+            elif path.name not in apart:
+                found += cls.files(path)
+        return found
+
     @staticmethod
     def sync(path):
         """Nothing: an object that was written is durable."""

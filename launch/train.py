@@ -21,7 +21,9 @@ GIN_FILE = flags.DEFINE_multi_string(
 GIN_PARAM = flags.DEFINE_multi_string(
     "gin_param", [], "A binding on top of the files, as in 'Experiment.batch_size = 64'. The last one wins."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. An earlier run of the same experiment is continued.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run directory, a path or gs://BUCKET/RUN. An earlier run of the same experiment is continued."
+)
 MESH = flags.DEFINE_string(
     "mesh", None, "How the devices are used, as in data:1,fsdp:-1,tensor:1; short for the binding Experiment.mesh."
 )

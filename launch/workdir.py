@@ -5,6 +5,7 @@ every start. Both are there before the first step.
 """
 
 import datetime
+import functools
 import json
 import pathlib
 import platform
@@ -14,33 +15,35 @@ from importlib import metadata
 
 import jax
 
+from launch import store
 from launch.experiment import config_diff
 from launch.writers import replace
+from paradigm import storage
 from paradigm.errors import UserError
+from paradigm.storage import patiently
 
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy".split()
 
 
-def claim(workdir, config):
-    """The directory (a Path), made or found to hold a run of this experiment, its two files written.
+def claim(files, config):
+    """Makes or finds a run directory to hold a run of this experiment, and writes its two files.
 
-    config: the experiment as text: gin's operative one, or a notebook's resolved settings.
+    Args:
+        files: the directory, as launch.staging has it.
+        config: the experiment as text: gin's operative one, or a notebook's resolved settings.
 
     Raises:
         UserError: the directory holds another experiment's run, or things of no known run, or cannot be written.
     """
-    if "://" in str(workdir):
-        raise UserError(
-            f"--workdir={workdir}: a run directory is a path that every process sees; mount the store (NFS, Filestore, "
-            "gcsfuse with hierarchical namespace) and give the path, as in --workdir=/mnt/paradigm/mine"
-        )
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = files.workdir
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not store.remote(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "config.gin"
-        begun = [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]
-        if path.exists() and begun:  # a start that failed before its first row claims nothing
-            if lines := config_diff(path.read_text("utf-8"), config):
+        exists = lambda name: patiently((workdir / name).exists)
+        begun = [name for name in ("checkpoints", "metrics.jsonl") if exists(name)]
+        if begun and exists("config.gin"):  # a start that failed before its first row claims nothing
+            if lines := config_diff(patiently(functools.partial(path.read_text, encoding="utf-8")), config):
                 raise UserError(
                     f"--workdir={workdir} holds the run of another experiment, which differs in: {'; '.join(lines)}. "
                     "Take another directory, or give the settings of that run"
@@ -48,13 +51,14 @@ def claim(workdir, config):
         elif begun:
             raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
         if jax.process_index() == 0:
-            replace(path, config.encode())
-            _record(workdir / "environment.json")
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be written ({error.strerror or error}): take a directory that can"
-        ) from error
-    return workdir
+            replace(files.local / "config.gin", config.encode())
+            _record(files.local / "environment.json")
+            files.push()
+    except Exception as error:
+        if not storage.is_storage(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise UserError(f"--workdir={workdir} cannot be written ({reason}): take a directory that can") from error
 
 
 def versions():

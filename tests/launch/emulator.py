@@ -22,17 +22,17 @@ class Emulator:
     """Use it in `with`. buckets: {name: {object name: (generation, bytes)}}.
 
     fault: a function of (method, path, query) that gives a status to answer with instead, or None.
-    seen: the (method, path) of every request.
+    seen: the (method, path) of every request. history: what the buckets held after each change, as `buckets` has it.
     """
 
     def __init__(self, *buckets):
         self.buckets = {name: {} for name in buckets}
         self.fault = lambda method, path, query: None
-        self.lock, self.generations, self.uploads, self.seen = threading.Lock(), itertools.count(1), {}, []
+        self.lock, self.generations, self.uploads = threading.Lock(), itertools.count(1), {}
+        self.seen, self.history = [], []
 
     def __enter__(self):
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"store": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"store": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
@@ -57,6 +57,9 @@ class Emulator:
     def names(self, prefix="", bucket="bucket"):
         return sorted(name for name in self.buckets[bucket] if name.startswith(prefix))
 
+    def note(self):
+        self.history.append({bucket: dict(objects) for bucket, objects in self.buckets.items()})
+
     @contextlib.contextmanager
     def failing(self, statuses, counts=lambda method, path, query: True):
         """Answers with the next of these statuses, as long as there are any, where counts(...); yields what is left."""
@@ -64,6 +67,13 @@ class Emulator:
         fault = lambda *request: left.pop(0) if left and counts(*request) else None
         with mock.patch.object(self, "fault", fault):
             yield left
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Nothing: a client has closed its connection."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -104,6 +114,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self.answer(304)
             if self.command == "DELETE":
                 del objects[name]
+                self.store.note()
                 return self.answer(204)
             if query.get("alt") != "media" and not url.path.startswith("/download"):
                 return self.answer(200, _metadata(bucket, name, objects))
@@ -149,6 +160,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def put(self, bucket, name, content):
         self.store.buckets[bucket][name] = (next(self.store.generations), bytes(content))
+        self.store.note()
         self.answer(200, _metadata(bucket, name, self.store.buckets[bucket]))
 
     def listing(self, bucket, objects, query):
@@ -164,7 +176,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         end = start + min(int(query.get("maxResults", 1000)), 20)  # a page is short, so that there are several
         more = {"nextPageToken": str(end)} if end < len(items) else {}
         page = [_metadata(bucket, name, objects) for name in items[start:end]]
-        return {"items": page, "prefixes": [] if start else sorted(prefixes), **more}
+        return {"kind": "storage#objects", "items": page, "prefixes": [] if start else sorted(prefixes), **more}
 
     def answer(self, status, content=b"", headers=None):
         content = json.dumps(content).encode() if isinstance(content, dict) else content

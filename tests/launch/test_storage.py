@@ -136,10 +136,3 @@ def test_a_record_that_cannot_be_read_at_once_is_not_a_broken_one(monkeypatch):
     found, problems = dataset.Dataset(source, miniatures.Rows(), 8, 0).read(0)
     assert not problems
     contract.assert_trees_equal(found, wanted)
-
-
-def test_a_workdir_in_a_store_is_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="--workdir=gs://bucket/run: a run directory is a path"):
-        loop.train(small.experiment(), "gs://bucket/run")
-    assert not list(tmp_path.iterdir())

@@ -1,0 +1,129 @@
+"""The files of a run that are appended to and renamed, where the run is kept in a bucket, which can do neither.
+
+The run then works on a directory of this machine: process 0 brings the bucket's files there at the start, and pushes
+those that changed at evaluations, before each checkpoint's commit, and at the end. So whatever a checkpoint says was
+written is in the bucket before the checkpoint is; rows after it are of steps that will be taken again. The bucket is
+the truth: what lies here from an earlier start is replaced. Only data/, which can be prepared again, stays here.
+
+On a disk the run works where it is kept, and nothing is brought or pushed.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import logging
+import pathlib
+import shutil
+import tempfile
+import threading
+
+import jax
+
+from launch import store
+from paradigm import storage
+from paradigm.storage import patiently
+
+STAGING = "~/.cache/paradigm/runs"
+APART = ("checkpoints", "data")  # the first is written straight into the bucket, the second stays on this machine
+AT_ONCE = 16  # files on their way
+
+_log = logging.getLogger(__name__)
+
+
+def local(workdir):
+    """The directory on this machine for the files of a run: the run's own on a disk. One for each process of a host."""
+    if not store.remote(workdir):
+        return workdir
+    name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    return pathlib.Path(STAGING).expanduser() / name / str(jax.process_index())
+
+
+class Staging:
+    """The files of a run directory (as `store.place` gives it) on this machine, while the run lasts. Use it in `with`.
+
+    local: where they are. Only process 0 has files to bring and to push.
+
+    Raises:
+        UserError: on entering, the bucket cannot be read.
+    """
+
+    def __init__(self, workdir):
+        self.workdir, self.local = workdir, local(workdir)
+        self._works = store.remote(workdir) and jax.process_index() == 0
+        self._known, self._lock = {}, threading.Lock()  # {name: (size, time) of what the bucket has}
+
+    def __enter__(self):
+        if store.remote(self.workdir):
+            self.local.mkdir(parents=True, exist_ok=True)
+            for path in self.local.iterdir():
+                if path.name not in APART:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self._works:
+            with store.explained(self.workdir):
+                bring(self.workdir, self.local)
+            self._known = self._found()
+        return self
+
+    def __exit__(self, *_):
+        self.offer()
+
+    def push(self):
+        """Makes the bucket's files those of this machine. Raises what the bucket's libraries raise."""
+        if not self._works:
+            return
+        with self._lock:  # a commit and an evaluation may come together
+            found = self._found()
+            for name in self._known.keys() - found.keys():
+                patiently(functools.partial((self.workdir / name).unlink, missing_ok=True))
+                del self._known[name]
+            for name in sorted(name for name in found if found[name] != self._known.get(name)):
+                patiently((self.workdir / name).write_bytes, (self.local / name).read_bytes())
+                self._known[name] = found[name]
+
+    def offer(self):
+        """`push`, where it can wait: a bucket out of reach is a warning, for the next push has it all."""
+        try:
+            self.push()
+        except Exception as error:
+            if not storage.is_storage(error):
+                raise
+            _log.warning("%s: not all files are up to date there: %s", self.workdir, " ".join(str(error).split()))
+
+    def _found(self):
+        """{name: (size, time)} of the files here, the half-written ones left out."""
+        found = {}
+        for path in self.local.rglob("*"):
+            name = path.relative_to(self.local)
+            if name.parts[0] not in APART and path.suffix != ".tmp" and path.is_file():
+                stat = path.stat()
+                found[name.as_posix()] = (stat.st_size, stat.st_mtime_ns)
+        return found
+
+
+def bring(source, directory):
+    """Copies the files of a directory in a bucket to one here, but for APART."""
+    paths = {path.relative_to(source): path for path in store.of(source).files_but(source, APART)}
+
+    def one(name):
+        to = directory / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(patiently(paths[name].read_bytes))
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(one, paths))
+
+
+@contextlib.contextmanager
+def at_hand(path):
+    """A directory as one on this machine, for as long as the `with` lasts: itself on a disk, a copy from a bucket.
+
+    Raises UserError when the bucket cannot be read.
+    """
+    if not store.remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        with store.explained(path):
+            bring(path, pathlib.Path(directory))
+        yield pathlib.Path(directory)
