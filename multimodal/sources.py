@@ -175,6 +175,8 @@ def open_table(place, recipe, cache_dir=None):
     if recipe.label:
         words = cells(recipe.label)
         classes = tuple(sorted(set(words) - {""}))
+        if not classes:
+            raise UserError(f"{path}: the column {recipe.label} names no class: fill it, or leave out PairData.label")
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels)
@@ -222,6 +224,8 @@ def _read_table(path, recipe):
     for setting, name in settings:
         if name not in header:
             raise UserError(f"{path} has no column {name!r}, only {', '.join(header)}: choose with PairData.{setting}")
+        if header.count(name) > 1:
+            raise UserError(f"{path} has {header.count(name)} columns {name!r}: give each a name of its own")
     for n, row in numbered[1:]:
         if len(row) != len(header):
             raise UserError(f"{path} line {n} has {len(row)} columns and the header {len(header)}: mend that line")

@@ -54,7 +54,7 @@ class Index:
 class TarPairs:
     """Pairs in tar files. paths: of the shards. index: of all. chosen: int64 [n], which of its rows.
 
-    text, separator: see `captions_of`.
+    text, separator: see `captions_of`. classes: how many have a name; 0 takes any number.
     """
 
     paths: tuple[str, ...]
@@ -63,6 +63,7 @@ class TarPairs:
     text: tuple[str, ...]
     separator: str
     reading: Reading
+    classes: int = 0
 
     def __len__(self):
         return len(self.chosen)
@@ -77,8 +78,15 @@ class TarPairs:
         if raw is None:
             raise ValueError("there is no picture beside the text")
         image = decode(raw, self.name(position), self.reading.channels, self.reading.max_pixels)
-        label = self._member(row, _AT[_CLASS])
-        return {"image": image, "label": -1 if label is None else int(label), "captions": captions}
+        return {"image": image, "label": self._label(row, position), "captions": captions}
+
+    def _label(self, row, position):
+        raw = self._member(row, _AT[_CLASS])
+        label = -1 if raw is None else int(raw)
+        if not -1 <= label < (self.classes or label + 1):
+            raise UserError(f"{self.name(position)} is of class {label} and PairData.classes has {self.classes} names, "
+                            "of the classes 0 to the last: give each its name")  # fmt: skip
+        return label
 
     def captions(self, position):
         row = self._row(position)
@@ -144,7 +152,8 @@ def open_tars(place, recipe, cache_dir=None):
     lost = (index[:, _IMAGE] < 0) | (index[:, [_AT[_TEXT], _AT[_JSON]]] < 0).all(1)
     note = f"{lost.sum():,} pairs without a picture or a text" if lost.any() else ""
     reading = Reading(channels=recipe.channels, max_pixels=recipe.max_pixels)
-    of = lambda mask: TarPairs(paths, Index(index, kept), np.flatnonzero(mask), recipe.text, recipe.separator, reading)
+    how = recipe.text, recipe.separator, reading, len(recipe.classes)
+    of = lambda mask: TarPairs(paths, Index(index, kept), np.flatnonzero(mask), *how)
     if lost.all() or (lost.any() and recipe.on_broken == "refuse"):
         first = of(lost).name(0)
         raise UserError(f"wds:{place} has {note}, first {first}: mend them, or set PairData.on_broken = 'replace'")
@@ -200,8 +209,10 @@ def _scan(shard, path):
             end = archive.offset
         with open(path, "rb") as file:
             file.seek(end)
-            if file.read(512).strip(b"\0"):
-                raise UserError(f"{path} is damaged at byte {end}: fetch or pack it again")
+            block = file.read(512)
+        if block != bytes(512):  # zeros end a whole file
+            what = "damaged" if block else "cut short"
+            raise UserError(f"{path} is {what} at byte {end}: fetch or pack it again")
     except tarfile.TarError as error:
         raise UserError(
             f"{path} cannot be read as an uncompressed tar file ({error}): fetch or pack it again"

@@ -87,6 +87,9 @@ def test_held_out_groups_are_whole_and_one_at_least():
         held_out([4, 4], 0.5, "x")
 
 
+PARTS = "image\tcaption\tpart\n0.png\ta\ttrain\n1.png\tb\tvalid\n"
+
+
 def write(tmp_path, text):
     (tmp_path / "pairs.tsv").write_text(text)
 
@@ -101,6 +104,27 @@ def write(tmp_path, text):
         (None, {"image": "file"}, r"no column 'file', only image, caption: choose with PairData.image$"),
         (None, {"label": "kind"}, r"no column 'kind', .* PairData.label$"),
         (None, {"group": "base"}, r"no column 'base', .* PairData.group$"),
+        (lambda d: write(d, "image\tcaption\tcaption\n0.png\ta\tb\n"), {}, r"has 2 columns 'caption': give each a"),
+        (
+            lambda d: write(d, "image\tcaption\tkind\n0.png\ta\t\n1.png\tb\t\n"),
+            {"label": "kind"},
+            r"the column kind names no class: fill it, or leave out PairData.label$",
+        ),
+        (
+            lambda d: write(d, "image\tcaption\tpart\n0.png\ta\tvalid\n1.png\tb\ttest\n"),
+            {"split": "part"},
+            r"the column part says train in no line: add some, or leave it out$",
+        ),
+        (
+            lambda d: write(d, "image\tcaption\tpart\n0.png\ta\ttrain\n1.png\tb\ttest\n2.png\tc\tvalid\n"),
+            {"split": "part", "images": ["."], "test_images": ["."]},
+            r"PairData.split names a test split and PairData.test_images another: leave one out$",
+        ),
+        (
+            lambda d: (zipped(d / "more.zip", {"0.png": pixels(0)}), write(d, PARTS)),
+            {"split": "part", "images": ["."], "test_images": ["more.zip"]},
+            r"no line of test_unseen has its picture in those places: check PairData.images$",
+        ),
         (lambda d: write(d, "image\tcaption\n0.png\n"), {}, r"line 2 has 1 columns and the header 2: mend that line$"),
         (
             lambda d: write(d, "image\tcaption\n0.png\ta\n../0.png\tb\n"),
@@ -225,6 +249,9 @@ def test_damaged_tars(tmp_path):
     path.write_bytes(raw[:second] + b"?" * 512 + raw[second + 512 :])
     with pytest.raises(UserError, match=rf"t.tar is damaged at byte {second}: fetch or pack it again"):
         opened(path)
+    path.write_bytes(raw[:second])  # between two members, where tarfile sees an end like any other
+    with pytest.raises(UserError, match=rf"t.tar is cut short at byte {second}: fetch or pack it again"):
+        opened(path)
     path.write_bytes(raw[: second + 600])
     with pytest.raises(UserError, match=r"cannot be read as an uncompressed tar file \(unexpected end of data\)"):
         opened(path)
@@ -237,6 +264,29 @@ def test_damaged_tars(tmp_path):
         opened(f"wds:{tmp_path}/t-{{1..2}}.tar")
     with pytest.raises(UserError, match=r"^wds:nowhere: there is no tar file"):
         opened("wds:nowhere")
+    with pytest.raises(UserError, match=r"has two ranges in braces: use one, or a \* for the other$"):
+        opened("wds:{1..2}/t-{1..2}.tar")
+
+
+@pytest.mark.parametrize("label", [b"2", b"-2"])
+def test_classes_without_a_name(tmp_path, label):
+    members = [(f"{i}{end}", x) for i in range(6) for end, x in ((".png", encoded(pixels(i))), (".txt", b"A"))]
+    path = tar(tmp_path / "t.tar", *members, ("3.cls", label))
+    message = rf"t.tar \(3.*\) is of class {int(label)} and PairData.classes has 2 names, .*: give each its name$"
+    with pytest.raises(UserError, match=message):
+        prepared = opened(path, classes=["no", "yes"])
+        records(prepared), records(prepared, "valid")
+
+
+def test_pairs_that_may_not_be_read(tmp_path, monkeypatch):
+    path = plain(tmp_path)
+
+    def denied(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(path), "read_text", denied)
+    with pytest.raises(UserError, match=r"^tsv:.*: .*pairs.tsv cannot be read \(Permission denied\)$"):
+        opened(f"tsv:{path}")
 
 
 # ------------------------------------------------------------------------------------------------------ shapes and tfds
