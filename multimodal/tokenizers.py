@@ -120,10 +120,12 @@ class ClipTokenizer:
         return bytes(bytes_of.get(c, 32) for c in words).decode(errors="replace")
 
     def save(self, directory):
-        """Writes merges.txt into a directory, which is made."""
+        """Writes merges.txt and vocab.json, as the transformers library reads them, into a directory, which is made."""
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "merges.txt").write_bytes(self.merges)
+        lines = (" ".join(pair) for pair in self._pairs)
+        (directory / "merges.txt").write_text("\n".join(("#version: 0.2", *lines, "")), "utf-8")  # it skips a line
+        (directory / "vocab.json").write_text(json.dumps(self._ids))
 
 
 @functools.cache
@@ -223,11 +225,13 @@ def clip_tokenizer(path):
         if path.name.endswith(".gz"):
             # OpenAI's file holds more merges than CLIP's 49,408 ids have room for.
             lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-            return ClipTokenizer("\n".join(lines).encode())
-        if path.suffix == ".json":
+        elif path.suffix == ".json":
             pairs = json.loads(path.read_text("utf-8"))["model"]["merges"]
-            return ClipTokenizer("\n".join(p if isinstance(p, str) else " ".join(p) for p in pairs).encode())
-        return ClipTokenizer(path.read_bytes())
+            lines = [p if isinstance(p, str) else " ".join(p) for p in pairs]
+        else:
+            lines = path.read_text("utf-8").split("\n")
+        # One form, so that the same merges are the same tokenizer whatever file they came in.
+        return ClipTokenizer("\n".join(x for x in lines if x and not x.startswith("#version")).encode())
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"tokenizer: {path} holds no merges of CLIP ({error})") from None
 

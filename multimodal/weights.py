@@ -43,8 +43,8 @@ def read(path, tokenizer=None, **changes):
     tokenizer = tokenizer or tokenizers.beside(path, family.model_type)
     try:
         found = family.model(config, tokenizer)
-    except KeyError as error:
-        raise UserError(f"{path / tensor_files.CONFIG} lacks {error}, which a {family.title} needs") from None
+    except TypeError as error:
+        raise UserError(f"{path / tensor_files.CONFIG} describes no {family.title} ({error})") from None
     objective = dataclasses.replace(found, **changes)
     for field, ours, theirs in differences(objective, found):
         raise UserError(f"{path} holds a {family.title} with {field}={theirs!r}; the model has {field}={ours!r}")
@@ -56,6 +56,8 @@ def read(path, tokenizer=None, **changes):
 def write(path, objective, params, **entries):
     """Writes config.json and model.safetensors, in float32, into a directory, which is made.
 
+    The tokenizer goes beside them if it is CLIP's or SigLIP's own; of another the library knows nothing.
+
     Args:
         path: the directory. What is in it is not written over.
         objective: a CLIP with a ClipViT and a causal text tower, or a SigLIP with attention pooling.
@@ -66,8 +68,14 @@ def write(path, objective, params, **entries):
         UserError: the library cannot say what the objective computes; the parameters are not its own; a file is there
             already or cannot be written.
     """
-    config, leaves = config_of(objective) | entries, family_of(objective).leaves(objective)
-    tensor_files.save(pathlib.Path(path), config, leaves, _abstract(objective), params)
+    path, family, tokenizer = pathlib.Path(path), family_of(objective), objective.tokenizer
+    own = isinstance(tokenizer, (tokenizers.ClipTokenizer, tokenizers.SigLipTokenizer))
+    if own and tokenizers.beside(path, family.model_type):
+        raise UserError(f"{path} holds a tokenizer and it is not written over: choose another directory")
+    config, leaves = config_of(objective) | entries, family.leaves(objective)
+    tensor_files.save(path, config, leaves, _abstract(objective), params)
+    if own:
+        tokenizer.save(path)
 
 
 def _abstract(objective):

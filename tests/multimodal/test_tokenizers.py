@@ -1,17 +1,21 @@
 """CLIP's pairs of bytes as the transformers library encodes them, SigLIP's pieces, and what is no tokenizer."""
 
 import gzip
+import io
 import json
 import pickle
 
+import jax
 import numpy as np
 import pytest
+import sentencepiece
 
 from multimodal import layouts, tokenizers, weights
 from multimodal.tokenizers import ClipTokenizer, SigLipTokenizer, clip_tokenizer, siglip_tokenizer
+from multimodal.towers import clip_text, siglip_text
 from paradigm.errors import UserError
 from t5like.tokenizer import train_sentencepiece
-from tests.multimodal import cases, parity
+from tests.multimodal import cases, parity, tiny
 
 GOLDEN = json.loads((cases.GOLDENS / "clip_tokenizer.json").read_text())  # CLIPTokenizer 5.23 on these merges
 MERGES = "\n".join(GOLDEN["merges"]).encode()
@@ -44,15 +48,15 @@ def test_both_can_be_pickled(clip, siglip):
 
 def test_clip_from_any_of_its_files(clip, tmp_path):
     clip.save(tmp_path)
-    assert clip_tokenizer(tmp_path).pieces == clip.pieces
-    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\n" + MERGES + b"\n")
-    assert clip_tokenizer(tmp_path).pieces == clip.pieces
+    assert clip_tokenizer(tmp_path) == clip and json.loads((tmp_path / "vocab.json").read_text())["!</w>"] == 256
+    (tmp_path / "merges.txt").write_bytes(MERGES)
+    assert clip_tokenizer(tmp_path) == clip
     (tmp_path / "merges.txt").unlink()
     for form in (GOLDEN["merges"], [m.split(" ") for m in GOLDEN["merges"]]):
         (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"merges": form}}))
-        assert clip_tokenizer(tmp_path).pieces == clip.pieces
+        assert clip_tokenizer(tmp_path) == clip
     (tmp_path / "bpe.txt.gz").write_bytes(gzip.compress(b'"bpe_simple_vocab_16e6.txt#version: 0.2\n' + MERGES + b"\n"))
-    assert clip_tokenizer(tmp_path / "bpe.txt.gz").pieces == clip.pieces
+    assert clip_tokenizer(tmp_path / "bpe.txt.gz") == clip
 
 
 def test_siglip_leaves_case_and_punctuation(siglip, tmp_path):
@@ -81,6 +85,23 @@ def test_weights_bring_the_tokenizer_that_lies_beside_them(clip, tmp_path):
     assert layouts.config_of(objective)["text_config"]["eos_token_id"] == clip.eos_id
 
 
+def test_weights_take_their_own_tokenizer_along(clip, siglip, tmp_path):
+    objectives = {
+        "clip": tiny.clip(text=clip_text("tiny", clip.vocab_size, 8, end_id=clip.eos_id, **tiny.TOWER), tokenizer=clip),
+        "siglip": tiny.siglip(text=siglip_text("tiny", 300, 8, **tiny.TOWER), tokenizer=siglip),
+    }
+    for name, objective in objectives.items():
+        params = jax.jit(objective.init)(jax.random.key(0))
+        weights.write(tmp_path / name, objective, params)
+        assert weights.read(tmp_path / name)[0].tokenizer == objective.tokenizer
+        for left in ("config.json", "model.safetensors"):
+            (tmp_path / name / left).unlink()
+        with pytest.raises(UserError, match="holds a tokenizer and it is not written over"):
+            weights.write(tmp_path / name, objective, params)
+    weights.write(tmp_path / "bytes", tiny.clip(), jax.jit(tiny.clip().init)(jax.random.key(0)))
+    assert len(list((tmp_path / "bytes").iterdir())) == 2
+
+
 def test_what_is_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="holds no merges of CLIP"):
         clip_tokenizer(tmp_path)
@@ -90,6 +111,13 @@ def test_what_is_no_tokenizer(tmp_path):
         ClipTokenizer(b"a b c").encode("a")
     with pytest.raises(UserError, match="these 3 bytes are not a SentencePiece model"):
         SigLipTokenizer(b"abc").encode("a")
+    other = io.BytesIO()
+    texts = iter(["a small red circle and a blue star"] * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=other, vocab_size=30, minloglevel=2, hard_vocab_limit=False
+    )
+    with pytest.raises(UserError, match="SigLIP's SentencePiece models end with 1; this one with 2"):
+        SigLipTokenizer(other.getvalue()).encode("a")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="holds no merges of CLIP"):
         clip_tokenizer(tmp_path)

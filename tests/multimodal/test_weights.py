@@ -121,6 +121,7 @@ def test_old_files_hold_positions_as_numbers(tmp_path):
         ({"model_type": "blip"}, "model_type"),
         ({"text_config": {"hidden_act": "swish"}}, "hidden_act"),
         ({"vision_config": {"image_size": 18, "patch_size": 4}}, "18"),
+        ({"text_config": "small"}, r"config.json describes no CLIP \("),
     ],
 )
 def test_configs_that_are_not_ours(entries, message, tmp_path):
