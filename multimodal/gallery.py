@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from multimodal.zero_shot import captions_of, embed_pictures, embed_texts
-from paradigm.errors import UserError
+from multimodal.zero_shot import at_least_one, captions_of, embed_pictures, embed_texts
 from paradigm.metrics import Artefact
 from vision.canvas import squash
 from vision.probe import Subset
@@ -24,6 +23,9 @@ class Similarity:
     count: int = 8
     split: str = "valid"
     seed: int = 0
+
+    def __post_init__(self):
+        at_least_one(self, "count")
 
     def run(self, objective, variables, data):
         source = Subset(data.records(self.split), self.count, self.seed)
@@ -47,8 +49,7 @@ class Retrieved:
     seed: int = 0
 
     def __post_init__(self):
-        if self.queries < 1 or self.nearest < 1:
-            raise UserError(f"Retrieved: {self.queries} queries and {self.nearest} nearest: take at least 1 of each")
+        at_least_one(self, "queries", "nearest", "pairs")
 
     def run(self, objective, variables, data):
         source = Subset(data.records(self.split), self.pairs, self.seed)

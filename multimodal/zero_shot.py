@@ -54,6 +54,15 @@ def _first(objective, data, seed):
     return known[objective, seed]
 
 
+def at_least_one(evaluator, *names):
+    """Raises UserError for a number below 1 among these settings; None sets no bound."""
+    for name in names:
+        value = getattr(evaluator, name)
+        least = min(value, default=0) if isinstance(value, tuple) else value
+        if least is not None and least < 1:
+            raise UserError(f"{type(evaluator).__name__}.{name}={value}: 1 is the least")
+
+
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(_Compared):
     """An evaluator: accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
@@ -77,6 +86,7 @@ class ZeroShot(_Compared):
         wanted = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
         object.__setattr__(self, "templates", wanted)  # gin gives a list
         templates(wanted)
+        at_least_one(self, "images")
 
     def scores(self, objective, variables, data):
         source = Subset(data.records(self.split), self.images, self.seed)
@@ -119,10 +129,7 @@ class Retrieval(_Compared):
 
     def __post_init__(self):
         object.__setattr__(self, "ks", tuple(self.ks))  # gin gives a list
-        for name, least in (("captions", 1), ("chunk", 1), ("ks", 1)):
-            value = getattr(self, name)
-            if (min(value, default=0) if name == "ks" else value) < least:
-                raise UserError(f"Retrieval.{name}={value}: {least} is the least")
+        at_least_one(self, "ks", "captions", "pairs", "chunk")
 
     def scores(self, objective, variables, data):
         source = Subset(data.records(self.split), self.pairs, self.seed)
