@@ -38,8 +38,9 @@ class ImageText(ImageObjective):
         its statistics: ("encoder",) is locked-image tuning (Zhai et al. 2022, "LiT", section 3.2). Weight decay would
         still shrink them: name them in the optimizer's `freeze` as well, ((r"^encoder/", True),).
 
-    The loss is over all pairs of the batch: a caption that occurs twice in it is a negative of its own picture, and the
-    two share what probability it gets. Rows of mask 0 are nobody's negatives.
+    The loss is over all pairs of the batch: a caption that occurs twice in it is a negative of its own picture. With
+    CLIP the two share what probability the caption gets; SigLIP labels one a yes and the other a no, and even chances
+    are then the best answer. Rows of mask 0 are nobody's negatives.
 
     Raises UserError when towers, heads, views and tokenizer do not fit each other.
     """

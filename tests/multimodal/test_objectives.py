@@ -91,6 +91,20 @@ def test_a_caption_that_occurs_twice_shares_its_probability():
     np.testing.assert_allclose(objective.pair_loss(params, {}, z, batch, EVALUATE).value(), math.log(2), rtol=1e-5)
 
 
+def test_siglip_asks_a_caption_that_occurs_twice_for_a_yes_and_a_no():
+    """No answer is right for both: even chances are the best, as the class says."""
+    objective, same = tiny.siglip(), jnp.tile(jnp.array([1.0, 0.0]), (2, 1))
+
+    def loss(logit):
+        params = {"log_scale": jnp.float32(0.0), "bias": logit - 1.0}  # of a cosine of 1
+        z = {"image": same, "text": same}
+        return objective.pair_loss(params, {}, z, {"mask": jnp.ones(2)}, EVALUATE).value()
+
+    value, slope = jax.value_and_grad(loss)(0.0)
+    np.testing.assert_allclose([value, slope], [2 * math.log(2), 0.0], atol=1e-6)
+    assert loss(0.3) > value < loss(-0.3)
+
+
 def test_training_draws_views_and_evaluation_does_not():
     objective, batch = tiny.clip(), tiny.batch_of()(0)
     params = params_of(objective)
@@ -270,6 +284,7 @@ def test_a_locked_resnet_keeps_its_statistics():
         ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
         ({"locked": ("encodr",)}, "CLIP.locked.*encoder"),
         ({"image_pool": "max"}, "CLIP.image_pool"),
+        ({"encoder": resnet("tiny"), "image_pool": "map"}, "CLIP.image_pool='map' reads patches: choose a ViT"),
         ({"text_projection": "line"}, "CLIP.text_projection.*linear"),
         ({"augment": pictures.views(), "encoder": clip_vit("tiny", 32, 4)}, "views of 16 pixels.*the encoder reads 32"),
     ],
@@ -287,6 +302,9 @@ def test_a_batch_of_one():
 def test_sizes_that_do_not_exist():
     with pytest.raises(UserError, match="CLIP text size"):
         clip_text("x", 300)
+    for tower in (clip_vit, lambda size: siglip_text(size, 300)):
+        with pytest.raises(UserError, match="unknown ViT size 'xl': did you mean 'l'"):
+            tower("xl")
     with pytest.raises(UserError, match="field of TextTower.*causal"):
         clip_text("b", 300, casual=True)
     with pytest.raises(UserError, match="pool"):
