@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from multimodal.zero_shot import at_least_one, captions_of, embed_pictures, embed_texts
+from multimodal.zero_shot import at_least_one, captions_of, embed_pictures, embed_texts, two_towers
 from paradigm.metrics import Artefact
 from vision.canvas import squash
 from vision.probe import Subset
@@ -28,7 +28,7 @@ class Similarity:
         at_least_one(self, "count")
 
     def run(self, objective, variables, data):
-        source = Subset(data.records(self.split), self.count, self.seed)
+        objective, source = two_towers(objective), Subset(data.records(self.split), self.count, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
         captions = [captions_of(source, place)[0] for place in places]
         cosines = embed_texts(objective, variables, captions, data.tokenizer) @ x.T  # [captions, pictures]
@@ -52,7 +52,7 @@ class Retrieved:
         at_least_one(self, "queries", "nearest", "pairs")
 
     def run(self, objective, variables, data):
-        source = Subset(data.records(self.split), self.pairs, self.seed)
+        objective, source = two_towers(objective), Subset(data.records(self.split), self.pairs, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
         chosen = np.random.default_rng(self.seed).permutation(len(places))[: self.queries]
         asked = [captions_of(source, places[i])[0] for i in chosen]

@@ -36,6 +36,7 @@ class _Compared:
 
     def run(self, objective, variables, data):
         """({name: number, 'chance/' + name: number, 'random/' + name: number}, [])."""
+        objective = two_towers(objective)
         scores, chances = self.scores(objective, variables, data)
         found = scores | {f"chance/{name}": chance for name, chance in chances.items()}
         if self.random:
@@ -153,6 +154,15 @@ class Retrieval(_Compared):
                 scores[name] = float(np.average(found < k, weights=counts))
                 chances[name] = float(np.average(by_chance(answers, len(candidates), k), weights=counts))
         return scores, chances
+
+
+def two_towers(objective):
+    """The objective that embeds pictures and texts: this one, or the first such part of a combination."""
+    for one in (objective, *(part for _, part in getattr(objective, "parts", ()))):
+        if hasattr(one, "embed_texts"):
+            return one
+    raise UserError(f"{type(objective).__name__} has no towers for pictures and texts: take ZeroShot, Retrieval, "
+                    "Similarity and Retrieved from Experiment.evaluators")  # fmt: skip
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------

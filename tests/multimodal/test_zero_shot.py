@@ -14,9 +14,11 @@ from multimodal.zero_shot import TIE, Retrieval, ZeroShot, by_chance, class_vect
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from tests.multimodal.pairs import opened, table
+from tests.vision import tiny as pictures
 from tests.vision.pictures import folder
 from vision.canvas import Canvas
 from vision.data import ImageData
+from vision.objectives import SimCLR
 from vision.probe import Subset
 
 COLOURS = {"Red": (255, 0, 0), "Green": (0, 255, 0), "Blue": (0, 0, 255), "Yellow": (255, 255, 0)}
@@ -234,6 +236,10 @@ def test_what_evaluators_refuse(data, tmp_path):
         ZeroShot().run(Oracle(), KNOWS, plain)
     with pytest.raises(UserError, match=r"has no test split"):
         Retrieval(split="test").run(Oracle(), KNOWS, plain)
+    simclr = SimCLR(encoder=pictures.encoder(), augment=pictures.views(), canvas=pictures.CANVAS)
+    for evaluator in (ZeroShot(), Retrieval(), gallery.Similarity(), gallery.Retrieved()):
+        with pytest.raises(UserError, match=r"^SimCLR has no towers for pictures and texts: take ZeroShot"):
+            evaluator.run(simclr, KNOWS, plain)
     with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs, or leave Retrieval"):
         zero_shot.captions_of(Subset(ImageData("digits").build(progress=False).source("valid"), 2, 0), 0)
 
