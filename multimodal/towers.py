@@ -182,7 +182,8 @@ CLIP_TEXT_SIZES = {"tiny": (64, 2, 2), "b": (512, 12, 8), "l": (768, 12, 12), "h
 def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     """CLIP's image tower by the name of a ViT's size; overrides: any field of ClipViT.
 
-    Initial kernels have a deviation of width ** -0.5 (openai/CLIP model.py), divided on residual branches.
+    Initial kernels have a deviation of width ** -0.5, divided on residual branches, as openai/CLIP gives those of its
+    text tower; its image tower keeps PyTorch's own.
 
     Raises:
         UserError: an unknown size or field (the nearest is named), a patch that does not divide the image.
@@ -198,6 +199,8 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
 
 def clip_text(size, vocab_size, length=77, **overrides: Any):
     """CLIP's text tower: causal, pooled at the end token (Radford et al. 2021, section 2.4; openai/CLIP model.py).
+
+    First weights are openai/CLIP's but for an MLP's first kernel: width ** -0.5, where it has (2 width) ** -0.5.
 
     Args:
         size: tiny, b, l, h: the image tower that it goes with.
