@@ -36,7 +36,7 @@ class ImageText(ImageObjective):
     squash: read pictures whole, resized to a square whatever their shape, as SigLIP does; False keeps their aspect.
     locked: names among encoder, image_head, text, text_head through which no gradient flows and whose BatchNorm keeps
         its statistics: ("encoder",) is locked-image tuning (Zhai et al. 2022, "LiT", section 3.2). Weight decay would
-        still shrink them: name them in the optimizer's `freeze` as well, ((r"^encoder/", True),).
+        still shrink them: name them in the optimizer's `freeze` as well, as objectives/lit.gin does.
 
     The loss is over all pairs of the batch: a caption that occurs twice in it is a negative of its own picture. With
     CLIP the two share what probability the caption gets; SigLIP labels one a yes and the other a no, and even chances

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import registry
 from multimodal.objectives.clip import clamped
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from paradigm import trees
@@ -244,6 +245,14 @@ def test_a_locked_tower_does_not_move():
     assert "encoder" not in after.opt_state["mu"]
     spec = objective.batch_spec(8)
     assert objective.flops(spec) < 0.75 * tiny.clip().flops(spec)
+
+
+def test_the_file_that_locks_the_image_tower_freezes_all_of_it():
+    run = registry.parse(["runs/smoke/clip.gin", "objectives/lit.gin"])
+    leaves = run.optimizer.leaves(jax.eval_shape(run.objective.init, jax.random.key(0)))
+    assert run.objective.locked == ("encoder",)
+    assert {leaf.name.split("/")[0] for leaf in leaves if leaf.frozen} == {"encoder"}
+    assert not any(leaf.name.startswith("encoder/") for leaf in leaves if not leaf.frozen)
 
 
 def test_locked_parameters_get_no_gradient():
