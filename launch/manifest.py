@@ -4,6 +4,7 @@ It is written last, when all that it names is safely on the disk, and holds a di
 manifest agrees is as it was when it was finished, to the bit.
 """
 
+import concurrent.futures
 import hashlib
 import json
 
@@ -27,10 +28,15 @@ def write(directory, facts):
         directory: as `store.place` makes it.
         facts: a dict for JSON; `read` gives it back. Its 'step' is the name that the directory is going to have.
     """
-    files, kept = {}, store.of(directory)
-    for path in kept.files(directory):
+    kept = store.of(directory)
+    paths = kept.files(directory)
+    for path in paths:
         patiently(kept.sync, path)
-        files[path.relative_to(directory).as_posix()] = list(patiently(_measure, path))
+    files = {}
+    for path, found in zip(paths, _measured(paths, kept.AT_ONCE)):
+        if isinstance(found, OSError):
+            raise found
+        files[path.relative_to(directory).as_posix()] = list(found)
     patiently(_put, directory, {**facts, "format_version": FORMAT, "files": files})
     kept.sync_names(directory)
 
@@ -73,18 +79,32 @@ def read(directory):
 
 def verify(directory):
     """Raises Damaged unless every file of the manifest is there with its size and its bytes."""
-    for name, (size, sha256) in read(directory)["files"].items():
-        try:
-            found, digest = patiently(_measure, directory / name)
-        except FileNotFoundError as error:
-            raise Damaged(f"{name}: No such file or directory") from error
-        except OSError as error:
-            _unless_away(directory, error)
-            raise Damaged(f"{name}: {error.strerror or error}") from error
+    files = read(directory)["files"]
+    measured = _measured([directory / name for name in files], store.of(directory).AT_ONCE)
+    for (name, (size, sha256)), found in zip(files.items(), measured):
+        if isinstance(found, FileNotFoundError):
+            raise Damaged(f"{name}: No such file or directory") from found
+        if isinstance(found, OSError):
+            _unless_away(directory, found)
+            raise Damaged(f"{name}: {found.strerror or found}") from found
+        found, digest = found
         if found != size:
             raise Damaged(f"{name} has {found} bytes instead of {size}")
         if digest != sha256:
             raise Damaged(f"{name} was altered: its sha256 differs")
+
+
+def _measured(paths, at_once):
+    """(bytes, sha256) of each file in turn, or the OSError with which reading it ended."""
+
+    def one(path):
+        try:
+            return patiently(_measure, path)
+        except OSError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(one, paths))
 
 
 def _measure(path):

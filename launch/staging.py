@@ -8,9 +8,7 @@ the truth: what lies here from an earlier start is replaced. Only data/, which c
 On a disk the run works where it is kept, and nothing is brought or pushed.
 """
 
-import concurrent.futures
 import contextlib
-import functools
 import hashlib
 import logging
 import pathlib
@@ -26,7 +24,6 @@ from paradigm.storage import patiently
 
 STAGING = "~/.cache/paradigm/runs"
 APART = ("checkpoints", "data")  # the first is written straight into the bucket, the second stays on this machine
-AT_ONCE = 16  # files on their way
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +72,7 @@ class Staging:
         with self._lock:  # a commit and an evaluation may come together
             found = self._found()
             for name in self._known.keys() - found.keys():
-                patiently(functools.partial((self.workdir / name).unlink, missing_ok=True))
+                store.Bucket.remove(self.workdir / name)
                 del self._known[name]
             for name in sorted(name for name in found if found[name] != self._known.get(name)):
                 patiently((self.workdir / name).write_bytes, (self.local / name).read_bytes())
@@ -103,15 +100,13 @@ class Staging:
 
 def bring(source, directory):
     """Copies the files of a directory in a bucket to one here, but for APART."""
-    paths = {path.relative_to(source): path for path in store.of(source).files_but(source, APART)}
 
-    def one(name):
-        to = directory / name
+    def one(path):
+        to = directory / path.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(patiently(paths[name].read_bytes))
+        to.write_bytes(patiently(path.read_bytes))
 
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(one, paths))
+    store.Bucket.each(one, store.Bucket.files_but(source, APART))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ appending and no directories, so a checkpoint is written where it stays, and its
     in a bucket    N/..., then N/manifest.json; an N without one is not a checkpoint, and goes with the next save
 """
 
+import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -70,6 +71,8 @@ def explained(where):
 
 class Disk:
     """A directory of checkpoints on a file system."""
+
+    AT_ONCE = 1  # files that are read at a time
 
     @staticmethod
     def absolute(path):
@@ -154,6 +157,8 @@ class Disk:
 class Bucket:
     """The same of a directory in a bucket. Each call that lists does it anew: another process may have written."""
 
+    AT_ONCE = 16  # one after the other, files would wait for the network more than they use it
+
     @staticmethod
     def absolute(path):
         return path
@@ -210,19 +215,29 @@ class Bucket:
     def commit(directory, step):
         """Nothing: the manifest was the mark."""
 
-    @staticmethod
-    def discard(directory, step):
+    @classmethod
+    def discard(cls, directory, step):
         """The manifest goes first; `sweep` takes the rest."""
-        patiently((directory / str(step) / MANIFEST).unlink)
+        cls.remove(directory / str(step) / MANIFEST)
 
     @classmethod
     def sweep(cls, directory):
         files = cls.files(directory)
         whole = {path.parent for path in files if _marks(path, directory)}
-        for path in files:
-            step = path.relative_to(directory).parts[0]
-            if _numbers([step]) and directory / step not in whole:
-                patiently(functools.partial(path.unlink, missing_ok=True))
+        step = lambda path: path.relative_to(directory).parts[0]
+        cls.each(cls.remove, [path for path in files if _numbers([step(path)]) and directory / step(path) not in whole])
+
+    @staticmethod
+    def remove(path):
+        """Removes a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            patiently(_gcs().rm_file, str(path))
+
+    @classmethod
+    def each(cls, call, paths):
+        """call(path) for each, several at a time."""
+        with concurrent.futures.ThreadPoolExecutor(cls.AT_ONCE) as pool:
+            list(pool.map(call, paths))
 
 
 def _numbers(names):
@@ -244,7 +259,7 @@ def _gcs():
     except ImportError as error:
         raise UserError('gs:// needs gcsfs: pip install -e ".[gcs]" in the checkout') from error
     os.environ.setdefault("EPATH_USE_TF", "false")  # etils would prefer TensorFlow, where that is installed
-    for name in ("gcsfs", "google.auth"):  # every failure is raised as well
+    for name in ("fsspec", "gcsfs", "google.auth"):  # every failure is raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # A listing may not be older than the question. Asked for nothing, gcsfs would try one credential after the other,
     # a pickle in the home directory and nobody's among them.

@@ -132,21 +132,36 @@ def test_killed_and_gone_on(emulator, whole, step, monkeypatch):
     assert_ends_like(whole, url)
 
 
+def test_stopped_and_gone_on(emulator, whole, monkeypatch):
+    asked = loop.Stop.asked
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stop, "asked", lambda self, step: step == 5 or asked(self, step))
+        done = loop.train(experiment(), "gs://bucket/stopped")
+    assert done.interrupted and Checkpoints("gs://bucket/stopped/checkpoints").find() == 5
+    monkeypatch.setenv("HOME", os.environ["HOME"] + "-other")
+    assert_ends_like(whole, "gs://bucket/stopped")
+
+
 def test_every_moment_of_a_run_is_a_safe_one(emulator, whole):
     """After each change to the bucket the newest checkpoint is whole, and the rows that it knows of are there."""
     url = "gs://bucket/moments"
     loop.train(experiment(keep=2), url)
     history, now = list(emulator.history), emulator.buckets["bucket"]
     assert len(history) > 60
-    resumed, last = [], -1
+    resumed, last, before = [], -1, {}
     try:
         for moment in history:
-            emulator.buckets["bucket"] = moment["bucket"]
+            (name,) = {name for name, _ in before.items() ^ moment["bucket"].items()} if before else [""]
+            before = emulator.buckets["bucket"] = moment["bucket"]
+            if "/state/" in name and name in before:  # arrays of a checkpoint that has no manifest yet
+                assert f"{name.split('/state/')[0]}/manifest.json" not in before
+                continue
             checkpoints = Checkpoints(f"{url}/checkpoints")
             found = checkpoints.find()
             if found is None:
                 continue
             assert found >= max(last, 3)
+            assert checkpoints.find(checkpoints.steps()[0])  # and so is the one that is about to go
             progress = checkpoints.meta(found)[0]["progress"]
             wanted = [r for r in whole[1] if r["step"] <= progress["logged" if "train/loss" in r else "evaluated"]]
             assert [row for row in rows(url) if row in wanted] == wanted
