@@ -82,13 +82,14 @@ class TPU:
 
     def setup(self):
         """What every host does once, and no harm if it does it again."""
+        extras = "tpu,gcs" if any("gs://" in word for word in self.pod.train) else "tpu"
         lines = [
             "set -e",
             "rm -rf ~/paradigm.new && mkdir -p ~/paradigm ~/paradigm.new && tar xzf ~/paradigm.tgz -C ~/paradigm.new",
             "rsync -a --delete --exclude=.venv ~/paradigm.new/ ~/paradigm/ && cd ~/paradigm",
             "test -x ~/.local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh",
             "test -x .venv/bin/python || ~/.local/bin/uv venv --quiet --python=3.11 .venv",
-            "~/.local/bin/uv pip install --quiet --python=.venv/bin/python --editable '.[tpu]'",
+            f"~/.local/bin/uv pip install --quiet --python=.venv/bin/python --editable '.[{extras}]'",
         ]
         if self.pod.nfs:
             lines += [

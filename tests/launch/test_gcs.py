@@ -18,6 +18,8 @@ import pytest
 from launch import convert, load, loop, registry, show, staging, store
 from launch.checkpoint import Checkpoints
 from launch.evaluate import evaluate
+from launch.pod_forms import Pod
+from launch.pod_forms.tpu import TPU
 from launch.staging import Staging
 from paradigm import storage
 from paradigm.errors import UserError
@@ -354,6 +356,11 @@ def test_show_and_evaluate(emulator, whole, tmp_path, monkeypatch):
     text, facts = show.show(tmp_path / "run")
     monkeypatch.setattr(registry, "parse_text", lambda *_, **__: experiment())
     last = [row for row in whole[1] if "valid/loss" in row][-1]
+    for name in emulator.names("read/"):  # and out of it
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(emulator.buckets["bucket"][name][1])
+    assert show.show(tmp_path / "read")[1] == facts
     for url in ("gs://bucket/read", "gs://bucket/copied"):
         found = show.show(url)
         assert found[1] == facts and found[0].startswith(f"{url}: step 12, TwoTerms")
@@ -396,6 +403,11 @@ def test_load_with_its_tokenizer_and_convert(emulator, tmp_path):
         load("gs://bucket/nothing")
     with pytest.raises(UserError, match="--workdir=gs://bucket/nothing: no run is here"):
         evaluate("gs://bucket/nothing")
+
+
+def test_a_pod_installs_what_a_bucket_needs():
+    setup = lambda workdir: TPU(Pod("mine", zone="us-west4-a", train=(f"--workdir={workdir}",)), None).setup()
+    assert "'.[tpu,gcs]'" in setup("gs://bucket/run") and "'.[tpu]'" in setup("/mnt/paradigm/run")
 
 
 # Refusals
