@@ -58,6 +58,8 @@ def to_hf(workdir, out, step=None):
         from multimodal import weights
 
         weights.write(out, run.objective, run.variables()["params"])
+        if run.objective.tokenizer is None:
+            run.tokenizer.save(out / "tokenizer")
     elif isinstance(run.objective, ImageObjective):
         _images(run, out)
     else:

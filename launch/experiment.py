@@ -87,11 +87,13 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"choose a multiple of {e.microbatches}"
         )
     yield from _mesh_problems(e, device_count)
+    yield from _locked_problems(e)
     tokenizer = str(getattr(e.data, "tokenizer", ""))
     if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
         from t5like.tokenizer import ByteTokenizer
 
-        size = int(match[1]) if match[1] else ByteTokenizer().vocab_size
+        sentinels = getattr(e.data, "extra_ids", ByteTokenizer.extra_ids)
+        size = int(match[1]) if match[1] else ByteTokenizer(sentinels).vocab_size
         yield from vocabulary_problems(e, size, f"{type(e.data).__name__}.tokenizer='{tokenizer}'")
 
 
@@ -119,6 +121,22 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
         shardings(abstract_params(e.objective), e.objective.partition_rules, AbstractMesh(tuple(shape.values()), AXES))
     except UserError as error:
         yield str(error)
+
+
+def _locked_problems(e: Experiment) -> Iterator[str]:
+    """Locked parameters have no gradient, but the optimizer's weight decay would still shrink them."""
+    from paradigm import trees
+
+    if not (e.objective.locked and e.optimizer.weight_decay):
+        return
+    parts = [f"{part}/" for part in e.objective.locked]
+    names = [name for name, _ in trees.named_leaves(abstract_params(e.objective)) if name.startswith(tuple(parts))]
+    if not all(trees.first_match(e.optimizer.freeze, name, False) for name in names):
+        freeze = tuple((f"^{part}", True) for part in parts)
+        yield (
+            f"{' and '.join(e.objective.locked)} is locked, but weight decay would shrink it: set "
+            f"{type(e.optimizer).__name__}.freeze = {freeze}"
+        )
 
 
 def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:

@@ -218,7 +218,13 @@ def _beginning(program, checkpoints, init_from=None, init_partly_from=None):
         state, meta = restored
         also = f" ({flag} is for new runs)" if init_from or init_partly_from else ""
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
+    objective = program.experiment.objective
     if init_from is None and init_partly_from is None:
+        if objective.locked:
+            raise UserError(
+                f"{', '.join(objective.locked)} is locked, and without --init_partly_from=DIR it would stay as it was "
+                "drawn: give the run that it comes from"
+            )
         return program.init, fresh, "started from scratch"
     path, step = store.place(init_from or init_partly_from), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
@@ -231,8 +237,14 @@ def _beginning(program, checkpoints, init_from=None, init_partly_from=None):
     if init_from:
         given = dict(trees.named_leaves(trees.merge_strict(program.state.params, arrays["params"], where)))
     else:
-        merged, report = trees.merge_partial(program.state.params, arrays["params"], where)
+        merged, report = trees.merge_partial(program.state.params, objective.adopt(arrays["params"]), where)
         given = {name: x for name, x in trees.named_leaves(merged) if name in report.matched}
+        locked = tuple(f"{part}/" for part in objective.locked)
+        if lost := [name for name in report.missing if name.startswith(locked)]:
+            raise UserError(
+                f"{where} lacks {lost[0]} and {len(lost) - 1} more of what is locked, or has them of other shapes: "
+                "build the locked tower with the settings of that run"
+            )
         matched = f"matching parameters ({report})"
     # Running statistics belong to the parameters that were trained with them.
     wanted = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))

@@ -63,6 +63,8 @@ class PairData:
     max_pixels: int = MAX_PIXELS
     shapes: Shapes = Shapes()
 
+    extra_ids = 0  # captions are not noised: no sentinels above the vocabulary
+
     def __post_init__(self):
         for name in ("text", "images", "test_images", "classes"):
             value = getattr(self, name)
@@ -101,7 +103,7 @@ class PairData:
         """The tokenizer, learnt once for a directory."""
         learnt = self.tokenizer.startswith("sentencepiece:")
         if not learnt or cache_dir is None:
-            return get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=0)
+            return get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=self.extra_ids)
         directory = pathlib.Path(cache_dir)
         meta, wanted = directory / _META, {"tokenizer": self.tokenizer}
         if meta.exists():
@@ -114,7 +116,7 @@ class PairData:
             return load_tokenizer(directory / _TOKENIZER)
         if progress:
             print(f"learning a vocabulary ({self.tokenizer}) ...", file=sys.stderr)
-        tokenizer = get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=0)
+        tokenizer = get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=self.extra_ids)
         shutil.rmtree(directory / _TOKENIZER, ignore_errors=True)
         tokenizer.save(directory / _TOKENIZER)
         aside = directory / f"{_META}.tmp"

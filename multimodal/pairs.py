@@ -135,6 +135,10 @@ class ImageText(ImageObjective):
         modules = {name: v["params"] for name, v in self._first(key).items() if "params" in v}
         return {**modules, **{name: jnp.float32(x) for name, x in self.scalars.items()}}
 
+    def adopt(self, params):
+        """A model of text, whose tables lie at the root of its tree, becomes the text tower."""
+        return {"text": params} if "embed" in params else params
+
     def encode(self, params, extra, batch, ctx):
         """({"image", "text"}: float32 [B, E], unit vectors; Loss with BatchNorm's moments and captions cut)."""
         params = {n: jax.lax.stop_gradient(p) if n in self.locked else p for n, p in params.items()}

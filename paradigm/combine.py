@@ -53,6 +53,15 @@ class Combined(Objective):
         return any(part.couples_examples for _, part in self.parts)
 
     @property
+    def locked(self):
+        return tuple(name for _, part in self.parts for name in part.locked)
+
+    def adopt(self, params):
+        for _, part in self.parts:
+            params = part.adopt(params)
+        return params
+
+    @property
     def partition_rules(self):
         return tuple(dict.fromkeys(rule for _, part in self.parts for rule in part.partition_rules))
 

@@ -109,6 +109,8 @@ class Objective:
     pairs = False
     # True when an example's part of `loss` (or `encode`) depends on others in its batch: BatchNorm. It can't be cut.
     couples_examples = False
+    # Names of the parameter trees that stay as they were loaded: a run that begins without them is refused.
+    locked = ()
 
     @property
     def prepare(self):
@@ -135,6 +137,10 @@ class Objective:
     def init(self, key):
         """The parameter tree."""
         raise NotImplementedError
+
+    def adopt(self, params):
+        """The parameters of another objective's run by the names that this one has for them, for a partial load."""
+        return params
 
     def init_extra(self, params, key):
         """State that is not trained by gradients: a teacher, a queue, batch statistics. Saved, sharded and donated."""

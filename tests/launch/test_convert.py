@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import convert, load
+from launch import convert, load, registry
 from launch.checkpoint import Checkpoints
 from multimodal import weights as pair_weights
 from paradigm import trees
@@ -125,3 +125,12 @@ def test_pairs_of_towers(tmp_path):
     _, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
     _, wanted = pair_weights.read(source)
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, arrays["params"]), wanted)
+
+
+def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
+    make_run(tmp_path / "run", registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text())
+    convert.to_hf(tmp_path / "run", tmp_path / "hf")
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors", "tokenizer"}
+    objective, params = pair_weights.read(tmp_path / "hf")
+    wanted = load(tmp_path / "run").variables()["params"]
+    jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)

@@ -5,8 +5,12 @@ import pytest
 
 from launch import registry
 from launch.experiment import Experiment, config_diff, flatten, validate
+from multimodal.data import PairData
+from multimodal.towers import clip_text
 from paradigm.errors import UserError
+from paradigm.optim import AdamW
 from tests.miniatures import Miniature, TwoTerms, alternating
+from tests.multimodal import tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,27 @@ def test_a_good_one_passes():
 ])  # fmt: skip
 def test_each_problem_has_its_fix(changes, text):
     assert text in problem(**changes)
+
+
+def test_what_is_locked_must_not_decay():
+    @dataclasses.dataclass(frozen=True)
+    class Locked(TwoTerms):
+        locked: tuple = ("encoder",)
+
+    decays = lambda **how: experiment(objective=Locked(), optimizer=AdamW(1e-3, **how))
+    for how in ({}, {"weight_decay": 0.1, "freeze": (("^encoder/", True),)}):
+        validate(decays(**how), 1)
+    with pytest.raises(UserError, match=r"shrink it: set AdamW.freeze = \(\('\^encoder/', True\),\)$"):
+        validate(decays(weight_decay=0.1, freeze=(("^tower/", True),)), 1)
+
+
+def test_captions_have_no_sentinels():
+    """Bytes are 259 ids; text has sentinels above them."""
+    pairs = dict(data=PairData(tokenizer="bytes"), optimizer=AdamW(1e-3))
+    validate(experiment(objective=tiny.clip(), **pairs), 1)
+    fewer = tiny.clip(tokenizer=None, text=clip_text("tiny", 258, tiny.LENGTH, **tiny.TOWER))
+    with pytest.raises(UserError, match="PairData.tokenizer='bytes' has 259 ids but the text 258"):
+        validate(experiment(objective=fewer, **pairs), 1)
 
 
 def test_all_problems_are_listed_at_once():

@@ -94,6 +94,8 @@ def test_own_checkpoint_before_init_from_before_scratch(tmp_path, capsys):
 class Still:
     """An optimizer that changes nothing."""
 
+    weight_decay = 0.0
+
     def init(self, params):
         return ()
 
@@ -123,6 +125,28 @@ def test_init_partly_from_takes_what_matches_and_says_so(tmp_path, capsys):
     nothing = small.experiment(miniatures.TwoTerms(name="tower"))
     with pytest.raises(UserError, match="no leaf of --init_partly_from=.* matches the model: it wants .*tower"):
         loop.train(nothing, tmp_path / "nothing", init_partly_from=tmp_path / "donor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned(miniatures.BothEncoders):
+    """Calls another objective's tower its encoder, and keeps some as they come."""
+
+    locked: tuple = ("encoder",)
+
+    def adopt(self, params):
+        return {"encoder": params["tower"]}
+
+
+def test_init_partly_from_under_other_names_and_never_without_what_is_locked(tmp_path):
+    donor = loop.train(small.experiment(miniatures.TwoTerms(name="tower"), total_steps=2), tmp_path / "donor")
+    tuned, start = small.experiment(Tuned(), total_steps=1, seed=7, optimizer=Still()), tmp_path / "donor"
+    state = loop.train(tuned, tmp_path / "new", init_partly_from=start).state
+    contract.assert_trees_equal(state.params["encoder"], donor.state.params["tower"])
+    more = dataclasses.replace(tuned, objective=Tuned(locked=("encoder", "spare")))
+    with pytest.raises(UserError, match=r"lacks spare/in/kernel and 1 more of what is locked, or has them of other sh"):
+        loop.train(more, tmp_path / "more", init_partly_from=start)
+    with pytest.raises(UserError, match="encoder is locked, and without --init_partly_from=DIR it would stay"):
+        loop.train(tuned, tmp_path / "scratch")
 
 
 def test_init_from_brings_running_statistics(tmp_path):

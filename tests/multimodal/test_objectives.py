@@ -190,7 +190,10 @@ def test_text_towers_have_the_parameters_of_text_models():
     own = shapes(params_of(tiny.clip())["text"])
     style = {"activation": "gelu", "tied": True, "max_length": tiny.LENGTH, **tiny.TOWER}
     model = gpt("tiny", tiny.VOCAB, "gpt2", **style)
-    assert own == shapes(model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"])
+    params = model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
+    assert own == shapes(params) and tiny.clip().adopt(params) == {"text": params}
+    pairs = jax.eval_shape(tiny.siglip().init, jax.random.key(0))
+    assert tiny.clip().adopt(pairs) is pairs
     fields = {"vocab_size": tiny.VOCAB, "positions": "learned", "max_length": tiny.LENGTH, "tied": True}
     encoder = Encoder(**fields, **tiny.TOWER, activation="gelu", norm="layer", bias=True)
     own = shapes(params_of(tiny.siglip())["text"])
