@@ -1,6 +1,7 @@
 """Break a training run at random moments in every way there is, let it go on, and compare it with one nobody touched.
 
-    python -m tests.launch.faults --trials=20 --objective=next_token --directory=/tmp/faults
+    python -m tests.launch.faults --trials=20 --directory=/tmp/faults
+    python -m tests.launch.faults --trials=50 --objective=next_token,moco_v2,clip
 
 Each trial starts the same command in a directory of its own, strikes it once or twice, and starts it again until it
 ends. The ways take turns: kill -9 while it starts or between steps, kill -9 in the middle of a save, SIGTERM, kill -9
@@ -296,29 +297,35 @@ def main():
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", default="/tmp/faults", help="where the runs go; emptied")
-    parser.add_argument("--objective", default="next_token", help="whose smoke run, made smaller")
+    text = "whose smoke run, made smaller; of several, the trials take turns"
+    parser.add_argument("--objective", default="next_token", help=text)
     parser.add_argument("--kinds", default=",".join(KINDS), help="what is done, in turn")
     parser.add_argument("flags", nargs="*", help="after --: flags of launch.train instead of a smoke run's")
     arguments = parser.parse_args()
     directory = pathlib.Path(arguments.directory)
-    if directory.exists() and any(directory.iterdir()) and not (directory / "whole").exists():
+    if directory.exists() and not all((path / "whole").exists() for path in directory.iterdir()):
         parser.error(f"--directory={directory} holds something else, and would be emptied")
-    shutil.rmtree(arguments.directory, ignore_errors=True)
-    faults = Faults(arguments.directory, arguments.flags or run_flags(arguments.objective))
-    name = arguments.objective if not arguments.flags else "run"
-    print(f"{name}: {faults.steps} steps, first row after {faults.startup:.1f} s\n")
-    line = "{:>5}  {:<13}{:<62}{:>4}{:>7}{:>9}  {}"
-    print(line.format("trial", "fault", "when", "row", "saved", "resumed", "result"))
+    shutil.rmtree(directory, ignore_errors=True)
+    runs = {name: run_flags(name) for name in arguments.objective.split(",")}
+    runs = {"run": arguments.flags} if arguments.flags else runs
+    line = "{:<12}{:>5}  {:<13}{:<62}{:>4}{:>7}{:>9}  {}"
     same = 0
-    for number in range(1, arguments.trials + 1):
-        kind, strikes, different = faults.trial(number, arguments.seed, arguments.kinds.split(","))
-        same += not different
-        for strike in strikes or [Strike("", 0, 0, [])]:
-            fine = "within 1e-5" if kind == "another mesh" else "the same, bit for bit"
-            result = (different or fine) if strike is (strikes or [strike])[-1] else ""
-            resumed = "?" if strike.resumed is None else strike.resumed
-            print(line.format(number, kind, strike.how, strike.row, strike.saved, resumed, result), flush=True)
-    print(f"\n{same} of {arguments.trials} the same")
+    for turn, (name, flags) in enumerate(runs.items()):
+        faults = Faults(directory / name, flags)
+        print(f"{name}: {faults.steps} steps, first row after {faults.startup:.1f} s\n")
+        print(line.format("run", "trial", "fault", "when", "row", "saved", "resumed", "result"))
+        for number in range(turn + 1, arguments.trials + 1, len(runs)):
+            own = (number - 1) // len(runs) + 1  # of this run's trials
+            kind, strikes, different = faults.trial(own, arguments.seed, arguments.kinds.split(","))
+            same += not different
+            for strike in strikes or [Strike("", 0, 0, [])]:
+                fine = "within 1e-5" if kind == "another mesh" else "the same, bit for bit"
+                result = (different or fine) if strike is (strikes or [strike])[-1] else ""
+                resumed = "?" if strike.resumed is None else strike.resumed
+                cells = name, number, kind, strike.how, strike.row, strike.saved, resumed, result
+                print(line.format(*cells), flush=True)
+        print()
+    print(f"{same} of {arguments.trials} the same")
     return 0 if same == arguments.trials else 1
 
 
