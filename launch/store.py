@@ -24,6 +24,7 @@ from paradigm.storage import patiently
 MANIFEST = "manifest.json"  # the mark of a directory that is whole
 UNFINISHED = ".tmp"  # N.tmp: not committed yet
 DISCARDED = ".old"  # N.old: no longer a checkpoint, on its way out
+SILENCE = 20.0  # seconds without a byte from a bucket until a request is given up, and made again
 
 
 def place(where):
@@ -64,8 +65,8 @@ def explained(where):
             raise
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"{where} cannot be used: {text}; does this machine reach it, and may it (gcloud auth application-default "
-            "login)? The same command goes on"
+            f"{where} cannot be used: {text}; does this machine reach it, and has it the right to (gcloud auth "
+            "application-default login)?"
         ) from error
 
 
@@ -254,6 +255,7 @@ def _marks(path, directory):
 def _gcs():
     """gcsfs's file system, the one that etils and Orbax use too."""
     try:
+        import aiohttp
         import fsspec
         import gcsfs  # noqa: F401
     except ImportError as error:
@@ -261,10 +263,11 @@ def _gcs():
     os.environ.setdefault("EPATH_USE_TF", "false")  # etils would prefer TensorFlow, where that is installed
     for name in ("fsspec", "gcsfs", "google.auth"):  # every failure is raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # A listing may not be older than the question. Asked for nothing, gcsfs would try one credential after the other,
-    # a pickle in the home directory and nobody's among them.
+    # A listing may not be older than the question. Left alone, gcsfs would wait for ever where nobody answers, and try
+    # one credential after the other, a pickle in the home directory and nobody's among them.
     settings = fsspec.config.conf.setdefault("gcs", {})
     settings.setdefault("use_listings_cache", False)
+    settings.setdefault("requests_timeout", aiohttp.ClientTimeout(sock_connect=SILENCE, sock_read=SILENCE))
     settings.setdefault("token", "anon" if "STORAGE_EMULATOR_HOST" in os.environ else "google_default")
     return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils asks for it
 

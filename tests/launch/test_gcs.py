@@ -440,6 +440,22 @@ def test_refusals(emulator, tmp_path, monkeypatch):
             loop.train(experiment(), "gs://bucket/run")
 
 
+def test_a_store_that_says_nothing_is_not_waited_for(emulator, monkeypatch):
+    import fsspec
+
+    store.place("gs://bucket")
+    monkeypatch.delitem(fsspec.config.conf["gcs"], "requests_timeout")  # made by the line before
+    monkeypatch.setattr(store, "SILENCE", 0.2)
+    store._gcs.cache_clear()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            with pytest.raises(UserError, match="gs://silent cannot be used: .*[Tt]imeout"):
+                store.place("gs://silent/run")
+    finally:
+        store._gcs.cache_clear()
+
+
 @pytest.mark.parametrize("case", ["no such bucket", "no credentials"])
 def test_the_command_says_it_in_one_line(emulator, tmp_path, case):
     environment = {**os.environ, "HOME": str(tmp_path)}
