@@ -95,9 +95,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
 
 
 def _train(experiment, files, config, sources, profile, watch, closing):
-    workdir = (
-        files.workdir
-    )  # where people find the run, and its checkpoints; every other file is written in files.local
+    workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
