@@ -150,7 +150,8 @@ def roofline(cost, flops, topology):
 
 def fitting_mesh(experiment, chips):
     """The experiment's own mesh where it fills the chips, else the nearest that does: the axis that spreads the rows
-    takes what tensor leaves; where rows run out, tensor takes twice as many, and so on."""
+    takes what tensor leaves, or data does where a dim is too short for more fsdp; where rows run out, tensor takes
+    twice as many, and so on."""
     from launch.experiment import validate
     from launch.mesh import mesh_shape, parse_mesh
 
@@ -160,6 +161,8 @@ def fitting_mesh(experiment, chips):
     tensor = max(own["tensor"], 1)
     while chips % tensor == 0 and tensor <= chips:
         candidates.append(f"{wide}:{chips // tensor},tensor:{tensor}")
+        if own["fsdp"] > 1 and chips % (own["fsdp"] * tensor) == 0:
+            candidates.append(f"data:{chips // own['fsdp'] // tensor},fsdp:{own['fsdp']},tensor:{tensor}")
         tensor *= 2
     problems = []
     for candidate in candidates:
