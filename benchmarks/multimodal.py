@@ -139,6 +139,7 @@ def report(found):
         "",
         "Zero-shot among all 72 pairs of colour and shape, for the largest thing of a scene. Held out of training:",
         f"{', '.join(APART)}.",
+        "Their colours and outlines are among the plainest: compare a column with chance, not with the other.",
         "",
         *table(["", *known.values()], [row(run) for run in rows]),
     ]
