@@ -127,7 +127,7 @@ def report(found):
         "",
         "Trained on the drawings, names and tags of two designers, with a tenth of the concepts (and all their skin",
         "tones) held out. Zero-shot: which of all names in the split a drawing has; R@10: whether it is among ten.",
-        "An unseen concept in a style that was seen shares parts with concepts that were (a role, a skin tone, a stripe).",
+        "An unseen concept in a style that was seen shares parts with seen ones (a role, a skin tone, a stripe).",
         "Another designer's style is another matter after 5,908 drawings: look at R@10 beside chance.",
         "",
     ]
