@@ -36,7 +36,10 @@ def test_every_notebook_is_run():
     assert {path.stem for path in (REPO / "notebooks").glob("*.ipynb")} == set(RUNS)
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = {"mae_reconstruct": pytest.mark.slow}  # as long as the others, and its parts are tested elsewhere
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in RUNS])
 def test_notebook(name, tmp_path, monkeypatch):
     make, expected = RUNS[name]
     make(tmp_path)

@@ -144,6 +144,7 @@ def test_stopped_and_gone_on(emulator, whole, monkeypatch):
     assert_ends_like(whole, "gs://bucket/stopped")
 
 
+@pytest.mark.slow
 def test_every_moment_of_a_run_is_a_safe_one(emulator, whole):
     """After each change to the bucket the newest checkpoint is whole, and the rows that it knows of are there."""
     url = "gs://bucket/moments"
@@ -207,6 +208,7 @@ def test_what_is_no_whole_checkpoint_is_passed_over(emulator, whole, damage, cap
     assert f"{prefix}state/left" not in objects
 
 
+@pytest.mark.slow
 def test_two_processes_on_two_machines(emulator, tmp_path):
     """Stopped at step 4 and gone on. Neither sees a file of the other but in the bucket."""
     loop.train(small.experiment(total_steps=8), tmp_path / "one")

@@ -1,6 +1,6 @@
 """Faults at random moments of a real training command: what comes of it is what would have come of it anyway.
 
-Two trials here; `python -m tests.launch.faults --trials=20` does as many as you like, in more ways.
+One trial here, five more in `make test-all`; `python -m tests.launch.faults --trials=20` does as many as you like.
 """
 
 import pytest
@@ -13,11 +13,10 @@ def faults(tmp_path_factory):
     return Faults(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("number", [
-    1 + KINDS.index("kill"),
-    1 + KINDS.index("harm"),
-    *(pytest.param(1 + n, marks=pytest.mark.slow) for n, kind in enumerate(KINDS) if kind not in ("kill", "harm")),
-], ids=lambda number: KINDS[number - 1])  # fmt: skip
+# `harm` is kill -9 and a damaged checkpoint.
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[pytest.mark.slow] * (kind != "harm"), id=kind) for n, kind in enumerate(KINDS, 1)]
+)
 def test_a_run_that_was_struck_goes_on_bit_for_bit(faults, number):
     kind, strikes, different = faults.trial(number)
     assert not different, (kind, strikes, different)

@@ -123,7 +123,7 @@ TEXT = {
 }
 
 
-@pytest.mark.parametrize("name", list(TEXT))
+@pytest.mark.parametrize("name", [pytest.param("span_corruption", marks=pytest.mark.slow), "next_token"])
 def test_text_from_files_through_other_workers(name, corpus, tmp_path, monkeypatch):
     """Dropout and a scheduled rate on; stopped once in the thread, gone on with two worker processes."""
     objective = TEXT[name]()

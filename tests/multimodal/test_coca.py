@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn
 
 from multimodal.pairs import ImageText
@@ -83,6 +84,7 @@ def test_one_pair_of_towers_learns_from_both():
         assert all(any(np.any(x) for x in jax.tree.leaves(g[tower])) for g in (clip, caption))
 
 
+@pytest.mark.slow
 def test_it_is_cut_and_laid_out_like_any_other():
     contract.check_microbatches(COCA, batch_of, parts=(4,))
     contract.check_sharding(COCA, batch_of, meshes=("mixed",))

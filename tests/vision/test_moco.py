@@ -34,6 +34,7 @@ def test_sharding():
     contract.check_sharding(moco(), tiny.masked)
 
 
+@pytest.mark.slow
 def test_sharding_with_batch_norm():
     contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
 

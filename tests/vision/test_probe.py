@@ -94,6 +94,7 @@ def test_balanced_labels():
     assert len(probe.balanced(y, 1.0, 3)) == 1000
 
 
+@pytest.mark.slow
 def test_every_method_beside_an_untrained_encoder_measured_once(monkeypatch):
     objective, data = mae(), digits()
     probes = Probes(probe.METHODS, 300, 100, epochs=2, finetune_steps=3, finetune_batch=16)
