@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from launch import cli
+from launch import cli, store
 from paradigm.errors import UserError
 
 FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
@@ -120,7 +120,7 @@ def _reader(source):
 
 
 def _empty(out):
-    if "://" in str(out):
+    if store.remote(out):
         raise UserError(f"--out={out}: write to a directory of this machine, and copy that")
     out = pathlib.Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -84,14 +84,7 @@ class Disk:
         """Every file below, in order."""
         return sorted(path for path in directory.rglob("*") if path.is_file())
 
-    @staticmethod
-    def sync(path):
-        """Makes the content of a file, or the names in a directory, durable."""
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    sync = staticmethod(storage.sync)
 
     @classmethod
     def sync_names(cls, directory):

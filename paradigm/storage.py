@@ -1,6 +1,7 @@
-"""Storage that errs now and then: the same call again, a little later."""
+"""Storage: making what was written durable, and calls that fail in passing, made again a little later."""
 
 import errno
+import os
 import re
 import time
 
@@ -56,3 +57,12 @@ def patiently(call, *args, waits=None):
                 raise
         time.sleep(wait)
     return call(*args)
+
+
+def sync(path):
+    """Makes the content of a file, or the names in a directory, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
+from paradigm.storage import sync
 from t5like import sources
 from t5like.data import FORMAT, META, encode_window, read_meta
 from t5like.tokenizer import get_tokenizer, load_tokenizer
@@ -129,7 +130,7 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
         leftover.unlink()
     tokenizer.save(out / "tokenizer.tmp")
     for file in (out / "tokenizer.tmp").iterdir():
-        _sync(file)
+        sync(file)
     os.rename(out / "tokenizer.tmp", out / "tokenizer")
     highest = tokenizer.vocab_size - tokenizer.extra_ids - 1
     plan = {
@@ -310,7 +311,7 @@ class _Shard:
         if self.writer is None:
             return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
         self.writer.close()
-        _sync(self.aside)
+        sync(self.aside)
         os.replace(self.aside, self.path)
         size = self.path.stat().st_size
         return {"file": self.path.name, "bytes": size, "sha256": _sha256(self.path), "counts": self.counts}
@@ -409,18 +410,9 @@ def _sha256(path):
 def _write_json(path, value):
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(json.dumps(value, indent=1) + "\n")
-    _sync(aside)
+    sync(aside)
     os.replace(aside, path)
-    _sync(path.parent)
-
-
-def _sync(path):
-    """Waits until a file, or a directory's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
