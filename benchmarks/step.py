@@ -26,6 +26,7 @@ from paradigm.errors import choose
 WORKLOAD = flags.DEFINE_string("workload", None, "A name in benchmarks/workloads.json.", required=True)
 STEPS = flags.DEFINE_integer("steps", 5, "Steps to time, after two that are not.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the arithmetic is done in.")
+ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "plain"], "What the device can, or the plain path.")
 PEER = flags.DEFINE_multi_string("peer", [], "A command to compare with, run in turn; repeatable.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of a comparison.", lower_bound=1)
 
@@ -141,6 +142,7 @@ def measure():
     """One line as the peer prints it, with mfu, dtype and processor."""
     import jax
 
+    from paradigm import attention_kernels
     from paradigm.metrics import peak_flops
     from paradigm.optim import AdamW
     from paradigm.step import init_state, make_train_step
@@ -150,8 +152,11 @@ def measure():
     state = jax.block_until_ready(jax.jit(lambda: init_state(objective, optimizer, seed=0))())
     batch = jax.device_put(batch)
     host.return_pages()
-    step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0).lower(state, batch)
+    start = time.perf_counter()
+    with attention_kernels.use(ATTENTION.value):
+        step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0).lower(state, batch)
     step = step.compile(host.compiler_options(jax.default_backend()))
+    compiled = time.perf_counter() - start
     host.return_pages()
 
     seconds = []
@@ -168,16 +173,26 @@ def measure():
         "items_per_s": round(objective.items(batch)[1] / median, 1),
         "params": sum(x.size for x in jax.tree.leaves(state.params)),
         "peak_rss_mb": memory,
+        "peak_device_mb": device_memory(),
+        "compile_s": round(compiled, 1),
+        "attention": ATTENTION.value,
         "mfu": round(objective.flops(batch) / median / peak_flops(), 4),
         "dtype": DTYPE.value,
         "processor": processor(),
     }
 
 
+def device_memory():
+    """MB that the accelerator's allocator has held at most; 0 where the device does not tell."""
+    import jax
+
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) // 2**20
+
+
 def compare():
     """Runs every side in turn and gives the medians over rounds, and ours over the faster peer's."""
     settings = [f"--workload={WORKLOAD.value}", f"--steps={STEPS.value}", f"--dtype={DTYPE.value}"]
-    own = [sys.executable, "-m", "benchmarks.step", *settings]
+    own = [sys.executable, "-m", "benchmarks.step", *settings, f"--attention={ATTENTION.value}"]
     sides = {"paradigm": own, **{command: shlex.split(command) for command in PEER.value}}
     lines = {name: [] for name in sides}
     for _ in range(ROUNDS.value):

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from paradigm.attention import RelativeBias, Visibility, attend, rope_angles, rotate
+from paradigm.attention import RelativeBias, Visibility, rope_angles, rotate
+from paradigm.attention_kernels import attend
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense, drop
 from paradigm.partition import BATCH, constrain
@@ -114,8 +115,10 @@ class Attention(Architecture, kw_only=True):
             write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))
             memory = {name: write(cache[name], memory[name], visibility.offset) for name in memory}
         scale = width**-0.5 if self.scale_attention else 1.0
-        weights = lambda p: self.dropped(p, keys, f"{self.name}/weights")
-        y = attend(q, memory["key"], memory["value"], visibility, bias, scale, weights)
+        dropped = None
+        if keys is not None and self.dropout:
+            dropped = lambda p: self.dropped(p, keys, f"{self.name}/weights")
+        y = attend(q, memory["key"], memory["value"], visibility, bias, scale, dropped)
         y = Dense((self.d_model,), 2, self.bias, self.out_std, self.dtype, name="out")(y.swapaxes(1, 2))
         return y, memory
 
