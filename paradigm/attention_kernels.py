@@ -1,7 +1,7 @@
 """One function picks how attention is computed: the plain path, or cuDNN's flash attention on a GPU.
 
 The plain path (attention.py) is right everywhere and forms [B, H, L, S] in blocks. cuDNN's never forms it, and wants a
-GPU, 16-bit arithmetic, no dropout on the weights, and a head width that is a multiple of 8 up to 128.
+GPU, 16-bit arithmetic, neither bias nor dropout, and a head width that is a multiple of 8 up to 128.
 """
 
 import contextlib
@@ -26,18 +26,17 @@ def use(name):
         _FORCED.reset(token)
 
 
-def pick(q_BxHxLxK, k_BxHxSxK, masked, bias, dropout):
-    """("cudnn" or "plain", why) for these arrays. masked: a mask that is no causal triangle alone."""
-    length, width = q_BxHxLxK.shape[2:]
-    source = k_BxHxSxK.shape[2]
+def pick(q_BxHxLxK, dropout, bias=None):
+    """("cudnn" or "plain", why) for these queries and this bias. dropout: whether attention weights are dropped."""
+    width = q_BxHxLxK.shape[-1]
     reasons = {
         "it was asked for": _FORCED.get() == "plain",
         f"the device is a {jax.default_backend()}": jax.default_backend() not in ("gpu", "cuda"),
         f"the arithmetic is {q_BxHxLxK.dtype}": q_BxHxLxK.dtype not in (jnp.bfloat16, jnp.float16),
         "weights are dropped": dropout,
+        # Measured (docs/results/gpu.md): slower there than the plain path, its gradient a sum in 16 bits.
+        "there is a bias": bias is not None,
         f"heads are {width} wide": width % 8 or width > 128,
-        # cuDNN reads a mask as a bias, and its gradient wants even lengths there.
-        f"{length} by {source} is odd, under a mask or a bias": (masked or bias is not None) and (length | source) % 2,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     return ("cudnn", "flash attention") if reason is None else ("plain", reason)
@@ -48,24 +47,31 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, dropped=
 
     Args: as attention.attend; `dropped` is a function of the attention weights, or None for no dropout.
     """
+    kernel, _ = pick(q_BxHxLxK, dropped is not None, bias)
+    if kernel == "plain":
+        weights = dropped if dropped is not None else lambda p: p
+        return attention.attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias, scale, weights)
     # A triangle that starts at the first key is a kernel's own mask; any other is an array of 16-bit numbers to it.
     triangle = mask.causal and isinstance(mask.offset, int) and mask.offset == 0
     masked = mask.keys is not None or mask.prefix is not None or (mask.causal and not triangle)
-    kernel, _ = pick(q_BxHxLxK, k_BxHxSxK, masked, bias, dropped is not None)
-    if kernel == "plain":
-        return attention.attend(
-            q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias, scale, dropped if dropped is not None else lambda p: p
-        )
-    seen = mask.expand(q_BxHxLxK.shape[2], k_BxHxSxK.shape[2]) if masked else None
-    rows_first = lambda x: x.swapaxes(1, 2)  # [B, H, L, K] -> [B, L, H, K]
+    batch, _, length, _ = q_BxHxLxK.shape
+    source = k_BxHxSxK.shape[2]
+    seen = mask.expand(length, source) if masked else None
+    # The kernel wants even lengths for a gradient: an odd one has a row more, which the row's length hides.
+    odd = length % 2 or source % 2
+    lengths = [jnp.full((batch,), n, jnp.int32) for n in (length, source)] if odd else (None, None)
+    even = lambda x, *axes: jnp.pad(x, [(0, x.shape[a] % 2 if a in axes else 0) for a in range(x.ndim)])
+    rows_first = lambda x: even(x, 2).swapaxes(1, 2)  # [B, H, L, K] -> [B, L, H, K]
     y = jax.nn.dot_product_attention(
         rows_first(q_BxHxLxK),
         rows_first(k_BxHxSxK),
         rows_first(v_BxHxSxK),
-        None if bias is None else bias.astype(q_BxHxLxK.dtype),
-        seen,
+        None,
+        None if seen is None else even(jnp.broadcast_to(seen, (*seen.shape[:2], length, source)), 2, 3),
+        query_seq_lengths=lengths[0],
+        key_value_seq_lengths=lengths[1],
         scale=scale,
         is_causal=triangle and not masked,
         implementation="cudnn",
     )
-    return rows_first(y)
+    return y[:, :length].swapaxes(1, 2)

@@ -29,6 +29,7 @@ ENTRY_POINTS = (
     "launch.compile",
     "launch.pods",
     "benchmarks.step",
+    "benchmarks.gpu",
     "benchmarks.input",
     "benchmarks.vision",
     "benchmarks.multimodal",
