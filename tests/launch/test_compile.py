@@ -11,9 +11,10 @@ import sys
 import jax
 import pytest
 
-from launch import compile as ahead
-from launch import hlo, pod_table, registry, topology
-from launch.topology import parse_topology
+from launch.aot import hlo, table, topology
+from launch.aot import report as ahead
+from launch.aot.topology import parse_topology
+from launch.run import registry
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.optim import Adafactor, AdamW
@@ -134,7 +135,7 @@ def test_the_compilers_word_on_memory(text, needed):
 
 
 def test_a_step_that_the_compiler_finds_too_large(monkeypatch, chip):
-    from launch.program import Program
+    from launch.run.program import Program
 
     chip(hbm=1 << 30)
     text = "RESOURCE_EXHAUSTED: ... required for HLO temporaries (2.00G) exceeds available HBM (1.00G)."
@@ -196,10 +197,10 @@ def test_the_page_has_a_row_for_each():
     found |= {"collectives": {"all-reduce": {"count": 3, "bytes": 1 << 20, "largest": 1}}}
     found |= {"roofline": {"step_seconds": 0.1, "without_overlap": 0.2, "bound": "memory", "mfu": 0.5}}
     lost = {"run": "runs/y.gin", "fits": False, "topology": "v5e:16x16", "error": "error: no"}
-    page = pod_table.page({"a": found, "b": lost})
+    page = table.page({"a": found, "b": lost})
     row = "| x | v5e:16x16 | data:256 | yes | 16 GiB | 1 GiB | 2 GiB | 1e+15 | 100 ms | 200 ms | memory | 50 % | "
     assert row + "all-reduce 1 MiB |" in page
-    assert all(line.count("|") == len(pod_table.COLUMNS) + 1 for line in page.splitlines() if line.startswith("|"))
+    assert all(line.count("|") == len(table.COLUMNS) + 1 for line in page.splitlines() if line.startswith("|"))
 
 
 tpu = pytest.mark.skipif(
