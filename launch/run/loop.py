@@ -131,7 +131,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
     closing.callback(writers.close)
     count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
     writers.say(f"{source} · {count:,} parameters · {workdir}")
-    meter = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
+    step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()
     stop = closing.enter_context(Stop())
@@ -142,9 +142,9 @@ def _train(experiment, files, config, sources, profile, watch, closing):
         stopping, last = stop.asked(step), step == total
         fresh = {}
         if last:
-            meter.finish()
+            step_metrics.finish()
         if step > evaluated and (last or step % experiment.eval_every == 0) and not stopping:
-            meter.drain()
+            step_metrics.drain()
             watch.at(f"the evaluation after step {step}", UNHURRIED)
             start = time.perf_counter()
             found = evaluation.run(state, stop.hurried)
@@ -154,9 +154,9 @@ def _train(experiment, files, config, sources, profile, watch, closing):
             writers.valid(step, *found, {"seconds": time.perf_counter() - start})
             fresh = metrics
             files.offer()
-            meter.restart_clock()
+            step_metrics.restart_clock()
         if step > 0 and (last or stopping or step % experiment.save_every == 0):
-            meter.drain()
+            step_metrics.drain()
             watch.at(f"saving step {step}", UNHURRIED)
             saved = {
                 "next_index": step * experiment.batch_size,
@@ -165,20 +165,20 @@ def _train(experiment, files, config, sources, profile, watch, closing):
                 "config": config,
                 "data": data.fingerprint,
                 "versions": run_directory.versions(),
-                "progress": {"evaluated": evaluated, **meter.progress},
+                "progress": {"evaluated": evaluated, **step_metrics.progress},
             }
             last_save = step, state, saved, fresh
             checkpoints.save(*last_save)
-            meter.restart_clock()
+            step_metrics.restart_clock()
         if last or stopping:
             break
 
         watch.at(f"step {step + 1}")
-        trace.at(step, meter)
+        trace.at(step, step_metrics)
         phase = objective.phase(step)
         state, new = executables[phase].result()(state, program.put(next(feed), phase))
         step += 1
-        meter.push(step, phase, new)
+        step_metrics.push(step, phase, new)
         writers.advance(step)
 
     watch.at(f"saving step {step}", UNHURRIED)
@@ -254,14 +254,14 @@ class Profile:
         self._first, self._last = steps or (None, None)
         self._directory, self._running = directory, False
 
-    def at(self, step, meter):
+    def at(self, step, step_metrics):
         """Before each step: starts or stops when it is time, with no step in flight."""
         if step == self._first:
-            meter.drain()
+            step_metrics.drain()
             jax.profiler.start_trace(self._directory)
             self._running = True
         if step == self._last:
-            meter.drain()
+            step_metrics.drain()
             self.__exit__()
 
     def __enter__(self):

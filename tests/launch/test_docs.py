@@ -10,10 +10,8 @@ from launch.run import registry
 
 REPO = pathlib.Path(__file__).parent.parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
-ALSO = {
-    "launch.train": ("run.distributed", "run.watchdog"),
-    "launch.pods": ("train",),
-}  # who else defines a command's flags
+# Who else defines a command's flags.
+ALSO = {"launch.train": ("run.distributed", "run.watchdog"), "launch.pods": ("train",)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

@@ -277,15 +277,15 @@ def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypat
     program = Program(experiment, contract.mesh_of("data"))
     monkeypatch.setattr(step_metrics, "peak_flops", lambda: 1.0)
     recorder, read = Recorder(), []
-    meter = step_metrics.StepMetrics(experiment, program, recorder, {"logged": 0, "window": {}}, 0, 0)
+    running = step_metrics.StepMetrics(experiment, program, recorder, {"logged": 0, "window": {}}, 0, 0)
     for step in range(1, 6):
-        meter.push(step, "main", {"loss": (float(step), 1.0), "bad_step": (0.0, 1.0)})
+        running.push(step, "main", {"loss": (float(step), 1.0), "bad_step": (0.0, 1.0)})
         late = unread if step > 1 else 0  # the first step is waited for: it warms up, and the peak is measured after it
         assert read == list(range(1, step + 1 - late))
     assert recorder.steps == [2, 4]
-    meter.drain()
+    running.drain()
     assert read == [1, 2, 3, 4, 5]
-    assert meter.progress == {"logged": 4, "window": {"loss": (5.0, 1.0), "bad_steps": (0.0, 0.0)}}
+    assert running.progress == {"logged": 4, "window": {"loss": (5.0, 1.0), "bad_steps": (0.0, 0.0)}}
 
 
 def test_profile_traces_into_the_run_directory(tmp_path):

@@ -11,8 +11,7 @@ import sys
 import jax
 import pytest
 
-from launch.aot import hlo, table, topology
-from launch.aot import report as ahead
+from launch.aot import hlo, report, table, topology
 from launch.aot.topology import parse_topology
 from launch.run import registry
 from paradigm import trees
@@ -24,7 +23,7 @@ from t5like.objectives import NextToken
 from tests import miniatures
 from tests.launch import small
 
-REPO = pathlib.Path(__file__).parent.parent.parent
+REPO = pathlib.Path(__file__).parents[3]
 SMOKE = sorted(path.relative_to(registry.SHIPPED).as_posix() for path in registry.SHIPPED.glob("runs/smoke/*.gin"))
 CHIP = topology.Chip(1e12, 1 << 40, 1e11, 1e10, 1e9, ("8",))  # as if a CPU were one
 
@@ -47,7 +46,7 @@ def language(**how):
 
 def report(objective, mesh="fsdp:8", **settings):
     settings = {"optimizer": AdamW(1e-3), "batch_size": 16, **settings}
-    return ahead.report(small.experiment(objective, **settings), parse_topology("cpu:8"), jax.devices(), mesh)
+    return report.report(small.experiment(objective, **settings), parse_topology("cpu:8"), jax.devices(), mesh)
 
 
 def test_the_command_needs_no_data_and_ends_with_one_object():
@@ -102,9 +101,9 @@ def test_what_does_not_fit_says_which_term_and_what_to_change(chip):
     found = report(language(), "data:8", batch_size=16)
     assert '--gin_param="Experiment.microbatches = 2"' in found["advice"][1]
     sizes = {"temporaries": 40, "hbm_per_chip": 20, "arguments": 5}  # 40 / 4 and 5 would fit
-    assert ahead._parts(small.experiment(language(), batch_size=64), 8, sizes) == 4
-    assert ahead._parts(small.experiment(language(), batch_size=64, microbatches=2), 8, sizes) == 8
-    assert ahead._parts(small.experiment(miniatures.CoupledStatistics(), batch_size=64), 8, sizes) is None
+    assert report._parts(small.experiment(language(), batch_size=64), 8, sizes) == 4
+    assert report._parts(small.experiment(language(), batch_size=64, microbatches=2), 8, sizes) == 8
+    assert report._parts(small.experiment(miniatures.CoupledStatistics(), batch_size=64), 8, sizes) is None
 
 
 def test_a_state_that_does_not_fit_asks_for_shards():
@@ -118,7 +117,7 @@ def test_a_state_that_does_not_fit_asks_for_shards():
         "hbm_per_chip": 30,
     }
     experiment = small.experiment(language(), mesh="data:8")
-    (_, change) = ahead._advice(experiment, found, parse_topology("cpu:8"))
+    (_, change) = report._advice(experiment, found, parse_topology("cpu:8"))
     assert change.startswith("optimizer is what is too large") and "--mesh=data:1,fsdp:-1" in change
     assert "Adafactor" in change
 
@@ -131,7 +130,7 @@ def test_a_state_that_does_not_fit_asks_for_shards():
     ("INVALID_ARGUMENT: a bug", None),
 ])  # fmt: skip
 def test_the_compilers_word_on_memory(text, needed):
-    assert ahead._out_of_memory(text) == needed
+    assert report._out_of_memory(text) == needed
 
 
 def test_a_step_that_the_compiler_finds_too_large(monkeypatch, chip):
@@ -153,14 +152,14 @@ def test_roofline_by_hand(chip):
     chip()
     inside = hlo.Collective("all-gather", "1", 1e9, 4, False, times=10)  # sends 3/4 of 1e9, ten times
     across = hlo.Collective("all-reduce", "2", 1e8, 2, True)  # 2 * 1/2 of 1e8
-    found = ahead.roofline(hlo.Cost(4e11, 1e10, (inside, across)), 1.6e12, parse_topology("cpu:8"))
+    found = report.roofline(hlo.Cost(4e11, 1e10, (inside, across)), 1.6e12, parse_topology("cpu:8"))
     assert [found[k] for k in ("compute", "memory", "interconnect", "network")] == [0.4, 0.1, 0.75, 0.1]
     assert found["bound"] == "interconnect" and found["step_seconds"] == 0.75 and found["without_overlap"] == 1.35
     assert found["mfu"] == pytest.approx(1.6e12 / 8 / 1e12 / 0.75, rel=1e-3)
 
 
 def test_a_mesh_for_other_chips_than_the_runs_own():
-    fit = lambda chips, **how: ahead.fitting_mesh(small.experiment(language(), **how), chips)
+    fit = lambda chips, **how: report.fitting_mesh(small.experiment(language(), **how), chips)
     assert fit(8, mesh="data:1,fsdp:4,tensor:2", batch_size=16) == "data:1,fsdp:4,tensor:2"
     assert fit(4, mesh="data:1,fsdp:64,tensor:1", batch_size=16) == "data:1,fsdp:4,tensor:1"
     assert fit(16, mesh="data:4", batch_size=8) == "data:8,fsdp:1,tensor:2"  # eight rows, and so two chips a row
@@ -243,7 +242,7 @@ def test_two_slices_cross_the_network():
 def test_no_gather_of_any_objective_is_larger_than_a_layer_or_a_leaf(run):
     """What is cut over eight devices comes together layer by layer, never all at once."""
     experiment = registry.parse([run])
-    found = ahead.report(experiment, parse_topology("cpu:8"), jax.devices(), "fsdp:8")
+    found = report.report(experiment, parse_topology("cpu:8"), jax.devices(), "fsdp:8")
     state = jax.eval_shape(lambda: init_state(experiment.objective, experiment.optimizer, 0))
     stacks, single = {}, [0]
     for name, x in [*trees.named_leaves(state.params), *trees.named_leaves(state.extra)]:  # a queue is a leaf too
