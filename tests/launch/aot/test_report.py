@@ -44,7 +44,7 @@ def language(**how):
     return NextToken(gpt("tiny", **{**dict(vocab_size=64, d_model=32, heads=2, layers=3), **how}), length=32)
 
 
-def report(objective, mesh="fsdp:8", **settings):
+def reported(objective, mesh="fsdp:8", **settings):
     settings = {"optimizer": AdamW(1e-3), "batch_size": 16, **settings}
     return report.report(small.experiment(objective, **settings), parse_topology("cpu:8"), jax.devices(), mesh)
 
@@ -61,15 +61,15 @@ def test_the_command_needs_no_data_and_ends_with_one_object():
 
 def test_flops_are_of_every_layer_and_every_chip():
     """What the program multiplies on all chips is near the formula; a scan counted once would be a third of it."""
-    found = report(language(), "data:8")
+    found = reported(language(), "data:8")
     assert 0.9 < 8 * found["compiled_flops_per_chip"] / found["flops"] < 1.6
-    again = report(language(remat="full"), "data:8")
+    again = reported(language(remat="full"), "data:8")
     assert again["compiled_flops_per_chip"] > 1.1 * found["compiled_flops_per_chip"]
 
 
 def test_the_largest_gather_is_one_layer_or_one_leaf():
     objective = language(layers=6, d_model=64)
-    found = report(objective)
+    found = reported(objective)
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
     layer = sum(x.size * 4 for x in jax.tree.leaves(shapes["decoder"]["layers"])) / 6
     single = max(x.size * 4 for x in jax.tree.leaves({k: v for k, v in shapes.items() if k != "decoder"}))
@@ -79,26 +79,26 @@ def test_the_largest_gather_is_one_layer_or_one_leaf():
 def test_a_large_vocabulary_needs_no_logits_of_all():
     """Vocabulary 256k, length 2048: what a step needs beside its arguments is far less than one [B, L, V]."""
     objective = NextToken(gpt("tiny", vocab_size=1 << 18, d_model=64, heads=2, layers=1, remat="full"), length=2048)
-    found = report(objective, "data:8", batch_size=8, optimizer=Adafactor(1e-3))
+    found = reported(objective, "data:8", batch_size=8, optimizer=Adafactor(1e-3))
     logits = 2048 * (1 << 18) * 4  # of the one row that each device has
     assert found["temporaries"] < 0.6 * logits, found["temporaries"] / logits
 
 
 def test_every_phase_and_the_dearest_first():
-    found = report(miniatures.alternating(), "data:8", batch_size=8)
+    found = reported(miniatures.alternating(), "data:8", batch_size=8)
     assert set(found["phases"]) == set(miniatures.alternating().phases())
     assert found["bytes_per_chip"] == max(p["bytes_per_chip"] for p in found["phases"].values())
 
 
 def test_what_does_not_fit_says_which_term_and_what_to_change(chip):
     chip(hbm=10_000)
-    found = report(language(), "data:8", batch_size=8)
+    found = reported(language(), "data:8", batch_size=8)
     assert not found["fits"]
     size, change = found["advice"]
     assert "main: " in size and "temporaries" in size and "it has 9.766 KiB" in size
     assert "remat = 'full' (now 'none')" in change and "tensor:2" in change
     assert "Experiment.microbatches" not in change  # a row a chip cannot be cut
-    found = report(language(), "data:8", batch_size=16)
+    found = reported(language(), "data:8", batch_size=16)
     assert '--gin_param="Experiment.microbatches = 2"' in found["advice"][1]
     sizes = {"temporaries": 40, "hbm_per_chip": 20, "arguments": 5}  # 40 / 4 and 5 would fit
     assert report._parts(small.experiment(language(), batch_size=64), 8, sizes) == 4
@@ -139,13 +139,13 @@ def test_a_step_that_the_compiler_finds_too_large(monkeypatch, chip):
     chip(hbm=1 << 30)
     text = "RESOURCE_EXHAUSTED: ... required for HLO temporaries (2.00G) exceeds available HBM (1.00G)."
     monkeypatch.setattr(Program, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError(text)))
-    found = report(language())
+    found = reported(language())
     assert not found["fits"] and found["temporaries"] == 2 << 30 and "temporaries 2 GiB" in found["advice"][0]
     monkeypatch.setattr(Program, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError("RESOURCE_EXHAUSTED: how?")))
-    assert not report(language())["fits"]
+    assert not reported(language())["fits"]
     monkeypatch.setattr(Program, "compile", lambda *_: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
-        report(language())
+        reported(language())
 
 
 def test_roofline_by_hand(chip):
