@@ -11,7 +11,10 @@ PACKAGES = [
     "multimodal",
     "multimodal.objectives",
     "launch",
-    "launch.pod_forms",
+    "launch.aot",
+    "launch.clusters",
+    "launch.run",
+    "launch.storage",
     "gin_configs",
 ]
 

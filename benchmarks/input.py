@@ -14,8 +14,8 @@ import time
 
 from absl import flags
 
-from launch import cli
-from launch.input import batches
+from launch.run import cli
+from launch.run.loader import batches
 from paradigm.dataset import Dataset
 from t5like.corrupt import SpanNoise
 from t5like.data import META, TextData

@@ -17,7 +17,7 @@ from absl import flags
 
 from benchmarks.compare import cell, curves, evaluate, table, there, train
 from benchmarks.machine import processor
-from launch import cli
+from launch.run import cli
 
 RUNS = ("clip", "siglip")
 SPLITS = {

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from launch import cli
-from launch.mesh import make_mesh
-from launch.topology import parse_topology
+from launch.aot.topology import parse_topology
+from launch.run import cli
+from launch.run.mesh import make_mesh
 from paradigm import partition
 from paradigm.contrastive import info_nce, nt_xent, sigmoid_pairs
 

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.machine import processor
-from launch import cli, host
+from launch.run import cli, host
 from paradigm.errors import choose
 
 WORKLOAD = flags.DEFINE_string("workload", None, "A name in benchmarks/workloads.json.", required=True)
@@ -36,7 +36,7 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01  # the peer's: torch.optim.AdamW's defa
 
 def main(argv):
     del argv
-    host.keep_pages()  # before a comparison too: peers inherit the setting, so that both sides have the same
+    host.enable_huge_pages()  # before a comparison too: peers inherit the setting, so that both sides have the same
     if PEER.value:
         print(json.dumps(compare()))
         return

@@ -17,7 +17,7 @@ from absl import flags
 
 from benchmarks.compare import cell, curves, evaluate, table, there, train
 from benchmarks.machine import processor
-from launch import cli
+from launch.run import cli
 
 RUNS = ("supervised", "mae", "simclr", "moco_v2", "moco_v3")
 PROBES = {"knn": "k-NN", "linear": "linear", "linear_1pct": "1 % of labels"}

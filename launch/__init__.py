@@ -1,9 +1,7 @@
-"""Devices, files, flags and time, once for every objective. In a notebook: `from launch import load`."""
+"""Devices, files, flags and time, once for every objective: the commands, and for a notebook `from launch import load`.
 
+Below the commands are run (one training run), storage (where it is kept), aot (what it costs on devices that are not
+there) and clusters (how it starts on the machines of others).
+"""
 
-def __getattr__(name):
-    if name == "load":  # on first use: it brings jax and everything above it
-        from launch.run import load
-
-        return load
-    raise AttributeError(f"module 'launch' has no attribute {name!r}")
+from launch.load import load as load

@@ -8,15 +8,12 @@ the partitioner cuts the step. The last line is one JSON object; the exit code i
 --mesh the run file's own is used, widened or narrowed to the chips of the topology.
 """
 
-import dataclasses
 import json
-import re
 import sys
-import time
 
 from absl import flags
 
-from launch import cli
+from launch.run import cli
 from paradigm.errors import UserError
 
 
@@ -24,13 +21,14 @@ def main(argv):
     if argv[1:]:
         raise UserError(f"'{argv[1]}' is not a flag: did you mean --gin_file={argv[1]}? See --help")
     if TABLE.value:
-        from launch import pod_table
+        from launch.aot import table
 
-        sys.exit(pod_table.write(GIN_FILE.value, MISSING.value))
+        sys.exit(table.write(GIN_FILE.value, MISSING.value))
     if not GIN_FILE.value or not TOPOLOGY.value:
         raise UserError("--gin_file and --topology are required, as in --gin_file=runs/demo.gin --topology=v5e:2x4")
-    from launch import registry
-    from launch.topology import parse_topology
+    from launch.aot.report import report
+    from launch.aot.topology import parse_topology
+    from launch.run import registry
 
     topology = parse_topology(TOPOLOGY.value, SLICES.value)
     devices = topology.devices()
@@ -40,199 +38,6 @@ def main(argv):
         print(f"does not fit: {line}", file=sys.stderr)
     print(json.dumps({"run": GIN_FILE.value[0], **found}))
     sys.exit(0 if found["fits"] else 1)
-
-
-def report(experiment, topology, devices, mesh=None):
-    """What the steps of an experiment take on these devices: the JSON object's fields, first of the dearest phase.
-
-    Args:
-        experiment: an Experiment.
-        topology: launch.topology.Topology, and devices: its devices.
-        mesh: as in --mesh; None for the experiment's own, adapted.
-
-    Returns:
-        a dict: mesh, chips, phase and what `compile_phase` says of the phase that needs the most memory; `phases` with
-        all of them where there are several; advice, lines for a person, empty when everything fits.
-
-    Raises:
-        UserError: the experiment is invalid on that mesh.
-    """
-    from launch.experiment import validate
-    from launch.mesh import make_mesh
-    from launch.program import Program
-
-    experiment = dataclasses.replace(experiment, mesh=mesh or fitting_mesh(experiment, topology.chips))
-    validate(experiment, topology.chips)
-    mesh = make_mesh(experiment.mesh, devices)
-    program = Program(experiment, mesh)
-    phases = {phase: compile_phase(program, phase, topology) for phase in program.batch}
-    worst = max(phases, key=lambda p: (not phases[p]["fits"], phases[p]["bytes_per_chip"]))
-    advice = [f"{phase}: {line}" for phase, found in phases.items() for line in _advice(experiment, found, topology)]
-    first = {"topology": topology.name, "slices": topology.slices, "chips": topology.chips}
-    first["mesh"] = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
-    several = {"phases": phases} if len(phases) > 1 else {}
-    return {**first, "phase": worst, **phases[worst], **several, "advice": advice}
-
-
-def compile_phase(program, phase, topology):
-    """Compiles one phase: bytes per chip by kind, FLOPs, collectives, seconds, and the roofline of a step.
-
-    `flops` is by formula and of the whole step; `compiled_flops_per_chip` is what the program multiplies, with what is
-    computed twice (remat) and what is padding. A program that the compiler finds too large has only its bytes.
-    """
-    from launch import hlo
-    from launch.dry_run import bytes_on_device
-
-    state, batch = program.state, program.batch[phase]
-    kinds = {"params": state.params, "optimizer": state.opt_state, "extra": state.extra, "batch": batch}
-    arguments = {kind: bytes_on_device(tree) for kind, tree in kinds.items()}
-    chip = topology.chip
-    found = {
-        "bytes_per_chip": None,
-        "hbm_per_chip": chip and chip.hbm,
-        "fits": True,
-        "arguments": sum(arguments.values()),
-        "arguments_by_kind": arguments,
-        "temporaries": None,
-        "flops": program.experiment.objective.flops(batch),
-    }
-    start = time.perf_counter()
-    try:
-        compiled = program.compile(phase)
-    except Exception as error:
-        needed = _out_of_memory(str(error))
-        if needed is None:
-            raise
-        needed = int(min(needed, 1 << 50))  # it does not always say how much
-        found |= {"temporaries": needed, "fits": False, "compile_seconds": round(time.perf_counter() - start, 1)}
-        found["bytes_per_chip"] = found["arguments"] + needed
-        return found
-    seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    found["arguments"] = memory.argument_size_in_bytes
-    found["temporaries"] = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    found["bytes_per_chip"] = found["arguments"] + found["temporaries"]
-    found["fits"] = chip is None or found["bytes_per_chip"] <= chip.hbm
-    cost = hlo.cost(compiled.as_text(), topology.chips // topology.slices)
-    found |= {
-        "compiled_flops_per_chip": cost.flops,
-        "memory_traffic_per_chip": cost.memory,
-        "collectives": hlo.by_kind(cost.collectives),
-        "compile_seconds": round(seconds, 1),
-        "roofline": chip and roofline(cost, found["flops"], topology),
-    }
-    return found
-
-
-def roofline(cost, flops, topology):
-    """Seconds of a step as each resource alone would have it, and together.
-
-    step_seconds: the slowest of them, as if all overlapped; without_overlap: their sum. The truth lies between, or
-    above where latency counts. mfu: model FLOPs over step_seconds at the chips' peak, so the MFU can hardly be more.
-    """
-    chip = topology.chip
-    wire = {crosses: sum(c.wire for c in cost.collectives if c.crosses == crosses) for crosses in (False, True)}
-    parts = {
-        "compute": cost.flops / chip.flops,
-        "memory": cost.memory / chip.bandwidth,
-        "interconnect": wire[False] / chip.link,
-        "network": wire[True] / chip.network,
-    }
-    step = max(parts.values())
-    return {
-        **{name: _short(value) for name, value in parts.items()},
-        "bound": max(parts, key=parts.get),
-        "step_seconds": _short(step),
-        "without_overlap": _short(sum(parts.values())),
-        "mfu": _short(flops / topology.chips / chip.flops / step),
-    }
-
-
-def fitting_mesh(experiment, chips):
-    """The experiment's own mesh where it fills the chips, else the nearest that does: the axis that spreads the rows
-    takes what tensor leaves, or data does where a dim is too short for more fsdp; where rows run out, tensor takes
-    twice as many, and so on."""
-    from launch.experiment import validate
-    from launch.mesh import mesh_shape, parse_mesh
-
-    own = parse_mesh(experiment.mesh)
-    candidates = [experiment.mesh]
-    wide = "fsdp" if own["fsdp"] != 1 else "data"
-    tensor = max(own["tensor"], 1)
-    while chips % tensor == 0 and tensor <= chips:
-        candidates.append(f"{wide}:{chips // tensor},tensor:{tensor}")
-        if own["fsdp"] > 1 and chips % (own["fsdp"] * tensor) == 0:
-            candidates.append(f"data:{chips // own['fsdp'] // tensor},fsdp:{own['fsdp']},tensor:{tensor}")
-        tensor *= 2
-    problems = []
-    for candidate in candidates:
-        try:
-            validate(dataclasses.replace(experiment, mesh=candidate), chips)
-        except UserError as error:
-            problems.append(error)
-            continue
-        shape = mesh_shape(candidate, chips)
-        return ",".join(f"{axis}:{size}" for axis, size in shape.items())
-    raise problems[min(1, len(problems) - 1)]
-
-
-def _out_of_memory(text):
-    """The bytes that the compiler says it needs beside the arguments, from its error; None for another error."""
-    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
-        return None
-    found = re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of", text)
-    number, unit = (found[1] or found[3], found[2] or found[4]) if found else ("inf", "G")
-    return float(number) * 1024 ** ("KMGT".index(unit) + 1)
-
-
-def _advice(experiment, found, topology):
-    """Which term is too large, and what to change, in the order of what costs least."""
-    from launch.dry_run import readable
-    from launch.experiment import flatten
-    from launch.mesh import mesh_shape
-
-    if found["fits"]:
-        return
-    sizes = {**found["arguments_by_kind"], "temporaries": found["temporaries"]}
-    largest = max(sizes, key=sizes.get)
-    listed = ", ".join(f"{kind} {readable(size)}" for kind, size in sizes.items())
-    yield f"{readable(found['bytes_per_chip'])} a chip, and it has {readable(found['hbm_per_chip'])}: {listed}"
-    changes = []
-    if largest in ("params", "optimizer", "extra"):
-        if mesh_shape(experiment.mesh, topology.chips)["data"] > 1:
-            changes.append("shard the state over every chip: --mesh=data:1,fsdp:-1")
-        if largest == "optimizer":
-            changes.append("an optimizer with less state, as in Experiment.optimizer = @Adafactor()")
-        changes.append("more chips")
-    else:
-        for path, value in flatten(experiment.objective).items():
-            if path.endswith(".remat") and value != "'full'":
-                changes.append(f"recompute activations: set the {path.split('.')[-2]}'s remat = 'full' (now {value})")
-        shape = mesh_shape(experiment.mesh, topology.chips)
-        if parts := _parts(experiment, shape["data"] * shape["fsdp"], found):
-            changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
-        if 2 * shape["tensor"] <= topology.chips:
-            changes.append(f"split each layer over more chips: tensor:{2 * shape['tensor']} in --mesh")
-        changes.append(f"a smaller Experiment.batch_size (now {experiment.batch_size}), or more chips")
-    yield f"{largest} is what is too large; in turn: {'; '.join(changes)}"
-
-
-def _parts(experiment, ways, found):
-    """So many microbatches as may fit, by doubling, or as many as the rows allow; None where none can be cut."""
-    if experiment.objective.couples_examples:
-        return None
-    parts, least = None, found["temporaries"] / max(found["hbm_per_chip"] - found["arguments"], 1)
-    more = 2 * experiment.microbatches
-    while experiment.batch_size % (more * ways) == 0:
-        parts = more
-        if parts >= least * experiment.microbatches:
-            break
-        more *= 2
-    return parts
-
-
-def _short(value):
-    return float(f"{value:.4g}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import pathlib
 
 from absl import flags
 
-from launch import cli, store
+from launch.run import cli
+from launch.storage import filesystem
 from paradigm.errors import UserError
 
 FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
@@ -79,7 +80,7 @@ def to_checkpoint(source, out):
     Raises:
         UserError: as the `read` of t5like.weights, vision.weights and multimodal.weights.
     """
-    from launch.checkpoint import Checkpoints
+    from launch.storage.checkpoint import Checkpoints
 
     out = _empty(out)
     model, params = _reader(source).read(source)
@@ -120,7 +121,7 @@ def _reader(source):
 
 
 def _empty(out):
-    if store.remote(out):
+    if filesystem.remote(out):
         raise UserError(f"--out={out}: write to a directory of this machine, and copy that")
     out = pathlib.Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -11,69 +11,17 @@ run directory is only read.
 
 import json
 
-import jax
 from absl import flags
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from launch import cli, staging, store
-from launch.checkpoint import Checkpoints
-from launch.data import Data
-from launch.mesh import make_mesh
-from launch.program import Program
-from launch.writers import number
+from launch.run import cli
+from launch.run.data import Data
+from launch.run.evaluation import Evaluation
+from launch.run.mesh import make_mesh
+from launch.run.program import Program
+from launch.run.writers import number
+from launch.storage import filesystem, sync
+from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
-from paradigm.metrics import mean, merge
-from paradigm.step import make_eval_step
-
-
-class Evaluation:
-    """Runs the validation set and the evaluators. With an average of weights (ema) it is the average that is evaluated.
-
-    Each example counts once: sums are added over batches, padding has weight 0, and only then are they divided.
-    """
-
-    def __init__(self, program, data):
-        self._program, self._data, self._experiment = program, data, program.experiment
-        self._which = "online" if self._experiment.ema is None else "ema"
-        self._steps = {}  # phase -> executable, compiled when first needed
-
-    def run(self, state, abandon=lambda: False):
-        """({'valid/NAME': float}, artefacts) of a state; None when `abandon()` turned true between two batches.
-
-        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
-        """
-        sums = {}
-        with jax.set_mesh(self._program.mesh):
-            for phase in self._data.valid:
-                for batch in self._data.batches(phase, self._program.rows()):
-                    if abandon():
-                        return None
-                    metrics = self._step(phase)(state.params, state.extra, self._program.put(batch, phase))
-                    sums = merge(sums, jax.device_get(metrics))
-            means = {name: mean(*pair) for name, pair in sums.items()}
-            terms = [name for name in means if name.startswith("loss/")]
-            named = {"loss": sum(means[name] for name in terms)} | means
-            if len(terms) == 1:
-                del named[terms[0]]
-            artefacts = []
-            objective = self._experiment.objective
-            for evaluator in self._experiment.evaluators:
-                variables = objective.variables(state.params, state.extra, self._which)
-                more, shown = evaluator.run(objective, variables, self._data)
-                named |= more
-                artefacts += shown
-        return {f"valid/{name}": float(value) for name, value in named.items()}, artefacts
-
-    def _step(self, phase):
-        if phase not in self._steps:
-            e = self._experiment
-            step = make_eval_step(e.objective, seed=e.seed, phase=phase, which=self._which)
-            self._steps[phase] = jax.jit(step, out_shardings=NamedSharding(self._program.mesh, P()))
-        return self._steps[phase]
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def evaluate(workdir, step=None, gin_params=()):
@@ -81,11 +29,11 @@ def evaluate(workdir, step=None, gin_params=()):
 
     Raises UserError when there is no run or no such checkpoint.
     """
-    from launch import registry
+    from launch.run import registry
 
-    workdir = store.place(workdir)
+    workdir = filesystem.as_path(workdir)
     config = workdir / "config.gin"
-    with store.explained(workdir):
+    with filesystem.explained(workdir):
         if not config.exists():
             raise UserError(f"--workdir={workdir}: no run is here (no config.gin); give that of a training run")
         text = config.read_text("utf-8")
@@ -96,7 +44,7 @@ def evaluate(workdir, step=None, gin_params=()):
     if restored is None:
         raise UserError(f"{workdir / 'checkpoints'}: there is no checkpoint yet; train until the first save")
     state, _ = restored
-    metrics, artefacts = Evaluation(program, Data(experiment, staging.local(workdir) / "data")).run(state)
+    metrics, artefacts = Evaluation(program, Data(experiment, sync.local(workdir) / "data")).run(state)
     return int(state.step), metrics, artefacts
 
 

@@ -6,14 +6,14 @@
 
 What stands after -- goes to launch.train on every host. run asks for the pod where it is not there yet, sends this
 checkout to every host, starts, and starts again what was preempted or died, until the run is done. --dry_run prints the
-commands and runs none. --form=slurm submits a GPU job with sbatch; --form=gke applies a JobSet with kubectl.
+commands and runs none. --cluster=slurm submits a GPU job with sbatch; --cluster=gke applies a JobSet with kubectl.
 """
 
 import re
 
 from absl import flags
 
-from launch import cli
+from launch.run import cli
 from paradigm.errors import UserError
 
 VERBS = ("create", "run", "logs", "status", "delete")
@@ -25,8 +25,8 @@ def main(argv):
         raise UserError(f"{verb!r} is not something to do with a pod: give one of {', '.join(VERBS)}")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?", NAME.value or ""):
         raise UserError(f"--name={NAME.value} must be small letters, digits and hyphens, as in --name=t5-large")
-    from launch.pod_forms import Pod, Shell, gke, slurm, tpu
-    from launch.topology import parse_topology
+    from launch.aot.topology import parse_topology
+    from launch.clusters import Pod, Shell, gke, slurm, tpu
 
     topology = None
     if verb in ("create", "run"):
@@ -39,8 +39,10 @@ def main(argv):
         NAME.value, topology, tuple(train), ZONE.value, PROJECT.value, SPOT.value, RESERVED.value, NFS.value,
         IMAGE.value, NAMESPACE.value, PARTITION.value, HOURS.value, RESTARTS.value, POLL.value,
     )  # fmt: skip
-    form = {"tpu": tpu.TPU, "slurm": slurm.Slurm, "gke": gke.GKE}[FORM.value](pod, Shell(DRY_RUN.value, PATIENCE.value))
-    form.logs(WORKER.value) if verb == "logs" else getattr(form, verb)()
+    cluster = {"tpu": tpu.TPU, "slurm": slurm.Slurm, "gke": gke.GKE}[CLUSTER.value](
+        pod, Shell(DRY_RUN.value, PATIENCE.value)
+    )
+    cluster.logs(WORKER.value) if verb == "logs" else getattr(cluster, verb)()
 
 
 def check(train):
@@ -55,7 +57,7 @@ def check(train):
         raise UserError("launch.pods tells the processes of each other; leave such flags out")
     for word in train:
         if word.startswith("--gin_file=runs/"):
-            from launch import registry
+            from launch.run import registry
 
             registry.parse(
                 [word.partition("=")[2]]
@@ -63,7 +65,7 @@ def check(train):
 
 
 if __name__ == "__main__":
-    FORM = flags.DEFINE_enum("form", "tpu", ["tpu", "slurm", "gke"], "Cloud TPU VMs, a SLURM cluster, or GKE.")
+    CLUSTER = flags.DEFINE_enum("cluster", "tpu", ["tpu", "slurm", "gke"], "Cloud TPU VMs, a SLURM cluster, or GKE.")
     NAME = flags.DEFINE_string("name", None, "Of the pod and the run; small letters, digits and hyphens.")
     TOPOLOGY = flags.DEFINE_string("topology", None, "As in launch.compile: v5e:16x16, v5p:4x4x4, h100:64.")
     SLICES = flags.DEFINE_integer("slices", 1, "So many slices of that shape, joined by the data-center network.")

@@ -10,7 +10,7 @@ Training reads the directory by the gin binding TextData.source = "/tmp/stdlib";
 
 from absl import flags
 
-from launch import cli
+from launch.run import cli
 from paradigm.errors import UserError
 from t5like.data import TextData
 

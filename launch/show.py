@@ -12,7 +12,7 @@ import json
 
 from absl import flags
 
-from launch import cli
+from launch.run import cli
 from paradigm.errors import UserError
 
 TREES = ("params", "opt_state", "extra")
@@ -42,8 +42,9 @@ def show(workdir, step=None):
     Raises:
         UserError: no such directory, no checkpoint, or none that can be read.
     """
-    from launch import store
-    from launch.checkpoint import open_run, tree_sha256
+    from launch.storage import filesystem
+    from launch.storage.checkpoint import tree_sha256
+    from launch.storage.workdir import open_run
     from paradigm import trees
 
     checkpoints, step = open_run(workdir, step)
@@ -58,7 +59,7 @@ def show(workdir, step=None):
         "sha256": {name: tree_sha256(state.get(name, {})) for name in TREES},
     }
     lines = [
-        f"{store.place(workdir)}: step {step}, {facts['objective']}, next example {facts['next_index']:,}",
+        f"{filesystem.as_path(workdir)}: step {step}, {facts['objective']}, next example {facts['next_index']:,}",
         "",
     ]
     best = checkpoints.best_step()

@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from launch import cli, host, peers, watchdog
+from launch.run import cli, distributed, host, watchdog
 from paradigm.errors import UserError
 
 GIN_FILE = flags.DEFINE_multi_string(
@@ -42,7 +42,7 @@ COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
 )
 INTERRUPTED_CODE = flags.DEFINE_integer("interrupted_code", 0, "Exit code of a run that a signal ended early, saved.")
-flags.adopt_module_key_flags(peers)
+flags.adopt_module_key_flags(distributed)
 flags.adopt_module_key_flags(watchdog)
 
 
@@ -58,10 +58,11 @@ def main(argv):
     if PROFILE.value and not re.fullmatch(r"\d+:\d+", PROFILE.value):
         raise UserError(f"--profile={PROFILE.value} must be two steps, as in 10:13")
 
-    host.keep_pages()  # before jax allocates
-    host.keep_compiled(COMPILATION_CACHE.value)
-    peers.join()
-    from launch import dry_run, experiment, loop, registry
+    host.enable_huge_pages()  # before jax allocates
+    host.enable_compilation_cache(COMPILATION_CACHE.value)
+    distributed.join()
+    from launch.aot import dry_run
+    from launch.run import experiment, loop, registry
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     run = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)

@@ -1,1 +1,11 @@
 """Image and text together: two towers and a shared space, built from vision and text."""
+
+# What gin files may name, by module; launch.run.registry reads it. Nothing is imported for it here.
+CONFIGURABLE = {
+    "data": ("PairData",),
+    "towers": ("clip_vit", "clip_text", "siglip_text"),
+    "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
+    "views": ("clip_views", "siglip_views"),
+    "zero_shot": ("ZeroShot", "Retrieval"),
+    "gallery": ("Similarity", "Retrieved"),
+}

@@ -1,0 +1,8 @@
+"""What all modalities share: the contract of an objective, steps, optimizers, layers, losses."""
+
+# What gin files may name, by module; launch.run.registry reads it. Nothing is imported for it here.
+CONFIGURABLE = {
+    "combine": ("Sum", "Alternate", "Stages"),
+    "schedule": ("Constant", "Linear", "Cosine", "Steps", "Rsqrt", "WSD"),
+    "optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon"),
+}

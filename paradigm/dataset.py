@@ -23,7 +23,7 @@ import threading
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.storage import patiently
+from paradigm.storage import retry
 
 ROUNDS = 4  # of the shuffle's network, each of two halves
 ATTEMPTS = 16  # draws for the place of a broken record before the source is given up
@@ -286,7 +286,7 @@ def _fetch(source, positions):
     records = []
     for position in positions:
         try:
-            records.append(patiently(source.__getitem__, position))
+            records.append(retry(source.__getitem__, position))
         except UserError:
             raise
         except Exception as error:

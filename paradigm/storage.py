@@ -1,33 +1,33 @@
-"""Storage: making what was written durable, and calls that fail in passing, made again a little later."""
+"""Storage: making what was written durable, and retry with backoff for calls whose failure is transient."""
 
 import errno
 import os
 import re
 import time
 
-# What a file system or a connection says in passing. A full disk, a missing file or a lack of rights does not pass.
-PASSING = frozenset(
+# Errors of a file system or a connection that are transient. A full disk, a missing file or a lack of rights stays.
+TRANSIENT = frozenset(
     getattr(errno, name)
     for name in "EIO EAGAIN EINTR EBUSY ESTALE ETIMEDOUT ECONNRESET ECONNABORTED ECONNREFUSED EPIPE ENETDOWN "
     "ENETUNREACH EHOSTDOWN EHOSTUNREACH EREMOTEIO".split()
     if hasattr(errno, name)
 )
-BUSY = frozenset({408, 429, 500, 502, 503, 504})  # what a store answers in passing, as HTTP status
+BUSY = frozenset({408, 429, 500, 502, 503, 504})  # a store's transient answers, as HTTP status
 CLIENTS = frozenset({"aiohttp", "fsspec", "gcsfs", "google", "requests"})  # through which buckets are reached
 WAITS = (0.5, 2.0, 8.0)  # seconds before the second try, the third and the fourth
 
 
-def passes(error):
-    """Whether the same call may well succeed a little later.
+def is_transient(error):
+    """Whether a failure is transient: the same call may well succeed a little later.
 
     By an OSError's number, a store's HTTP status, or tensorstore's text of either; and where a connection has failed
     without a number.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in PASSING
+        return error.errno in TRANSIENT
     text = str(error)
     if code := re.search(r"os_error_code='(\d+)'", text):
-        return int(code[1]) in PASSING
+        return int(code[1]) in TRANSIENT
     status = getattr(error, "code", None)  # gcsfs
     if code := re.search(r"http_response_code='(\d+)'", text):  # tensorstore
         status = int(code[1])
@@ -47,13 +47,13 @@ def _library(error):
     return type(error).__module__.split(".")[0]
 
 
-def patiently(call, *args, waits=None):
-    """call(*args), tried again after each of the waits (default WAITS) while it fails in passing."""
+def retry(call, *args, waits=None):
+    """call(*args), with backoff: tried again after each of the waits (default WAITS) while its failure is transient."""
     for wait in WAITS if waits is None else waits:
         try:
             return call(*args)
         except Exception as error:
-            if not passes(error):
+            if not is_transient(error):
                 raise
         time.sleep(wait)
     return call(*args)

@@ -1,0 +1,9 @@
+"""Text: encoders and decoders, their objectives, data and decoding."""
+
+# What gin files may name, by module; launch.run.registry reads it. Nothing is imported for it here.
+CONFIGURABLE = {
+    "data": ("TextData", "TextMixture"),
+    "models": ("t5", "gpt"),
+    "baselines": ("UnigramBaseline", "BigramBaseline"),
+    "decode": ("InfillSamples", "GenerateSamples"),
+}

@@ -19,6 +19,12 @@ ALLOWED = {  # who may know whom
     "launch": {"paradigm", "t5like", "vision", "multimodal", "launch"},
     "benchmarks": {"paradigm", "t5like", "vision", "multimodal", "launch", "benchmarks"},
 }
+ROOMS = {  # the same inside launch: whom a room may know beside itself; the commands, at its top, may know all
+    "storage": set(),
+    "run": {"storage"},
+    "aot": {"run", "storage"},
+    "clusters": {"run", "storage"},
+}
 LAUNCH_ONLY = {"gin", "absl", "orbax", "tensorflow", "tensorflow_datasets", "google"}  # when imported at the top
 ENTRY_POINTS = (
     "launch.train",
@@ -35,6 +41,24 @@ ENTRY_POINTS = (
     "benchmarks.multimodal",
     "benchmarks.pairs",
 )
+
+
+NAMES = {path: ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+
+
+def imported_modules(path, top_only=False):
+    """Full names of our own modules that a file imports; `from launch.run import mesh` names launch.run.mesh."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            below = [f"{node.module}.{alias.name}" for alias in node.names]
+            found = [name if name in NAMES.values() else node.module for name in below]
+        else:
+            continue
+        yield from (name for name in found if name.split(".")[0] in PACKAGES)
 
 
 def imports(path, top_only=False):
@@ -56,9 +80,36 @@ def test_arrows_and_size(path):
     if package in ("paradigm", "t5like", "vision", "multimodal"):
         assert not set(imports(path, top_only=True)) & LAUNCH_ONLY
     if "gin" in set(imports(path)):
-        assert path == REPO / "launch" / "registry.py", "gin is imported in launch/registry.py alone"
+        assert path == REPO / "launch" / "run" / "registry.py", "gin is imported in launch/run/registry.py alone"
     assert len(path.read_text().splitlines()) <= 600, "it has outgrown its room"
     assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"
+
+
+def test_arrows_inside_launch():
+    """storage <- run <- {aot, clusters} <- commands."""
+    for path in FILES:
+        _, room, *rest = NAMES[path].split(".") + [""]
+        if not path.is_relative_to(REPO / "launch" / room) or room not in ROOMS:
+            continue
+        for name in imported_modules(path):
+            if name.split(".")[0] == "launch":
+                known = (name.split(".") + [""])[1]
+                assert known == room or known in ROOMS[room], f"{path} imports {name}"
+
+
+def test_launch_has_no_other_rooms():
+    launch = REPO / "launch"
+    assert {path.parent.relative_to(launch).as_posix() for path in launch.rglob("*.py")} == {".", *ROOMS}
+    commands = {name.split(".")[1] for name in ENTRY_POINTS if name.startswith("launch.")}
+    assert {path.stem for path in launch.glob("*.py")} == {"__init__", "load", *commands}
+
+
+def test_no_circle_of_imports():
+    """Modules that import each other at their top, directly or around others, cannot be read or imported alone."""
+    graph = {NAMES[path]: set(imported_modules(path, top_only=True)) & set(NAMES.values()) for path in FILES}
+    while free := {name for name, known in graph.items() if not known & graph.keys()}:
+        graph = {name: known for name, known in graph.items() if name not in free}
+    assert not graph, f"in a circle, or importing one: {sorted(graph)}"
 
 
 @pytest.mark.parametrize("package", PACKAGES)

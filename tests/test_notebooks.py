@@ -7,8 +7,8 @@ import nbclient
 import nbformat
 import pytest
 
-from launch import loop, registry
-from tests.launch.test_run import SPANS, make_run
+from launch.run import loop, registry
+from tests.launch.test_load import SPANS, make_run
 
 REPO = pathlib.Path(__file__).parent.parent
 

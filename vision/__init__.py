@@ -1,0 +1,20 @@
+"""Images: encoders, augmentation, their objectives, data and probes."""
+
+# What gin files may name, by module; launch.run.registry reads it. Nothing is imported for it here.
+CONFIGURABLE = {
+    "augment": (
+        "Augment",
+        "no_views",
+        "mae_views",
+        "simclr_views",
+        "moco_v1_views",
+        "moco_v2_views",
+        "moco_v3_views",
+    ),
+    "data": ("ImageData",),
+    "shapes": ("Shapes",),
+    "vit": ("vit",),
+    "resnet": ("resnet",),
+    "probe": ("Probes",),
+    "gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
+}

@@ -7,8 +7,8 @@ A change of a default anywhere then shows in review as a change of the runs that
 
 import pathlib
 
-from launch import registry
-from launch.experiment import flatten
+from launch.run import registry
+from launch.run.experiment import flatten
 
 HERE = pathlib.Path(__file__).parent
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from launch.experiment import Experiment
+from launch.run.experiment import Experiment
 from paradigm import optim
 from tests import miniatures
 

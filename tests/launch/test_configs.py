@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from launch import loop, registry
-from launch.experiment import abstract_params
+from launch.run import loop, registry
+from launch.run.experiment import abstract_params
 from tests.golden.update import dump, golden, runs
 
 SHRINK = {

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from launch import convert, load, registry
-from launch.checkpoint import Checkpoints
+from launch import convert, load
+from launch.run import registry
+from launch.storage.checkpoint import Checkpoints
 from multimodal import weights as pair_weights
 from paradigm import trees
 from paradigm.errors import UserError
 from t5like import weights
-from tests.launch.test_run import NEXT, SPANS, make_run
+from tests.launch.test_load import NEXT, SPANS, make_run
 from tests.multimodal import cases, parity
 from vision import weights as image_weights
 

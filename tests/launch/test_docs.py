@@ -5,11 +5,13 @@ import re
 
 import pytest
 
-from launch import pod_table, registry
+from launch.aot import table
+from launch.run import registry
 
 REPO = pathlib.Path(__file__).parent.parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
-ALSO = {"launch.train": ("peers", "watchdog"), "launch.pods": ("train",)}  # who else defines a command's flags
+# Who else defines a command's flags.
+ALSO = {"launch.train": ("run.distributed", "run.watchdog"), "launch.pods": ("train",)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -28,8 +30,8 @@ def test_commands_exist(page):
 
 
 def test_the_rows_of_pods_are_of_todays_run_files():
-    rows = pod_table.load()
-    assert rows and pod_table.PAGE.read_text() == pod_table.page(dict(sorted(rows.items())))
-    old = sorted({row["run"] for row in rows.values() if row["settings"] != pod_table.digest(row["run"])})
+    rows = table.load()
+    assert rows and table.PAGE.read_text() == table.page(dict(sorted(rows.items())))
+    old = sorted({row["run"] for row in rows.values() if row["settings"] != table.digest(row["run"])})
     assert not old, "python -m launch.compile --table " + " ".join(f"--gin_file={run}" for run in old)
     assert all(row["fits"] for row in rows.values())

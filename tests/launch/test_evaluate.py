@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import loop, registry
-from launch.data import Data
-from launch.evaluate import Evaluation, evaluate
-from launch.mesh import make_mesh
-from launch.program import Program
+from launch.evaluate import evaluate
+from launch.run import loop, registry
+from launch.run.data import Data
+from launch.run.evaluation import Evaluation
+from launch.run.mesh import make_mesh
+from launch.run.program import Program
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests import miniatures

@@ -8,7 +8,8 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from launch import checkpoint, show
+from launch import show
+from launch.storage import checkpoint
 from paradigm.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]

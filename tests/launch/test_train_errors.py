@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch import experiment, registry
+from launch.run import experiment, registry
 from paradigm.errors import UserError
 
 REPO = pathlib.Path(__file__).parent.parent.parent

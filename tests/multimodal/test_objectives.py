@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import registry
+from launch.run import registry
 from multimodal.objectives.clip import clamped
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from paradigm import trees

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import pairs
-from launch.topology import parse_topology
+from launch.aot.topology import parse_topology
 from paradigm import partition
 from paradigm.contrastive import info_nce, nt_xent, sigmoid_pairs
 from tests import contract

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from launch.input import batches
+from launch.run.loader import batches
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, zipped

@@ -1,0 +1,1 @@
+"""Ahead of time: what a run costs on devices that are not there."""

@@ -1,0 +1,74 @@
+"""What a run would cost, from shapes alone: parameters, bytes per device by kind, model FLOPs per step.
+
+Nothing is computed and no data is read. A mesh with a size for every axis ('data:1,fsdp:64,tensor:4') needs none of its
+devices: as many virtual CPU devices stand in for them, so a laptop can look at a pod's run.
+"""
+
+import math
+
+import jax
+
+from launch.run.experiment import Experiment
+from launch.run.mesh import make_mesh, parse_mesh
+from launch.run.program import Program
+from paradigm import trees
+
+
+def stand_in_devices(mesh: str) -> int:
+    """The number of devices to plan for; virtual CPU ones replace the real ones when the mesh wants a fixed number.
+
+    Call it before anything uses a device.
+    """
+    sizes = parse_mesh(mesh).values()
+    if -1 in sizes:
+        return jax.device_count()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", math.prod(sizes))
+    return math.prod(sizes)
+
+
+def report(experiment: Experiment) -> str:
+    """The parameter table, then bytes per device and FLOPs per step for each phase of the objective."""
+    mesh = make_mesh(experiment.mesh)
+    program = Program(experiment, mesh)
+    state = program.state
+
+    table = [("parameter", "shape", "dtype", "sharding", "count")]
+    for name, x in trees.named_leaves(state.params):
+        table.append((name, _list(x.shape), str(x.dtype), _list(x.sharding.spec) or "-", f"{x.size:,}"))
+    total = sum(x.size for x in jax.tree.leaves(state.params))
+    devices = f"{mesh.size} {'device' if mesh.size == 1 else 'devices'} ({experiment.mesh})"
+    lines = [*_columns(table), "", f"{total:,} parameters on {devices}; each device and step:"]
+
+    table = [("phase", "params", "optimizer", "extra", "batch", "activations", "sum", "model FLOPs of all")]
+    for phase, batch in program.batch.items():
+        sizes = [*map(bytes_on_device, (state.params, state.opt_state, state.extra, batch))]
+        sizes.append(program.compile(phase).memory_analysis().temp_size_in_bytes)
+        flops = experiment.objective.flops(batch)
+        table.append((phase, *map(readable, sizes), readable(sum(sizes)), f"{flops:.4g}"))
+    platform = mesh.devices.flat[0].platform
+    lines += [
+        *_columns(table),
+        f"(activations: all that lives within a step, gradients too, as compiled for {platform})",
+    ]
+    return "\n".join(lines)
+
+
+def bytes_on_device(tree) -> int:
+    """Bytes that one device holds of a tree of ShapeDtypeStructs with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def readable(size: float) -> str:
+    power = min(int(math.log(max(size, 1), 1024)), 4)
+    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def _list(items) -> str:
+    """'64, fsdp, -' of a shape or a PartitionSpec."""
+    return ", ".join("+".join(x) if isinstance(x, tuple) else "-" if x is None else str(x) for x in items)
+
+
+def _columns(rows) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

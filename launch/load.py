@@ -1,0 +1,93 @@
+"""A trained run in a notebook: model, parameters, tokenizer, and what they can do.
+
+from launch import load
+
+run = load("/tmp/demo")
+run.infill("The <X> sat on <Y> mat")
+
+`load` and everything here imports on first use: importing `launch` takes no time, and brings no jax.
+"""
+
+import dataclasses
+from typing import Any
+
+from paradigm.errors import UserError
+
+
+def load(workdir, step=None):
+    """The Run of a checkpoint, on this machine's default device, whatever mesh it was trained on.
+
+    Args:
+        workdir: a run directory, the --workdir of launch.train: a path, or gs://BUCKET/RUN.
+        step: a step, "best", or None for the newest checkpoint that is whole.
+
+    Raises:
+        UserError: no run or no such checkpoint there, or parameters that do not fit the objective of its configuration.
+    """
+    import jax
+
+    from launch.run import registry
+    from launch.storage import filesystem
+    from launch.storage.workdir import open_run
+    from paradigm import trees
+    from paradigm.step import init_state
+
+    workdir = filesystem.as_path(workdir)
+    checkpoints, step = open_run(workdir, step)
+    step, arrays, meta = checkpoints.arrays(step, only=("params", "extra"))
+    where = checkpoints.directory / str(step)
+    experiment = registry.parse_text(meta["config"], name=f"the configuration in {where}")
+    e = experiment
+    wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema))
+    place = lambda abstract, found: jax.tree.map(jax.numpy.asarray, trees.merge_strict(abstract, found, str(where)))
+    params, extra = (place(getattr(wanted, n), arrays.get(n, {})) for n in ("params", "extra"))
+    return Run(workdir, step, experiment, params, extra)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What `load` found: the experiment, and its state after `step` steps. params and extra are trees of jax arrays."""
+
+    workdir: Any
+    step: int
+    experiment: Any
+    params: Any = dataclasses.field(repr=False)
+    extra: Any = dataclasses.field(repr=False)
+
+    @property
+    def objective(self):
+        return self.experiment.objective
+
+    @property
+    def model(self):
+        """The Flax module: run.model.apply(run.variables(), ...)."""
+        return self.objective.model
+
+    @property
+    def tokenizer(self):
+        """The one that the run was trained with."""
+        from launch.storage.sync import at_hand
+        from t5like.tokenizer import load_tokenizer
+
+        if not (self.workdir / "tokenizer").is_dir():
+            raise UserError(f"{self.workdir}: its tokenizer/, which belongs to the run, is gone: put it back")
+        with at_hand(self.workdir / "tokenizer") as directory:
+            return load_tokenizer(directory)
+
+    def variables(self, which=None):
+        """Variables for apply: "online", "ema" or "teacher"; None for what evaluation uses (ema, if kept)."""
+        which = which or ("online" if self.experiment.ema is None else "ema")
+        return self.objective.variables(self.params, self.extra, which)
+
+    def infill(self, text, which=None, **how):
+        """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
+        from t5like import decode
+
+        return decode.infill(self.model, self.variables(which), self.tokenizer, text, **how)
+
+    def generate(self, prompt, which=None, **how):
+        """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
+        from t5like import decode
+
+        how.setdefault("prefix", getattr(self.objective, "prefix", False))
+        return decode.generate(self.model, self.variables(which), self.tokenizer, prompt, **how)

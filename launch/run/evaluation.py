@@ -1,0 +1,54 @@
+"""The validation of a state, during training and after it."""
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from paradigm.metrics import mean, merge
+from paradigm.step import make_eval_step
+
+
+class Evaluation:
+    """Runs the validation set and the evaluators. With an average of weights (ema) it is the average that is evaluated.
+
+    Each example counts once: sums are added over batches, padding has weight 0, and only then are they divided.
+    """
+
+    def __init__(self, program, data):
+        self._program, self._data, self._experiment = program, data, program.experiment
+        self._which = "online" if self._experiment.ema is None else "ema"
+        self._steps = {}  # phase -> executable, compiled when first needed
+
+    def run(self, state, abandon=lambda: False):
+        """({'valid/NAME': float}, artefacts) of a state; None when `abandon()` turned true between two batches.
+
+        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
+        """
+        sums = {}
+        with jax.set_mesh(self._program.mesh):
+            for phase in self._data.valid:
+                for batch in self._data.batches(phase, self._program.rows()):
+                    if abandon():
+                        return None
+                    metrics = self._step(phase)(state.params, state.extra, self._program.put(batch, phase))
+                    sums = merge(sums, jax.device_get(metrics))
+            means = {name: mean(*pair) for name, pair in sums.items()}
+            terms = [name for name in means if name.startswith("loss/")]
+            named = {"loss": sum(means[name] for name in terms)} | means
+            if len(terms) == 1:
+                del named[terms[0]]
+            artefacts = []
+            objective = self._experiment.objective
+            for evaluator in self._experiment.evaluators:
+                variables = objective.variables(state.params, state.extra, self._which)
+                more, shown = evaluator.run(objective, variables, self._data)
+                named |= more
+                artefacts += shown
+        return {f"valid/{name}": float(value) for name, value in named.items()}, artefacts
+
+    def _step(self, phase):
+        if phase not in self._steps:
+            e = self._experiment
+            step = make_eval_step(e.objective, seed=e.seed, phase=phase, which=self._which)
+            self._steps[phase] = jax.jit(step, out_shardings=NamedSharding(self._program.mesh, P()))
+        return self._steps[phase]

@@ -1,0 +1,168 @@
+"""One training run as a value: what gin builds, what the loop reads, what a notebook may write by hand."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from paradigm.errors import UserError
+
+if TYPE_CHECKING:
+    from paradigm.objective import Objective
+    from paradigm.optim import Optimizer
+    from paradigm.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run, apart from the machine it runs on. Periods are in steps.
+
+    Attributes:
+        objective: what is trained.
+        data: a recipe with `build`, such as t5like.data.TextData.
+        optimizer: from paradigm.optim.
+        total_steps: the run ends here; it is evaluated and saved here too.
+        batch_size: examples a step, over the whole mesh.
+        microbatches: equal parts of a batch whose gradients are added exactly.
+        seed: of parameters, of the order of examples, of masks and dropout.
+        clip: largest global norm of a gradient; None never clips.
+        ema: decay of the average of weights (float or Schedule); None keeps no average.
+        evaluators: run at each evaluation, on the validation batches.
+        log_every: a row of metrics each so many steps.
+        eval_every, eval_batches: an evaluation each so many steps, on at most so many validation batches.
+        save_every, keep: a checkpoint each so many steps; the newest so many stay, and the best one.
+        best_metric, best_mode: which checkpoint is the best: 'min' or 'max' of a validation metric.
+        workers: processes that prepare batches; 0: a thread of this one.
+        mesh: see launch.run.mesh.
+    """
+
+    objective: "Objective"
+    data: Any
+    optimizer: "Optimizer"
+    total_steps: int
+    batch_size: int
+    microbatches: int = 1
+    seed: int = 0
+    clip: float | None = 1.0
+    ema: "float | Schedule | None" = None
+    evaluators: tuple[Any, ...] = ()
+    log_every: int = 10
+    eval_every: int = 1000
+    eval_batches: int = 20
+    save_every: int = 1000
+    keep: int = 3
+    best_metric: str = "valid/loss"
+    best_mode: str = "min"
+    workers: int = 0
+    mesh: str = "data:1,fsdp:-1,tensor:1"
+
+
+def validate(experiment: Experiment, device_count: int) -> None:
+    """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
+    if problems := list(_problems(experiment, device_count)):
+        raise UserError("; ".join(problems))
+
+
+def _problems(e: Experiment, device_count: int) -> Iterator[str]:
+    for name in "total_steps batch_size microbatches log_every eval_every eval_batches save_every keep".split():
+        if getattr(e, name) < 1:
+            yield f"Experiment.{name}={getattr(e, name)} must be at least 1"
+    if e.workers < 0:
+        yield f"Experiment.workers={e.workers} must be 0 (a thread of this process) or more"
+    if e.clip is not None and not e.clip > 0:
+        yield f"Experiment.clip={e.clip} must be positive, or None for no clipping"
+    if isinstance(e.ema, float) and not 0 < e.ema < 1:
+        yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
+    if e.best_mode not in ("min", "max"):
+        yield f"Experiment.best_mode='{e.best_mode}' must be 'min' or 'max'"
+    if not e.best_metric.startswith("valid/"):
+        yield f"Experiment.best_metric='{e.best_metric}' must be a validation metric, as in 'valid/loss'"
+    if e.microbatches > 0 and e.batch_size % e.microbatches:
+        yield (
+            f"Experiment.batch_size={e.batch_size} does not divide into Experiment.microbatches={e.microbatches}: "
+            f"choose a multiple of {e.microbatches}"
+        )
+    yield from _mesh_problems(e, device_count)
+    yield from _locked_problems(e)
+    tokenizer = str(getattr(e.data, "tokenizer", ""))
+    if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
+        from t5like.tokenizer import ByteTokenizer
+
+        sentinels = getattr(e.data, "extra_ids", ByteTokenizer.extra_ids)
+        size = int(match[1]) if match[1] else ByteTokenizer(sentinels).vocab_size
+        yield from vocabulary_problems(e, size, f"{type(e.data).__name__}.tokenizer='{tokenizer}'")
+
+
+def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
+    """Devices, rows and dims that do not divide. Shapes come from jax.eval_shape; nothing is computed."""
+    from jax.sharding import AbstractMesh
+
+    from launch.run.mesh import AXES, mesh_shape
+    from paradigm.partition import shardings
+
+    try:
+        shape = mesh_shape(e.mesh, device_count)
+    except UserError as error:
+        yield str(error)
+        return
+    ways = shape["data"] * shape["fsdp"]
+    rows = e.batch_size // max(e.microbatches, 1)
+    if rows % ways:
+        per = f" in {e.microbatches} microbatches" if e.microbatches > 1 else ""
+        yield (
+            f"Experiment.batch_size={e.batch_size}{per} does not divide over data x fsdp = {shape['data']} x "
+            f"{shape['fsdp']} devices: choose a multiple of {ways * max(e.microbatches, 1)}, or another --mesh"
+        )
+    try:
+        shardings(abstract_params(e.objective), e.objective.partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+    except UserError as error:
+        yield str(error)
+
+
+def _locked_problems(e: Experiment) -> Iterator[str]:
+    """Locked parameters have no gradient, but the optimizer's weight decay would still shrink them."""
+    from paradigm import trees
+
+    if not (e.objective.locked and e.optimizer.weight_decay):
+        return
+    parts = [f"{part}/" for part in e.objective.locked]
+    names = [name for name, _ in trees.named_leaves(abstract_params(e.objective)) if name.startswith(tuple(parts))]
+    if not all(trees.first_match(e.optimizer.freeze, name, False) for name in names):
+        freeze = tuple((f"^{part}", True) for part in parts)
+        yield (
+            f"{' and '.join(e.objective.locked)} is locked, but weight decay would shrink it: set "
+            f"{type(e.optimizer).__name__}.freeze = {freeze}"
+        )
+
+
+def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
+    """What is wrong with the settings called vocab_size, given a tokenizer of `size` ids (sentinels included)."""
+    for path, value in flatten(experiment.objective).items():
+        if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
+            if int(value) < size:
+                name = module[1]
+                yield f"{tokenizer} has {size} ids but the {name} {value}: set its vocab_size to {size} or more"
+        elif path.endswith("vocab_size") and int(value) != size:
+            yield f"{tokenizer} has {size} ids but the objective expects {value}: set its vocab_size to {size}"
+
+
+def abstract_params(objective: "Objective"):
+    """The parameter tree as ShapeDtypeStructs."""
+    import jax
+
+    return jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+# --- printing -------------------------------------------------------------------------------------------------------
+
+
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """An experiment as {'objective.model.heads': '6', ...}: every setting in its resolved form, defaults included."""
+    if dataclasses.is_dataclass(value):
+        linen = ("parent", "name") if hasattr(value, "apply") else ()  # fields of a module that are no settings
+        names = [f.name for f in dataclasses.fields(value) if f.name not in linen]
+        own = {path: type(value).__name__} if path else {}
+        return own | {k: v for n in names for k, v in flatten(getattr(value, n), f"{path}.{n}".lstrip(".")).items()}
+    if isinstance(value, tuple) and any(dataclasses.is_dataclass(v) or isinstance(v, tuple) for v in value):
+        return {k: v for i, item in enumerate(value) for k, v in flatten(item, f"{path}[{i}]").items()}
+    return {path: getattr(value, "__name__", repr(value))}

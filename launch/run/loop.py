@@ -1,0 +1,273 @@
+"""THE loop. There is one: it trains every objective, on one core or on a pod, from scratch or from where a run stopped.
+
+`train` reads from top to bottom as a run goes: claim the directory, compile while the data start up, find the first
+state, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head of the loop, which
+turns once more than there are steps, so that the last step is nothing special.
+
+Rows of metrics.jsonl do not depend on where a run was interrupted. A row merges the sums of the steps since the row
+before; a checkpoint carries the sums of the row that is not full yet, and what was logged and evaluated up to then.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+
+from launch.run.data import Data
+from launch.run.distributed import Peers
+from launch.run.evaluation import Evaluation
+from launch.run.experiment import flatten, validate
+from launch.run.initial import initial_state
+from launch.run.loader import batches
+from launch.run.mesh import make_mesh, slice_count
+from launch.run.program import Program
+from launch.run.step_metrics import StepMetrics
+from launch.run.watchdog import Watchdog
+from launch.run.writers import make_writers
+from launch.storage import filesystem
+from launch.storage import workdir as run_directory
+from launch.storage.checkpoint import Checkpoints
+from launch.storage.sync import WorkdirSync
+from paradigm.errors import UserError
+
+UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """How a call of `train` ended.
+
+    step: steps behind the state. interrupted: a signal ended it before total_steps. metrics: of the last evaluation.
+    """
+
+    step: int
+    interrupted: bool
+    state: object
+    metrics: dict
+
+
+def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=None, profile=None, step_timeout=0):
+    """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
+
+    SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends
+    the process at once. In a run of several processes jax's own preemption service brings SIGTERM to all of them.
+
+    Args:
+        experiment: an Experiment.
+        workdir: the run directory, a path or gs://BUCKET/RUN.
+        config: the experiment as gin text, kept as config.gin and in every checkpoint.
+        init_from: a run directory, or one checkpoint in it, whose params a NEW run starts with. Order: this run's own
+            checkpoint, then init_from, then scratch.
+        init_partly_from: the same, but parameters are taken where name and shape agree (an encoder under another head).
+        profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
+        step_timeout: seconds until a step that hangs ends the process (launch.run.watchdog); 0 waits for ever.
+
+    Returns:
+        Finished.
+
+    Raises:
+        UserError: settings that cannot work, a directory of another experiment, a checkpoint that does not fit, a full
+            disk, or too many non-finite steps in a row; of several processes, that they differ or share no directory.
+    """
+    config = config or "".join(f"{key} = {value}\n" for key, value in flatten(experiment).items())
+    try:
+        with contextlib.ExitStack() as closing:
+            peers = closing.enter_context(Peers(config, run_directory.versions()))
+            watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
+            with peers.telling():
+                validate(experiment, jax.device_count())
+                files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
+                run_directory.claim(files, config)
+                peers.share(files.workdir)
+                return _train(experiment, files, config, (init_from, init_partly_from), profile, watch, closing)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
+
+
+def _train(experiment, files, config, sources, profile, watch, closing):
+    workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
+    objective, total = experiment.objective, experiment.total_steps
+    mesh = make_mesh(experiment.mesh)
+    closing.enter_context(jax.set_mesh(mesh))
+    _introduce(mesh)
+
+    # Shapes first. The steps and the first state are made of them in threads, while the data are prepared here.
+    program = Program(experiment, mesh)
+    best = experiment.best_metric, experiment.best_mode
+    checkpoints = closing.enter_context(Checkpoints(workdir / "checkpoints", experiment.keep, *best, files.push))
+    first = objective.phase((checkpoints.steps() or [0])[-1])
+    compiling, making = _background(closing), _background(closing)
+    in_turn = sorted(program.batch, key=lambda phase: phase != first)
+    executables = {phase: compiling.submit(program.compile, phase) for phase in in_turn}
+    make_state, meta, source = initial_state(program, checkpoints, *sources)
+    made = making.submit(make_state)
+    data = Data(experiment, files.local / "data")
+
+    if data.tokenizer is not None and jax.process_index() == 0:
+        data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
+
+    state = made.result()
+    step = int(state.step)
+    if meta["data"] not in (None, data.fingerprint):
+        raise UserError(
+            f"{files.local / 'data'} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted "
+            f"{meta['data']}): put the data back, or take another directory"
+        )
+    feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
+    evaluation = Evaluation(program, data)
+    unit = objective.items(program.batch[first])[0]
+    progress = meta["progress"]
+    writers = make_writers(
+        files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
+    )
+    closing.callback(writers.close)
+    count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    writers.say(f"{source} · {count:,} parameters · {workdir}")
+    step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
+    evaluated, metrics, last_save = progress["evaluated"], {}, ()
+    executables[first].result()
+    stop = closing.enter_context(Stop())
+    trace = closing.enter_context(Profile(profile, files.local / "profile"))
+
+    while True:
+        watch.at(f"step {step + 1}")
+        stopping, last = stop.asked(step), step == total
+        fresh = {}
+        if last:
+            step_metrics.finish()
+        if step > evaluated and (last or step % experiment.eval_every == 0) and not stopping:
+            step_metrics.drain()
+            watch.at(f"the evaluation after step {step}", UNHURRIED)
+            start = time.perf_counter()
+            found = evaluation.run(state, stop.hurried)
+            if found is None:  # a signal came; the evaluation is due again when the run goes on
+                continue
+            evaluated, metrics = step, found[0]
+            writers.valid(step, *found, {"seconds": time.perf_counter() - start})
+            fresh = metrics
+            files.offer()
+            step_metrics.restart_clock()
+        if step > 0 and (last or stopping or step % experiment.save_every == 0):
+            step_metrics.drain()
+            watch.at(f"saving step {step}", UNHURRIED)
+            saved = {
+                "next_index": step * experiment.batch_size,
+                "objective": type(objective).__name__,
+                "phase": objective.phase(step),
+                "config": config,
+                "data": data.fingerprint,
+                "versions": run_directory.versions(),
+                "progress": {"evaluated": evaluated, **step_metrics.progress},
+            }
+            last_save = step, state, saved, fresh
+            checkpoints.save(*last_save)
+            step_metrics.restart_clock()
+        if last or stopping:
+            break
+
+        watch.at(f"step {step + 1}")
+        trace.at(step, step_metrics)
+        phase = objective.phase(step)
+        state, new = executables[phase].result()(state, program.put(next(feed), phase))
+        step += 1
+        step_metrics.push(step, phase, new)
+        writers.advance(step)
+
+    watch.at(f"saving step {step}", UNHURRIED)
+    checkpoints.finish(*last_save)
+    writers.say(
+        f"done: {total} steps in {workdir}"
+        if last
+        else f"stopped at step {step} of {total}, saved in {checkpoints.directory}; the same command goes on from there"
+    )
+    return Finished(step, not last, state, metrics)
+
+
+def _background(closing):
+    """A thread that does one thing after the other. A run that ends waits for what is under way, for a compiler must
+    not be left running when the process ends, and cancels the rest."""
+    pool = ThreadPoolExecutor(1)
+    closing.callback(pool.shutdown, cancel_futures=True)
+    return pool
+
+
+def _introduce(mesh):
+    """The first line of a log, from every process: who and where."""
+    axes = " ".join(f"{name}:{size}" for name, size in mesh.shape.items())
+    packages = run_directory.versions()
+    slices = slice_count(jax.devices())
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} · "
+        f"{jax.local_device_count()} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
+        f"{f' in {slices} slices' if slices > 1 else ''} · mesh {axes} · "
+        + ", ".join(f"{name} {packages[name]}" for name in ("python", "jax", "flax", "optax")),
+        flush=True,
+    )
+
+
+class Stop:
+    """SIGTERM or Ctrl-C, turned into a question that the loop asks once a step. The second Ctrl-C is not caught."""
+
+    def __init__(self):
+        self._signal, self._before = None, {}
+
+    def __enter__(self):
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number, _):
+        self._signal = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        text = f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C ends the process at once\n"
+        os.write(2, text.encode())  # the signal may have come in the middle of a print
+
+    def asked(self, step):
+        """Whether to save and leave after `step` steps; all processes get the same answer."""
+        if jax.process_count() == 1:
+            return self._signal is not None
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def hurried(self):
+        """Whether a signal has come to this process, which is alone: then an evaluation is not worth finishing."""
+        return self._signal is not None
+
+
+class Profile:
+    """Traces steps first .. last - 1 of a run for TensorBoard's profiler."""
+
+    def __init__(self, steps, directory):
+        self._first, self._last = steps or (None, None)
+        self._directory, self._running = directory, False
+
+    def at(self, step, step_metrics):
+        """Before each step: starts or stops when it is time, with no step in flight."""
+        if step == self._first:
+            step_metrics.drain()
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        if step == self._last:
+            step_metrics.drain()
+            self.__exit__()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

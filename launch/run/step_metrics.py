@@ -1,0 +1,105 @@
+"""The metrics of the train steps as the host reads them: so late that the device never waits, merged into rows."""
+
+import collections
+import time
+
+import jax
+
+from paradigm.errors import UserError
+from paradigm.metrics import mean, merge, peak_flops
+
+BAD_STEPS = 10  # so many non-finite steps in a row end a run: by then it is not the data
+
+
+class StepMetrics:
+    """What the host learns of the steps. It reads their metrics one step late, so that the device never waits for it,
+    and never lets more than two steps be in flight; merges them into rows; counts bad steps; takes the time.
+
+    Several virtual devices of one CPU share a pool of threads, in which two steps in flight can wait for each other for
+    ever: there each step is waited for.
+
+    progress: logged, the step of the last full row, and window, {name: [sum, weight]} of the steps since.
+    """
+
+    def __init__(self, experiment, program, writers, progress, step, bad_in_a_row):
+        self._experiment, self._writers = experiment, writers
+        self._logged = progress["logged"]
+        self._window = progress["window"]
+        self._bad_in_a_row = bad_in_a_row
+        self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
+        self._pending = collections.deque()
+        self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
+        self._items = {phase: experiment.objective.items(spec) for phase, spec in program.batch.items()}
+        self._peak = None
+        self._read_until = step
+        self._start = self._clock = time.perf_counter()
+        self._forget_speed()
+
+    @property
+    def progress(self):
+        return {"logged": self._logged, "window": self._window}
+
+    def push(self, step, phase, metrics):
+        """Takes the metrics of the step just started, and reads those of the one before."""
+        self._pending.append((step, phase, metrics))
+        while len(self._pending) > self._late:
+            self._read()
+        if self._peak is None:  # a CPU's is measured: while nothing else runs, and not before the first step
+            self.drain()
+            self._peak = peak_flops() * jax.device_count()
+            self.restart_clock()
+
+    def drain(self):
+        """Waits for every step that was started."""
+        while self._pending:
+            self._read()
+
+    def restart_clock(self):
+        """Leaves out of the speed whatever happened since the last step was read."""
+        self._clock = time.perf_counter()
+
+    def finish(self):
+        """The row of the last steps of a run, where they do not fill one."""
+        self.drain()
+        if self._read_until == self._experiment.total_steps and self._window:
+            self._row(self._read_until)
+
+    def _read(self):
+        step, phase, metrics = self._pending.popleft()
+        metrics = dict(jax.device_get(metrics))
+        self._read_until = step
+        if self._peak is not None:  # the first step, which warms up, says nothing of speed
+            now = time.perf_counter()
+            self._steps += 1
+            self._seconds, self._clock = self._seconds + now - self._clock, now
+            self._flops_done += self._flops[phase]
+            self._items_done += self._items[phase][1]
+        bad, _ = metrics.pop("bad_step")
+        self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
+        self._window = merge(self._window, {} if bad else metrics, {"bad_steps": (bad, 0)})
+        if self._bad_in_a_row >= BAD_STEPS:
+            size = self._experiment.batch_size
+            raise UserError(
+                f"loss or gradient was not finite in {BAD_STEPS} steps in a row, last in batch {step - 1} (examples "
+                f"{(step - 1) * size} to {step * size - 1}): lower the learning rate, warm up longer or look at "
+                "those data; the newest checkpoint is as it was"
+            )
+        if step % self._experiment.log_every == 0:
+            self._row(step)
+            self._logged, self._window = step, {}
+            self._forget_speed()
+
+    def _row(self, step):
+        means = {name: mean(*pair) for name, pair in self._window.items()}
+        means["bad_steps"] = int(self._window["bad_steps"][0])
+        speed = {"elapsed": time.perf_counter() - self._start}
+        if self._steps:
+            unit = next(iter(self._items.values()))[0]
+            speed["seconds_per_step"] = self._seconds / self._steps
+            speed[f"{unit}_per_second"] = self._items_done / self._seconds
+            if self._peak:  # listed
+                speed["mfu"] = self._flops_done / self._seconds / self._peak
+        self._writers.train(step, dict(sorted(means.items())), speed)
+
+    def _forget_speed(self):
+        self._steps, self._seconds, self._flops_done, self._items_done = 0, 0.0, 0.0, 0.0

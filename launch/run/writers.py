@@ -1,0 +1,322 @@
+"""What a run leaves to be read: metrics.jsonl, TensorBoard, samples/, loss.png, and the bar on the console.
+
+metrics.jsonl has one JSON object a line, written and flushed at once. TensorBoard holds the same numbers:
+
+    {"step": 20, "train/loss": 5.13, "train/accuracy": 0.11, ..., "speed": {"seconds_per_step": 0.21, "mfu": 0.42, ...}}
+    {"step": 20, "valid/loss": 5.08, ..., "speed": {"seconds": 1.3}}
+
+A training row merges the sums of all steps since the row before it. Whatever depends on the clock stands under "speed":
+without that key a run that was interrupted and resumed has the rows of one that was not.
+"""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import struct
+import sys
+import time
+
+import jax
+
+from launch.storage.filesystem import replace
+
+TRAIN, VALID = "train/", "valid/"
+
+
+def make_writers(workdir, **settings):
+    """Writers in process 0, and something with the same methods that does nothing in the others."""
+    return Writers(workdir, **settings) if jax.process_index() == 0 else Silent()
+
+
+class Silent:
+    """Takes every call of Writers and does nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+class Writers:
+    """All outputs of a run but its checkpoints.
+
+    Args:
+        workdir: the run directory.
+        logged: the step of the last training row that counts; later ones are of steps that will be taken again, and go.
+        evaluated: the same for validation rows and samples.
+        step, total_steps: where the run stands, for the bar.
+        unit: what is counted a second ("tokens").
+    """
+
+    def __init__(self, workdir, *, logged=0, evaluated=0, step=0, total_steps=1, unit="examples"):
+        def counts(at, names):
+            return at <= (logged if any(name.startswith(TRAIN) for name in names) else evaluated)
+
+        self._workdir = pathlib.Path(workdir)
+        self._rows = cut_rows(self._workdir / "metrics.jsonl", counts)
+        cut_samples(self._workdir / "samples", evaluated)
+        self._file = open(self._workdir / "metrics.jsonl", "a", encoding="utf-8")
+        self._board = TensorBoard(self._workdir / "tensorboard", counts)
+        self._console = Console(step, total_steps, unit)
+        self._drawn = time.monotonic()
+
+    def say(self, text):
+        """A line on the console."""
+        self._console.say(text)
+
+    def train(self, step, metrics, speed):
+        """A training row: metrics are means of the window that ends at `step`, speed what the clock says of it."""
+        self._write(step, {TRAIN + name: value for name, value in metrics.items()}, speed)
+        self._console.report(step, metrics, speed)
+
+    def advance(self, step):
+        """Moves the bar."""
+        self._console.advance(step)
+
+    def valid(self, step, metrics, artefacts, speed):
+        """An evaluation: its row, its artefacts in samples/STEP/ and in TensorBoard, and the loss curve so far."""
+        self._write(step, metrics, speed)
+        self.say(f"step {step} · " + " · ".join(f"{name} {_short(value)}" for name, value in metrics.items()))
+        for artefact in artefacts:
+            path = save_artefact(self._workdir / "samples" / f"{step:08d}", artefact)
+            self._board.artefact(step, artefact)
+            if artefact.kind == "text":
+                lines = str(artefact.value).splitlines()
+                self.say("\n".join(f"  {line}" for line in lines[:6]) + (f"\n  ... {path}" if len(lines) > 6 else ""))
+        if time.monotonic() - self._drawn > 60:  # a curve takes half a second: not at each of many short evaluations
+            self._draw()
+
+    def close(self):
+        """Draws the curve and closes every file. May be called twice."""
+        if not self._file.closed:
+            self._console.close()
+            self._board.close()
+            self._file.close()
+            self._draw()
+
+    def _write(self, step, values, speed):
+        values = {name: number(value) for name, value in values.items()}
+        speed = {name: number(value) for name, value in speed.items()}
+        row = {"step": step, **values, "speed": speed}
+        self._rows.append(row)
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        prefix = "speed/" if any(name.startswith(TRAIN) for name in values) else "speed/valid_"
+        self._board.scalars(step, values | {prefix + name: value for name, value in speed.items()})
+
+    def _draw(self):
+        draw_loss(self._workdir / "loss.png", self._rows)
+        self._drawn = time.monotonic()
+
+
+def cut_rows(path, counts):
+    """The rows of metrics.jsonl for which counts(step, names) holds; others, and a half-written line, are cut."""
+    rows, stays = [], []
+    lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line) if line.endswith("\n") else {}
+        except ValueError:
+            continue
+        if "step" in row and counts(row["step"], row):
+            rows.append(row)
+            stays.append(line)
+    if len(stays) < len(lines):
+        replace(path, "".join(stays).encode())
+    return rows
+
+
+def cut_samples(directory, step):
+    """Removes samples of later steps."""
+    for path in directory.glob("[0-9]*"):
+        if path.name.isdecimal() and int(path.name) > step:
+            shutil.rmtree(path)
+
+
+def save_artefact(directory, artefact):
+    """Writes a named text, image or table into the directory, in a form that any viewer opens; returns the path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    extension = {"text": ".txt", "image": ".png", "table": ".csv"}[artefact.kind]
+    path = directory / (artefact.name.replace("/", "_") + extension)
+    if artefact.kind == "text":
+        path.write_text(artefact.value + "\n", "utf-8")
+    elif artefact.kind == "table":
+        import csv
+
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(artefact.value)
+    else:
+        from matplotlib import image
+
+        image.imsave(path, artefact.value, cmap="gray", vmin=0, vmax=255 if artefact.value.dtype == "uint8" else 1)
+    return path
+
+
+def draw_loss(path, rows):
+    """The loss curve of these rows, training and validation, as a PNG; nothing when there is none yet."""
+    names = ("train/loss", "valid/loss")
+    curves = {name: [(row["step"], row[name]) for row in rows if row.get(name) is not None] for name in names}
+    if not any(curves.values()):
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    for (name, points), style in zip(curves.items(), ("-", "o-")):
+        if points:
+            axes.plot(*zip(*points), style, markersize=4, label=name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    os.replace(temporary, path)
+
+
+# ------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+class TensorBoard:
+    """One event file a run, each event flushed. It is tensorboardX's format without its writer, whose queue and thread
+    would lose what a killed process had not flushed, and which starts a second file when a run goes on.
+
+    counts(step, tags): which events of the past stay. A reader would show steps taken twice as a doubled curve.
+    """
+
+    def __init__(self, directory, counts):
+        from tensorboardX import record_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._summary, self._checksum = event_pb2.Event, summary, record_writer.masked_crc32c
+        directory.mkdir(exist_ok=True)
+        files = sorted(directory.glob("events.out.tfevents.*"))
+        for path in files:
+            cut_events(path, counts, event_pb2.Event.FromString)
+        self._file = open(files[-1] if files else directory / f"events.out.tfevents.{time.time():.0f}.paradigm", "ab")
+        if self._file.tell() == 0:
+            self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def scalars(self, step, values):
+        """One event that holds all of a row's numbers."""
+        every = self._summary.Summary()
+        for name, value in values.items():
+            if value is not None:
+                every.value.add(tag=name, simple_value=value)
+        self._add(step, every)
+
+    def artefact(self, step, artefact):
+        """A text, an image, or a table as text."""
+        if artefact.kind == "image":
+            value = artefact.value if artefact.value.ndim == 3 else artefact.value[..., None]
+            self._add(step, self._summary.image(artefact.name, value, dataformats="HWC"))
+        else:
+            table = artefact.kind == "table"
+            lines = [" | ".join(map(str, row)) for row in artefact.value] if table else artefact.value.splitlines()
+            verbatim = "\n".join("    " + line for line in lines)  # in markdown, which TensorBoard reads
+            self._add(step, self._summary.text(artefact.name, verbatim))
+
+    def close(self):
+        self._file.close()
+
+    def _add(self, step, summary):
+        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event):
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        sums = (struct.pack("<I", self._checksum(part)) for part in (length, content))
+        self._file.write(length + next(sums) + content + next(sums))
+        self._file.flush()
+
+
+def cut_events(path, counts, parse):
+    """Keeps the events of a file for which counts(step, tags) holds.
+
+    The file is a sequence of records: uint64 length, its uint32 checksum, the event, its uint32 checksum. What an
+    interrupted process left at the end, less than a record, goes too.
+    """
+    content, stays, at = path.read_bytes(), [], 0
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        end = at + length + 16
+        if end > len(content):
+            break
+        event = parse(content[at + 12 : end - 4])
+        if counts(event.step, [value.tag for value in event.summary.value]):
+            stays.append(content[at:end])
+        at = end
+    if sum(map(len, stays)) < len(content):
+        replace(path, b"".join(stays))
+
+
+# ----------------------------------------------------------------------------------------------------------- console
+
+
+class Console:
+    """A bar with loss, speed, MFU and time left on a terminal; elsewhere a line now and then."""
+
+    SECONDS = 10.0  # between two lines where there is no terminal
+
+    def __init__(self, step, total_steps, unit):
+        self._total, self._unit, self._bar, self._said = total_steps, unit, None, -math.inf
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(initial=step, total=total_steps, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def say(self, text):
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
+
+    def advance(self, step):
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def report(self, step, metrics, speed):
+        """The newest row: in the bar, or as a line when the last one is a while ago or this is the last step."""
+        parts = [f"loss {_short(metrics.get('loss'))}"]
+        if "seconds_per_step" in speed:
+            parts.append(f"{_count(speed[f'{self._unit}_per_second'])} {self._unit}/s")
+        if "mfu" in speed:
+            parts.append(f"MFU {100 * speed['mfu']:.1f}%")
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+            return
+        now = time.monotonic()
+        if now - self._said < self.SECONDS and step < self._total:
+            return
+        self._said = now
+        if "seconds_per_step" in speed:
+            parts.append(f"{_clock((self._total - step) * speed['seconds_per_step'])} left")
+        self.say(f"step {step}/{self._total} · " + " · ".join(parts))
+
+    def close(self):
+        if self._bar is not None:
+            self._bar.close()
+
+
+def number(value):
+    """A number as JSON has it: None for what is not finite."""
+    if isinstance(value, int):
+        return value
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _short(value):
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _count(value):
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,391 @@
+"""Checkpoints that are whole or are not there: asynchronous, atomic, checksummed, and complete in themselves.
+
+    checkpoints/120/state/...       the arrays, as Orbax writes them
+    checkpoints/120/manifest.json   size and sha256 of every file above, metrics, and `meta`, with which a run goes on
+    checkpoints/130.tmp/...         being written, or interrupted; nobody ever reads it
+
+Orbax writes into N.tmp in the background. When it has committed, every file is flushed and hashed, the manifest is
+written last, and a rename to N is the commit (in a bucket, which has no rename, the manifest: filesystem.py has both).
+So an N with a manifest was once a whole checkpoint. If its manifest no longer agrees, it was damaged since (Orbax alone
+would restore a flipped bit without a word): a warning names it, and the one before it is used. Shapes and dtypes are
+compared before anything is restored, for Orbax casts silently.
+
+The state is saved as nested dicts by the names of paradigm.trees, so a checkpoint depends on no Python class.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+
+import jax
+import numpy as np
+
+from launch.storage import filesystem, manifest
+from paradigm import storage, trees
+from paradigm.errors import UserError
+from paradigm.storage import is_transient, retry
+
+STATE = "state"
+LOST = 3  # so many saves in a row that transient errors lost end a run
+MARGIN = 1 << 20  # bytes, for what Orbax writes beside the arrays
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory. One process may write; any number may read meanwhile.
+
+    Args:
+        directory: where the numbered directories are, a path or a URL; created by the first save.
+        keep: how many of the newest stay; the best one stays beside them.
+        best_metric: which of the metrics given to `save` decides the best. A step without it, or where it is not
+            finite, is never the best. A reader may leave it out: the newest checkpoint knows it.
+        best_mode: "min" or "max" of best_metric.
+        before_commit: called in process 0 when the arrays of a save are written; the save fails if it does.
+    """
+
+    def __init__(self, directory, keep=3, best_metric=None, best_mode="min", before_commit=lambda: None):
+        if keep < 1:
+            raise UserError(f"keep={keep}: at least the newest checkpoint must stay, set keep=1 or more")
+        if best_mode not in ("min", "max"):
+            raise UserError(f"best_mode={best_mode!r}: write 'min' or 'max'")
+        directory = filesystem.as_path(directory)
+        self._store = filesystem.of(directory)
+        self.directory = self._store.absolute(directory)
+        self._keep, self._best_by, self._before_commit = keep, (best_metric, best_mode), before_commit
+        self._current = None  # the step that was restored or saved last: saving it again would change nothing
+        self._verified, self._damaged = set(), set()
+        self._thread, self._error, self._lost = None, None, 0
+
+    def save(self, step, state, meta, metrics=None):
+        """Starts to save and returns; the buffers of `state` may be donated at once.
+
+        An earlier save that is still being written is waited for. All processes call this.
+
+        Args:
+            step: how many steps `state` has behind it.
+            state: any tree of arrays.
+            meta: a dict for JSON; what `restore` hands back. It should let a reader rebuild the objective.
+            metrics: {name: float}, for choosing the best.
+
+        Returns:
+            Whether a save was started. It is not when this step was saved or restored last: its arrays are there, and
+            new metrics, where given, are added to its manifest together with this `meta`.
+
+        Raises:
+            UserError: the previous save failed (disk full, for instance). What was committed before it stays. One that
+                failed with a transient error is warned of, and this one takes its place; LOST in a row are raised.
+        """
+        self._settle()
+        step = int(step)
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        facts = {"step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
+        facts = json.loads(json.dumps(facts))  # what cannot be written fails here, not in the background
+        tree = _nested(state, _array)
+        try:
+            if step == self._current:
+                if metrics and jax.process_index() == 0:
+                    manifest.amend(self.directory / str(step), facts)
+                return False
+            if jax.process_index() == 0:
+                needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) + MARGIN
+                self._store.begin(self.directory, step, needed)
+            path = self._store.unfinished(self.directory, step) / STATE
+            retry(lambda: self._io.save(path, args=_orbax().args.PyTreeSave(tree), force=True))
+        except Exception as error:
+            if not storage.is_storage(error):
+                raise
+            raise self._failed(step, error) from error
+        self._current = step
+        self._thread = threading.Thread(target=self._commit, args=(step, facts), name=f"checkpoint-{step}")
+        self._thread.start()
+        return True
+
+    def wait(self):
+        """Returns when nothing is being written. Raises UserError if the last save failed; once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            self._current = None
+            raise error
+
+    def finish(self, *again):
+        """`wait`; where a transient error lost the last save, `save(*again)` makes up for it (in a run of one process,
+        for the others know nothing of it)."""
+        while True:
+            try:
+                return self.wait()
+            except UserError as error:
+                self._lost_one(error, jax.process_count() == 1)
+                time.sleep(storage.WAITS[self._lost])
+                self.save(*again)
+
+    def _settle(self):
+        """`wait` before another save, which can make up for a transient error."""
+        try:
+            self.wait()
+        except UserError as error:
+            self._lost_one(error)
+
+    def _lost_one(self, error, may_pass=True):
+        """Warns of a save that was lost, or raises what another save cannot make up for."""
+        self._lost += 1
+        if not may_pass or not is_transient(error.__cause__) or self._lost >= LOST:
+            raise error
+        _log.warning("%s; trying again", error)
+
+    def close(self):
+        """Waits, raises what `wait` raises, and lets go of threads. Leaving a `with` block calls it."""
+        try:
+            self.wait()
+        finally:
+            if "_io" in self.__dict__:
+                self.__dict__.pop("_io").close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def steps(self):
+        """Steps whose manifest is readable, ascending. Cheap: the arrays are not looked at."""
+        return list(self._manifests())
+
+    def best_step(self):
+        """The step that `best_metric` prefers, the later of equals; None when no checkpoint has that metric."""
+        return next(iter(self._ranked(self._manifests())), None)
+
+    def find(self, step=None):
+        """The step of a checkpoint whose every byte was verified, or None when there is no checkpoint at all.
+
+        Args:
+            step: None for the newest that is whole, "best" for the best that is whole, or one step.
+
+        Raises:
+            UserError: no such step; or there are checkpoints and none is whole; or one is of a newer format.
+        """
+        self.wait()
+        if jax.process_count() == 1:
+            return self._choose(step)
+        from jax.experimental import multihost_utils
+
+        failure, chosen = None, -1
+        if jax.process_index() == 0:
+            try:
+                found = self._choose(step)
+                chosen = -1 if found is None else found
+            except UserError as error:
+                failure, chosen = error, -2
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen == -2:
+            raise failure or UserError(f"{self.directory}: no checkpoint can be used; process 0 says why")
+        return None if chosen == -1 else chosen
+
+    def meta(self, step):
+        """(meta, metrics) of a step that `find` or `steps` named."""
+        facts = manifest.read(self.directory / str(step))
+        return facts["meta"], facts["metrics"]
+
+    def restore(self, abstract, step=None):
+        """(state, meta) of the newest whole checkpoint, or of `step` as in `find`; None when there is no checkpoint.
+
+        Args:
+            abstract: tree of ShapeDtypeStructs with shardings (none: the first device); each leaf is read straight into
+                its sharding, whatever mesh it was saved from.
+
+        Raises:
+            UserError: as `find`; or a leaf differs in name, shape or dtype, with the leaf, wanted and found.
+        """
+        found = self.find(step)
+        if found is None:
+            return None
+        path = self.directory / str(found)
+        _compare(dict(trees.named_leaves(abstract)), self._shapes(found), path)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def how(x):
+            sharding = getattr(x, "sharding", None) or here
+            return _orbax().ArrayRestoreArgs(sharding=sharding, global_shape=x.shape, dtype=x.dtype)
+
+        args = _orbax().args.PyTreeRestore(_nested(abstract), restore_args=_nested(abstract, how))
+        leaves = dict(trees.named_leaves(retry(lambda: self._io.restore(path / STATE, args=args))))
+        self._current = found
+        return trees.named_map(lambda name, _: leaves[name], abstract), self.meta(found)[0]
+
+    def arrays(self, step=None, only=None):
+        """(step, nested dict of numpy arrays, meta) without knowing the model; None when there is no checkpoint.
+
+        Args:
+            step: as in `find`.
+            only: names of the trees to read, ("params",) for instance; None for all.
+        """
+        found = self.find(step)
+        if found is None:
+            return None
+        shapes = {n: x for n, x in self._shapes(found).items() if only is None or n.split("/")[0] in only}
+        item = trees.nested(shapes)
+        how = jax.tree.map(lambda _: _orbax().RestoreArgs(restore_type=np.ndarray), item)
+        args = _orbax().args.PyTreeRestore(item, restore_args=how, partial_restore=True)
+        place = self.directory / str(found) / STATE
+        tree = retry(lambda: self._io.restore(place, args=args)) if shapes else {}
+        return found, tree, self.meta(found)[0]
+
+    @functools.cached_property
+    def _io(self):
+        # Weights do not compress, and bits that a decompressor might see flipped are seen by the manifest anyway.
+        return _orbax().AsyncCheckpointer(_orbax().PyTreeCheckpointHandler(use_compression=False))
+
+    def _shapes(self, step):
+        """{name: ShapeDtypeStruct} of what a checkpoint holds."""
+        tree = self._io.metadata(self.directory / str(step) / STATE).item_metadata.tree
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in trees.named_leaves(tree)}
+
+    def _commit(self, step, facts):
+        """In a thread: waits for Orbax, then commits what it wrote and removes what is no longer kept."""
+        try:
+            self._io.wait_until_finished()
+            if jax.process_index() == 0:
+                self._before_commit()
+                manifest.write(self._store.unfinished(self.directory, step), facts)
+                self._store.commit(self.directory, step)
+                self._damaged.discard(step)
+                self._verified.discard(step)
+                self._prune(step)
+            self._lost = 0
+        except Exception as error:  # whatever it is, the next save or wait raises it
+            self._error = self._failed(step, error)
+            self._error.__cause__ = error
+
+    def _failed(self, step, error):
+        """The UserError for a save that did not happen; what it wrote is removed, for it may be what fills the disk."""
+        with contextlib.suppress(Exception):  # it would raise the same error at every later call
+            self.__dict__.pop("_io").close()
+        older = []
+        if jax.process_index() == 0:
+            with contextlib.suppress(Exception):
+                self._store.sweep(self.directory)
+        with contextlib.suppress(UserError):  # a bucket out of reach
+            older = self.steps()
+        stays = f"the newest checkpoint is still step {older[-1]}" if older else "there is no checkpoint yet"
+        return UserError(f"{self.directory}: saving step {step} failed: {filesystem.reason(error)}; {stays}")
+
+    def _prune(self, newest):
+        """Removes what neither `keep` nor the best protects. Steps after `newest` are another run's, and left alone."""
+        saved = {s: facts for s, facts in self._manifests().items() if s <= newest}
+        whole = {s: facts for s, facts in saved.items() if s not in self._damaged}
+        for step in saved.keys() - {*list(whole)[-self._keep :], *self._ranked(whole)[:1]}:
+            self._store.discard(self.directory, step)
+        self._store.sweep(self.directory)
+
+    def _manifests(self):
+        """{step: what its manifest says}, ascending, of those that are readable."""
+        found = {}
+        with filesystem.explained(self.directory):
+            for step in self._store.steps(self.directory):
+                with contextlib.suppress(manifest.Damaged):
+                    found[step] = manifest.read(self.directory / str(step))
+        return found
+
+    def _ranked(self, saved):
+        """Steps that have the metric, best first, the later of equals first."""
+        metric, mode = self._by(saved)
+        scores = {step: facts["metrics"].get(metric) for step, facts in saved.items()}
+        usable = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
+        return sorted(usable, key=lambda step: (scores[step] if mode == "min" else -scores[step], -step))
+
+    def _by(self, saved):
+        """(metric, mode): this object's, or the newest checkpoint's."""
+        return saved[max(saved)]["best_by"] if saved and self._best_by[0] is None else self._best_by
+
+    def _choose(self, step):
+        with filesystem.explained(self.directory):
+            return self._chosen(step)
+
+    def _chosen(self, step):
+        present = self._store.steps(self.directory)
+        if not present and step is None:
+            return None
+        if step is None:
+            candidates = present[::-1]
+        elif step == "best":
+            candidates = self._ranked(self._manifests())
+        else:
+            candidates = [step] if step in present else []
+        if not candidates:
+            metric = self._by(self._manifests())[0]
+            which = f"has {metric!r}, so none is the best" if step == "best" else f"is of step {step}"
+            raise UserError(f"{self.directory}: none of the checkpoints {present} {which}")
+        damage = {}
+        for candidate in candidates:
+            path = self.directory / str(candidate)
+            try:
+                if candidate not in self._verified:
+                    manifest.verify(path)
+            except manifest.Damaged as why:
+                if candidate in self._store.steps(self.directory):  # else the writer removed it while we read
+                    damage[candidate] = why
+                continue
+            self._verified.add(candidate)
+            if damage:
+                self._damaged |= damage.keys()
+                _log.warning("%s: %s; using checkpoint %d instead", self.directory, _list(damage), candidate)
+            return candidate
+        way_out = f"choose another of {present}"
+        if step is None:
+            way_out = "a run never starts over by itself: put back a copy, or begin in a new directory"
+        raise UserError(f"{self.directory}: {_list(damage)}; {way_out}")
+
+
+def tree_sha256(tree):
+    """sha256 (hex) of a tree: for each leaf, in the order of names, its 'a/b/c', dtype, shape and bytes in C order."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(trees.named_leaves(tree)):
+        array = np.asarray(leaf)
+        digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _compare(wanted, found, where):
+    """Raises UserError unless both have the same leaves with the same shapes and dtypes."""
+    describe = lambda x: f"{tuple(x.shape)} {np.dtype(x.dtype).name}" if x is not None else "nothing"
+    pairs = {name: (describe(wanted.get(name)), describe(found.get(name))) for name in {**wanted, **found}}
+    problems = [f"{name}: wanted {a}, found {b}" for name, (a, b) in pairs.items() if a != b]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{where} is of another model: " + "; ".join(problems[:3]) + more)
+
+
+def _nested(tree, fn=lambda x: x):
+    """Any tree as nested dicts with fn(leaf) at the leaves."""
+    return trees.nested({name: fn(leaf) for name, leaf in trees.named_leaves(tree)})
+
+
+def _array(x):
+    """A leaf as Orbax takes it; it copies what the caller could still write to."""
+    return x if isinstance(x, jax.Array) else np.asarray(x)
+
+
+def _list(damage):
+    return "; ".join(f"checkpoint {step} is damaged: {why}" for step, why in damage.items())
+
+
+@functools.cache
+def _orbax():
+    """The module, on first use: the import takes a third of a second."""
+    import orbax.checkpoint as orbax
+    from absl import logging as absl_logging
+
+    # Every failure of Orbax reaches the caller as an exception; its log would repeat it with a traceback.
+    absl_logging.get_absl_logger().addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+    return orbax

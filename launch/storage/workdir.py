@@ -1,0 +1,161 @@
+"""The run directory: whose it is, and what it was made with.
+
+config.gin holds the operative configuration, environment.json the versions, the commit, the devices and the time of
+every start. Both are there before the first step.
+"""
+
+import datetime
+import functools
+import json
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import jax
+
+from launch.storage import filesystem
+from launch.storage.checkpoint import Checkpoints
+from launch.storage.filesystem import replace
+from paradigm import storage
+from paradigm.errors import UserError
+from paradigm.storage import retry
+
+# What a resumed run may set otherwise than the run that it continues: it changes no batch, no key and no update.
+MAY_CHANGE = """total_steps mesh workers log_every eval_every eval_batches evaluators save_every keep best_metric
+                best_mode""".split()
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy".split()
+
+
+def claim(files, config):
+    """Makes or finds a run directory to hold a run of this experiment, and writes its two files.
+
+    Args:
+        files: the directory, a launch.storage.sync.WorkdirSync.
+        config: the experiment as text: gin's operative one, or a notebook's resolved settings.
+
+    Raises:
+        UserError: the directory holds another experiment's run, or things of no known run, or cannot be written.
+    """
+    workdir = files.workdir
+    try:
+        if not filesystem.remote(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "config.gin"
+        exists = lambda name: retry((workdir / name).exists)
+        begun = [name for name in ("checkpoints", "metrics.jsonl") if exists(name)]
+        if begun and exists("config.gin"):  # a start that failed before its first row claims nothing
+            if lines := config_diff(retry(functools.partial(path.read_text, encoding="utf-8")), config):
+                raise UserError(
+                    f"--workdir={workdir} holds the run of another experiment, which differs in: {'; '.join(lines)}. "
+                    "Take another directory, or give the settings of that run"
+                )
+        elif begun:
+            raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
+        if jax.process_index() == 0:
+            replace(files.local / "config.gin", config.encode())
+            _record(files.local / "environment.json")
+            files.push()
+    except Exception as error:
+        if not storage.is_storage(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise UserError(f"--workdir={workdir} cannot be written ({reason}): take a directory that can") from error
+
+
+def open_run(workdir, step=None):
+    """(Checkpoints, verified step) of a run directory, for those who only read.
+
+    Args:
+        workdir: a run directory, a path or a URL.
+        step: an int or its digits, "best", or None for the newest that is whole.
+
+    Raises:
+        UserError: no such directory, nothing saved in it, or what `Checkpoints.find` raises.
+    """
+    workdir = filesystem.as_path(workdir)
+    with filesystem.explained(workdir):
+        if not workdir.is_dir():
+            raise UserError(f"{workdir}: no such run directory")
+    if step not in (None, "best"):
+        try:
+            step = int(step)
+        except ValueError:
+            raise UserError(f"step={step!r}: write a number or 'best'") from None
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    found = checkpoints.find(step)
+    if found is None:
+        raise UserError(f"{checkpoints.directory}: no checkpoint there yet")
+    return checkpoints, found
+
+
+def versions():
+    """Python's and those of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = metadata.version(name)
+    return found
+
+
+def _record(path):
+    """This start's environment; those of earlier starts stay in `earlier`."""
+    earlier = []
+    if path.exists():
+        try:
+            last = json.loads(path.read_text("utf-8"))
+            earlier = [*last.pop("earlier", []), last]
+        except ValueError:  # cut off by a full disk: the new one is worth more
+            pass
+    devices = jax.devices()
+    now = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": versions(),
+        "git": _git(),
+        "platform": platform.platform(),
+        "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "processes": jax.process_count(),
+        "earlier": earlier,
+    }
+    replace(path, json.dumps(now, indent=1).encode())
+
+
+def _git():
+    """{'commit', 'changed': files that differ from it} of the code, or None outside a repository."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    call = lambda *args: subprocess.check_output([*git, *args], stderr=subprocess.DEVNULL, text=True, timeout=20)
+    try:
+        changed = [line[3:] for line in call("status", "--porcelain", "--untracked-files=no").splitlines()]
+        return {"commit": call("rev-parse", "HEAD").strip(), "changed": changed}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# --- comparing configurations ----------------------------------------------------------------------------------------
+
+
+def config_diff(old: str, new: str) -> list[str]:
+    """The lines by which two operative gin texts differ in what a resumed run may not change; [] when it may go on.
+
+    Free to change: `MAY_CHANGE` of Experiment, a macro of one of those names with all that follows from it (total_steps
+    in a schedule), and the settings of evaluators.
+    """
+    old, new = _bindings(old), _bindings(new)
+    free = {f"Experiment.{name}" for name in MAY_CHANGE} | set(MAY_CHANGE)
+    evaluators = [n for side in (old, new) for n in re.findall(r"(\w+)\(\)", side.get("Experiment.evaluators", ""))]
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        name = key.split("/")[-1]
+        if old.get(key) == new.get(key) or name in free or name.split(".")[0] in evaluators:
+            continue
+        lines += [f"{sign} {key} = {side[key]}" for sign, side in (("-", old), ("+", new)) if key in side]
+    return lines
+
+
+def _bindings(text: str) -> dict[str, str]:
+    """'scope/Name.parameter' -> its value as written, of a text in the form that gin prints."""
+    text = re.sub(r"\\\n\s*", "", text)
+    pairs = re.findall(r"^([\w./]+) = (.*(?:\n[ \t]+.*)*)", text, re.MULTILINE)
+    return {key: re.sub(r"\s+", " ", value) for key, value in pairs}

@@ -1,0 +1,50 @@
+"""--dry_run: the table and the bytes by kind, for every phase, with stand-ins for devices that are not there."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from launch.aot.dry_run import report
+from launch.run.experiment import Experiment
+from paradigm.optim import AdamW
+from tests.miniatures import HIDDEN, WIDTH, TeacherQueue, alternating
+
+REPO = pathlib.Path(__file__).parents[3]
+
+
+def rows(text):
+    """{first cell: the other cells} of all lines that have columns."""
+    return {cells[0]: cells[1:] for line in text.splitlines() if len(cells := re.split(r"  +", line)) > 2}
+
+
+def test_bytes_are_those_of_one_device():
+    objective = TeacherQueue()
+    text = report(Experiment(objective, None, AdamW(1e-3), 10, 16, mesh="data:2,fsdp:2,tensor:2"))
+    found = rows(text)
+    count = WIDTH * HIDDEN + HIDDEN * HIDDEN
+    assert f"\n{count:,} parameters on 8 devices" in text
+    assert found["encoder/in/kernel"] == [f"{WIDTH}, {HIDDEN}", "float32", "fsdp, tensor", str(WIDTH * HIDDEN)]
+    params, optimizer, extra, batch, activations, total, flops = found["main"]
+    assert params == f"{count * 4 // 4} B"  # float32, cut over fsdp and tensor
+    assert optimizer == f"{2 * count * 4 // 4} B"
+    queue = objective.length * HIDDEN * 4 // 4  # cut over data and fsdp
+    assert extra == f"{count * 4 // 4 + queue + 4} B"  # a teacher, the queue and its cursor
+    assert batch == f"{16 // 4 * (WIDTH * 4 + 8 + 4)} B"  # x, index and mask
+    assert float(activations.split()[0]) > 0 and float(total.split()[0]) > 0
+    assert flops == f"{objective.flops(objective.batch_spec(16)):.4g}"
+
+
+def test_every_phase_has_its_row():
+    found = rows(report(Experiment(alternating(), None, AdamW(1e-3), 10, 8, mesh="data:8")))
+    assert set(alternating().phases()) <= set(found)
+
+
+def test_a_laptop_can_look_at_a_mesh_that_it_does_not_have(tmp_path):
+    flags = ["--gin_file=runs/smoke/next_token.gin", "--mesh=data:2,fsdp:4,tensor:2", "--dry_run"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "launch.train", *flags, f"--compilation_cache={tmp_path}"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "parameters on 16 devices (data:2,fsdp:4,tensor:2)" in done.stdout and "logits/kernel" in done.stdout

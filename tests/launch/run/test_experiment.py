@@ -1,0 +1,166 @@
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from launch.run import registry
+from launch.run.experiment import Experiment, flatten, validate
+from launch.storage.workdir import config_diff
+from multimodal.data import PairData
+from multimodal.towers import clip_text
+from paradigm.errors import UserError
+from paradigm.optim import AdamW
+from tests.miniatures import Miniature, TwoTerms, alternating
+from tests.multimodal import tiny
+
+
+@dataclasses.dataclass(frozen=True)
+class Uneven(TwoTerms):
+    """Its one kernel has 6 rows."""
+
+    def init(self, key):
+        return {"encoder": {"in": {"kernel": jnp.zeros((6, 8))}}}
+
+
+def experiment(**changes):
+    good = dict(objective=TwoTerms(), data="rows", optimizer=None, total_steps=10, batch_size=8)
+    return Experiment(**{**good, **changes})
+
+
+def problem(**changes):
+    with pytest.raises(UserError) as error:
+        validate(experiment(**changes), 8)
+    return str(error.value)
+
+
+def test_a_good_one_passes():
+    validate(experiment(), 1)
+    validate(experiment(microbatches=2, mesh="fsdp:2,tensor:4"), 8)
+
+
+@pytest.mark.parametrize("changes, text", [
+    ({"total_steps": 0}, "Experiment.total_steps=0 must be at least 1"),
+    ({"save_every": 0}, "Experiment.save_every=0 must be at least 1"),
+    ({"keep": 0}, "Experiment.keep=0 must be at least 1"),
+    ({"workers": -1}, "Experiment.workers=-1 must be 0 (a thread of this process) or more"),
+    ({"clip": 0.0}, "Experiment.clip=0.0 must be positive, or None for no clipping"),
+    ({"ema": 1.0}, "Experiment.ema=1.0 must lie between 0 and 1, or be None"),
+    ({"best_mode": "low"}, "Experiment.best_mode='low' must be 'min' or 'max'"),
+    ({"best_metric": "loss"}, "Experiment.best_metric='loss' must be a validation metric, as in 'valid/loss'"),
+    ({"microbatches": 3}, "Experiment.batch_size=8 does not divide into Experiment.microbatches=3: "
+                          "choose a multiple of 3"),
+    ({"batch_size": 12}, "Experiment.batch_size=12 does not divide over data x fsdp = 1 x 8 devices: "
+                         "choose a multiple of 8"),
+    ({"microbatches": 2}, "Experiment.batch_size=8 in 2 microbatches does not divide over data x fsdp = 1 x 8 devices: "
+                          "choose a multiple of 16"),
+    ({"mesh": "fsdp:3"}, "mesh 'fsdp:3' does not divide the devices"),
+    ({"mesh": "tensro:2"}, "unknown axis 'tensro', did you mean 'tensor'?"),
+    ({"objective": Uneven(), "mesh": "fsdp:4,tensor:2"},
+     "encoder/in/kernel of shape (6, 8): dim 6 does not divide over mesh axis 'fsdp'"),
+])  # fmt: skip
+def test_each_problem_has_its_fix(changes, text):
+    assert text in problem(**changes)
+
+
+def test_what_is_locked_must_not_decay():
+    @dataclasses.dataclass(frozen=True)
+    class Locked(TwoTerms):
+        locked: tuple = ("encoder",)
+
+    decays = lambda **how: experiment(objective=Locked(), optimizer=AdamW(1e-3, **how))
+    for how in ({}, {"weight_decay": 0.1, "freeze": (("^encoder/", True),)}):
+        validate(decays(**how), 1)
+    with pytest.raises(UserError, match=r"shrink it: set AdamW.freeze = \(\('\^encoder/', True\),\)$"):
+        validate(decays(weight_decay=0.1, freeze=(("^tower/", True),)), 1)
+
+
+def test_captions_have_no_sentinels():
+    """Bytes are 259 ids; text has sentinels above them."""
+    pairs = dict(data=PairData(tokenizer="bytes"), optimizer=AdamW(1e-3))
+    validate(experiment(objective=tiny.clip(), **pairs), 1)
+    fewer = tiny.clip(tokenizer=None, text=clip_text("tiny", 258, tiny.LENGTH, **tiny.TOWER))
+    with pytest.raises(UserError, match="PairData.tokenizer='bytes' has 259 ids but the text 258"):
+        validate(experiment(objective=fewer, **pairs), 1)
+
+
+def test_all_problems_are_listed_at_once():
+    message = problem(objective=Uneven(), total_steps=-1, batch_size=12, microbatches=5, mesh="fsdp:8")
+    assert message.count("; ") >= 3 and "\n" not in message
+    assert all(part in message for part in ("total_steps=-1", "microbatches=5", "data x fsdp", "encoder/in/kernel"))
+
+
+OLD = """
+# Macros:
+total_steps = 30
+
+# Parameters for Experiment:
+Experiment.batch_size = 8
+Experiment.evaluators = (@Infill(),)
+Experiment.mesh = 'data:1'
+Experiment.objective = @TwoTerms()
+Experiment.total_steps = %total_steps
+
+Infill.prompts = \\
+    ('one',
+     'two')
+Linear.total_steps = %total_steps
+TwoTerms.name = 'encoder'
+"""
+
+
+def test_a_resumed_run_may_change_what_changes_no_example():
+    assert config_diff(OLD, OLD) == []
+    new = OLD.replace("= 30", "= 60").replace("data:1", "fsdp:-1").replace("'two'", "'three'")
+    assert new.count("three") == 1 and config_diff(OLD, new) == []
+    assert config_diff(OLD, OLD.replace("Experiment.evaluators = (@Infill(),)", "Experiment.evaluators = ()")) == []
+
+
+def test_anything_else_is_refused_with_its_lines():
+    new = OLD.replace("batch_size = 8", "batch_size = 16").replace("TwoTerms.name = 'encoder'", "TwoTerms.rate = 0.5")
+    assert config_diff(OLD, new) == [
+        "- Experiment.batch_size = 8",
+        "+ Experiment.batch_size = 16",
+        "- TwoTerms.name = 'encoder'",
+        "+ TwoTerms.rate = 0.5",
+    ]
+    assert config_diff(OLD, OLD.replace("Linear.total_steps = %total_steps", "Linear.total_steps = 40")) == [
+        "- Linear.total_steps = %total_steps",
+        "+ Linear.total_steps = 40",
+    ]
+    longer = OLD.replace("TwoTerms.name = 'encoder'", "TwoTerms.parts = \\\n    ('a',\n     'b')")
+    assert config_diff(longer, longer.replace("'b'", "'c'")) == [
+        "- TwoTerms.parts = ('a', 'b')",
+        "+ TwoTerms.parts = ('a', 'c')",
+    ]
+
+
+def test_the_text_that_gin_prints_is_understood(monkeypatch):
+    monkeypatch.setattr(registry, "PACKAGES", ())
+    text = """
+import tests.miniatures
+Experiment.objective = @TwoTerms()
+Experiment.data = \\
+    ('a rather long value that gin will print on lines of its own', 'because it does not fit on one line of text')
+Experiment.optimizer = 'none'
+Experiment.total_steps = 3
+Experiment.batch_size = 8
+"""
+    registry.parse_text(text)
+    one = registry.operative_config()
+    registry.parse_text(text, ["Experiment.total_steps = 4", "Experiment.keep = 9"])
+    assert config_diff(one, registry.operative_config()) == []
+    registry.parse_text(text.replace("on one line", "on this line"), ["Experiment.seed = 1"])
+    diff = config_diff(one, registry.operative_config())
+    assert [line.split(" =")[0] for line in diff] == [
+        "- Experiment.data", "+ Experiment.data", "- Experiment.seed", "+ Experiment.seed",
+    ]  # fmt: skip
+    assert "on this line" in diff[1]
+
+
+def test_flatten_shows_every_setting_in_its_resolved_form():
+    flat = flatten(experiment(objective=alternating()))
+    assert flat["total_steps"] == "10" and flat["best_metric"] == "'valid/loss'"
+    assert flat["objective"] == "Alternate" and flat["objective.parts[0][1]"] == "TwoTerms"
+    assert flat["objective.parts[0][0]"] == "'recall'" and flat["objective.parts[0][1].name"] == "'encoder'"
+    assert flat["objective.pattern"] == "('recall', 'recall', 'signs')"
+    assert {f.name for f in dataclasses.fields(Miniature)} <= {k.rsplit(".")[-1] for k in flat}

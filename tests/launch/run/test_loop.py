@@ -1,0 +1,308 @@
+"""The loop: first states, workdirs, bad steps, signals, what is in flight."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.run import evaluation, loop, step_metrics, writers
+from launch.run.program import Program
+from launch.storage.checkpoint import Checkpoints
+from paradigm import trees
+from paradigm.errors import UserError
+from paradigm.objective import Loss
+from tests import contract, miniatures
+from tests.launch import small
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(miniatures.TwoTerms):
+    """Its loss is not a number at some steps."""
+
+    first: int = 0
+    last: int = 0
+
+    def loss(self, params, extra, batch, ctx):
+        loss = super().loss(params, extra, batch, ctx)
+        bad = ctx.train & (ctx.step >= self.first) & (ctx.step < self.last)
+        energy = loss.terms["energy"]
+        energy = energy.replace(sum=jnp.where(bad, jnp.nan, energy.sum))
+        return Loss({**loss.terms, "energy": energy}, loss.metrics)
+
+
+def files(directory):
+    return {p: p.stat().st_mtime_ns for p in Path(directory).rglob("*")}
+
+
+# --- bad steps -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_steps_are_counted_and_left_out_of_the_means(tmp_path):
+    poisoned = small.experiment(Poisoned(first=4, last=6), total_steps=8, log_every=4, eval_every=100)
+    loop.train(poisoned, tmp_path / "poisoned")
+    first, second = [row for row in small.rows(tmp_path / "poisoned") if "train/loss" in row]
+    assert (first["train/bad_steps"], second["train/bad_steps"]) == (0, 2)
+    assert np.isfinite(second["train/loss"])
+
+
+@pytest.mark.parametrize("stops", [(), (7,)])
+def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(tmp_path, stops):
+    """Also when the row of them was interrupted half way."""
+    experiment = small.experiment(Poisoned(first=4, last=100), total_steps=30, log_every=4, eval_every=100)
+    for stop in stops:
+        loop.train(dataclasses.replace(experiment, total_steps=stop), tmp_path)
+    wanted = rf"not finite in {step_metrics.BAD_STEPS} steps in a row, last in batch 13 \(examples 208 to 223\)"
+    with pytest.raises(UserError, match=wanted):
+        loop.train(experiment, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] <= 13
+
+
+# --- the first state -------------------------------------------------------------------------------------------------
+
+
+def test_own_checkpoint_before_init_from_before_scratch(tmp_path, capsys):
+    donor = small.experiment(total_steps=4, save_every=2, eval_every=100)
+    given = loop.train(donor, tmp_path / "donor").state.params
+    new = small.experiment(total_steps=1, seed=7, ema=0.9, optimizer=Still(), eval_every=100)
+
+    scratch = loop.train(new, tmp_path / "scratch").state
+    assert "started from scratch" in capsys.readouterr().out
+    with pytest.raises(AssertionError):
+        contract.assert_trees_equal(scratch.params, given)
+
+    for where in ("donor", "donor/checkpoints/4"):
+        state = loop.train(new, tmp_path / f"from {Path(where).name}", init_from=tmp_path / where).state
+        assert f"started from the parameters of {tmp_path / 'donor'} at step 4" in capsys.readouterr().out
+        contract.assert_trees_equal(state.params, given)
+        contract.assert_trees_close(state.extra["ema"], given, 1e-6)
+    older = loop.train(new, tmp_path / "older", init_from=tmp_path / "donor" / "checkpoints" / "2").state
+    with pytest.raises(AssertionError):
+        contract.assert_trees_equal(older.params, given)
+
+    loop.train(dataclasses.replace(new, total_steps=2), tmp_path / "scratch", init_from=tmp_path / "donor")
+    assert "resumed from step 1 (--init_from=" in capsys.readouterr().out
+
+
+@dataclasses.dataclass(frozen=True)
+class Still:
+    """An optimizer that changes nothing."""
+
+    weight_decay = 0.0
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params, step):
+        return jax.tree.map(jnp.zeros_like, grads), state
+
+    def learning_rate_at(self, step):
+        return jnp.float32(0.0)
+
+
+def test_init_from_another_model_or_from_nothing(tmp_path):
+    loop.train(small.experiment(total_steps=1), tmp_path / "donor")
+    other = small.experiment(miniatures.TwoTerms(name="tower"))
+    with pytest.raises(UserError, match=r"\(step 1\) does not fit the model: tower/in/kernel: wanted .* found nothing"):
+        loop.train(other, tmp_path / "other", init_from=tmp_path / "donor")
+    with pytest.raises(UserError, match="--init_from=.*: no checkpoint there"):
+        loop.train(other, tmp_path / "other", init_from=tmp_path / "nothing")
+
+
+def test_init_partly_from_takes_what_matches_and_says_so(tmp_path, capsys):
+    donor = loop.train(small.experiment(total_steps=2), tmp_path / "donor").state.params
+    experiment = small.experiment(miniatures.BothEncoders(), total_steps=1, seed=7, optimizer=Still())
+    fresh = loop.train(experiment, tmp_path / "fresh").state.params
+    state = loop.train(experiment, tmp_path / "new", init_partly_from=tmp_path / "donor").state
+    assert "started from matching parameters (2 matched, 2 missing, 0 unexpected)" in capsys.readouterr().out
+    contract.assert_trees_equal(state.params, {**fresh, "encoder": donor["encoder"]})
+    nothing = small.experiment(miniatures.TwoTerms(name="tower"))
+    with pytest.raises(UserError, match="no leaf of --init_partly_from=.* matches the model: it wants .*tower"):
+        loop.train(nothing, tmp_path / "nothing", init_partly_from=tmp_path / "donor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned(miniatures.BothEncoders):
+    """Calls another objective's tower its encoder, and keeps some as they come."""
+
+    locked: tuple = ("encoder",)
+
+    def adopt(self, params):
+        return {"encoder": params["tower"]}
+
+
+def test_init_partly_from_under_other_names_and_never_without_what_is_locked(tmp_path):
+    donor = loop.train(small.experiment(miniatures.TwoTerms(name="tower"), total_steps=2), tmp_path / "donor")
+    tuned, start = small.experiment(Tuned(), total_steps=1, seed=7, optimizer=Still()), tmp_path / "donor"
+    state = loop.train(tuned, tmp_path / "new", init_partly_from=start).state
+    contract.assert_trees_equal(state.params["encoder"], donor.state.params["tower"])
+    more = dataclasses.replace(tuned, objective=Tuned(locked=("encoder", "spare")))
+    with pytest.raises(UserError, match=r"lacks spare/in/kernel and 1 more of what is locked, or has them of other sh"):
+        loop.train(more, tmp_path / "more", init_partly_from=start)
+    with pytest.raises(UserError, match="encoder is locked, and without --init_partly_from=DIR it would stay"):
+        loop.train(tuned, tmp_path / "scratch")
+
+
+def test_init_from_brings_running_statistics(tmp_path):
+    donor = loop.train(small.experiment(miniatures.RunningStatistics(), total_steps=3), tmp_path / "donor").state
+    new = small.experiment(miniatures.RunningStatistics(still=True), total_steps=1, seed=7, optimizer=Still())
+    for how in ("init_from", "init_partly_from"):
+        state = loop.train(new, tmp_path / how, **{how: tmp_path / "donor"}).state
+        contract.assert_trees_equal(state.extra["batch_stats"], donor.extra["batch_stats"])
+
+
+def test_other_data_are_refused(tmp_path):
+    experiment = small.experiment(total_steps=2)
+    loop.train(experiment, tmp_path, config="Experiment.seed = 0")
+    other = dataclasses.replace(experiment, total_steps=3, data=small.NumbersData(train=99))
+    with pytest.raises(UserError, match="data is not what step 2 was trained on"):
+        loop.train(other, tmp_path, config="Experiment.seed = 0")
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_experiment_is_refused_with_the_difference(tmp_path):
+    loop.train(small.experiment(total_steps=1), tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"another experiment.*- seed = 0; \+ seed = 5.*another directory"):
+        loop.train(small.experiment(total_steps=1, seed=5), tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_directories_that_cannot_be_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"--workdir={tmp_path}/file/run cannot be written"):
+        loop.train(small.experiment(), tmp_path / "file" / "run")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="has metrics.jsonl but no config.gin"):
+        loop.train(small.experiment(), tmp_path)
+
+
+def test_configuration_and_environment_come_before_the_first_step(tmp_path, monkeypatch):
+    def no_data(*_):
+        raise KeyError("stop here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Data", no_data)
+        with pytest.raises(KeyError):
+            loop.train(small.experiment(), tmp_path, config="Experiment.seed = 0\n")
+    assert (tmp_path / "config.gin").read_text() == "Experiment.seed = 0\n"
+    loop.train(small.experiment(total_steps=1), tmp_path, config="Experiment.seed = 0\n")
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["versions"]["jax"] == jax.__version__ and environment["devices"]["count"] == 8
+    assert len(environment["earlier"]) == 1
+    meta, _ = Checkpoints(tmp_path / "checkpoints").meta(1)
+    assert meta["config"] == "Experiment.seed = 0\n" and meta["next_index"] == 16 and meta["objective"] == "TwoTerms"
+
+
+@pytest.mark.parametrize("method", ["train", "valid"])
+def test_a_full_disk_is_one_line_and_older_checkpoints_stay(tmp_path, monkeypatch, method):
+    experiment = small.experiment(total_steps=8, save_every=2)
+    written = getattr(writers.Writers, method)
+
+    def fill(self, step, *rest):
+        if step > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(self, step, *rest)
+
+    monkeypatch.setattr(writers.Writers, method, fill)
+    with pytest.raises(UserError, match="No space left on device; make room"):
+        loop.train(experiment, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").find() in (4, 6)
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_it_comes_when_the_run_goes_on(tmp_path, monkeypatch):
+    experiment = small.experiment(total_steps=8, eval_every=4, save_every=4)
+    loop.train(experiment, tmp_path / "whole")
+    put = Program.put
+
+    def disturbed(self, batch, phase):
+        if evaluating:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(self, batch, phase)
+
+    evaluating, run = [], evaluation.Evaluation.run
+
+    def counted(self, *args):
+        evaluating.append(1)
+        return run(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Program, "put", disturbed)
+        patch.setattr(evaluation.Evaluation, "run", counted)
+        done = loop.train(experiment, tmp_path / "stopped")
+    assert done.interrupted and done.step == 4
+    assert [row["step"] for row in small.rows(tmp_path / "stopped")] == [4]
+    loop.train(experiment, tmp_path / "stopped")
+    assert small.rows(tmp_path / "stopped") == small.rows(tmp_path / "whole")
+    checkpoints = Checkpoints(tmp_path / "stopped" / "checkpoints", best_metric="valid/loss")
+    assert {step: "valid/loss" in checkpoints.meta(step)[1] for step in (4, 8)} == {4: True, 8: True}
+
+
+def test_handlers_are_given_back_and_the_second_interrupt_is_not_caught():
+    before = signal.getsignal(signal.SIGINT)
+    with loop.Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked(1) and stop.hurried()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# --- what the host does meanwhile ------------------------------------------------------------------------------------
+
+
+class Recorder:
+    def __init__(self):
+        self.steps = []
+
+    def train(self, step, metrics, speed):
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize("devices,unread", [(1, 1), (8, 0)])
+def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypatch, devices, unread):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(jax, "device_get", lambda metrics: read.append(int(metrics["loss"][0])) or metrics)
+    experiment = small.experiment(log_every=2)
+    program = Program(experiment, contract.mesh_of("data"))
+    monkeypatch.setattr(step_metrics, "peak_flops", lambda: 1.0)
+    recorder, read = Recorder(), []
+    running = step_metrics.StepMetrics(experiment, program, recorder, {"logged": 0, "window": {}}, 0, 0)
+    for step in range(1, 6):
+        running.push(step, "main", {"loss": (float(step), 1.0), "bad_step": (0.0, 1.0)})
+        late = unread if step > 1 else 0  # the first step is waited for: it warms up, and the peak is measured after it
+        assert read == list(range(1, step + 1 - late))
+    assert recorder.steps == [2, 4]
+    running.drain()
+    assert read == [1, 2, 3, 4, 5]
+    assert running.progress == {"logged": 4, "window": {"loss": (5.0, 1.0), "bad_steps": (0.0, 0.0)}}
+
+
+def test_profile_traces_into_the_run_directory(tmp_path):
+    loop.train(small.experiment(total_steps=4, eval_every=100), tmp_path, profile=(2, 3))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_shapes_of_prepare_and_batch_spec_must_agree():
+    program = Program(small.experiment(), contract.mesh_of("data"))
+    with pytest.raises(UserError, match="TwoTerms.prepare gives .* and batch_spec says"):
+        program.put({"y": np.zeros((16, 6))}, "main")
+    assert program.rows() == slice(0, 16)
+    assert not any(x.sharding is None for _, x in trees.named_leaves(program.state))
+
+
+def test_a_start_that_failed_before_its_first_row_claims_nothing(tmp_path):
+    with pytest.raises(UserError, match="no records"):
+        loop.train(small.experiment(data=small.NumbersData(train=0)), tmp_path)
+    assert (tmp_path / "config.gin").exists()
+    assert loop.train(small.experiment(total_steps=1, seed=5), tmp_path).step == 1

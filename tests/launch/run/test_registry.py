@@ -1,0 +1,179 @@
+"""gin texts in, experiments or one clear line out. The miniature objectives stand for modules from outside."""
+
+import dataclasses
+
+import pytest
+
+from launch.run import registry
+from paradigm.errors import UserError
+from tests.miniatures import TwoTerms
+
+GOOD = """
+total = 30
+Experiment.objective = @TwoTerms()
+Experiment.data = 'rows'
+Experiment.optimizer = @TwoTerms()
+Experiment.total_steps = %total
+Experiment.batch_size = 8
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch):
+    """Only Experiment and the miniatures can be named."""
+    monkeypatch.setattr(registry, "PACKAGES", ())
+
+
+def parse(text, *params):
+    return registry.parse_text("import tests.miniatures\n" + text, params, name="run.gin")
+
+
+def failure(text, *params):
+    with pytest.raises(UserError) as error:
+        parse(text, *params)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_text_becomes_an_experiment_and_params_win():
+    run = parse(GOOD, "Experiment.seed = 7", "total = 40", "Experiment.seed = 8")
+    assert run.objective == TwoTerms() and type(run.objective) is TwoTerms
+    assert (run.total_steps, run.batch_size, run.seed, run.data) == (40, 8, 8, "rows")
+
+
+def test_state_of_an_earlier_parse_is_gone():
+    parse(GOOD, "Experiment.seed = 7")
+    assert parse(GOOD).seed == 0
+
+
+def test_the_operative_text_holds_defaults_and_parses_to_the_same():
+    run = parse(GOOD, "TwoTerms.name = 'tower'")
+    text = registry.operative_config()
+    assert "Experiment.microbatches = 1" in text and "total = 30" in text and "import tests.miniatures" in text
+    assert registry.parse_text(text) == run and run.objective.name == "tower"
+    assert registry.operative_config() == text
+
+
+def test_files_are_found_as_given_or_shipped_and_includes_go_one_deep(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "SHIPPED", tmp_path / "shipped")
+    (tmp_path / "shipped" / "runs").mkdir(parents=True)
+    (tmp_path / "shipped" / "runs" / "demo.gin").write_text("import tests.miniatures\n" + GOOD)
+    (tmp_path / "more.gin").write_text("Experiment.seed = 3\n")
+    assert registry.parse(["runs/demo.gin", str(tmp_path / "more.gin")]).seed == 3
+    with pytest.raises(
+        UserError, match=r"--gin_file=runs/dmeo.gin: no such file here or in .*, did you mean 'runs/demo.gin'\?"
+    ):
+        registry.parse(["runs/dmeo.gin"])
+    (tmp_path / "deep.gin").write_text(f"include '{tmp_path}/deeper.gin'\n")
+    (tmp_path / "deeper.gin").write_text(f"include '{tmp_path}/more.gin'\n")
+    with pytest.raises(UserError, match=r"deeper.gin, included by .*deep.gin:1, includes others: includes go one deep"):
+        registry.parse([str(tmp_path / "deep.gin")])
+
+
+def test_unknown_names_are_met_with_the_nearest(capfd):
+    assert failure(GOOD + "TwoTrems.name = 'x'\n") == "run.gin:9: unknown name 'TwoTrems', did you mean 'TwoTerms'?"
+    assert (
+        failure(GOOD + "Experiment.data = @TwoTrem()") == "run.gin:9: unknown name 'TwoTrem', did you mean 'TwoTerms'?"
+    )
+    assert failure(GOOD, "Experiment.total_step = 3") == (
+        "--gin_param:1: Experiment has no parameter 'total_step', did you mean 'total_steps'?"
+    )
+    assert failure("include 'nowhere.gin'").startswith("run.gin:2: include 'nowhere.gin': no such file here or in ")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_missing_is_named_with_the_file_and_the_flag(tmp_path, monkeypatch):
+    without = lambda name: "".join(line + "\n" for line in GOOD.splitlines() if name not in line)
+    monkeypatch.setattr(registry, "SHIPPED", tmp_path)
+    assert failure(without("batch_size")) == (
+        "run.gin: Experiment.batch_size is required and not set: "
+        'the run file should set it, or a flag, as in --gin_param="Experiment.batch_size = VALUE"'
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo.gin").write_text(GOOD)
+    assert failure(without("batch_size")).endswith(
+        'the run file should set it, as runs/demo.gin does, or a flag, as in --gin_param="Experiment.batch_size = 8"'
+    )
+    assert failure(without("total =")).startswith(
+        "run.gin: %total is used but not set: the run file should set it, as runs/demo.gin does, "
+        'or a flag, as in --gin_param="total = 30"'
+    )
+    assert failure(GOOD + "Experiment.batch_size = %gin.REQUIRED").startswith(
+        "run.gin: Experiment.batch_size is required and not set: "
+    )
+
+
+def test_what_nothing_reads_is_an_error():
+    assert failure(GOOD, "seed = 3") == "'seed' is set but nothing reads it, did you mean Experiment.seed?"
+    assert failure(GOOD + "totl = 3") == "'totl' is set but nothing reads it"
+    for bad in (lambda line: failure(GOOD, line), lambda line: failure(GOOD + line)):
+        assert bad("Signs.name = 'x'") == (
+            "Signs has bindings but nothing refers to @Signs(): remove them, or refer to it; "
+            "this experiment is made of Experiment, TwoTerms"
+        )
+    parse(GOOD + "Experiment.evaluators = (@Signs(),)", "Signs.name = 'x'")
+
+
+def test_a_param_may_cut_off_what_a_file_binds():
+    run = parse(GOOD + "TwoTerms.name = 'x'", "Experiment.total_steps = 4", "Experiment.optimizer = @Signs()")
+    assert run.total_steps == 4
+    text = GOOD.replace("optimizer = @TwoTerms", "optimizer = @Signs") + "Signs.name = 'x'"
+    assert parse(text, "Experiment.optimizer = @CachedPairs()").optimizer.name == "encoder"
+
+
+@pytest.mark.parametrize("line, text", [
+    ("Experiment.seed = hello", "run.gin:9: malformed node or string"),
+    ("Experiment.seed 3", "run.gin:9: Couldn't parse statement"),
+    ("Experiment.seed =", "run.gin:9: Unable to parse value."),
+    ("Experiment.evaluators = (1,", "is a bracket or a quote left open?"),
+])  # fmt: skip
+def test_syntax_is_reported_with_its_line(line, text):
+    message = failure(GOOD + line)
+    assert text in message and message.startswith("run.gin:")
+
+
+def test_a_constructor_that_refuses_is_named():
+    registry.register(Refuses)
+    assert failure(GOOD + "Experiment.data = @Refuses()") == "run.gin: Refuses: size 3 is not allowed"
+    assert failure(GOOD + "Experiment.data = @refuses_too()") == "t5: unknown size"
+
+
+@dataclasses.dataclass(frozen=True)
+class Refuses:
+    size: int = 3
+
+    def __post_init__(self):
+        raise ValueError(f"size {self.size} is not allowed")
+
+
+def refuses_too():
+    raise UserError("t5: unknown size")
+
+
+registry.register(refuses_too)
+
+
+def test_modules_from_outside(tmp_path, monkeypatch):
+    (tmp_path / "outside_objectives.py").write_text(
+        "import dataclasses\nfrom tests.miniatures import TwoTerms\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Mine(TwoTerms):\n  rate: float = 0.5\n"
+    )
+    (tmp_path / "outside_nothing.py").write_text("x = 1\n")
+    (tmp_path / "outside_clash.py").write_text(
+        "import dataclasses\nfrom tests import miniatures\n"
+        "@dataclasses.dataclass(frozen=True)\nclass TwoTerms(miniatures.TwoTerms):\n  rate: float = 0.5\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine.gin").write_text(GOOD.replace("objective = @TwoTerms", "objective = @Mine"))
+    run = registry.parse([str(tmp_path / "mine.gin")], ["Mine.rate = 0.25"], ["tests.miniatures", "outside_objectives"])
+    assert type(run.objective).__name__ == "Mine" and run.objective.rate == 0.25
+    assert registry.parse_text(registry.operative_config()) == run  # the imports travel with the run
+    for module, text in {
+        "outside_nothing": "--import=outside_nothing: it defines no subclass of paradigm.objective.Objective",
+        "outside_clash": "outside_clash.TwoTerms: tests.miniatures has that name already; choose another",
+        "no_such_module": "--import=no_such_module: No module named 'no_such_module'; is its folder on PYTHONPATH?",
+    }.items():
+        with pytest.raises(UserError) as error:
+            registry.parse([], [], ["tests.miniatures", module])
+        assert text in str(error.value)

@@ -1,0 +1,170 @@
+"""What a run leaves to be read, and how it is cut when the run goes on from an earlier step."""
+
+import json
+import struct
+import types
+
+import numpy as np
+import pytest
+
+from launch.run import writers
+from launch.run.writers import Writers
+
+
+def artefact(name, kind, value):
+    return types.SimpleNamespace(name=name, kind=kind, value=value)
+
+
+ARTEFACTS = [
+    artefact("infill", "text", "The <X> sat\non the mat"),
+    artefact("masks", "image", np.linspace(0, 1, 5 * 7 * 3).reshape(5, 7, 3)),
+    artefact("grey", "image", np.arange(35, dtype=np.uint8).reshape(5, 7)),
+    artefact("shares", "table", [["class", "share"], ["cat", 0.25]]),
+]
+
+
+SPEED = {"elapsed": 1.0, "seconds_per_step": 2.0, "tokens_per_second": 12345.0, "mfu": 0.421}
+
+
+def write(workdir, steps, **settings):
+    out = Writers(workdir, step=steps[0], total_steps=100, unit="tokens", **settings)
+    for step in steps:
+        out.train(step, {"loss": 1.0 / step, "bad_steps": 0}, SPEED)
+        if step % 20 == 0:
+            out.valid(step, {"valid/loss": 2.0 / step}, ARTEFACTS, {"seconds": 1.0})
+    return out
+
+
+def events(workdir):
+    """[(step, {tag: value})] of every event file, each record's checksums verified."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            body = content[at + 12 : at + 12 + length]
+            assert struct.unpack_from("<I", content, at + 8)[0] == masked_crc32c(content[at : at + 8])
+            assert struct.unpack_from("<I", content, at + 12 + length)[0] == masked_crc32c(body)
+            event = Event.FromString(body)
+            values = [v for v in event.summary.value if v.HasField("simple_value")]
+            found.append((event.step, {v.tag: v.simple_value for v in values}))
+            at += length + 16
+    return [(step, values) for step, values in found if values]
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_row_is_in_the_file_when_it_was_written_and_tensorboard_has_its_numbers(tmp_path):
+    out = write(tmp_path, [10, 20])
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 20]  # not closed yet
+    for row, (step, values) in zip(rows(tmp_path), events(tmp_path), strict=True):
+        prefix = "speed/valid_" if "valid/loss" in row else "speed/"
+        flat = {prefix + name: value for name, value in row.pop("speed").items()}
+        flat.update((name, value) for name, value in row.items() if name != "step")
+        assert step == row["step"] and values == pytest.approx(flat)
+    out.close()
+    out.close()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_ran_ahead_of_the_checkpoint_is_cut_everywhere(tmp_path):
+    write(tmp_path, [10, 20, 30, 40, 50]).close()
+    write(tmp_path, [40], logged=30, evaluated=20).close()
+    assert [(r["step"], "valid/loss" in r) for r in rows(tmp_path)] == [
+        (10, False), (20, False), (20, True), (30, False), (40, False), (40, True),
+    ]  # fmt: skip
+    assert [(step, "valid/loss" in values) for step, values in events(tmp_path)] == [
+        (r["step"], "valid/loss" in r) for r in rows(tmp_path)
+    ]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_samples_of_later_steps_go(tmp_path):
+    write(tmp_path, [20, 40]).close()
+    Writers(tmp_path, logged=20, evaluated=20).close()
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000020"]
+
+
+def test_half_written_ends_are_cut(tmp_path):
+    write(tmp_path, [10, 20]).close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 20, "train/loss"')
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    whole = len(events_until(tmp_path))
+    write(tmp_path, [30], logged=20, evaluated=20).close()
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 20, 30]
+    assert len(events(tmp_path)) == whole + 1
+
+
+def events_until(workdir):
+    """As `events`, without the record that is cut off."""
+    (path,) = (workdir / "tensorboard").iterdir()
+    content, at, ends = path.read_bytes(), 0, []
+    while at + 12 <= len(content):
+        at += struct.unpack_from("<Q", content, at)[0] + 16
+        ends.append(at)
+    half = content
+    path.write_bytes(content[: ends[-2]])
+    found = events(workdir)
+    path.write_bytes(half)
+    return found
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    out = Writers(tmp_path)
+    out.train(1, {"loss": float("nan"), "accuracy": None, "bad_steps": 3}, {"elapsed": 1.0})
+    out.close()
+    (row,) = rows(tmp_path)
+    assert (row["train/loss"], row["train/accuracy"], row["train/bad_steps"]) == (None, None, 3)
+
+
+def test_artefacts_are_files_that_any_viewer_opens(tmp_path):
+    write(tmp_path, [20]).close()
+    directory = tmp_path / "samples" / "00000020"
+    assert (directory / "infill.txt").read_text() == "The <X> sat\non the mat\n"
+    assert (directory / "shares.csv").read_text().splitlines() == ["class,share", "cat,0.25"]
+    from matplotlib import image
+
+    assert image.imread(directory / "masks.png").shape == (5, 7, 4)
+    grey = image.imread(directory / "grey.png")[..., 0]
+    assert grey.max() == pytest.approx(34 / 255, abs=0.01)
+
+
+def test_without_a_terminal_lines_are_few_and_the_last_one_comes(tmp_path, capsys):
+    out = Writers(tmp_path, step=0, total_steps=5, unit="tokens")
+    for step in range(1, 6):
+        out.train(step, {"loss": 3.25}, SPEED)
+        out.advance(step)
+    out.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "step 1/5 · loss 3.25 · 12.3k tokens/s · MFU 42.1% · 0:00:08 left",
+        "step 5/5 · loss 3.25 · 12.3k tokens/s · MFU 42.1% · 0:00:00 left",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    out = Writers(tmp_path, step=0, total_steps=5, unit="tokens")
+    out.train(1, {"loss": 3.25}, SPEED)
+    out.advance(5)
+    out.close()
+    shown = capsys.readouterr().err
+    assert "5/5" in shown and "loss 3.25, 12.3k tokens/s, MFU 42.1%" in shown
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    out = writers.make_writers(tmp_path, logged=0, evaluated=0)
+    out.train(1, {"loss": 1.0}, {})
+    out.say("hello")
+    out.close()
+    assert not list(tmp_path.iterdir())

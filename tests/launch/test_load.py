@@ -1,0 +1,102 @@
+"""load: a run directory, without its data or its optimizer, becomes something that infills and continues text."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import launch.load  # the function must win over anything that importing submodules leaves behind
+from launch import load
+from launch.run import registry
+from launch.storage.checkpoint import Checkpoints
+from paradigm.errors import UserError
+from paradigm.step import init_state
+from t5like.tokenizer import ByteTokenizer
+
+CONFIG = """
+Experiment.objective = @{objective}()
+Experiment.data = @TextData()
+Experiment.optimizer = @AdamW()
+Experiment.total_steps = 4
+Experiment.batch_size = 8
+Experiment.ema = {ema}
+{objective}.model = @{model}()
+{model}.size = 'tiny'
+{model}.vocab_size = 359
+AdamW.learning_rate = 0.001
+"""
+SPANS = CONFIG.format(objective="SpanCorruption", model="t5", ema=0.9) + "SpanCorruption.vocab_size = 359"
+NEXT = CONFIG.format(objective="NextToken", model="gpt", ema=None) + "NextToken.length = 32"
+
+
+def make_run(workdir, text, tokenizer=None):
+    """A run directory as training leaves it, at steps 2 (all zeros) and 4."""
+    experiment = registry.parse_text(text)
+    config = registry.operative_config()
+    state = jax.jit(lambda: init_state(experiment.objective, experiment.optimizer, 0, experiment.ema))()
+    if "ema" in state.extra:  # which starts as the parameters
+        state.extra["ema"] = jax.tree.map(lambda x: x + 1, state.params)
+    with Checkpoints(workdir / "checkpoints", best_metric="valid/loss") as checkpoints:
+        checkpoints.save(2, jax.tree.map(np.zeros_like, state), {"config": config}, {"valid/loss": 2})
+        checkpoints.save(4, state, {"config": config}, {"valid/loss": 4})
+    (tokenizer or ByteTokenizer()).save(workdir / "tokenizer")
+    return experiment, state
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("spans")
+    return workdir, *make_run(workdir, SPANS)
+
+
+def test_infill(spans):
+    workdir, experiment, state = spans
+    run = load(workdir)
+    assert run.step == 4 and run.experiment == experiment and run.model == experiment.objective.model
+    jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, run.variables(), {"params": state.extra["ema"]})
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(run.params))
+    logits, _ = run.model.apply(run.variables("online"), np.ones((1, 8), np.int32), np.ones((1, 4), np.int32))
+    assert logits.shape == (1, 4, 359)
+    assert "sat on" in str(run.infill("The <X> sat on <Y> mat", max_new_tokens=4))
+    assert "params" not in repr(run)
+
+
+def test_the_best_and_a_chosen_step(spans):
+    workdir = spans[0]
+    assert load(workdir, "best").step == 2 and load(str(workdir), 2).step == 2
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 4\] is of step 3"):
+        load(workdir, 3)
+
+
+def test_generate(tmp_path):
+    make_run(tmp_path, NEXT)
+    run = load(tmp_path)
+    assert run.variables().keys() == {"params"} and run.extra == {}
+    assert str(run.generate("Once", max_new_tokens=4, temperature=1.0)).startswith("Once")
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match="absent: no such run directory"):
+        load(tmp_path / "absent")
+    with pytest.raises(UserError, match="checkpoints: no checkpoint there yet"):
+        load(tmp_path)
+    make_run(tmp_path, NEXT)
+    registry.parse_text(NEXT.replace("359", "512"))
+    arrays = Checkpoints(tmp_path / "checkpoints").arrays()[1]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(6, arrays, {"config": registry.operative_config()})
+    with pytest.raises(UserError, match=r"6 does not fit the model: .*: wanted \(512, \d+\), found \(359, \d+\)"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="its tokenizer/, which belongs to the run, is gone"):
+        (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
+        _ = load(tmp_path, 4).tokenizer
+
+
+def test_importing_launch_is_cheap():
+    script = "import sys, launch; assert 'jax' not in sys.modules; from launch import load; assert callable(load)"
+    subprocess.run([sys.executable, "-c", script + "; import launch.load; assert launch.load is load"], check=True)
+    with pytest.raises(AttributeError, match="module 'launch' has no attribute 'lode'"):
+        launch.lode  # noqa: B018
