@@ -125,7 +125,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
-    unit = objective.items(program.batch[first])[0]
+    unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(
         files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
@@ -269,7 +269,7 @@ class Meter:
         self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
         self._pending = collections.deque()
         self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
-        self._items = {phase: experiment.objective.items(spec) for phase, spec in program.batch.items()}
+        self._items = {phase: experiment.objective.throughput(spec) for phase, spec in program.batch.items()}
         self._peak = None
         self._read_until = step
         self._start = self._clock = time.perf_counter()

@@ -41,17 +41,17 @@ HOMES = {
         "moco_v3_views",
     ),
     "vision.data": ("ImageData",),
-    "vision.shapes": ("Shapes",),
+    "vision.synthetic_scenes": ("Shapes",),
     "vision.vit": ("vit",),
     "vision.resnet": ("resnet",),
     "vision.probe": ("Probes",),
-    "vision.gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
+    "vision.visualize": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
     "multimodal.data": ("PairData",),
     "multimodal.towers": ("clip_vit", "clip_text", "siglip_text"),
     "multimodal.tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "multimodal.views": ("clip_views", "siglip_views"),
     "multimodal.zero_shot": ("ZeroShot", "Retrieval"),
-    "multimodal.gallery": ("Similarity", "Retrieved"),
+    "multimodal.visualize": ("Similarity", "Retrieved"),
 }
 # Packages all of whose objectives can be named.
 OBJECTIVES = ("t5like.objectives", "vision.objectives", "multimodal.objectives")

@@ -1,7 +1,7 @@
 """Two towers and a shared space: image encoders as CLIP has them, a text encoder, and the heads of both.
 
-An image tower is any encoder of `vision`: images -> (pooled [B, D], named). A text tower is tokens -> (pooled [B, D],
-named). A head takes either to [B, E].
+An image tower is any encoder of `vision`: images -> (pooled [B, D], intermediates). A text tower is tokens -> (pooled
+[B, D], intermediates). A head takes either to [B, E].
 
 Parameter paths of a text tower (n layers stacked in front):
 
@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from paradigm.attention import Visibility
+from paradigm.attention import AttentionMask
 from paradigm.errors import UserError, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
@@ -45,8 +45,8 @@ class PreNormStack(Stack, kw_only=True):
     """A Stack that normalises what it is given."""
 
     @nn.compact
-    def __call__(self, x, visibility, **how):
-        return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), visibility, **how)
+    def __call__(self, x, mask, **how):
+        return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), mask, **how)
 
 
 class Table(Embed):
@@ -60,7 +60,7 @@ class Table(Embed):
 
 
 class TextTower(Architecture, kw_only=True):
-    """Tokens int32 [B, L] -> (pooled [B, D], named).
+    """Tokens int32 [B, L] -> (pooled [B, D], intermediates).
 
     vocab_size: V. layers: how many. length: L, of the table of positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
@@ -69,7 +69,7 @@ class TextTower(Architecture, kw_only=True):
     embed_std, position_std: of the two tables.
     remat, scan: see Stack.
 
-    named: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
+    intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
     """
 
     vocab_size: int
@@ -107,8 +107,8 @@ class TextTower(Architecture, kw_only=True):
         places = jnp.arange(tokens.shape[1])
         x = x + Embed(self.length, self.d_model, self.position_std, self.dtype, name="positions")(places)
         stack = self.stack(name="decoder" if self.causal else "encoder")
-        x, named = stack(constrain(x, BATCH, None, None), Visibility(self.causal), keys=keys)
-        return self._pooled(x, tokens), {"tokens": x, **named}
+        x, intermediates = stack(constrain(x, BATCH, None, None), AttentionMask(self.causal), keys=keys)
+        return self._pooled(x, tokens), {"tokens": x, **intermediates}
 
     @nn.nowrap
     def _pooled(self, x, tokens):
@@ -168,7 +168,7 @@ class MapPool(Architecture, kw_only=True):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, self.d_model), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(self.dtype), (len(x), 1, self.d_model))
         inner = self.shared(positions="none", out_std=self.init_std)
-        x, _ = Attention(**inner, name="attention")(probe, Visibility(), source=x)
+        x, _ = Attention(**inner, name="attention")(probe, AttentionMask(), source=x)
         x = x + MLP(**inner, name="mlp")(self.make_norm("norm")(x))
         return x[:, 0]
 

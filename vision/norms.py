@@ -3,7 +3,7 @@
 The moments are plain sums over all rows, so that under jit with shardings they are those of the global batch: what
 SimCLR calls global BN and PyTorch SyncBatchNorm. Nothing here moves the running statistics. A call in training leaves
 this batch's moments in the collection `moments`, whose tree is that of `batch_stats`; an objective carries them in
-Loss.stats, and moves `extra["batch_stats"]` towards them after the step (see `images.move`).
+Loss.stats, and moves `extra["batch_stats"]` towards them after the step (see `update_batch_stats`).
 
 The running variance follows the biased one, the mean of squared differences, as in TensorFlow; PyTorch's follows
 n / (n - 1) of it.

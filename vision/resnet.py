@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [B, H, W, C] -> (mean over the last stage's places [B, D], named).
+    """Images [B, H, W, C] -> (mean over the last stage's places [B, D], intermediates).
 
     depths: blocks of each stage; widths double and resolutions halve from one to the next. bottleneck: which Block.
     width: factor on every width. channels: C. image_size: nominal, for FLOPs; any size is read.
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
     zero_init: bool = True
     dtype: Any = jnp.float32
 
-    couples_examples = True
+    has_batch_norm = True
 
     @nn.nowrap
     def widths(self):
