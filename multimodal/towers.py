@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.attention import AttentionMask
-from paradigm.errors import UserError, choose
+from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import MLP, Architecture, Attention, Stack
@@ -192,8 +192,8 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads, "patch": patch}
     fields |= {"image_size": image_size, "activation": "quick_gelu"}
     fields |= {"init_std": d_model**-0.5, "token_std": d_model**-0.5}
-    model = _built(ClipViT, fields, overrides)
-    assert model.grid
+    model = build(ClipViT, fields, overrides)
+    assert model.head_width > 0 and model.grid  # raises now rather than in the first trace
     return model
 
 
@@ -212,7 +212,7 @@ def clip_text(size, vocab_size, length=77, **overrides: Any):
     """
     d_model, layers, heads = choose("CLIP text size", str(size).lower(), CLIP_TEXT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "heads": heads, "d_ff": 4 * d_model, "init_std": d_model**-0.5}
-    return _built(TextTower, fields | {"vocab_size": vocab_size, "length": length}, overrides)
+    return _text_tower(fields | {"vocab_size": vocab_size, "length": length}, overrides)
 
 
 def siglip_text(size, vocab_size, length=64, **overrides: Any):
@@ -224,15 +224,11 @@ def siglip_text(size, vocab_size, length=64, **overrides: Any):
     fields = {"d_model": d_model, "layers": layers, "heads": heads, "d_ff": d_ff, "init_std": "xavier"}
     fields |= {"embed_std": d_model**-0.5, "position_std": d_model**-0.5, "causal": False, "pool": "last"}
     fields |= {"eps": 1e-6, "activation": "gelu", "vocab_size": vocab_size, "length": length}
-    return _built(TextTower, fields, overrides)
+    return _text_tower(fields, overrides)
 
 
-def _built(kind, fields, overrides):
-    names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
-    model = kind(
-        **fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()}
-    )
-    if kind is TextTower:
-        choose("pool", model.pool, dict.fromkeys(("end", "last")))
+def _text_tower(fields, overrides):
+    model = build(TextTower, fields, overrides)
+    choose("pool", model.pool, dict.fromkeys(("end", "last")))
     assert model.head_width > 0  # raises now rather than in the first trace
     return model

@@ -13,6 +13,8 @@ from flax import linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from paradigm.cpu_gradients import add_bias
+
 MASKED = -1e9  # added to the logit of a key that may not be seen; finite, so that a row with no key has no NaN
 
 
@@ -116,24 +118,6 @@ def rotate(x_BxHxLxK, angles):
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------
-
-
-@jax.custom_vjp
-def add_bias(logits_BxHxLxS, bias):
-    """logits + bias [B or 1, H, L, S].
-
-    The gradient's sum over B is a product with ones: over an outer axis, XLA's CPU reduction takes ten times as long.
-    """
-    return logits_BxHxLxS + bias
-
-
-def _bias_gradients(bias, g):
-    if bias.shape[0] == g.shape[0]:
-        return g, g
-    return g, jnp.einsum("b,bhls->hls", jnp.ones(g.shape[0], g.dtype), g)[None]
-
-
-add_bias.defvjp(lambda logits, bias: (logits + bias, bias), _bias_gradients)
 
 
 _sum = functools.partial(checkpoint_name, name="attention_sums")

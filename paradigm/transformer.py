@@ -23,6 +23,17 @@ from paradigm.layers import ACTIVATIONS, NORMS, Dense, drop
 from paradigm.partition import BATCH, constrain
 from paradigm.trees import STACKED
 
+# Where the parameters of a Stack lie (see partition.py); a model appends rules for what it has beside one.
+PARTITION_RULES = (
+    (r"(attention|cross)/(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, H, K]
+    (r"(attention|cross)/(query|key|value)/bias$", ("tensor", None)),  # [H, K]
+    (r"(attention|cross)/out/kernel$", ("tensor", None, "fsdp")),  # [H, K, D]
+    (r"mlp/(gate|up)/kernel$", ("fsdp", "tensor")),  # [D, F]
+    (r"mlp/(gate|up)/bias$", ("tensor",)),  # [F]
+    (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
+    (r"relative_bias/embedding$", (None, "tensor")),  # [buckets, H]
+)
+
 
 class Architecture(nn.Module, kw_only=True):
     """The fields that a block, a stack and a whole model share.
@@ -241,8 +252,8 @@ class Stack(Architecture, kw_only=True):
         body = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)
         blocks = nn.scan(
             body,
-            variable_axes={"params": 0, "adapt": 0},
-            split_rngs={"params": True, "adapt": True},
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=self.layers,
             unroll=1 if self.scan else self.layers,

@@ -20,14 +20,13 @@ dict of "embedded" [B, L, D] and "layers" [n, B, L, D], and for an EncoderDecode
 "encoded".
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm import transformer
 from paradigm.attention import AttentionMask
-from paradigm.errors import UserError, choose
+from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.transformer import Architecture, Stack
 
@@ -35,14 +34,8 @@ from paradigm.transformer import Architecture, Stack
 PARTITION_RULES = (
     (r"(^|/)embed/embedding$", ("tensor", "fsdp")),
     (r"(^|/)positions/embedding$", (None, "fsdp")),
-    (r"relative_bias/embedding$", (None, "tensor")),
-    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"(query|key|value)/bias$", ("tensor", None)),
-    (r"out/kernel$", ("tensor", None, "fsdp")),
-    (r"(gate|up)/kernel$", ("fsdp", "tensor")),
-    (r"(gate|up)/bias$", ("tensor",)),
-    (r"down/kernel$", ("tensor", "fsdp")),
     (r"(^|/)logits/kernel$", ("fsdp", "tensor")),
+    *transformer.PARTITION_RULES,
 )
 
 
@@ -240,11 +233,6 @@ class EncoderDecoder(TextModel, kw_only=True):
         hidden, intermediates = self.hidden(inputs, decoder_inputs, keys, input_segments, target_segments)
         return self.score(hidden), {**intermediates, "hidden": hidden}
 
-    def decode_step(self, encoded, inputs, decoder_inputs, cache, input_segments=None):
-        """One or more next tokens: (logits float32 [B, L, V], next cache). See `decode`."""
-        hidden, intermediates = self.decode(encoded, inputs, decoder_inputs, None, input_segments, None, cache)
-        return self.score(hidden), intermediates["cache"]
-
     @nn.nowrap
     def new_cache(self, batch, length):
         """An empty cache for `length` positions of the decoder. Needs no variables."""
@@ -339,7 +327,7 @@ def t5(size, vocab_size, version="1.1", **overrides):
     fields |= {"positions": "relative", "scale_attention": False}
     if str(version) == "1.0":
         fields |= {"activation": "relu", "tied": True, "tied_scale": True, "dropout": 0.1}
-    return _built(EncoderDecoder, fields, overrides)
+    return _checked(build(EncoderDecoder, fields, overrides))
 
 
 def gpt(size, vocab_size, style="rope", **overrides):
@@ -379,14 +367,10 @@ def gpt(size, vocab_size, style="rope", **overrides):
             **{"tied": True, "d_ff": 4 * d_model, "dropout_style": "gpt2"},
         },
     }
-    return _built(Decoder, fields | choose("GPT style", style, styles), overrides)
+    return _checked(build(Decoder, fields | choose("GPT style", style, styles), overrides))
 
 
-def _built(kind, fields, overrides: dict[str, Any]):
-    names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
-    model = kind(
-        **fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()}
-    )
+def _checked(model):
     if model.vocab_size is None or model.vocab_size < 1:
         raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids")
     assert model.head_width > 0  # raises now rather than in the first trace

@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from paradigm.attention import AttentionMask
-from paradigm.errors import UserError, choose
+from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import Architecture, Stack
@@ -169,10 +169,9 @@ def vit(size, image_size=224, patch=16, **overrides: Any):
     """
     size = size if size in VIT_SIZES else str(size).lower()
     d_model, layers, d_ff, heads = choose("ViT size", size, VIT_SIZES)
-    names = {name: name for name in ViT.__dataclass_fields__ if name not in ("parent", "name")}
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads}
     fields |= {"image_size": image_size, "patch": patch}
-    model = ViT(**fields | {choose("field of ViT", name, names): value for name, value in overrides.items()})
+    model = build(ViT, fields, overrides)
     choose("positions", model.positions, dict.fromkeys(("sincos", "learned")))
     choose("pool", model.pool, dict.fromkeys(("class", "mean")))
     if model.pool == "class" and not model.class_token:

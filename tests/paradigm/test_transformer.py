@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from paradigm import rng
 from paradigm.attention import MASKED, AttentionMask, attend, relative_buckets, rope_angles, rotate
+from paradigm.cpu_gradients import gated_gelu, gelu, product
 from paradigm.errors import UserError, choose
-from paradigm.layers import gated_gelu, gelu, product
 from paradigm.transformer import Stack
 
 LENGTH, WIDTH = 10, 16

@@ -140,7 +140,9 @@ def test_encoder_decoder_cache_equals_no_cache(family):
     cache = model.new_cache(2, 12)
     for step in range(9):
         given = encoded if step == 0 else None  # the source's keys and values stay in the cache
-        logits, cache = model.apply(variables, given, source, target[:, step : step + 1], cache, method="decode_step")
+        now = target[:, step : step + 1]
+        hidden, intermediates = model.apply(variables, given, source, now, cache=cache, method="decode")
+        logits, cache = model.apply(variables, hidden, method="score"), intermediates["cache"]
         np.testing.assert_allclose(logits[:, 0], whole[:, step], atol=2e-5)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from paradigm import partition, trees
+from paradigm.cpu_gradients import normalise
 from tests import contract
-from vision.norms import BatchNorm, normalise
+from vision.norms import BatchNorm
 from vision.objectives.base import update_batch_stats
 
 

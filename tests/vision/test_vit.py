@@ -12,8 +12,8 @@ import pytest
 from flax import linen as nn
 
 from paradigm import partition, trees
+from paradigm.cpu_gradients import gelu, gelu_exact
 from paradigm.errors import UserError
-from paradigm.layers import gelu, gelu_exact
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from tests import contract
