@@ -137,7 +137,7 @@ def attention_table():
     import jax.numpy as jnp
 
     from paradigm import attention, attention_kernels
-    from paradigm.attention import Visibility
+    from paradigm.attention import AttentionMask
 
     for name, (batch, heads, length, source, width, causal, segments, bias) in ATTENTIONS.items():
         keys = jax.random.split(jax.random.key(0), 5)
@@ -145,7 +145,7 @@ def attention_table():
         q, k, v, g = (draw(key, n) for key, n in zip(keys, (length, source, source, length)))
         table = jax.random.normal(keys[4], (1, heads, length, source), jnp.float32) if bias else None
         parts = jnp.broadcast_to(1 + (jnp.arange(length) >= length // 3), (batch, length)) if segments else None
-        mask = Visibility(causal, None, parts, parts)
+        mask = AttentionMask(causal, None, parts, parts)
 
         def slopes(kind, dtype, q, k, v, table, g, parts=parts, mask=mask, width=width):
             def value(q, k, v, table):

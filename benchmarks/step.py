@@ -69,21 +69,21 @@ def mae(w, fields, draw):
     model = vit.vit("tiny", w["image"], w["patch"], **fields)
     widths = {"decoder_" + name: w["dec_" + key] for name, key in DECODER.items()}
     views = augment.no_views(w["image"])
-    return objectives.MAE(encoder=model, augment=views, canvas=w["image"], **widths), pictures(w, draw)
+    return objectives.MAE(encoder=model, augment=views, host_image_size=w["image"], **widths), pictures(w, draw)
 
 
 def mae_all_patches(w, fields, draw):
     """The same with an encoder that reads every patch, and not the visible ones alone."""
     import jax.numpy as jnp
 
-    from vision.images import own
     from vision.objectives import MAE
+    from vision.objectives.base import own
 
     class AllPatches(MAE):
-        def predict(self, variables, images, places):
-            _, named = self.encoder.apply(own("encoder", variables), images, keep=places)
-            latent = jnp.concatenate([named["class"][:, None], named["patches"][:, : self.kept]], 1)
-            return self.decoder.apply(own("decoder", variables), latent, places)
+        def predict(self, variables, images, ids_shuffle):
+            _, intermediates = self.encoder.apply(own("encoder", variables), images, keep=ids_shuffle)
+            latent = jnp.concatenate([intermediates["class"][:, None], intermediates["patches"][:, : self.kept]], 1)
+            return self.decoder.apply(own("decoder", variables), latent, ids_shuffle)
 
     objective, entries = mae(w, fields, draw)
     return AllPatches(**vars(objective)), entries
@@ -97,7 +97,7 @@ def clip(w, fields, draw):
     image = towers.clip_vit("tiny", w["image"], w["patch"], **fields)
     text = towers.clip_text("tiny", w["vocab"], w["seq"], end_id=1, **fields)
     views = augment.no_views(w["image"])
-    objective = objectives.CLIP(encoder=image, text=text, augment=views, canvas=w["image"], width=w["d_model"])
+    objective = objectives.CLIP(encoder=image, text=text, augment=views, host_image_size=w["image"], width=w["d_model"])
     tokens = draw(2, w["vocab"], (w["batch"], w["seq"]))
     tokens[:, -1] = 1
     return objective, {**pictures(w, draw), "tokens": tokens, "cut": np.zeros(w["batch"])}
@@ -170,7 +170,7 @@ def measure():
     return {
         "workload": WORKLOAD.value,
         "step_s": round(median, 4),
-        "items_per_s": round(objective.items(batch)[1] / median, 1),
+        "items_per_s": round(objective.throughput(batch)[1] / median, 1),
         "params": sum(x.size for x in jax.tree.leaves(state.params)),
         "peak_rss_mb": memory,
         "peak_device_mb": device_memory(),

@@ -50,8 +50,8 @@ def to_hf(workdir, out, step=None):
         UserError: as `launch.load` and the `write` of t5like.weights, vision.weights and multimodal.weights.
     """
     from launch import load
-    from multimodal.pairs import ImageText
-    from vision.images import ImageObjective
+    from multimodal.objectives.base import ImageText
+    from vision.objectives.base import ImageObjective
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
     out = _empty(out)

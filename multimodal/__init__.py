@@ -7,5 +7,5 @@ CONFIGURABLE = {
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "views": ("clip_views", "siglip_views"),
     "zero_shot": ("ZeroShot", "Retrieval"),
-    "gallery": ("Similarity", "Retrieved"),
+    "visualize": ("Similarity", "Retrieved"),
 }

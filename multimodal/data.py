@@ -16,8 +16,8 @@ from multimodal.sources import open_pairs
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
 from t5like.tokenizer import get_tokenizer, load_tokenizer
-from vision.pictures import MAX_PIXELS, PILLOW_PIXELS
-from vision.shapes import Shapes
+from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
+from vision.synthetic_scenes import Shapes
 
 SAMPLE_PER_ID = 256  # bytes of captions for each id of a vocabulary to be learnt
 _TOKENIZER, _META = "tokenizer", "pairs.json"
@@ -176,7 +176,7 @@ class PreparedPairs:
 
 @dataclasses.dataclass(frozen=True)
 class PairSource:
-    """The records of one split: what every objective on pairs prepares (see multimodal/prepare.py), and more.
+    """The records of one split: what every objective on pairs prepares (see multimodal/preprocess.py), and more.
 
         {"image": uint8 [h, w, C], "label": int, -1 for none, "captions": tuple of str, "caption": the first of them,
          "tokens": tuple of int32 arrays, the ids of each without an end}

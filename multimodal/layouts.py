@@ -300,7 +300,7 @@ def _clip(config, tokenizer):
         "text": TextTower(**_text(text), end_id=end),
         "width": config.get("projection_dim", 512),
         "augment": clip_views(image["image_size"]),
-        "canvas": image["image_size"],
+        "host_image_size": image["image_size"],
         "tokenizer": tokenizer or Absent(text["vocab_size"], end),
     }
     return CLIP(**fields)
@@ -342,7 +342,7 @@ def _siglip(config, tokenizer):
         "image_projection": "none",
         "text_projection": "affine",
         "augment": siglip_views(image["image_size"]),
-        "canvas": image["image_size"],
+        "host_image_size": image["image_size"],
         "tokenizer": tokenizer or Absent(text["vocab_size"]),
     }
     return SigLIP(**fields)

@@ -1,8 +1,8 @@
 """Where pairs of a picture and captions come from: a source's name becomes splits, and each gives its records.
 
-    shapes            scenes that a program draws (see vision/shapes.py), each with its caption
+    shapes            scenes that a program draws (see vision/synthetic_scenes.py), each with its caption
     tsv:FILE          lines of a table, pictures in zip files or folders beside it (see `open_table`)
-    wds:PATTERN       WebDataset tar files (see tars.py): a file, a folder of them, a glob, or x-{000..127}.tar
+    wds:PATTERN       WebDataset tar files (see webdataset.py): a file, a folder of them, a glob, or x-{000..127}.tar
     tfds:NAME         a prepared TensorFlow data set such as coco_captions (or its directory), read without TensorFlow
     PATH              one of these, by what is there
 
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from multimodal.fields import captions_of, digest, hash_of, held_out, names_in
-from multimodal.tars import open_tars
+from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
-from vision.pictures import decode
-from vision.shapes import COLOURS, SHAPES
+from vision.decode_image import decode
 from vision.sources import SUFFIXES, Archive, Folder, Opened, Reading, TfdsSource, open_source
+from vision.synthetic_scenes import COLOURS, SHAPES
 
 PAIR = "pair"  # the label of shapes that names colour and shape
 _SPLITS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid",

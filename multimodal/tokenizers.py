@@ -1,6 +1,6 @@
 """The tokenizers that released weights of CLIP and SigLIP came with: ids as the towers learnt them.
 
-Both are picklable and numpy-only, since data workers hold them, and have what `prepare.Pairs` asks of a tokenizer:
+Both are picklable and numpy-only, since data workers hold them, and have what `PreprocessPair` asks of a tokenizer:
 encode(text) -> int32 ids without specials, and bos_id, eos_id, pad_id, vocab_size.
 """
 

@@ -1,7 +1,7 @@
 """Two towers and a shared space: image encoders as CLIP has them, a text encoder, and the heads of both.
 
-An image tower is any encoder of `vision`: images -> (pooled [B, D], named). A text tower is tokens -> (pooled [B, D],
-named). A head takes either to [B, E].
+An image tower is any encoder of `vision`: images -> (pooled [B, D], intermediates). A text tower is tokens -> (pooled
+[B, D], intermediates). A head takes either to [B, E].
 
 Parameter paths of a text tower (n layers stacked in front):
 
@@ -15,8 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from paradigm.attention import Visibility
-from paradigm.errors import UserError, choose
+from paradigm.attention import AttentionMask
+from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import MLP, Architecture, Attention, Stack
@@ -45,8 +45,8 @@ class PreNormStack(Stack, kw_only=True):
     """A Stack that normalises what it is given."""
 
     @nn.compact
-    def __call__(self, x, visibility, **how):
-        return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), visibility, **how)
+    def __call__(self, x, mask, **how):
+        return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), mask, **how)
 
 
 class Table(Embed):
@@ -60,7 +60,7 @@ class Table(Embed):
 
 
 class TextTower(Architecture, kw_only=True):
-    """Tokens int32 [B, L] -> (pooled [B, D], named).
+    """Tokens int32 [B, L] -> (pooled [B, D], intermediates).
 
     vocab_size: V. layers: how many. length: L, of the table of positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
@@ -69,7 +69,7 @@ class TextTower(Architecture, kw_only=True):
     embed_std, position_std: of the two tables.
     remat, scan: see Stack.
 
-    named: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
+    intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
     """
 
     vocab_size: int
@@ -107,8 +107,8 @@ class TextTower(Architecture, kw_only=True):
         places = jnp.arange(tokens.shape[1])
         x = x + Embed(self.length, self.d_model, self.position_std, self.dtype, name="positions")(places)
         stack = self.stack(name="decoder" if self.causal else "encoder")
-        x, named = stack(constrain(x, BATCH, None, None), Visibility(self.causal), keys=keys)
-        return self._pooled(x, tokens), {"tokens": x, **named}
+        x, intermediates = stack(constrain(x, BATCH, None, None), AttentionMask(self.causal), keys=keys)
+        return self._pooled(x, tokens), {"tokens": x, **intermediates}
 
     @nn.nowrap
     def _pooled(self, x, tokens):
@@ -168,7 +168,7 @@ class MapPool(Architecture, kw_only=True):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, self.d_model), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(self.dtype), (len(x), 1, self.d_model))
         inner = self.shared(positions="none", out_std=self.init_std)
-        x, _ = Attention(**inner, name="attention")(probe, Visibility(), source=x)
+        x, _ = Attention(**inner, name="attention")(probe, AttentionMask(), source=x)
         x = x + MLP(**inner, name="mlp")(self.make_norm("norm")(x))
         return x[:, 0]
 
@@ -192,8 +192,8 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads, "patch": patch}
     fields |= {"image_size": image_size, "activation": "quick_gelu"}
     fields |= {"init_std": d_model**-0.5, "token_std": d_model**-0.5}
-    model = _built(ClipViT, fields, overrides)
-    assert model.grid
+    model = build(ClipViT, fields, overrides)
+    assert model.head_width > 0 and model.grid  # raises now rather than in the first trace
     return model
 
 
@@ -212,7 +212,7 @@ def clip_text(size, vocab_size, length=77, **overrides: Any):
     """
     d_model, layers, heads = choose("CLIP text size", str(size).lower(), CLIP_TEXT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "heads": heads, "d_ff": 4 * d_model, "init_std": d_model**-0.5}
-    return _built(TextTower, fields | {"vocab_size": vocab_size, "length": length}, overrides)
+    return _text_tower(fields | {"vocab_size": vocab_size, "length": length}, overrides)
 
 
 def siglip_text(size, vocab_size, length=64, **overrides: Any):
@@ -224,15 +224,11 @@ def siglip_text(size, vocab_size, length=64, **overrides: Any):
     fields = {"d_model": d_model, "layers": layers, "heads": heads, "d_ff": d_ff, "init_std": "xavier"}
     fields |= {"embed_std": d_model**-0.5, "position_std": d_model**-0.5, "causal": False, "pool": "last"}
     fields |= {"eps": 1e-6, "activation": "gelu", "vocab_size": vocab_size, "length": length}
-    return _built(TextTower, fields, overrides)
+    return _text_tower(fields, overrides)
 
 
-def _built(kind, fields, overrides):
-    names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
-    model = kind(
-        **fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()}
-    )
-    if kind is TextTower:
-        choose("pool", model.pool, dict.fromkeys(("end", "last")))
+def _text_tower(fields, overrides):
+    model = build(TextTower, fields, overrides)
+    choose("pool", model.pool, dict.fromkeys(("end", "last")))
     assert model.head_width > 0  # raises now rather than in the first trace
     return model

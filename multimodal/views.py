@@ -17,7 +17,7 @@ def clip_views(size, **overrides: Any):
 
 
 def siglip_views(size, **overrides: Any):
-    """The picture resized, pixels from -1 to 1 (big_vision's resize and value_range). See SigLIP.squash."""
+    """The picture resized, pixels from -1 to 1 (big_vision's resize and value_range). See SigLIP.ignore_aspect."""
     return Augment(
         size, **{"crop": "centre", "flip": 0.0, "centre": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3} | overrides
     )

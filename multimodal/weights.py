@@ -28,7 +28,7 @@ def read(path, tokenizer=None, **changes):
     Args:
         path: directory with config.json and model.safetensors, or its shards and their index.
         tokenizer: of the captions; None is the one whose files lie there too, and without them ids alone can be read.
-        changes: fields of the objective in place of what config.json says: augment, canvas, locked ...
+        changes: fields of the objective in place of what config.json says: augment, host_image_size, locked ...
 
     Returns:
         (CLIP or SigLIP, params): params a nested dict of float32 numpy arrays, layers stacked.

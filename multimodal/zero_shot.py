@@ -180,7 +180,7 @@ def _towers(objective):
 def embed_pictures(objective, variables, source):
     """(unit vectors float32 [N, E], labels int32 [N], places int64 [N]) of the pairs of a source that can be read."""
     embed, xs, labels, places = _towers(objective)[0], [], [], []
-    dataset = Dataset(source, objective.prepare, min(BATCH, len(source)), train=False)
+    dataset = Dataset(source, objective.preprocess, min(BATCH, len(source)), train=False)
     for step in range(len(dataset)):
         batch = dataset.batch(step)
         real = batch["mask"] > 0

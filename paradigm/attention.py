@@ -1,4 +1,4 @@
-"""Who sees whom and from where: Visibility, positions, and the plain path of attention.
+"""Who sees whom and from where: AttentionMask, positions, and the plain path of attention.
 
 The letter table of shapes is in transformer.py.
 """
@@ -13,11 +13,13 @@ from flax import linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from paradigm.cpu_gradients import add_bias
+
 MASKED = -1e9  # added to the logit of a key that may not be seen; finite, so that a row with no key has no NaN
 
 
 @struct.dataclass
-class Visibility:
+class AttentionMask:
     """Who may see whom, without an array of pairs: kernels take it as it is, the plain path expands it in blocks.
 
     causal: static; key j is visible to query i when j <= i.
@@ -118,33 +120,15 @@ def rotate(x_BxHxLxK, angles):
 # ---- Attention -------------------------------------------------------------------------------------------------------
 
 
-@jax.custom_vjp
-def add_bias(logits_BxHxLxS, bias):
-    """logits + bias [B or 1, H, L, S].
-
-    The gradient's sum over B is a product with ones: over an outer axis, XLA's CPU reduction takes ten times as long.
-    """
-    return logits_BxHxLxS + bias
-
-
-def _bias_gradients(bias, g):
-    if bias.shape[0] == g.shape[0]:
-        return g, g
-    return g, jnp.einsum("b,bhls->hls", jnp.ones(g.shape[0], g.dtype), g)[None]
-
-
-add_bias.defvjp(lambda logits, bias: (logits + bias, bias), _bias_gradients)
-
-
 _sum = functools.partial(checkpoint_name, name="attention_sums")
 _KEEP_SUMS = jax.checkpoint_policies.save_only_these_names("attention_sums")
 
 
-def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, weights=lambda p: p, block=1024):
+def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, weights=lambda p: p, block=1024):
     """The plain attention path: softmax(scale * q k + bias, where visible) v, in blocks of queries when L is long.
 
     Args:
-        visibility: Visibility of the S keys to the L queries.
+        mask: AttentionMask of the S keys to the L queries.
         bias: [B or 1, H, L, S] added to the logits, or None.
         weights: a function of the attention weights [B, H, L, S]: dropout.
         block: queries at a time when L is a larger multiple of it, so that [B, H, L, S] never stands as a whole.
@@ -157,11 +141,11 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, we
     @functools.partial(
         jax.checkpoint, policy=_KEEP_SUMS
     )  # [B, H, L, S] is formed again in the backward pass, not stored
-    def part(q, visibility, bias):
+    def part(q, mask, bias):
         logits = jnp.einsum("bhlk,bhsk->bhls", q * jnp.asarray(scale, q.dtype), k_BxHxSxK).astype(jnp.float32)
         if bias is not None:
             logits = add_bias(logits, bias.astype(jnp.float32))
-        seen = visibility.expand(q.shape[2], source)
+        seen = mask.expand(q.shape[2], source)
         if seen is not None:
             logits = jnp.where(seen, logits, MASKED)
         top = _sum(jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
@@ -171,11 +155,11 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, visibility, bias=None, scale=1.0, we
         return (y / total).astype(q.dtype)  # divided last: a pass over [B, H, L, K] instead of [B, H, L, S]
 
     if length <= block or length % block:
-        return part(q_BxHxLxK, visibility, bias)
+        return part(q_BxHxLxK, mask, bias)
 
     def one(start):
         cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, 2)
-        return part(cut(q_BxHxLxK), visibility.cut(start, block), cut(bias))
+        return part(cut(q_BxHxLxK), mask.cut(start, block), cut(bias))
 
     parts = jax.lax.map(one, jnp.arange(0, length, block))  # [n, B, H, block, K]
     return jnp.moveaxis(parts, 0, 2).reshape(q_BxHxLxK.shape)

@@ -16,18 +16,18 @@ from paradigm.schedule import as_schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareParts:
-    """Runs the prepare of each part named, on the same example, under 'part/key'."""
+class PreprocessParts:
+    """Runs the preprocess of each part named, on the same example, under 'part/key'."""
 
-    parts: tuple  # ((name, prepare), ...)
+    parts: tuple  # ((name, preprocess), ...)
     choose: Any = None  # step -> names of the parts that are read; None: all
 
     def __call__(self, example, rng, step, train):
         names = None if self.choose is None else self.choose(step)
         out = {}
-        for name, prepare in self.parts:
+        for name, preprocess in self.parts:
             if names is None or name in names:
-                out.update({f"{name}/{k}": v for k, v in prepare(example, rng, step, train).items()})
+                out.update({f"{name}/{k}": v for k, v in preprocess(example, rng, step, train).items()})
         return out
 
 
@@ -45,12 +45,12 @@ class Combined(Objective):
             )
 
     @property
-    def pairs(self):
-        return any(part.pairs for _, part in self.parts)
+    def full_batch(self):
+        return any(part.full_batch for _, part in self.parts)
 
     @property
-    def couples_examples(self):
-        return any(part.couples_examples for _, part in self.parts)
+    def has_batch_norm(self):
+        return any(part.has_batch_norm for _, part in self.parts)
 
     @property
     def locked(self):
@@ -96,10 +96,10 @@ class Combined(Objective):
     def flops(self, batch_spec):
         return sum(part.flops(spec) for part, spec in self._present(batch_spec))
 
-    def items(self, batch_spec):
-        counts = [part.items(spec) for part, spec in self._present(batch_spec)]
+    def throughput(self, batch_spec):
+        counts = [part.throughput(spec) for part, spec in self._present(batch_spec)]
         if len({unit for unit, _ in counts}) > 1:
-            return super().items(batch_spec)
+            return super().throughput(batch_spec)
         return counts[0][0], sum(number for _, number in counts)
 
     def _present(self, batch_spec):
@@ -125,8 +125,8 @@ class Sum(Combined):
             )
 
     @property
-    def prepare(self):
-        return PrepareParts(tuple((name, part.prepare) for name, part in self.parts))
+    def preprocess(self):
+        return PreprocessParts(tuple((name, part.preprocess) for name, part in self.parts))
 
     def _weighted(self, ctx):
         scales = self.coefficients or (1.0,) * len(self.parts)
@@ -139,17 +139,17 @@ class Sum(Combined):
             loss = loss.join(one.prefixed(name, scale))
         return embeddings, loss
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         loss = Loss()
         for name, part, scale in self._weighted(ctx):
-            if part.pairs:
-                one = part.pair_loss(params, extra[name], embeddings[name], _part_of(batch, name), ctx)
+            if part.full_batch:
+                one = part.full_batch_loss(params, extra[name], embeddings[name], _part_of(batch, name), ctx)
                 loss = loss.join(one.prefixed(name, scale))
         return loss
 
     def loss(self, params, extra, batch, ctx):
         embeddings, decomposes = self.encode(params, extra, batch, ctx)
-        return decomposes.join(self.pair_loss(params, extra, embeddings, batch, ctx))
+        return decomposes.join(self.full_batch_loss(params, extra, embeddings, batch, ctx))
 
     def update_extra(self, extra, params, loss, ctx):
         return {name: part.update_extra(extra[name], params, loss.unprefixed(name), ctx) for name, part in self.parts}
@@ -160,8 +160,8 @@ class _OneAtATime(Combined):
     """Base of the combinators in which each step belongs to one part, whose name is the phase."""
 
     @property
-    def prepare(self):
-        return PrepareParts(tuple((name, part.prepare) for name, part in self.parts), _Chosen(self._timetable()))
+    def preprocess(self):
+        return PreprocessParts(tuple((name, part.preprocess) for name, part in self.parts), _Chosen(self._timetable()))
 
     def phase(self, step):
         return self._timetable()(int(step))
@@ -185,9 +185,9 @@ class _OneAtATime(Combined):
         embeddings, loss = part.encode(params, extra[name], _part_of(batch, name), ctx)
         return embeddings, loss.prefixed(name)
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         ((name, part),) = self._active(ctx.phase)
-        return part.pair_loss(params, extra[name], embeddings, _part_of(batch, name), ctx).prefixed(name)
+        return part.full_batch_loss(params, extra[name], embeddings, _part_of(batch, name), ctx).prefixed(name)
 
     def update_extra(self, extra, params, loss, ctx):
         ((name, part),) = self._active(ctx.phase)

@@ -141,7 +141,7 @@ class Mixture:
 class Dataset:
     """A source (or Mixture) with a preparation, cut into batches.
 
-    source: see the top of this file. prepare(example, rng, step, train) -> dict of arrays of fixed shapes.
+    source: see the top of this file. preprocess(example, rng, step, train) -> dict of arrays of fixed shapes.
     batch_size: examples of the global batch. seed: int. train=True: endless, shuffled anew each epoch, a broken record
     replaced by a draw from (seed, i, attempt). train=False: every record once, in order, always prepared alike; the
     last batch is padded, and rows of padding or of a broken record have mask 0.
@@ -149,8 +149,8 @@ class Dataset:
     Raises UserError for an empty source or an impossible batch size.
     """
 
-    def __init__(self, source, prepare, batch_size, seed=0, train=True):
-        self.source, self.prepare, self.batch_size = source, prepare, int(batch_size)
+    def __init__(self, source, preprocess, batch_size, seed=0, train=True):
+        self.source, self.preprocess, self.batch_size = source, preprocess, int(batch_size)
         self.seed, self.train = seed, train
         self.sources = source.sources if isinstance(source, Mixture) else (source,)
         self.sizes = tuple(len(s) for s in self.sources)
@@ -207,7 +207,7 @@ class Dataset:
         rngs = generators(self.seed, _EXAMPLE, int(self.train), index)
         batch = {}
         for row, (record, rng) in enumerate(zip(records, rngs)):
-            prepared = self.prepare(spare if record is None else record, rng, step if self.train else 0, self.train)
+            prepared = self.preprocess(spare if record is None else record, rng, step if self.train else 0, self.train)
             if not batch:
                 batch = {k: np.empty((len(rows),) + np.shape(v), np.asarray(v).dtype) for k, v in prepared.items()}
             for name, value in prepared.items():

@@ -18,3 +18,14 @@ def choose(what, name, table):
     near = difflib.get_close_matches(str(name), [str(k) for k in table], 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(f"unknown {what} {name!r}: {hint}choose from {', '.join(map(str, table))}")
+
+
+def build(kind, fields, overrides):
+    """A Flax module of class `kind`: the fields of a named size, with `overrides` in their place.
+
+    Raises:
+        UserError: an override that is no field of `kind`; the nearest is named.
+    """
+    names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
+    changes = {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()}
+    return kind(**{**fields, **changes})

@@ -1,10 +1,8 @@
 """What a transformer is made of below attention: products, embeddings, norms, activations and dropout by example.
 
-Parameters are float32; `dtype` is what the arithmetic is done in. Some gradients are spelled out: the usual ones, in
-the form that XLA's CPU compiler handles well. The letter table of shapes is in transformer.py.
+Parameters are float32; `dtype` is what the arithmetic is done in. The letter table of shapes is in transformer.py.
 """
 
-import functools
 import math
 import zlib
 from typing import Any
@@ -13,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+
+from paradigm.cpu_gradients import gated_gelu, gelu, gelu_exact, product
 
 # ---- Dropout ---------------------------------------------------------------------------------------------------------
 
@@ -36,30 +36,6 @@ def drop(x, keys, site, rate, shared=()):
 
 
 # ---- Dense, Embed, norms ---------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x, kernel, inputs):
-    """[..., *in] times [*in, *out] -> [..., *out], `inputs` being the number of axes in `in`.
-
-    The gradient is the usual one, spelled out to choose which factor stands first in the kernel's: the narrower. XLA's
-    CPU compiler transposes that one, element by element with all that is computed on the way to it (a slope of GELU).
-    """
-    return jax.lax.dot_general(x, kernel, ((range(x.ndim - inputs, x.ndim), range(inputs)), ((), ())))
-
-
-def _product_gradients(inputs, factors, g):
-    x, kernel = factors
-    rows, outputs = x.ndim - inputs, kernel.ndim - inputs
-    to_x = jax.lax.dot_general(g, kernel, ((range(rows, g.ndim), range(inputs, kernel.ndim)), ((), ())))
-    over = range(rows)
-    if math.prod(kernel.shape[:inputs]) <= math.prod(kernel.shape[inputs:]):
-        return to_x, jax.lax.dot_general(x, g, ((over, over), ((), ())))
-    to_kernel = jax.lax.dot_general(g, x, ((over, over), ((), ())))  # [*out, *in]
-    return to_x, jnp.moveaxis(to_kernel, range(outputs), range(inputs, kernel.ndim))
-
-
-product.defvjp(lambda x, kernel, inputs: (product(x, kernel, inputs), (x, kernel)), _product_gradients)
 
 
 class Dense(nn.Module):
@@ -146,64 +122,6 @@ NORMS = {"rms": RMSNorm, "layer": LayerNorm}
 
 
 # ---- Activations -----------------------------------------------------------------------------------------------------
-
-_GELU = math.sqrt(2.0 / math.pi)
-
-
-@jax.custom_vjp
-def gelu(x):
-    """The tanh form of GELU (Hendrycks and Gimpel 2016, section 2), which T5 v1.1 and GPT-2 use.
-
-    x Phi(x) with Phi(x) = (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). The gradient
-    needs nothing but x.
-    """
-    return x * _phi(x)
-
-
-def _phi(x):
-    return 1.0 / (1.0 + jnp.exp(-2.0 * _GELU * (x + 0.044715 * x * x * x)))
-
-
-def _gelu_gradient(x, g):
-    # By tanh, though _phi would do: compilers would merge it with the forward pass's and keep it in memory until here.
-    phi = (1.0 + jnp.tanh(_GELU * (x + 0.044715 * x * x * x))) / 2.0
-    return (g * (phi + x * phi * (1.0 - phi) * 2.0 * _GELU * (1.0 + 3.0 * 0.044715 * x * x)),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
-
-
-@jax.custom_vjp
-def gelu_exact(x):
-    """GELU itself, x Phi(x) with the normal distribution's Phi (Hendrycks and Gimpel 2016, section 2), as ViTs have it.
-
-    The gradient, Phi(x) + x phi(x), needs nothing but x.
-    """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
-
-
-def _gelu_exact_gradient(x, g):
-    # erf of -x and not of x, for the reason that is given in _gelu_gradient.
-    phi = 0.5 - 0.5 * jax.lax.erf(x * -math.sqrt(0.5))
-    return (g * (phi + x * jnp.exp(-0.5 * x * x) * math.sqrt(0.5 / math.pi)),)
-
-
-gelu_exact.defvjp(lambda x: (gelu_exact(x), x), _gelu_exact_gradient)
-
-
-@jax.custom_vjp
-def gated_gelu(a, b):
-    """gelu(a) * b (Shazeer 2020, section 2), whose gradient needs nothing but a and b."""
-    return gelu(a) * b
-
-
-def _gated_gelu_gradients(inputs, g):
-    a, b = inputs
-    phi = (1.0 + jnp.tanh(_GELU * (a + 0.044715 * a * a * a))) / 2.0
-    return *_gelu_gradient(a, g * b), g * a * phi
-
-
-gated_gelu.defvjp(lambda a, b: (gated_gelu(a, b), (a, b)), _gated_gelu_gradients)
 
 # name: (function of the products, how many it takes)
 ACTIVATIONS = {

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from paradigm.partition import BATCH
+from paradigm.partition import BATCH, constrain
 
 MAX_LOGITS = 2**26  # float32 logits that one device holds at a time: 256 MiB
 CHUNK_TOKENS = {"cpu": 512}  # tokens a device takes at a time. On a CPU small chunks stay near the caches ...
@@ -97,16 +96,18 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
     (B, L, D), V = hidden.shape, kernel.shape[1]
     steps = math.ceil(L / chunk)
     chunk = math.ceil(L / steps)
-    kernel_DxV = _constrain(kernel.astype(hidden.dtype), None, "tensor")  # gathered over fsdp once, before the loop
+    # Gathered over fsdp once, before the loop.
+    kernel_DxV = constrain(kernel.astype(hidden.dtype), None, "tensor", partial=True)
 
     def split(x):  # [B, L, ...] -> [steps, N, B/N, chunk, ...], N the shards of the batch; the padding has weight 0
         x = jnp.pad(x, [(0, 0), (0, steps * chunk - L)] + [(0, 0)] * (x.ndim - 2))
         x = x.reshape((shards, B // shards, steps, chunk) + x.shape[2:])
-        return _constrain(jnp.moveaxis(x, 2, 0), None, BATCH)
+        return constrain(jnp.moveaxis(x, 2, 0), None, BATCH, *(None,) * (x.ndim - 2), partial=True)
 
     def join(x):  # [steps, N, B/N, chunk, ...] -> [B, L, ...]
         x = jnp.moveaxis(x, 0, 2)
-        return _constrain(x.reshape((B, steps * chunk) + x.shape[4:])[:, :L], BATCH)
+        x = x.reshape((B, steps * chunk) + x.shape[4:])[:, :L]
+        return constrain(x, BATCH, *(None,) * (x.ndim - 1), partial=True)
 
     def body(d_kernel_NxDxV, xs):
         values, slopes = _one_chunk(z_loss, kernel_DxV, *xs, gradient=gradient)
@@ -116,7 +117,9 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
             values = *values, d_hidden
         return d_kernel_NxDxV, values
 
-    start = _constrain(jnp.zeros((shards, D, V), jnp.float32), BATCH, None, "tensor") if gradient else None
+    start = None
+    if gradient:
+        start = constrain(jnp.zeros((shards, D, V), jnp.float32), BATCH, None, "tensor", partial=True)
     d_kernel_NxDxV, outputs = jax.lax.scan(body, start, tuple(split(x) for x in (hidden, targets, weights)))
     nll, correct, loss, *d_hidden = (join(x) for x in outputs)
     total = jnp.sum(loss * weights)
@@ -171,16 +174,3 @@ def _chunk_length(rows, length, vocabulary):
         MAX_LOGITS // math.ceil(vocabulary / (mesh.shape.get("tensor", 1) if mesh else 1)),
     )
     return max(1, min(length, tokens // rows))
-
-
-def _constrain(x, *axes):
-    """`x` laid out over the mesh in context, if any; axes that it lacks or that do not divide are left out."""
-    mesh = _mesh()
-    if mesh is None:
-        return x
-
-    def fit(size, axis):
-        names = tuple(a for a in ((axis,) if isinstance(axis, str) else axis or ()) if a in mesh.shape)
-        return names if names and size % math.prod(mesh.shape[a] for a in names) == 0 else None
-
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(fit(n, a) for n, a in zip(x.shape, axes))))

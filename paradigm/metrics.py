@@ -28,12 +28,6 @@ def mean(total, weight):
     return float(total) / float(weight) if weight else math.nan
 
 
-def perplexity(nats, tokens):
-    """exp of the mean negative log-likelihood in nats a token; inf where a float cannot hold it."""
-    rate = mean(nats, tokens)
-    return math.exp(rate) if not rate > 700 else math.inf
-
-
 def bits(nats, units):
     """Bits a unit (bits per byte, per token, per dimension) from a sum in nats."""
     return mean(nats, units) / LN2

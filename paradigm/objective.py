@@ -103,18 +103,19 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Base of all objectives. A subclass gives `prepare`, `batch_spec`, `init` and `loss`; the rest has defaults."""
+    """Base of all objectives. A subclass gives `preprocess`, `batch_spec`, `init` and `loss`; the rest has defaults."""
 
-    # True when `loss` is a composition of `encode` and `pair_loss`: the step then accumulates cached embeddings.
-    pairs = False
-    # True when an example's part of `loss` (or `encode`) depends on others in its batch: BatchNorm. It can't be cut.
-    couples_examples = False
+    # True when `loss` is a composition of `encode` and `full_batch_loss`: the step then accumulates cached embeddings.
+    full_batch = False
+    # True when BatchNorm makes an example's part of `loss` (or `encode`) depend on the others: the batch can't be cut.
+    has_batch_norm = False
     # Names of the parameter trees that stay as they were loaded: a run that begins without them is refused.
     locked = ()
 
     @property
-    def prepare(self):
-        """Host side: a picklable numpy-only object, prepare(example, rng, step, train) -> dict of fixed-shape arrays.
+    def preprocess(self):
+        """On the host: a picklable, numpy-only object, preprocess(example, rng, step, train) -> dict
+        of arrays of fixed shapes.
 
         step is index // global batch; train=False asks for the fixed validation settings. It runs in data workers,
         where no jax backend may start.
@@ -149,16 +150,16 @@ class Objective:
 
     def loss(self, params, extra, batch, ctx):
         """The objective on a batch, as a Loss."""
-        if not self.pairs:
+        if not self.full_batch:
             raise NotImplementedError
         embeddings, decomposes = self.encode(params, extra, batch, ctx)
-        return decomposes.join(self.pair_loss(params, extra, embeddings, batch, ctx))
+        return decomposes.join(self.full_batch_loss(params, extra, embeddings, batch, ctx))
 
     def encode(self, params, extra, batch, ctx):
         """(embeddings: a tree of [B, ...] arrays, Loss of the terms that decompose over examples)."""
         return {}, self.loss(params, extra, batch, ctx)
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         """The Loss that needs all embeddings of the batch at once; heads and their BatchNorm belong here."""
         del params, extra, embeddings, batch, ctx
         return Loss()
@@ -185,7 +186,7 @@ class Objective:
         """Model FLOPs of a step, forward and backward, by formula."""
         raise NotImplementedError
 
-    def items(self, batch_spec):
+    def throughput(self, batch_spec):
         """(unit, number) of what a batch of this spec is counted in when speed is told: "tokens" for text."""
         return "examples", batch_spec["mask"].size
 

@@ -18,17 +18,22 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that a batch's rows are spread over
 
 
-def constrain(x, *axes):
+def constrain(x, *axes, partial=False):
     """`x` with its trailing dims laid over these mesh axes; x itself where there is no mesh with these axes.
+
+    partial: each dim by itself: axes that the mesh lacks, or that do not divide the dim, are left out.
 
     BATCH stands first for activations: constrain(x_BxLxD, BATCH, None, None). A model must say so after each matrix
     product whose kernel is cut over fsdp: left to itself on a mesh of all three axes, XLA's partitioner (jaxlib 0.10.2
     and 0.12.0.1) was seen to return a wrong gradient for tanh(x @ w) with w over (fsdp, tensor), not merely a slow one.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+    if mesh.empty or not (partial or set(AXES) <= set(mesh.axis_names)):
         return x
-    return jax.lax.with_sharding_constraint(x, _trailing(axes, x.ndim))
+    spec = _trailing(axes, x.ndim)
+    if partial:
+        spec = P(*(_fitting(size, axis, mesh) for size, axis in zip(x.shape, spec)))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def constrain_rows(tree):
@@ -111,6 +116,12 @@ def _spec(name, shape, rules, mesh):
                 "devices; change the mesh or the model's size"
             )
     return spec
+
+
+def _fitting(size, axis, mesh):
+    """Those of a dim's axes that the mesh has, or None where they do not divide it."""
+    names = tuple(a for a in ((axis,) if isinstance(axis, str) else axis or ()) if a in mesh.shape)
+    return names if names and size % _ways(names, mesh) == 0 else None
 
 
 def _ways(axis, mesh):

@@ -69,7 +69,7 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
     Raises:
         UserError: microbatches > 1 for an objective that couples the examples of a batch (BatchNorm).
     """
-    if microbatches > 1 and objective.couples_examples:
+    if microbatches > 1 and objective.has_batch_norm:
         raise UserError(
             f"{type(objective).__name__} couples the examples of a batch (BatchNorm), so {microbatches} microbatches "
             "would change its loss: set microbatches=1, or use an encoder with LayerNorm"
@@ -137,7 +137,7 @@ def _gradients(objective, params, extra, batch, ctx, microbatches):
         whole = lambda p: (lambda loss: (loss.value(), loss))(objective.loss(p, extra, batch, ctx))
         (value, loss), grads = jax.value_and_grad(whole, has_aux=True)(params)
         return value, loss, grads
-    accumulate = _cached_pairs if objective.pairs else _decomposed
+    accumulate = _cached_embeddings if objective.full_batch else _decomposed
     loss, grads = accumulate(objective, params, extra, batch, ctx, microbatches)
     return loss.value(), loss, grads
 
@@ -156,7 +156,7 @@ def _decomposed(objective, params, extra, batch, ctx, n):
     return _whole(losses), grads
 
 
-def _cached_pairs(objective, params, extra, batch, ctx, n):
+def _cached_embeddings(objective, params, extra, batch, ctx, n):
     """Embed all microbatches without gradient, differentiate the pair loss at full batch, replay each with vjp.
 
     Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (GradCache), section 3.2.
@@ -166,7 +166,7 @@ def _cached_pairs(objective, params, extra, batch, ctx, n):
     embeddings, decomposes = uncut(parts), _whole(losses)
 
     def at_full_batch(p, z):
-        loss = objective.pair_loss(p, extra, z, batch, ctx)
+        loss = objective.full_batch_loss(p, extra, z, batch, ctx)
         return loss.value(), loss
 
     (grads, slopes), pair = jax.grad(at_full_batch, argnums=(0, 1), has_aux=True)(params, embeddings)

@@ -17,12 +17,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from paradigm.attention import RelativeBias, Visibility, rope_angles, rotate
+from paradigm.attention import AttentionMask, RelativeBias, rope_angles, rotate
 from paradigm.attention_kernels import attend
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense, drop
 from paradigm.partition import BATCH, constrain
 from paradigm.trees import STACKED
+
+# Where the parameters of a Stack lie (see partition.py); a model appends rules for what it has beside one.
+PARTITION_RULES = (
+    (r"(attention|cross)/(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, H, K]
+    (r"(attention|cross)/(query|key|value)/bias$", ("tensor", None)),  # [H, K]
+    (r"(attention|cross)/out/kernel$", ("tensor", None, "fsdp")),  # [H, K, D]
+    (r"mlp/(gate|up)/kernel$", ("fsdp", "tensor")),  # [D, F]
+    (r"mlp/(gate|up)/bias$", ("tensor",)),  # [F]
+    (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
+    (r"relative_bias/embedding$", (None, "tensor")),  # [buckets, H]
+)
 
 
 class Architecture(nn.Module, kw_only=True):
@@ -90,14 +101,14 @@ class Attention(Architecture, kw_only=True):
     out_std: float | str | None = None
 
     @nn.compact
-    def __call__(self, x, visibility, *, source=None, memory=None, bias=None, angles=None, cache=None, keys=None):
+    def __call__(self, x, mask, *, source=None, memory=None, bias=None, angles=None, cache=None, keys=None):
         """x [B, L, D] -> ([B, L, D], {"key", "value"} as attended to).
 
         Args:
             source: [B, S, D] to attend to; None is x itself.
             memory: {"key", "value"} [B, H, S, K], finished, in place of a source.
             bias: [B or 1, H, L, S] on the logits. angles: of rotary positions. keys: [B] for dropout.
-            cache: {"key", "value"} [B, H, T, K] into which x's own are written at visibility.offset.
+            cache: {"key", "value"} [B, H, T, K] into which x's own are written at mask.offset.
         """
         width, std = self.head_width, self.init_std
         heads_first = lambda y: constrain(y.swapaxes(1, 2), BATCH, "tensor", None, None)  # [B, L, H, K] -> [B, H, L, K]
@@ -113,12 +124,12 @@ class Attention(Architecture, kw_only=True):
             q, memory["key"] = rotate(q, angles), rotate(memory["key"], angles)
         if cache is not None:
             write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))
-            memory = {name: write(cache[name], memory[name], visibility.offset) for name in memory}
+            memory = {name: write(cache[name], memory[name], mask.offset) for name in memory}
         scale = width**-0.5 if self.scale_attention else 1.0
         dropped = None
         if keys is not None and self.dropout:
             dropped = lambda p: self.dropped(p, keys, f"{self.name}/weights")
-        y = attend(q, memory["key"], memory["value"], visibility, bias, scale, dropped)
+        y = attend(q, memory["key"], memory["value"], mask, bias, scale, dropped)
         y = Dense((self.d_model,), 2, self.bias, self.out_std, self.dtype, name="out")(y.swapaxes(1, 2))
         return y, memory
 
@@ -144,13 +155,13 @@ class MLP(Architecture, kw_only=True):
 
 @struct.dataclass
 class Shared:
-    """What all layers see alike: visibility, bias [B or 1, H, L, S], rotary angles, source [B, S, D], keys [B]."""
+    """What all layers see alike: mask, bias [B or 1, H, L, S], rotary angles, source [B, S, D], keys [B]."""
 
-    visibility: Visibility
+    mask: AttentionMask
     bias: Any = None
     angles: Any = None
     source: Any = None
-    source_visibility: Any = None
+    source_mask: Any = None
     keys: Any = None
 
 
@@ -172,7 +183,7 @@ class Block(Architecture, kw_only=True):
 
         y, fresh["self"] = Attention(**inner, name="attention")(
             self.make_norm("attention_norm")(x),
-            shared.visibility,
+            shared.mask,
             bias=shared.bias,
             angles=shared.angles,
             cache=None if cache is None else cache["self"],
@@ -182,7 +193,7 @@ class Block(Architecture, kw_only=True):
         if self.cross:
             y, fresh["cross"] = Attention(**inner, name="cross")(
                 self.make_norm("cross_norm")(x),
-                shared.source_visibility,
+                shared.source_mask,
                 source=shared.source,
                 memory=cache["cross"] if shared.source is None else None,
                 keys=keys,
@@ -215,27 +226,28 @@ class Stack(Architecture, kw_only=True):
     scan: bool = True
 
     @nn.compact
-    def __call__(self, x, visibility, *, positions=None, source=None, source_visibility=None, cache=None, keys=None):
-        """x [B, L, D] -> ([B, L, D], named).
+    def __call__(self, x, mask, *, positions=None, source=None, source_mask=None, cache=None, keys=None):
+        """x [B, L, D] -> ([B, L, D], intermediates).
 
         Args:
-            visibility: of x to itself (to the cache's T columns when there is a cache).
-            positions: int [B, L] for rope; None counts from visibility.offset.
-            source: [B, S, D]. source_visibility: Visibility of it.
+            mask: of x to itself (to the cache's T columns when there is a cache).
+            positions: int [B, L] for rope; None counts from mask.offset.
+            source: [B, S, D]. source_mask: AttentionMask of it.
             cache: {"self": {"key", "value"}, "cross": ...}, leaves [n, B, H, T, K] (see `new_cache`).
             keys: typed PRNG keys [B], or None for no dropout.
 
         Returns:
-            named: "layers" [n, B, L, D], each block's output; "cache" when one was given, with x's keys and values.
+            intermediates: "layers" [n, B, L, D], each block's output; "cache" when one was given, with x's keys and
+                values.
         """
         choose("positions", self.positions, dict.fromkeys(("relative", "rope", "learned", "none")))
         choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
-        rows = visibility.positions(x.shape[1])
+        rows = mask.positions(x.shape[1])
         bias = angles = None
         if self.positions == "relative":
             columns = x.shape[1] if cache is None else cache["self"]["key"].shape[3]
             relative = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
-            bias = relative(rows, columns, not visibility.causal)
+            bias = relative(rows, columns, not mask.causal)
         elif self.positions == "rope":
             angles = rope_angles(rows if positions is None else positions, self.head_width)
 
@@ -243,8 +255,8 @@ class Stack(Architecture, kw_only=True):
         body = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)
         blocks = nn.scan(
             body,
-            variable_axes={"params": 0, "adapt": 0},
-            split_rngs={"params": True, "adapt": True},
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=self.layers,
             unroll=1 if self.scan else self.layers,
@@ -255,12 +267,12 @@ class Stack(Architecture, kw_only=True):
         blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
         x = constrain(self.dropped(x.astype(self.dtype), keys, "input"), BATCH, None, None)
         own = {"layer": jnp.arange(self.layers), "cache": cache}
-        x, outs = blocks(x, own, Shared(visibility, bias, angles, source, source_visibility, keys))
+        x, outs = blocks(x, own, Shared(mask, bias, angles, source, source_mask, keys))
         x = self.make_norm("norm")(x)
         if self.dropout_style == "t5":
             x = self.dropped(x, keys, "output")
-        named = {"layers": outs["out"]}
-        return x, named if cache is None else {**named, "cache": outs["cache"]}
+        intermediates = {"layers": outs["out"]}
+        return x, intermediates if cache is None else {**intermediates, "cache": outs["cache"]}
 
     @nn.nowrap
     def new_cache(self, batch, length):

@@ -59,12 +59,6 @@ def stack(trees):
     return jax.tree.map(lambda *xs: np.stack(xs) if isinstance(xs[0], np.ndarray) else jax.numpy.stack(xs), *trees)
 
 
-def unstack(tree):
-    """The inverse of `stack`: a list of per-layer trees."""
-    n = jax.tree.leaves(tree)[0].shape[0]
-    return [jax.tree.map(lambda x: x[i], tree) for i in range(n)]
-
-
 def merge_strict(wanted, found, where="checkpoint"):
     """`found`'s leaves in `wanted`'s structure; every leaf must be there with its shape.
 

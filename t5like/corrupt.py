@@ -153,7 +153,7 @@ class SpanNoise:
 
     vocab_size: the tokenizer's, sentinels included (sentinel i is vocab_size - 1 - i). extra_ids: how many sentinels.
     length: encoder inputs. rate, mean_span: floats, or schedules of the step; shapes are those of the schedules'
-    extremes, the rest is padding (`padded_share` says how much), and validation uses the schedules' final values.
+    extremes, the rest is padding, and validation uses the schedules' final values.
     """
 
     vocab_size: int
@@ -195,12 +195,6 @@ class SpanNoise:
         """The SpanPlan in force at this step."""
         step = step if train else FOREVER
         return span_plan(self.length, at(self.rate, step), at(self.mean_span, step), self.target_length)
-
-    def padded_share(self, total_steps):
-        """Expected share of encoder and decoder positions that hold padding, over a run of so many steps."""
-        steps = np.unique(np.linspace(0, max(total_steps - 1, 0), 257).astype(int))
-        used = np.mean([plan.inputs + plan.targets for plan in map(self.plan, steps.tolist())])
-        return float(1 - used / (self.length + self.target_length))
 
     def __call__(self, example, rng, step, train):
         """One corrupted example.

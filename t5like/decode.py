@@ -91,10 +91,10 @@ def decode(model, variables, prompts, lengths, keys, new, sampling, eos_id, inpu
     def run(tokens, cache, encoded):
         if inputs is None:
             visible = lengths if prefix else None
-            hidden, named = model.apply(variables, tokens, prefix=visible, cache=cache, method="hidden")
+            hidden, intermediates = model.apply(variables, tokens, prefix=visible, cache=cache, method="hidden")
         else:
-            hidden, named = model.apply(variables, encoded, inputs, tokens, cache=cache, method="decode")
-        return hidden, named["cache"]
+            hidden, intermediates = model.apply(variables, encoded, inputs, tokens, cache=cache, method="decode")
+        return hidden, intermediates["cache"]
 
     def choose(hidden, step):  # [B, 1, D] -> [B]
         logits = model.apply(variables, hidden, method="score")[:, 0]

@@ -15,18 +15,18 @@ Parameter paths (n layers stacked in front; H heads, K head dim, D model, F hidd
     encoder|decoder/norm/scale              [D]         (/bias [D])
     logits/kernel                           [D, V]      untied only
 
-An Encoder has `encoder/`, a Decoder `decoder/`, an EncoderDecoder both. Every call returns (output, named); named holds
-"embedded" [B, L, D] and "layers" [n, B, L, D], and for an EncoderDecoder the encoder's under "encoder/" and "encoded".
+An Encoder has `encoder/`, a Decoder `decoder/`, an EncoderDecoder both. Every call returns (output, intermediates): a
+dict of "embedded" [B, L, D] and "layers" [n, B, L, D], and for an EncoderDecoder the encoder's under "encoder/" and
+"encoded".
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from paradigm.attention import Visibility
-from paradigm.errors import UserError, choose
+from paradigm import transformer
+from paradigm.attention import AttentionMask
+from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.transformer import Architecture, Stack
 
@@ -34,14 +34,8 @@ from paradigm.transformer import Architecture, Stack
 PARTITION_RULES = (
     (r"(^|/)embed/embedding$", ("tensor", "fsdp")),
     (r"(^|/)positions/embedding$", (None, "fsdp")),
-    (r"relative_bias/embedding$", (None, "tensor")),
-    (r"(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    (r"(query|key|value)/bias$", ("tensor", None)),
-    (r"out/kernel$", ("tensor", None, "fsdp")),
-    (r"(gate|up)/kernel$", ("fsdp", "tensor")),
-    (r"(gate|up)/bias$", ("tensor",)),
-    (r"down/kernel$", ("tensor", "fsdp")),
     (r"(^|/)logits/kernel$", ("fsdp", "tensor")),
+    *transformer.PARTITION_RULES,
 )
 
 
@@ -108,16 +102,19 @@ class Encoder(TextModel, kw_only=True):
         self.encoder = self.stack()
 
     def hidden(self, tokens, keys=None, segments=None):
-        """int32 [B, L] -> (hidden [B, L, D], named). segments: int32 [B, L], 0 is padding; None: id 0 is padding."""
-        visibility = Visibility(queries=segments, keys=tokens if segments is None else segments)
+        """int32 [B, L] -> (hidden [B, L, D], intermediates).
+
+        segments: int32 [B, L], 0 is padding; None: id 0 is padding.
+        """
+        mask = AttentionMask(queries=segments, keys=tokens if segments is None else segments)
         embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
-        hidden, named = self.encoder(embedded, visibility, keys=keys)
-        return hidden, {"embedded": embedded, **named}
+        hidden, intermediates = self.encoder(embedded, mask, keys=keys)
+        return hidden, {"embedded": embedded, **intermediates}
 
     def __call__(self, tokens, keys=None, segments=None):
-        """int32 [B, L] -> (logits [B, L, V], named)."""
-        hidden, named = self.hidden(tokens, keys, segments)
-        return self.score(hidden), {**named, "hidden": hidden}
+        """int32 [B, L] -> (logits [B, L, V], intermediates)."""
+        hidden, intermediates = self.hidden(tokens, keys, segments)
+        return self.score(hidden), {**intermediates, "hidden": hidden}
 
     @nn.nowrap
     def flops(self, batch, length):
@@ -133,7 +130,7 @@ class Decoder(TextModel, kw_only=True):
         self.decoder = self.stack()
 
     def hidden(self, tokens_in, keys=None, segments=None, positions=None, prefix=None, cache=None):
-        """int32 [B, L] -> (hidden [B, L, D], named).
+        """int32 [B, L] -> (hidden [B, L, D], intermediates).
 
         Args:
             tokens_in: token t-1 at position t, 0 at the start of a document.
@@ -141,22 +138,22 @@ class Decoder(TextModel, kw_only=True):
             segments: int32 [B, L]; a token sees its own segment only.
             positions: int32 [B, L], restarting with each segment; None counts from the start of the row.
             prefix: int32 [B], how many first positions are visible to all.
-            cache: from `new_cache`; named["cache"] is the next one.
+            cache: from `new_cache`; intermediates["cache"] is the next one.
         """
         offset = 0 if cache is None else cache["index"]
         if positions is None:
             positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(offset, (-1, 1))
-        visibility = Visibility(True, prefix, segments, segments, offset)
+        mask = AttentionMask(True, prefix, segments, segments, offset)
         embedded = self.embedded(tokens_in, positions)
-        hidden, named = self.decoder(
-            embedded, visibility, positions=positions, keys=keys, cache=None if cache is None else cache["decoder"]
+        hidden, intermediates = self.decoder(
+            embedded, mask, positions=positions, keys=keys, cache=None if cache is None else cache["decoder"]
         )
-        return hidden, _advanced({"embedded": embedded, **named}, cache, tokens_in.shape[1])
+        return hidden, _advanced({"embedded": embedded, **intermediates}, cache, tokens_in.shape[1])
 
     def __call__(self, tokens_in, keys=None, segments=None, positions=None, prefix=None, cache=None):
-        """int32 [B, L] -> (logits float32 [B, L, V], named); arguments as `hidden`."""
-        hidden, named = self.hidden(tokens_in, keys, segments, positions, prefix, cache)
-        return self.score(hidden), {**named, "hidden": hidden}
+        """int32 [B, L] -> (logits float32 [B, L, V], intermediates); arguments as `hidden`."""
+        hidden, intermediates = self.hidden(tokens_in, keys, segments, positions, prefix, cache)
+        return self.score(hidden), {**intermediates, "hidden": hidden}
 
     @nn.nowrap
     def new_cache(self, batch, length):
@@ -191,52 +188,50 @@ class EncoderDecoder(TextModel, kw_only=True):
         return {"cross": True, "layers": self.layers if self.decoder_layers is None else self.decoder_layers}
 
     def encode(self, inputs, keys=None, input_segments=None):
-        """int32 [B, S] -> (encoded [B, S, D], named). input_segments: int32 [B, S]; None takes id 0 as padding."""
-        visibility = Visibility(queries=input_segments, keys=inputs if input_segments is None else input_segments)
+        """int32 [B, S] -> (encoded [B, S, D], intermediates).
+
+        input_segments: int32 [B, S]; None takes id 0 as padding.
+        """
+        mask = AttentionMask(queries=input_segments, keys=inputs if input_segments is None else input_segments)
         embedded = self.embedded(inputs, jnp.arange(inputs.shape[1])[None])
-        encoded, named = self.encoder(embedded, visibility, keys=_fold(keys, 0))
-        return encoded, {"embedded": embedded, **named}
+        encoded, intermediates = self.encoder(embedded, mask, keys=_fold(keys, 0))
+        return encoded, {"embedded": embedded, **intermediates}
 
     def decode(self, encoded, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None, cache=None):
-        """int32 [B, L] -> (hidden [B, L, D], named).
+        """int32 [B, L] -> (hidden [B, L, D], intermediates).
 
         Args:
             encoded: [B, S, D]; None when the cache already holds the source's keys and values.
             inputs: int32 [B, S], what was encoded: where it is 0 nothing is seen, unless segments say otherwise.
             decoder_inputs: targets shifted right, 0 at the start.
-            cache: from `new_cache`; named["cache"] is the next one. Its first use must bring `encoded`.
+            cache: from `new_cache`; intermediates["cache"] is the next one. Its first use must bring `encoded`.
         """
         offset = 0 if cache is None else cache["index"]
         positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(offset, (-1, 1))
-        visibility = Visibility(True, None, target_segments, target_segments, offset)
-        to_source = Visibility(queries=target_segments, keys=inputs if input_segments is None else input_segments)
+        mask = AttentionMask(True, None, target_segments, target_segments, offset)
+        to_source = AttentionMask(queries=target_segments, keys=inputs if input_segments is None else input_segments)
         embedded = self.embedded(decoder_inputs, positions)
-        hidden, named = self.decoder(
+        hidden, intermediates = self.decoder(
             embedded,
-            visibility,
+            mask,
             positions=positions,
             source=encoded,
-            source_visibility=to_source,
+            source_mask=to_source,
             keys=_fold(keys, 1),
             cache=None if cache is None else cache["decoder"],
         )
-        return hidden, _advanced({"embedded": embedded, **named}, cache, decoder_inputs.shape[1])
+        return hidden, _advanced({"embedded": embedded, **intermediates}, cache, decoder_inputs.shape[1])
 
     def hidden(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
-        """int32 [B, S] and [B, L] -> (decoder's hidden [B, L, D], named)."""
+        """int32 [B, S] and [B, L] -> (decoder's hidden [B, L, D], intermediates)."""
         encoded, of_encoder = self.encode(inputs, keys, input_segments)
-        hidden, named = self.decode(encoded, inputs, decoder_inputs, keys, input_segments, target_segments)
-        return hidden, {**named, **{f"encoder/{k}": v for k, v in of_encoder.items()}, "encoded": encoded}
+        hidden, intermediates = self.decode(encoded, inputs, decoder_inputs, keys, input_segments, target_segments)
+        return hidden, {**intermediates, **{f"encoder/{k}": v for k, v in of_encoder.items()}, "encoded": encoded}
 
     def __call__(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
-        """int32 [B, S] and [B, L] -> (logits float32 [B, L, V], named); give both segments or neither."""
-        hidden, named = self.hidden(inputs, decoder_inputs, keys, input_segments, target_segments)
-        return self.score(hidden), {**named, "hidden": hidden}
-
-    def decode_step(self, encoded, inputs, decoder_inputs, cache, input_segments=None):
-        """One or more next tokens: (logits float32 [B, L, V], next cache). See `decode`."""
-        hidden, named = self.decode(encoded, inputs, decoder_inputs, None, input_segments, None, cache)
-        return self.score(hidden), named["cache"]
+        """int32 [B, S] and [B, L] -> (logits float32 [B, L, V], intermediates); give both segments or neither."""
+        hidden, intermediates = self.hidden(inputs, decoder_inputs, keys, input_segments, target_segments)
+        return self.score(hidden), {**intermediates, "hidden": hidden}
 
     @nn.nowrap
     def new_cache(self, batch, length):
@@ -260,10 +255,10 @@ def _fold(keys, side):
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, side)
 
 
-def _advanced(named, cache, length):
+def _advanced(intermediates, cache, length):
     if cache is None:
-        return named
-    return {**named, "cache": {"index": cache["index"] + length, "decoder": named["cache"]}}
+        return intermediates
+    return {**intermediates, "cache": {"index": cache["index"] + length, "decoder": intermediates["cache"]}}
 
 
 # ---- Sizes by name ---------------------------------------------------------------------------------------------------
@@ -332,7 +327,7 @@ def t5(size, vocab_size, version="1.1", **overrides):
     fields |= {"positions": "relative", "scale_attention": False}
     if str(version) == "1.0":
         fields |= {"activation": "relu", "tied": True, "tied_scale": True, "dropout": 0.1}
-    return _built(EncoderDecoder, fields, overrides)
+    return _checked(build(EncoderDecoder, fields, overrides))
 
 
 def gpt(size, vocab_size, style="rope", **overrides):
@@ -372,14 +367,10 @@ def gpt(size, vocab_size, style="rope", **overrides):
             **{"tied": True, "d_ff": 4 * d_model, "dropout_style": "gpt2"},
         },
     }
-    return _built(Decoder, fields | choose("GPT style", style, styles), overrides)
+    return _checked(build(Decoder, fields | choose("GPT style", style, styles), overrides))
 
 
-def _built(kind, fields, overrides: dict[str, Any]):
-    names = {name: name for name in kind.__dataclass_fields__ if name not in ("parent", "name")}
-    model = kind(
-        **fields | {choose(f"field of {kind.__name__}", name, names): value for name, value in overrides.items()}
-    )
+def _checked(model):
     if model.vocab_size is None or model.vocab_size < 1:
         raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids")
     assert model.head_width > 0  # raises now rather than in the first trace

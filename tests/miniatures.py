@@ -20,7 +20,7 @@ RULES = ((r"kernel$", ("fsdp", "tensor")), (r"queue$", (("data", "fsdp"), None))
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """prepare: the record's numbers, doubled at random in training."""
+    """preprocess: the record's numbers, doubled at random in training."""
 
     def __call__(self, example, rng, step, train):
         x = np.float32(example["x"])
@@ -32,7 +32,7 @@ class Miniature(Objective):
     name: str = "encoder"
 
     @property
-    def prepare(self):
+    def preprocess(self):
         return Rows()
 
     @property
@@ -115,7 +115,7 @@ class TeacherQueue(Miniature):
 class BatchStatistics(Miniature):
     """BatchNorm in a head that sees the whole batch; running moments in extra."""
 
-    pairs = True
+    full_batch = True
 
     def init_extra(self, params, key):
         return {"mean": jnp.zeros(HIDDEN), "square": jnp.ones(HIDDEN)}
@@ -123,7 +123,7 @@ class BatchStatistics(Miniature):
     def encode(self, params, extra, batch, ctx):
         return self.features(params, batch["x"]), Loss()
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         moments = {"mean": embeddings.mean(0), "square": jnp.square(embeddings).mean(0)} if ctx.train else extra
         z = (embeddings - moments["mean"]) * jax.lax.rsqrt(moments["square"] - moments["mean"] ** 2 + 1e-2)
         error = jnp.square(z[:, :WIDTH] - batch["x"]).mean(-1)
@@ -142,8 +142,8 @@ class RunningStatistics(BatchStatistics):
     def init_extra(self, params, key):
         return {"batch_stats": super().init_extra(params, key)}
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
-        return super().pair_loss(params, extra["batch_stats"], embeddings, batch, ctx)
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
+        return super().full_batch_loss(params, extra["batch_stats"], embeddings, batch, ctx)
 
     def update_extra(self, extra, params, loss, ctx):
         return extra if self.still else {"batch_stats": super().update_extra(extra["batch_stats"], params, loss, ctx)}
@@ -153,18 +153,18 @@ class RunningStatistics(BatchStatistics):
 class CoupledStatistics(BatchStatistics):
     """The same with its BatchNorm declared inside the encoder: it cannot be cut into microbatches."""
 
-    pairs = False
-    couples_examples = True
+    full_batch = False
+    has_batch_norm = True
 
     def loss(self, params, extra, batch, ctx):
-        return self.pair_loss(params, extra, self.features(params, batch["x"]), batch, ctx)
+        return self.full_batch_loss(params, extra, self.features(params, batch["x"]), batch, ctx)
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedPairs(Miniature):
     """Every row is to find itself among all rows of the batch, plus a term that decomposes over rows."""
 
-    pairs = True
+    full_batch = True
 
     def encode(self, params, extra, batch, ctx):
         y = self.features(params, batch["x"], ctx.keys("dropout", batch["index"]) if ctx.train else None)
@@ -172,7 +172,7 @@ class CachedPairs(Miniature):
         size = Term(jnp.sum(jnp.square(y).mean(-1) * batch["mask"]), batch["mask"].sum(), 0.1)
         return {"a": unit(y), "b": unit(other)}, Loss({"size": size})
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         logits = embeddings["a"] @ embeddings["b"].T / 0.5  # [B, B]
         mask = batch["mask"]
         logits = jnp.where(mask[None, :] > 0, logits, -1e9)
@@ -186,7 +186,7 @@ class Signs(Miniature):
     """A second task on the same encoder whose batch has another entry: the signs of the inputs."""
 
     @property
-    def prepare(self):
+    def preprocess(self):
         return SignRows()
 
     def batch_spec(self, batch_size, phase=None):

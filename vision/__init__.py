@@ -12,9 +12,9 @@ CONFIGURABLE = {
         "moco_v3_views",
     ),
     "data": ("ImageData",),
-    "shapes": ("Shapes",),
+    "synthetic_scenes": ("Shapes",),
     "vit": ("vit",),
     "resnet": ("resnet",),
     "probe": ("Probes",),
-    "gallery": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
+    "visualize": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
 }

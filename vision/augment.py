@@ -2,7 +2,7 @@
 
     view = simclr_views(224)(image, aspect, keys)    # uint8 [B, S, S, C] -> float32 [B, 224, 224, C]
 
-The host squashes every picture to a square and tells its true aspect, so a crop that is drawn in the picture's own
+The host resizes every picture to a square and tells its true aspect, so a crop that is drawn in the picture's own
 geometry is a box in relative coordinates, and cropping, resizing and flipping are one product Wy @ image @ Wx^T with
 two small matrices for each example. Blur is another such product. Colours follow torchvision (PIL), the pieces of
 which are blends with a grey picture in a random order; nothing is rounded to 8 bits on the way.
@@ -79,7 +79,7 @@ class Augment:
         """A random view of each picture.
 
         Args:
-            image: uint8 [B, S, S, C], squashed to a square.
+            image: uint8 [B, S, S, C], resized to a square.
             aspect: float32 [B], width / height before that.
             keys: typed PRNG keys [B].
 

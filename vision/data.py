@@ -9,9 +9,9 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
-from vision.pictures import MAX_PIXELS, PILLOW_PIXELS
-from vision.shapes import Shapes
+from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.sources import Reading, open_source
+from vision.synthetic_scenes import Shapes
 
 SPLITS = ("train", "valid", "test")
 

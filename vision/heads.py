@@ -49,13 +49,13 @@ class Head(nn.Module):
         return 2 * batch * sum(a * b for a, b in zip((features, *self.widths), self.widths))
 
 
-def unit(x):
+def l2_normalize(x):
     """x / |x| along the last axis, in float32; 0 stays 0, with a finite gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
 
 
-def spread(unit_NxD, mask=None):
+def embedding_std(unit_NxD, mask=None):
     """[] the deviation of unit vectors over rows, mean over dims, times sqrt(D): 0 is collapse, 1 the whole sphere."""
     weight = jnp.ones(len(unit_NxD)) if mask is None else mask
     share = (weight / jnp.maximum(weight.sum(), 1.0))[:, None]

@@ -3,7 +3,7 @@
 The moments are plain sums over all rows, so that under jit with shardings they are those of the global batch: what
 SimCLR calls global BN and PyTorch SyncBatchNorm. Nothing here moves the running statistics. A call in training leaves
 this batch's moments in the collection `moments`, whose tree is that of `batch_stats`; an objective carries them in
-Loss.stats, and moves `extra["batch_stats"]` towards them after the step (see `images.move`).
+Loss.stats, and moves `extra["batch_stats"]` towards them after the step (see `update_batch_stats`).
 
 The running variance follows the biased one, the mean of squared differences, as in TensorFlow; PyTorch's follows
 n / (n - 1) of it.
@@ -13,12 +13,13 @@ own, which follow these moments: buffers are not averaged with the student's. Th
 official MoCo does. In evaluation everybody uses running statistics.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from paradigm.cpu_gradients import normalise
 
 
 class BatchNorm(nn.Module):
@@ -51,32 +52,3 @@ class BatchNorm(nn.Module):
         for name, moment in (("mean", mean), ("var", var)):
             self.sow("moments", name, moment, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         return y.astype(self.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x, scale, bias, eps):
-    """float32 [..., C] -> (normalised, mean [C], biased variance [C]); the moments pass no gradient on.
-
-    The gradient is the usual one (Ioffe and Szegedy 2015, section 3), spelled out: it reads x and the moments alone, in
-    a third of the time that XLA's CPU compiler takes for what differentiation makes of the lines below.
-    """
-    over = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, over)
-    var = jnp.mean(jnp.square(x - mean), over)
-    return (x - mean) * (jax.lax.rsqrt(var + eps) * scale) + bias, mean, var
-
-
-def _normalise(x, scale, bias, eps):
-    y, mean, var = normalise(x, scale, bias, eps)
-    return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + eps))
-
-
-def _gradients(eps, kept, slopes):
-    (x, scale, mean, inverse), (g, _, _) = kept, slopes
-    over, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    h = (x - mean) * inverse
-    to_bias, to_scale = jnp.sum(g, over), jnp.sum(g * h, over)
-    return (scale * inverse) * (g - to_bias / count - h * (to_scale / count)), to_scale, to_bias
-
-
-normalise.defvjp(_normalise, _gradients)

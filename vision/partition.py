@@ -1,12 +1,9 @@
 """Where the parameters of image models lie: one ordered table for every backbone, head and teacher."""
 
+from paradigm import transformer
+
 PARTITION_RULES = (
-    (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, H, K]
-    (r"attention/(query|key|value)/bias$", ("tensor", None)),  # [H, K]
-    (r"attention/out/kernel$", ("tensor", None, "fsdp")),  # [H, K, D]
-    (r"mlp/up/kernel$", ("fsdp", "tensor")),  # [D, F]
-    (r"mlp/up/bias$", ("tensor",)),
-    (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
+    *transformer.PARTITION_RULES,
     (r"encoder/embed/kernel$", (None, "fsdp")),  # [P, D]; P is 49 for grey patches of 7: no axis divides it
     (r"decoder/(embed|predict)/kernel$", ("fsdp", None)),  # [D, width], [width, P]
     (r"classifier/output/kernel$", ("fsdp", None)),  # [D, classes]

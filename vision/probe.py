@@ -107,7 +107,7 @@ class Probes:
         step = jax.jit(make_train_step(whole, optimizer, seed=self.seed), donate_argnums=0)
         state = jax.jit(lambda params: init_state(whole, optimizer, self.seed, params=params))(params)
         state = state.replace(extra=extra)
-        stream = Dataset(train, objective.prepare, self.finetune_batch, self.seed)
+        stream = Dataset(train, objective.preprocess, self.finetune_batch, self.seed)
         for i in range(steps):
             state, metrics = step(state, stream.batch(i))
             if i % 2:
@@ -115,7 +115,7 @@ class Probes:
         variables = whole.variables(state.params, state.extra)
         logits = jax.jit(lambda v, batch: whole.logits(v, whole.view(batch)))
         right = total = 0
-        for batch in _batches(test, objective.prepare):
+        for batch in _batches(test, objective.preprocess):
             mask = batch["mask"] > 0
             right += np.sum((np.argmax(logits(variables, batch), 1) == batch["label"])[mask])
             total += mask.sum()
@@ -144,8 +144,8 @@ class Subset:
         return self.source.name(own) if hasattr(self.source, "name") else f"record {own}"
 
 
-def _batches(source, prepare):
-    dataset = Dataset(source, prepare, min(BATCH, len(source)), train=False)
+def _batches(source, preprocess):
+    dataset = Dataset(source, preprocess, min(BATCH, len(source)), train=False)
     for step in range(len(dataset)):
         yield dataset.batch(step)
 
@@ -162,7 +162,7 @@ def _encode(objective):
 def features(objective, variables, source):
     """(float32 [N, D], labels int [N]) of every picture of a source that can be read."""
     xs, ys = [], []
-    for batch in _batches(source, objective.prepare):
+    for batch in _batches(source, objective.preprocess):
         real = batch["mask"] > 0
         xs.append(np.asarray(_encode(objective)(variables, batch))[real])
         ys.append(batch["label"][real])
@@ -271,14 +271,19 @@ def untrained(objective, data, seed=0, batches=20):
         ctx = Context(jnp.int32(0), seed)
         return objective.update_extra(extra, params, objective.loss(params, extra, batch, ctx), ctx)
 
-    for step in range(batches if objective.encoder.couples_examples else 0):
+    for step in range(batches if objective.encoder.has_batch_norm else 0):
         extra = see(extra, data.train.batch(step))
     return objective.variables(params, extra)
 
 
 def classifier(objective, variables, classes, seed=0):
     """(Classify, params, extra): an objective's encoder, as it is in these variables, under a new linear head."""
-    whole = Classify(encoder=objective.encoder, augment=objective.views[0], canvas=objective.canvas, classes=classes)
+    whole = Classify(
+        encoder=objective.encoder,
+        augment=objective.views[0],
+        host_image_size=objective.host_image_size,
+        classes=classes,
+    )
     params = whole.init(rng.key(seed, "classifier"))
     extra = whole.init_extra(params, rng.key(seed, "classifier/extra"))
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # the steps to come may overwrite it

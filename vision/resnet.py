@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from paradigm.errors import UserError, choose
+from paradigm.errors import UserError, build, choose
 from paradigm.partition import BATCH, constrain
 from vision.norms import BatchNorm
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images [B, H, W, C] -> (mean over the last stage's places [B, D], named).
+    """Images [B, H, W, C] -> (mean over the last stage's places [B, D], intermediates).
 
     depths: blocks of each stage; widths double and resolutions halve from one to the next. bottleneck: which Block.
     width: factor on every width. channels: C. image_size: nominal, for FLOPs; any size is read.
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
     zero_init: bool = True
     dtype: Any = jnp.float32
 
-    couples_examples = True
+    has_batch_norm = True
 
     @nn.nowrap
     def widths(self):
@@ -199,9 +199,9 @@ def resnet(depth, **overrides: Any):
     fields = {"depths": depths, "bottleneck": bottleneck}
     if str(depth).lower() == "tiny":
         fields |= {"width": 0.25, "stem": "small", "image_size": 32}
-    names = {name: name for name in ResNet.__dataclass_fields__ if name not in ("parent", "name")}
-    fields |= {choose("field of ResNet", name, names): value for name, value in overrides.items()}
-    model = ResNet(**{**fields, "depths": tuple(fields["depths"])})
+    if "depths" in overrides:
+        overrides["depths"] = tuple(overrides["depths"])
+    model = build(ResNet, fields, overrides)
     choose("stem", model.stem, STEMS)
     if model.width <= 0 or 64 * model.width % 1:
         near = max(1, round(64 * model.width)) / 64

@@ -1,7 +1,7 @@
 """Where pictures come from: a source's name becomes its splits, and each split gives its records one by one.
 
     digits            scikit-learn's 1,797 handwritten digits, 8x8, grey
-    shapes            scenes that a program draws (see shapes.py)
+    shapes            scenes that a program draws (see synthetic_scenes.py)
     idx:DIR           MNIST's format: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., also with .gz
     npz:FILE          x_train y_train x_test y_test (x_valid y_valid), or train_images train_labels ..., or images
                       labels: uint8 [N, h, w] or [N, h, w, C], and integers [N]
@@ -29,9 +29,9 @@ import numpy as np
 from paradigm import tfds
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
-from vision import arrays
-from vision.pictures import MAX_PIXELS, decode, mode, to_channels
-from vision.shapes import Shapes
+from vision import array_sources
+from vision.decode_image import MAX_PIXELS, decode, mode, to_channels
+from vision.synthetic_scenes import Shapes
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SURVEYED = 64  # pictures of a folder that are looked at when it is opened
@@ -97,7 +97,7 @@ def _guess(path):
     if path.is_dir():
         if (path / "dataset_info.json").exists():
             return "tfds"
-        return "idx" if arrays.idx_file(path, "train-images") else "folder"
+        return "idx" if array_sources.idx_file(path, "train-images") else "folder"
     if not path.exists():
         raise UserError(f"image source {path}: no such file or directory (sources without files: digits, shapes)")
     if not zipfile.is_zipfile(path):
@@ -444,10 +444,10 @@ def _open_tfds(place, reading):
 
 
 _OPENERS = {
-    "digits": lambda place, reading: Opened(*arrays.digits(reading)),
+    "digits": lambda place, reading: Opened(*array_sources.digits(reading)),
     "shapes": _open_shapes,
-    "idx": lambda place, reading: Opened(*arrays.idx(place, reading)),
-    "npz": lambda place, reading: Opened(*arrays.npz(place, reading)),
+    "idx": lambda place, reading: Opened(*array_sources.idx(place, reading)),
+    "npz": lambda place, reading: Opened(*array_sources.npz(place, reading)),
     "folder": _open_folder,
     "zip": _open_zip,
     "tfds": _open_tfds,

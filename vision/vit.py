@@ -8,8 +8,8 @@ Parameter paths (n layers stacked in front; P = patch * patch * C, N patches at 
     registers [1, R, D]                     with registers=R
     blocks/layers/..., blocks/norm/...      see t5like.models, whose Stack has the same leaves
 
-Every call returns (pooled [B, D], named); named holds "patches" [B, n, D] and, with a class token, "class" [B, D], both
-after the last norm, and "layers" [layers, B, length, D], each block's output before it.
+Every call returns (pooled [B, D], intermediates): a dict of "patches" [B, n, D] and, with a class token, "class"
+[B, D], both after the last norm, and "layers" [layers, B, length, D], each block's output before it.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from paradigm.attention import Visibility
-from paradigm.errors import UserError, choose
+from paradigm.attention import AttentionMask
+from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import Architecture, Stack
@@ -28,7 +28,7 @@ from vision.patches import grid_of, patchify, resize_table, sincos
 
 
 class ViT(Architecture, kw_only=True):
-    """Images [B, H, W, C] -> (pooled [B, D], named).
+    """Images [B, H, W, C] -> (pooled [B, D], intermediates).
 
     layers: how many. image_size, patch: in pixels. channels: C.
     positions: sincos, fixed (see `patches.sincos`; the class token's is zero), or learned. An image of another size has
@@ -60,7 +60,7 @@ class ViT(Architecture, kw_only=True):
     remat: str = "none"
     scan: bool = True
 
-    couples_examples = False
+    has_batch_norm = False
 
     @property
     def features(self):
@@ -80,7 +80,7 @@ class ViT(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, images, *, train=False, keys=None, keep=None):
-        """images float32 [B, H, W, C] -> (pooled [B, D], named).
+        """images float32 [B, H, W, C] -> (pooled [B, D], intermediates).
 
         Args:
             train: says nothing to a ViT; keys do.
@@ -102,11 +102,11 @@ class ViT(Architecture, kw_only=True):
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
-        x, named = self.stack(name="blocks")(constrain(x, BATCH, None, None), Visibility(), keys=keys)
-        named["patches"] = x[:, self.prefix :]
+        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), AttentionMask(), keys=keys)
+        intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
-            named["class"] = x[:, 0]
-        return named["class"] if self.pool == "class" else named["patches"].mean(1), named
+            intermediates["class"] = x[:, 0]
+        return intermediates["class"] if self.pool == "class" else intermediates["patches"].mean(1), intermediates
 
     @property
     def prefix(self):
@@ -169,10 +169,9 @@ def vit(size, image_size=224, patch=16, **overrides: Any):
     """
     size = size if size in VIT_SIZES else str(size).lower()
     d_model, layers, d_ff, heads = choose("ViT size", size, VIT_SIZES)
-    names = {name: name for name in ViT.__dataclass_fields__ if name not in ("parent", "name")}
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads}
     fields |= {"image_size": image_size, "patch": patch}
-    model = ViT(**fields | {choose("field of ViT", name, names): value for name, value in overrides.items()})
+    model = build(ViT, fields, overrides)
     choose("positions", model.positions, dict.fromkeys(("sincos", "learned")))
     choose("pool", model.pool, dict.fromkeys(("class", "mean")))
     if model.pool == "class" and not model.class_token:

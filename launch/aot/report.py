@@ -175,7 +175,7 @@ def _advice(experiment, found, topology):
 
 def _parts(experiment, ways, found):
     """So many microbatches as may fit, by doubling, or as many as the rows allow; None where none can be cut."""
-    if experiment.objective.couples_examples:
+    if experiment.objective.has_batch_norm:
         return None
     parts, least = None, found["temporaries"] / max(found["hbm_per_chip"] - found["arguments"], 1)
     more = 2 * experiment.microbatches

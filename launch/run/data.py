@@ -33,10 +33,10 @@ class Data:
         self.tokenizer = getattr(prepared, "tokenizer", None)
         for one in single if self.tokenizer else ():
             _agree(one, self.tokenizer)
-        self.train = Dataset(prepared.source("train"), objective.prepare, size, seed)
+        self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         held_out = prepared.source("valid")
         self.valid = {
-            phase: Dataset(held_out, AtStep(objective.prepare, first), size, seed, train=False)
+            phase: Dataset(held_out, AtStep(objective.preprocess, first), size, seed, train=False)
             for phase, first in objective.phases().items()
         }
         self.records = prepared.source
@@ -55,13 +55,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class AtStep:
-    """A prepare whose step is fixed: validation examples belong to a phase, whenever they are read."""
+    """A preprocess whose step is fixed: validation examples belong to a phase, whenever they are read."""
 
-    prepare: Any
+    preprocess: Any
     step: int
 
     def __call__(self, example, rng, step, train):
-        return self.prepare(example, rng, self.step, train)
+        return self.preprocess(example, rng, self.step, train)
 
 
 def _build(recipe, directory, window):

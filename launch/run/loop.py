@@ -123,7 +123,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
-    unit = objective.items(program.batch[first])[0]
+    unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(
         files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit

@@ -74,7 +74,7 @@ class Program:
         spec = self.batch[phase]
         if batch.keys() != spec.keys():
             raise UserError(
-                f"{type(self.experiment.objective).__name__}.prepare gives {sorted(batch)} and batch_spec says "
+                f"{type(self.experiment.objective).__name__}.preprocess gives {sorted(batch)} and batch_spec says "
                 f"{sorted(spec)}: make them agree"
             )
 

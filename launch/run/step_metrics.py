@@ -29,7 +29,7 @@ class StepMetrics:
         self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
         self._pending = collections.deque()
         self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
-        self._items = {phase: experiment.objective.items(spec) for phase, spec in program.batch.items()}
+        self._throughput = {phase: experiment.objective.throughput(spec) for phase, spec in program.batch.items()}
         self._peak = None
         self._read_until = step
         self._start = self._clock = time.perf_counter()
@@ -73,7 +73,7 @@ class StepMetrics:
             self._steps += 1
             self._seconds, self._clock = self._seconds + now - self._clock, now
             self._flops_done += self._flops[phase]
-            self._items_done += self._items[phase][1]
+            self._items_done += self._throughput[phase][1]
         bad, _ = metrics.pop("bad_step")
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
         self._window = merge(self._window, {} if bad else metrics, {"bad_steps": (bad, 0)})
@@ -94,7 +94,7 @@ class StepMetrics:
         means["bad_steps"] = int(self._window["bad_steps"][0])
         speed = {"elapsed": time.perf_counter() - self._start}
         if self._steps:
-            unit = next(iter(self._items.values()))[0]
+            unit = next(iter(self._throughput.values()))[0]
             speed["seconds_per_step"] = self._seconds / self._steps
             speed[f"{unit}_per_second"] = self._items_done / self._seconds
             if self._peak:  # listed

@@ -1,6 +1,7 @@
 """CLIP: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 2.3.
 
-z_i = unit(W_i f(image)), z_t = unit(W_t g(text)), s = min(exp(t), 100), t learned, log(1 / 0.07) at first
+z_i = l2_normalize(W_i f(image)), z_t = l2_normalize(W_t g(text))
+s = min(exp(t), 100), t learned, log(1 / 0.07) at first
 loss = mean over pairs of (nll of the text among the batch's texts + nll of the image among its images) / 2
 """
 
@@ -11,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from multimodal.pairs import ImageText
+from multimodal.objectives.base import ImageText
 from paradigm.contrastive import info_nce
 from paradigm.objective import Loss, Term
 
@@ -31,7 +32,7 @@ class CLIP(ImageText):
     def scalars(self):
         return {"log_scale": self.first_log_scale}
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         image, text, mask = embeddings["image"], embeddings["text"], batch["mask"]
         scale = self.scale(params)
         to_text, found_text = info_nce(image, text, scale, mask)

@@ -1,6 +1,6 @@
 """SigLIP: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2 and algorithm 1.
 
-z_i = unit(f(image)), z_t = unit(g(text)); exp(t') and b learned, exp(t') = 10 and b = -10 at first
+z_i = l2_normalize(f(image)), z_t = l2_normalize(g(text)); exp(t') and b learned, exp(t') = 10 and b = -10 at first
 loss = mean over pictures of sum over the batch's texts of -log sigmoid(+-(exp(t') z_i.z_t + b)), + for its own
 """
 
@@ -9,7 +9,7 @@ import math
 
 import jax.numpy as jnp
 
-from multimodal.pairs import ImageText
+from multimodal.objectives.base import ImageText
 from paradigm.contrastive import sigmoid_pairs
 from paradigm.objective import Loss, Term
 
@@ -22,7 +22,7 @@ class SigLIP(ImageText):
     every pair is a no, as almost every pair is.
     """
 
-    squash: bool = True
+    ignore_aspect: bool = True
     first_scale: float = 10.0
     first_bias: float = -10.0
 
@@ -30,7 +30,7 @@ class SigLIP(ImageText):
     def scalars(self):
         return {"log_scale": math.log(self.first_scale), "bias": self.first_bias}
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         mask, scale, bias = batch["mask"], jnp.exp(params["log_scale"]), params["bias"]
         total, correct = sigmoid_pairs(embeddings["image"], embeddings["text"], scale, bias, mask)
         rows = mask.sum()

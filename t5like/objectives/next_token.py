@@ -46,10 +46,10 @@ class NextToken(Objective):
                 f"next_token: length {self.length} but the model has {self.model.max_length} learned positions; "
                 f"lower the length or set the model's max_length to {self.length}"
             )
-        _ = self.prepare  # raises now rather than in a data worker
+        _ = self.preprocess  # raises now rather than in a data worker
 
     @functools.cached_property
-    def prepare(self):
+    def preprocess(self):
         return NextTokenWindows(self.length, self.prefix)
 
     @property
@@ -93,7 +93,7 @@ class NextToken(Objective):
     def partition_rules(self):
         return PARTITION_RULES
 
-    def items(self, batch_spec):
+    def throughput(self, batch_spec):
         return "tokens", batch_spec["tokens"].size
 
     def flops(self, batch_spec):

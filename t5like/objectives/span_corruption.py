@@ -53,22 +53,22 @@ class SpanCorruption(Objective):
                 f"span corruption: the tokenizer has {self.vocab_size} ids but the model only {self.model.vocab_size}; "
                 f"set the model's vocab_size to {self.vocab_size} or more"
             )
-        _ = self.prepare  # raises now rather than in a data worker
+        _ = self.preprocess  # raises now rather than in a data worker
 
     @functools.cached_property
-    def prepare(self):
+    def preprocess(self):
         return SpanNoise(self.vocab_size, self.extra_ids, self.length, self.rate, self.mean_span)
 
     @property
     def raw_length(self):
         """Tokens a data window must hold."""
-        return self.prepare.raw_length
+        return self.preprocess.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
         ints = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
         return {
             "inputs": ints(self.length),
-            "targets": ints(self.prepare.target_length),
+            "targets": ints(self.preprocess.target_length),
             "text_bytes": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
             **rows_spec(batch_size),
         }
@@ -95,7 +95,7 @@ class SpanCorruption(Objective):
     def partition_rules(self):
         return PARTITION_RULES
 
-    def items(self, batch_spec):
+    def throughput(self, batch_spec):
         return "tokens", batch_spec["inputs"].size + batch_spec["targets"].size
 
     def flops(self, batch_spec):

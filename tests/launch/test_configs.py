@@ -36,7 +36,7 @@ SHRINK |= {
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-CANVAS = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+IMAGES = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 SIZE = (
     "clip_views",
     "siglip_views",
@@ -47,7 +47,8 @@ SIZE = (
     "moco_v3_views",
     "Augment",
 )
-SHRINK |= dict.fromkeys(SIZE, "size = 16") | {n: f"canvas = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in CANVAS}
+SHRINK |= dict.fromkeys(SIZE, "size = 16")
+SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
 def test_there_is_a_golden_for_each_run_and_no_other():

@@ -10,9 +10,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from multimodal.pairs import ImageText
+from multimodal.objectives.base import ImageText
 from multimodal.zero_shot import Retrieval
-from paradigm.attention import Visibility
+from paradigm.attention import AttentionMask
 from paradigm.combine import Sum
 from paradigm.objective import Context, Loss, Term
 from t5like.models import PARTITION_RULES
@@ -27,7 +27,7 @@ class Captioner(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, patches):
-        return self.stack(tokens, Visibility(causal=True), source=patches, source_visibility=Visibility())
+        return self.stack(tokens, AttentionMask(causal=True), source=patches, source_mask=AttentionMask())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from multimodal.data import PairData
-from multimodal.prepare import Pairs, to_row
+from multimodal.preprocess import PreprocessPair, to_row
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from t5like.tokenizer import ByteTokenizer
 from tests.multimodal.pairs import opened, plain, records, table
 from tests.vision.pictures import folder, pixels
-from vision.canvas import Canvas
-from vision.shapes import Shapes
+from vision.preprocess import PreprocessImage
+from vision.synthetic_scenes import Shapes
 
-CANVAS = Canvas(4, 3)
+IMAGE = PreprocessImage(4, 3)
 
 
 def ids(text):
@@ -40,8 +40,8 @@ def test_captions_become_rows_that_end():
 
 def test_an_example_holds_what_a_batch_does():
     record = {"image": pixels(0), "label": 2, "captions": ("abcd", "b"), "tokens": (ids("abcd"), ids("b"))}
-    prepare = pickle.loads(pickle.dumps(Pairs(CANVAS, 4)))
-    found = prepare(record, None, 0, False)
+    preprocess = pickle.loads(pickle.dumps(PreprocessPair(IMAGE, 4)))
+    found = preprocess(record, None, 0, False)
     assert {name: (np.asarray(x).dtype.name, np.shape(x)) for name, x in found.items()} == {
         "image": ("uint8", (4, 4, 3)),
         "aspect": ("float32", ()),
@@ -50,10 +50,10 @@ def test_an_example_holds_what_a_batch_does():
         "cut": ("float32", ()),
     }
     assert found["cut"] == 1 and found["tokens"].tolist() == [*ids("abc"), 1] and found["label"] == 2
-    drawn = [prepare(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
+    drawn = [preprocess(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
     assert 16 < sum(drawn) < 48  # either caption
-    assert all(prepare(record, np.random.default_rng(i), 0, False)["cut"] for i in range(64))  # the first
-    assert drawn == [prepare(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
+    assert all(preprocess(record, np.random.default_rng(i), 0, False)["cut"] for i in range(64))  # the first
+    assert drawn == [preprocess(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
 
 
 def test_a_tower_may_bring_its_own_tokenizer():
@@ -64,14 +64,14 @@ def test_a_tower_may_bring_its_own_tokenizer():
             return super().encode(text.upper())
 
     record = {"image": pixels(0), "captions": ("ab",), "tokens": (ids("ab"),)}
-    own = Pairs(CANVAS, 6, Upper())
+    own = PreprocessPair(IMAGE, 6, Upper())
     assert own(record, None, 0, False)["tokens"].tolist() == [258, *ids("AB"), 1, 0, 0]
     assert own.tokens("ab", ByteTokenizer())[0].tolist() == [258, *ids("AB"), 1, 0, 0]
-    assert Pairs(CANVAS, 6).tokens("ab", ByteTokenizer())[0].tolist() == [*ids("ab"), 1, 0, 0, 0]
+    assert PreprocessPair(IMAGE, 6).tokens("ab", ByteTokenizer())[0].tolist() == [*ids("ab"), 1, 0, 0, 0]
     with pytest.raises(UserError, match=r"^a record has no tokens, only image, label: PairData gives them$"):
-        Pairs(CANVAS, 6)({"image": pixels(0), "label": 1}, None, 0, False)
+        PreprocessPair(IMAGE, 6)({"image": pixels(0), "label": 1}, None, 0, False)
     with pytest.raises(UserError, match=r"^captions of 1 tokens hold no text"):
-        Pairs(CANVAS, 1)
+        PreprocessPair(IMAGE, 1)
 
 
 # ------------------------------------------------------------------------------------------------------- broken pairs
@@ -94,7 +94,7 @@ def test_broken_pairs_are_counted_named_and_replaced(tmp_path):
     named = {}
     for split in ("train", "valid"):
         source = prepared.source(split)
-        batch, problems = Dataset(source, Pairs(CANVAS, 16), len(source), train=False).read(0)
+        batch, problems = Dataset(source, PreprocessPair(IMAGE, 16), len(source), train=False).read(0)
         assert batch["mask"].sum() == len(source) - len(problems)
         named |= {problem.record[-8:]: problem.error for problem in problems}
     assert {name: error.split(" ")[0] for name, error in named.items()} == {
@@ -103,7 +103,7 @@ def test_broken_pairs_are_counted_named_and_replaced(tmp_path):
         "(07.png)": "it",  # has no text
     }
     assert named["(05.png)"] == "cannot identify image file"
-    stream = Dataset(prepared.source(), Pairs(CANVAS, 16), len(prepared.source()))
+    stream = Dataset(prepared.source(), PreprocessPair(IMAGE, 16), len(prepared.source()))
     batch, problems = stream.read(0)
     assert problems and batch["mask"].all()
     assert (batch["tokens"] == stream.batch(0)["tokens"]).all()
@@ -181,5 +181,5 @@ def test_settings_that_cannot_be(settings, message):
 
 
 def test_data_workers_import_no_jax():
-    code = "import multimodal.data, multimodal.prepare, sys; sys.exit('jax' in sys.modules)"
+    code = "import multimodal.data, multimodal.preprocess, sys; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -89,7 +89,8 @@ def test_a_caption_that_occurs_twice_shares_its_probability():
     params = params_of(objective)
     z, _ = objective.encode(params, {}, batch, EVALUATE)
     z["image"] = z["image"].at[1].set(z["image"][0])
-    np.testing.assert_allclose(objective.pair_loss(params, {}, z, batch, EVALUATE).value(), math.log(2), rtol=1e-5)
+    loss = objective.full_batch_loss(params, {}, z, batch, EVALUATE)
+    np.testing.assert_allclose(loss.value(), math.log(2), rtol=1e-5)
 
 
 def test_siglip_asks_a_caption_that_occurs_twice_for_a_yes_and_a_no():
@@ -99,7 +100,7 @@ def test_siglip_asks_a_caption_that_occurs_twice_for_a_yes_and_a_no():
     def loss(logit):
         params = {"log_scale": jnp.float32(0.0), "bias": logit - 1.0}  # of a cosine of 1
         z = {"image": same, "text": same}
-        return objective.pair_loss(params, {}, z, {"mask": jnp.ones(2)}, EVALUATE).value()
+        return objective.full_batch_loss(params, {}, z, {"mask": jnp.ones(2)}, EVALUATE).value()
 
     value, slope = jax.value_and_grad(loss)(0.0)
     np.testing.assert_allclose([value, slope], [2 * math.log(2), 0.0], atol=1e-6)
@@ -114,14 +115,14 @@ def test_training_draws_views_and_evaluation_does_not():
     np.testing.assert_array_equal(look(EVALUATE), objective.embed_images({"params": params}, objective.view(batch)))
 
 
-def test_siglip_squashes_whole_pictures_and_clip_cuts_their_middle():
+def test_siglip_resizes_whole_pictures_and_clip_cuts_their_middle():
     batch = tiny.batch_of()(0)
     square = {**batch, "aspect": np.ones_like(batch["aspect"])}
-    for objective, squash in ((tiny.clip(), False), (tiny.siglip(), True), (tiny.clip(squash=True), True)):
-        assert np.array_equal(objective.view(batch), objective.view(square)) == squash
+    for objective, whole in ((tiny.clip(), False), (tiny.siglip(), True), (tiny.clip(ignore_aspect=True), True)):
+        assert np.array_equal(objective.view(batch), objective.view(square)) == whole
         params, ctx = params_of(objective), Context(jnp.int32(0))
         drawn = [objective.encode(params, {}, b, ctx)[0]["image"] for b in (batch, square)]
-        assert np.array_equal(*drawn) == squash
+        assert np.array_equal(*drawn) == whole
 
 
 # ---- Text ------------------------------------------------------------------------------------------------------------
@@ -153,14 +154,14 @@ def test_siglip_reads_all():
 
 
 def test_long_captions_are_cut_and_keep_their_end():
-    prepare = tiny.clip().prepare
+    preprocess = tiny.clip().preprocess
     record = {"image": np.zeros((4, 6, 3), np.uint8), "label": 2, "caption": "abcdefghijk"}
-    example = pickle.loads(pickle.dumps(prepare))(record, None, 0, True)
+    example = pickle.loads(pickle.dumps(preprocess))(record, None, 0, True)
     assert example["tokens"].tolist() == [ord(c) + 3 for c in "abcdefg"] + [1] and example["cut"] == 1.0
-    example = prepare({**record, "caption": "ab"}, None, 0, True)
+    example = preprocess({**record, "caption": "ab"}, None, 0, True)
     assert example["tokens"].tolist() == [100, 101, 1, 0, 0, 0, 0, 0] and example["cut"] == 0.0
-    assert example["image"].shape == (pictures.CANVAS,) * 2 + (3,) and example["label"] == 2
-    exact = prepare({**record, "caption": "abcdefg"}, None, 0, True)
+    assert example["image"].shape == (pictures.HOST_SIZE,) * 2 + (3,) and example["label"] == 2
+    exact = preprocess({**record, "caption": "abcdefg"}, None, 0, True)
     assert exact["tokens"][-1] == 1 and exact["cut"] == 0.0
     np.testing.assert_array_equal(tiny.clip().tokenize(["ab", "abcdefg"])[1], exact["tokens"])
     no_tokenizer = tiny.clip(tokenizer=None)
@@ -174,7 +175,7 @@ def test_a_tokenizer_with_a_first_token():
     class Bos(ByteTokenizer):
         bos_id = 2
 
-    row, cut = tiny.clip(tokenizer=Bos(0)).prepare.tokens("abcdefg")
+    row, cut = tiny.clip(tokenizer=Bos(0)).preprocess.tokens("abcdefg")
     assert row.tolist() == [2, *[ord(c) + 3 for c in "abcdef"], 1] and cut
 
 
@@ -273,7 +274,7 @@ def test_a_locked_resnet_keeps_its_statistics():
     free, locked = (
         tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125), locked=names) for names in ((), ("encoder",))
     )
-    assert free.couples_examples and not locked.couples_examples
+    assert free.has_batch_norm and not locked.has_batch_norm
     with pytest.raises(UserError, match="CLIP couples the examples of a batch"):
         make_train_step(free, AdamW(1e-3), microbatches=2)
     params = jax.eval_shape(free.init, jax.random.key(0))

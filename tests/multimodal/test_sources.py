@@ -12,7 +12,7 @@ from multimodal.fields import captions_of, held_out
 from paradigm.errors import UserError
 from tests.multimodal.pairs import DESIGNERS, designers, opened, plain, records, shard, table, tar
 from tests.vision.pictures import encoded, folder, pixels, zipped
-from vision.shapes import Shapes
+from vision.synthetic_scenes import Shapes
 
 # --------------------------------------------------------------------------------------------------------------- tables
 

@@ -77,9 +77,9 @@ def test_a_trained_run_goes_out_and_comes_back(tmp_path):
 
 def test_settings_of_ours_are_kept(tmp_path):
     path = released(tmp_path, "siglip")
-    objective, _ = weights.read(path, locked=("encoder",), canvas=99)
-    assert objective.locked == ("encoder",) and objective.canvas == 99
-    assert objective.squash and objective.text.pool == "last" and not objective.text.causal
+    objective, _ = weights.read(path, locked=("encoder",), host_image_size=99)
+    assert objective.locked == ("encoder",) and objective.host_image_size == 99
+    assert objective.ignore_aspect and objective.text.pool == "last" and not objective.text.causal
     with pytest.raises(UserError, match="holds a CLIP with width=10; the model has width=12"):
         weights.read(released(tmp_path), width=12)
 

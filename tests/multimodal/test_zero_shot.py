@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multimodal import gallery, zero_shot
-from multimodal.prepare import Pairs
+from multimodal import visualize, zero_shot
+from multimodal.preprocess import PreprocessPair
 from multimodal.templates import TEMPLATES, templates
 from multimodal.zero_shot import TIE, Retrieval, ZeroShot, by_chance, class_vectors, ranks
 from paradigm.dataset import Dataset
@@ -16,9 +16,9 @@ from paradigm.errors import UserError
 from tests.multimodal.pairs import opened, table
 from tests.vision import tiny as pictures
 from tests.vision.pictures import folder
-from vision.canvas import Canvas
 from vision.data import ImageData
 from vision.objectives import SimCLR
+from vision.preprocess import PreprocessImage
 from vision.probe import Subset
 
 COLOURS = {"Red": (255, 0, 0), "Green": (0, 255, 0), "Blue": (0, 0, 255), "Yellow": (255, 255, 0)}
@@ -32,11 +32,11 @@ def unit(x):
 class Oracle:
     """Towers that know colours: of a picture by its pixels, of a text by its capital letters."""
 
-    encoder = types.SimpleNamespace(couples_examples=False)
+    encoder = types.SimpleNamespace(has_batch_norm=False)
 
     @property
-    def prepare(self):
-        return Pairs(Canvas(2, 3), 24)
+    def preprocess(self):
+        return PreprocessPair(PreprocessImage(2, 3), 24)
 
     def init(self, key):
         return {"text": jnp.zeros((3, 3)), "image": jnp.zeros((3, 3))}
@@ -59,7 +59,7 @@ class Oracle:
         return unit(x @ variables["params"]["text"] + 1e-3)
 
     def tokenize(self, texts, tokenizer=None):
-        return np.stack([self.prepare.tokens(text, tokenizer)[0] for text in texts])
+        return np.stack([self.preprocess.tokens(text, tokenizer)[0] for text in texts])
 
 
 KNOWS = {"params": {"text": jnp.eye(3), "image": jnp.eye(3)}}
@@ -69,7 +69,7 @@ KNOWS_NOTHING = {"params": {"text": jnp.zeros((3, 3)), "image": jnp.zeros((3, 3)
 class Data:
     def __init__(self, prepared):
         self.prepared, self.records, self.tokenizer = prepared, prepared.source, prepared.tokenizer
-        self.train = Dataset(prepared.source(), Oracle().prepare, 2)
+        self.train = Dataset(prepared.source(), Oracle().preprocess, 2)
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +224,9 @@ def test_what_evaluators_refuse(data, tmp_path):
     for kind, setting, value in (
         *((Retrieval, name, 0) for name in ("captions", "pairs", "chunk")),
         *((Retrieval, "ks", ks) for ks in ((), (5, 0))),
-        *((gallery.Retrieved, name, 0) for name in ("queries", "nearest", "pairs")),
+        *((visualize.Retrieved, name, 0) for name in ("queries", "nearest", "pairs")),
         (ZeroShot, "images", 0),
-        (gallery.Similarity, "count", -1),
+        (visualize.Similarity, "count", -1),
     ):
         with pytest.raises(UserError, match=rf"^{kind.__name__}.{setting}=.*: 1 is the least$"):
             kind(**{setting: value})
@@ -236,8 +236,8 @@ def test_what_evaluators_refuse(data, tmp_path):
         ZeroShot().run(Oracle(), KNOWS, plain)
     with pytest.raises(UserError, match=r"has no test split"):
         Retrieval(split="test").run(Oracle(), KNOWS, plain)
-    simclr = SimCLR(encoder=pictures.encoder(), augment=pictures.views(), canvas=pictures.CANVAS)
-    for evaluator in (ZeroShot(), Retrieval(), gallery.Similarity(), gallery.Retrieved()):
+    simclr = SimCLR(encoder=pictures.encoder(), augment=pictures.views(), host_image_size=pictures.HOST_SIZE)
+    for evaluator in (ZeroShot(), Retrieval(), visualize.Similarity(), visualize.Retrieved()):
         with pytest.raises(UserError, match=r"^SimCLR has no towers for pictures and texts: take ZeroShot"):
             evaluator.run(simclr, KNOWS, plain)
     with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs, or leave Retrieval"):
@@ -258,33 +258,33 @@ def test_published_templates():
 
 
 def test_the_similarity_of_a_batch_is_shown(data):
-    _, [shown] = gallery.Similarity(count=9).run(Oracle(), KNOWS, data)
+    _, [shown] = visualize.Similarity(count=9).run(Oracle(), KNOWS, data)
     assert shown.kind == "image" and shown.value.dtype == np.uint8
-    cell, left = 64 + gallery.GAP, gallery.TEXT + gallery.GAP
+    cell, left = 64 + visualize.GAP, visualize.TEXT + visualize.GAP
     assert shown.value.shape == (9 * cell, left + 8 * cell, 3)  # a row of pictures above eight pairs
     corner = lambda i, k: shown.value[(i + 1) * cell + 4, left + k * cell + 4]
     for i, a in enumerate(2 * list(COLOURS)):
         assert (shown.value[30, left + i * cell + 30] == COLOURS[a]).all()
         for k, b in enumerate(2 * list(COLOURS)):
-            assert (corner(i, k) == gallery.DARK).all() == (a == b)
-    assert (shown.value[cell:, : gallery.TEXT].min(axis=(1, 2)) < 100).any()  # captions are written
+            assert (corner(i, k) == visualize.DARK).all() == (a == b)
+    assert (shown.value[cell:, : visualize.TEXT].min(axis=(1, 2)) < 100).any()  # captions are written
     grey = np.zeros((4, 4, 3), np.uint8)
-    below = gallery.similarity([grey, grey], ["a", "b"], np.array([[0.0, 0.0], [1.0, 0.0]]))
-    assert (below[2 * cell + 4, left + 4] == gallery.DARK).all()  # the second caption, the first picture
-    assert (below[cell + 4, left + cell + 4] == gallery.PAPER).all()
+    below = visualize.similarity([grey, grey], ["a", "b"], np.array([[0.0, 0.0], [1.0, 0.0]]))
+    assert (below[2 * cell + 4, left + 4] == visualize.DARK).all()  # the second caption, the first picture
+    assert (below[cell + 4, left + cell + 4] == visualize.PAPER).all()
 
 
 def test_retrieved_pictures_are_framed_where_right(data):
-    _, [shown] = gallery.Retrieved(queries=8, nearest=2, pairs=None).run(Oracle(), KNOWS, data)
-    frames = (shown.value == gallery.RIGHT).all(2)
+    _, [shown] = visualize.Retrieved(queries=8, nearest=2, pairs=None).run(Oracle(), KNOWS, data)
+    frames = (shown.value == visualize.RIGHT).all(2)
     # Every caption finds both pictures of its colour first: both are right for the two of Red, one for the six others.
-    one = (gallery.GAP * 2 + 96) ** 2 - 96**2
+    one = (visualize.GAP * 2 + 96) ** 2 - 96**2
     assert frames.sum() == (2 * 2 + 6) * one
 
 
 def test_long_captions_stay_in_their_place():
     short, long, longer, other = (
-        np.asarray(gallery.written(start + "word " * n, 100, 32))
+        np.asarray(visualize.written(start + "word " * n, 100, 32))
         for start, n in (("start ", 2), ("start ", 50), ("start ", 200), ("", 50))
     )
     assert short.shape == long.shape == (32, 100, 3) and (short < 255).sum() < (long < 255).sum()

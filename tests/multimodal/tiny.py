@@ -18,7 +18,7 @@ def clip(**changes):
         "text": clip_text("tiny", VOCAB, LENGTH, **TOWER),
         "tokenizer": ByteTokenizer(extra_ids=0),
         "augment": tiny.views(),
-        "canvas": tiny.CANVAS,
+        "host_image_size": tiny.HOST_SIZE,
         "width": 16,
     }
     return CLIP(**fields | changes)
@@ -31,7 +31,7 @@ def siglip(**changes):
         "text": siglip_text("tiny", VOCAB, LENGTH, **TOWER),
         "tokenizer": ByteTokenizer(extra_ids=0),
         "augment": tiny.views(),
-        "canvas": tiny.CANVAS,
+        "host_image_size": tiny.HOST_SIZE,
         "width": 16,
         "image_pool": "map",
         "image_projection": "none",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paradigm import attention, attention_kernels
-from paradigm.attention import Visibility
+from paradigm.attention import AttentionMask
 
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2, 0, 0]])
 
@@ -35,11 +35,11 @@ def kernel(monkeypatch):
 
 
 MASKS = {
-    "all": (lambda n: Visibility(), False),
-    "causal": (lambda n: Visibility(True), False),
-    "prefix": (lambda n: Visibility(True, jnp.array([3, 5])), True),
-    "packed": (lambda n: Visibility(True, None, SEGMENTS[:, :n], SEGMENTS[:, :n]), True),
-    "padded": (lambda n: Visibility(keys=SEGMENTS[:, :n]), True),
+    "all": (lambda n: AttentionMask(), False),
+    "causal": (lambda n: AttentionMask(True), False),
+    "prefix": (lambda n: AttentionMask(True, jnp.array([3, 5])), True),
+    "packed": (lambda n: AttentionMask(True, None, SEGMENTS[:, :n], SEGMENTS[:, :n]), True),
+    "padded": (lambda n: AttentionMask(keys=SEGMENTS[:, :n]), True),
 }
 
 
@@ -71,7 +71,7 @@ def test_what_the_kernel_cannot_do_goes_the_plain_way(kernel):
     assert attention_kernels.pick(q, False, draw(1, 1, 2, 4, 4)) == ("plain", "there is a bias")
     with attention_kernels.use("plain"):
         assert attention_kernels.pick(q, dropout=False) == ("plain", "it was asked for")
-    plain = attention_kernels.attend(q, q, q, Visibility(), dropped=lambda p: p * 0)
+    plain = attention_kernels.attend(q, q, q, AttentionMask(), dropped=lambda p: p * 0)
     assert not kernel and not plain.any()
 
 

@@ -21,7 +21,7 @@ everyone = pytest.mark.parametrize("name", list(miniatures.ALL))
 
 def batches(objective, masked=0):
     """batch_of(step), the last `masked` rows of each batch being padding."""
-    data = Dataset(miniatures.Numbers(), objective.prepare, B, seed=3)
+    data = Dataset(miniatures.Numbers(), objective.preprocess, B, seed=3)
 
     def batch_of(step):
         batch = dict(data.batch(step))
@@ -261,9 +261,9 @@ def test_evaluation_draws_nothing_and_reports_every_term():
     np.testing.assert_allclose(sum(means), objective.loss(state.params, {}, batch, late).value(), rtol=1e-6)
 
 
-def test_speed_is_told_in_items_of_the_parts():
+def test_throughput_is_counted_in_the_unit_of_the_parts():
     turns = miniatures.alternating()
-    assert turns.items(turns.batch_spec(B)) == ("examples", B)
+    assert turns.throughput(turns.batch_spec(B)) == ("examples", B)
     assert turns.flops(turns.batch_spec(B, "signs")) == turns.parts[1][1].flops(miniatures.Signs().batch_spec(B))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paradigm import metrics
-from paradigm.metrics import Artefact, bits, mean, merge, peak_flops, perplexity
+from paradigm.metrics import Artefact, bits, mean, merge, peak_flops
 
 
 def test_parts_merge_to_the_whole():
@@ -37,10 +37,8 @@ def test_names_of_one_part_only_are_kept():
 
 
 def test_derived_numbers():
-    assert mean(3, 4) == 0.75 and math.isnan(mean(0, 0)) and math.isnan(perplexity(0, 0))
-    np.testing.assert_allclose(perplexity(10 * math.log(50), 10), 50)
+    assert mean(3, 4) == 0.75 and math.isnan(mean(0, 0))
     np.testing.assert_allclose(bits(8 * math.log(2), 4), 2.0)
-    assert perplexity(1e6, 1) == math.inf
 
 
 def test_artefacts_are_of_three_kinds():

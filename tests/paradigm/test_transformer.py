@@ -7,9 +7,9 @@ import pytest
 from flax import linen as nn
 
 from paradigm import rng
-from paradigm.attention import MASKED, Visibility, attend, relative_buckets, rope_angles, rotate
+from paradigm.attention import MASKED, AttentionMask, attend, relative_buckets, rope_angles, rotate
+from paradigm.cpu_gradients import gated_gelu, gelu, product
 from paradigm.errors import UserError, choose
-from paradigm.layers import gated_gelu, gelu, product
 from paradigm.transformer import Stack
 
 LENGTH, WIDTH = 10, 16
@@ -23,27 +23,27 @@ def stream(batch=3, length=LENGTH, seed=0):
     return jax.random.normal(jax.random.key(seed), (batch, length, WIDTH))
 
 
-def seen(visibility, **fields):
+def seen(mask, **fields):
     """bool [L, S]: whether the output at t depends on the input at s, read off the gradient for row 0."""
     module, x = stack(**fields), stream()
-    params = module.init(jax.random.key(1), x, visibility)
+    params = module.init(jax.random.key(1), x, mask)
     # Each output position is a random direction, so that no dependence cancels (a norm's outputs sum to little).
     direction = jax.random.normal(jax.random.key(2), (WIDTH,))
-    outputs = lambda x0: module.apply(params, x.at[0].set(x0), visibility)[0][0] @ direction
+    outputs = lambda x0: module.apply(params, x.at[0].set(x0), mask)[0][0] @ direction
     return np.abs(np.asarray(jax.jacobian(outputs)(x[0]))).max(-1) > 0
 
 
 @pytest.mark.parametrize("positions", ["relative", "rope", "none"])
 def test_causal_by_gradient(positions):
-    assert (seen(Visibility(causal=True), positions=positions) == np.tri(LENGTH, dtype=bool)).all()
+    assert (seen(AttentionMask(causal=True), positions=positions) == np.tri(LENGTH, dtype=bool)).all()
 
 
 def test_everything_visible_without_causal():
-    assert seen(Visibility()).all()
+    assert seen(AttentionMask()).all()
 
 
 def test_prefix_by_gradient():
-    got = seen(Visibility(causal=True, prefix=jnp.array([4, 2, 7])))
+    got = seen(AttentionMask(causal=True, prefix=jnp.array([4, 2, 7])))
     wanted = np.tri(LENGTH, dtype=bool)
     wanted[:, :4] = True
     assert (got == wanted).all()
@@ -52,7 +52,7 @@ def test_prefix_by_gradient():
 @pytest.mark.parametrize("causal", [True, False])
 def test_packing_by_gradient(causal):
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 0, 0]] * 3)
-    got = seen(Visibility(causal=causal, queries=segments, keys=segments))
+    got = seen(AttentionMask(causal=causal, queries=segments, keys=segments))
     wanted = np.asarray(segments[0][:, None] == segments[0][None])
     assert (got == (wanted & np.tri(LENGTH, dtype=bool) if causal else wanted)).all()
 
@@ -60,12 +60,12 @@ def test_packing_by_gradient(causal):
 def test_key_padding_by_gradient():
     keys = jnp.array([[5, 7, 7, 7, 9, 9, 9, 0, 0, 0]] * 3)
     wanted = np.eye(LENGTH, dtype=bool) | np.asarray(keys[0] > 0)[None]  # the residual stream keeps the token itself
-    assert (seen(Visibility(keys=keys)) == wanted).all()
+    assert (seen(AttentionMask(keys=keys)) == wanted).all()
 
 
 def test_no_visible_key_is_finite():
     q = stream(2)[:, None]
-    y = attend(q, q, q, Visibility(queries=jnp.ones((2, LENGTH), int), keys=jnp.full((2, LENGTH), 2)))
+    y = attend(q, q, q, AttentionMask(queries=jnp.ones((2, LENGTH), int), keys=jnp.full((2, LENGTH), 2)))
     assert np.isfinite(y).all() and MASKED < -1e8
 
 
@@ -74,15 +74,15 @@ def test_no_visible_key_is_finite():
 
 def value_and_grads(module, params, keys=None):
     def f(params, x):
-        y, named = module.apply({"params": params}, x, Visibility(causal=True), keys=keys)
-        return jnp.sum(jnp.square(y)) + jnp.sum(named["layers"][1]), y
+        y, intermediates = module.apply({"params": params}, x, AttentionMask(causal=True), keys=keys)
+        return jnp.sum(jnp.square(y)) + jnp.sum(intermediates["layers"][1]), y
 
     (_, y), grads = jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(params, stream())
     return y, grads
 
 
 def params_of(module):
-    return module.init(jax.random.key(1), stream(), Visibility(causal=True))["params"]
+    return module.init(jax.random.key(1), stream(), AttentionMask(causal=True))["params"]
 
 
 def assert_same(a, b, tolerance=2e-5):
@@ -93,7 +93,7 @@ def assert_same(a, b, tolerance=2e-5):
 def loops(module):
     """How many scans over the layers are in the traced program."""
     params = params_of(module)
-    text = str(jax.make_jaxpr(lambda p: module.apply({"params": p}, stream(), Visibility(causal=True))[0])(params))
+    text = str(jax.make_jaxpr(lambda p: module.apply({"params": p}, stream(), AttentionMask(causal=True))[0])(params))
     return text.count(" scan["), text
 
 
@@ -107,8 +107,8 @@ def test_scanned_is_unrolled():
 
 
 def test_unrolled_compiles_to_no_loop():
-    x, visibility = stream(), Visibility(causal=True)
-    compiled = lambda m: jax.jit(lambda p: m.apply({"params": p}, x, visibility)[0]).lower(params_of(m)).as_text()
+    x, mask = stream(), AttentionMask(causal=True)
+    compiled = lambda m: jax.jit(lambda p: m.apply({"params": p}, x, mask)[0]).lower(params_of(m)).as_text()
     assert "stablehlo.while" in compiled(stack()) and "stablehlo.while" not in compiled(stack(scan=False))
 
 
@@ -126,7 +126,7 @@ def test_remat_full_keeps_least():
     def kept(remat):
         module = stack(layers=8, remat=remat)
         params, x = params_of(module), stream(8, 64)
-        f = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, Visibility(causal=True))[0] ** 2))
+        f = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, x, AttentionMask(causal=True))[0] ** 2))
         return jax.jit(f).lower(params).compile().memory_analysis().temp_size_in_bytes
 
     none, dots, full = kept("none"), kept("dots"), kept("full")
@@ -137,10 +137,10 @@ def test_blocks_of_queries_are_the_whole():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 4, 12, 8))
     bias = jax.random.normal(jax.random.key(1), (1, 4, 12, 12))
     segments = jnp.array([[1] * 5 + [2] * 7, [1] * 12])
-    visibility = Visibility(True, jnp.array([3, 0]), segments, segments)
+    mask = AttentionMask(True, jnp.array([3, 0]), segments, segments)
 
     def run(block):
-        f = lambda q, k, v, bias: attend(q, k, v, visibility, bias, 0.5, block=block)
+        f = lambda q, k, v, bias: attend(q, k, v, mask, bias, 0.5, block=block)
         y, vjp = jax.vjp(f, q, k, v, bias)
         return y, vjp(jnp.cos(y))
 
@@ -155,7 +155,7 @@ def test_attend_is_softmax():
         logits = np.tri(6) * (0.5 * q @ k.swapaxes(2, 3) + bias) + (1 - np.tri(6)) * -1e9
         return jax.nn.softmax(logits) @ v
 
-    f = lambda *a: attend(*a[:3], Visibility(causal=True), a[3], 0.5)
+    f = lambda *a: attend(*a[:3], AttentionMask(causal=True), a[3], 0.5)
     (y, vjp), (y_slow, vjp_slow) = jax.vjp(f, q, k, v, bias), jax.vjp(slow, q, k, v, bias)
     assert_same((y, vjp(y)), (y_slow, vjp_slow(y)))
 
@@ -168,13 +168,13 @@ def test_dropout_belongs_to_the_example(style):
     module = stack(dropout=0.3, dropout_style=style)
     params, x = params_of(module), stream(4)
     keys = rng.per_example(jax.random.key(4), jnp.stack([jnp.zeros(4, jnp.uint32), jnp.arange(4, dtype=jnp.uint32)], 1))
-    run = lambda rows: module.apply({"params": params}, x[rows], Visibility(causal=True), keys=keys[rows])[0]
+    run = lambda rows: module.apply({"params": params}, x[rows], AttentionMask(causal=True), keys=keys[rows])[0]
     whole, order = run(jnp.arange(4)), jnp.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(order), whole[order], atol=1e-5)
     np.testing.assert_allclose(run(jnp.array([3])), whole[3:], atol=1e-5)
-    still = module.apply({"params": params}, x, Visibility(causal=True))[0]
+    still = module.apply({"params": params}, x, AttentionMask(causal=True))[0]
     assert np.abs(whole - still).max() > 0.1
-    same = module.apply({"params": params}, x, Visibility(causal=True), keys=keys[jnp.zeros(4, int)])[0]
+    same = module.apply({"params": params}, x, AttentionMask(causal=True), keys=keys[jnp.zeros(4, int)])[0]
     assert np.abs(same[1] - whole[1]).max() > 0.1  # other keys, another mask
 
 
@@ -191,7 +191,7 @@ def test_layers_draw_different_masks():
         return out
 
     with nn.intercept_methods(note):
-        module.apply({"params": params}, stream(), Visibility(), keys=keys)
+        module.apply({"params": params}, stream(), AttentionMask(), keys=keys)
     jax.effects_barrier()
     assert len(noted) == 2 and (noted[0] != noted[1]).any() and 0.2 < np.mean(noted) < 0.8
 
@@ -243,8 +243,8 @@ def test_compute_dtype():
     module = stack(dtype=jnp.bfloat16)
     params = params_of(module)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    y, _ = module.apply({"params": params}, stream(), Visibility(causal=True))
-    full, _ = stack().apply({"params": params}, stream(), Visibility(causal=True))
+    y, _ = module.apply({"params": params}, stream(), AttentionMask(causal=True))
+    full, _ = stack().apply({"params": params}, stream(), AttentionMask(causal=True))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), full, atol=0.15)
 
@@ -260,7 +260,7 @@ def test_interceptor_sees_every_dense_with_its_path():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):
-        module.apply({"params": params}, stream(), Visibility())
+        module.apply({"params": params}, stream(), AttentionMask())
     names = ("attention/query", "attention/key", "attention/value", "attention/out", "mlp/gate", "mlp/up", "mlp/down")
     assert paths == {f"layers/{name}" for name in names}
 

@@ -42,8 +42,8 @@ def run(modules, params, golden):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(encoder, params, images):
-    _, named = encoder.apply({"params": params}, images)
-    return jnp.concatenate([named["class"][:, None], named["patches"]], 1)
+    _, intermediates = encoder.apply({"params": params}, images)
+    return jnp.concatenate([intermediates["class"][:, None], intermediates["patches"]], 1)
 
 
 def _vit(modules, params, images, golden):
@@ -54,10 +54,10 @@ def _vit(modules, params, images, golden):
 
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.value_and_grad, argnums=1, has_aux=True)
-def _compare(objective, params, images, places):
-    """((loss, predicted), gradient) of MAE at these places."""
-    predicted = objective.predict({"params": params}, images, places)
-    return jnp.mean(jnp.square(predicted - objective.target(images, places)[0])), predicted
+def _compare(objective, params, images, ids_shuffle):
+    """((loss, predicted), gradient) of MAE for these ids_shuffle."""
+    predicted = objective.predict({"params": params}, images, ids_shuffle)
+    return jnp.mean(jnp.square(predicted - objective.target(images, ids_shuffle)[0])), predicted
 
 
 def _mae(modules, params, images, golden):
@@ -66,17 +66,17 @@ def _mae(modules, params, images, golden):
     objective = MAE(
         encoder=encoder,
         augment=no_views(encoder.image_size),
-        canvas=encoder.image_size,
+        host_image_size=encoder.image_size,
         decoder_width=decoder.width,
         decoder_layers=decoder.layers,
         decoder_heads=decoder.heads,
     )
-    places = jnp.argsort(jnp.asarray(golden["inputs"]["noise"]), 1)
-    (loss, predicted), slopes = _compare(objective, params, images, places)
+    ids_shuffle = jnp.argsort(jnp.asarray(golden["inputs"]["noise"]), 1)
+    (loss, predicted), slopes = _compare(objective, params, images, ids_shuffle)
     logits = np.array(golden["logits"])
-    hidden = np.asarray(places[:, objective.kept :])
+    hidden = np.asarray(ids_shuffle[:, objective.kept :])
     np.put_along_axis(logits, hidden[..., None], np.asarray(predicted), 1)
-    mask = np.zeros(places.shape, np.float32)
+    mask = np.zeros(ids_shuffle.shape, np.float32)
     np.put_along_axis(mask, hidden, 1.0, 1)
     slopes, leaves = dict(trees.named_leaves(slopes)), {x.name: x for x in layouts.FAMILIES["vit_mae"].leaves(modules)}
     packed = {f"slope:{n}": leaves[n].pack([np.asarray(slopes[leaves[n].paths[0]])]) for n in cases.SLOPES}
@@ -114,10 +114,10 @@ def run_resnet(case, golden):
     images = channels_last(golden["inputs"]["pixel_values"])
     wanted = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = jax.tree.map(jnp.asarray, trees.merge_strict(wanted, variables, case))
-    pooled, named = model.apply(variables, images)
+    pooled, intermediates = model.apply(variables, images)
     (trained, _), _ = model.apply(variables, images, train=True, mutable=["moments"])
     as_theirs = lambda x: np.asarray(x)[..., None, None]
-    last = np.asarray(named["stages"][-1]).transpose(0, 3, 1, 2)
+    last = np.asarray(intermediates["stages"][-1]).transpose(0, 3, 1, 2)
     return {"pooled": as_theirs(pooled), "last": last, "trained": as_theirs(trained)}
 
 

@@ -50,8 +50,8 @@ class Data:
 
     def __init__(self, objective):
         window = objective.raw_length
-        self.train = Dataset(Windows(30, window, 0), objective.prepare, 4)
-        self.valid = Dataset(Windows(7, window, 1), objective.prepare, 4, train=False)
+        self.train = Dataset(Windows(30, window, 0), objective.preprocess, 4)
+        self.valid = Dataset(Windows(7, window, 1), objective.preprocess, 4, train=False)
         self.tokenizer = TOKENIZER
 
     def batches(self):

@@ -50,7 +50,7 @@ class Windows:
 @functools.cache
 def batch_of(name):
     objective = OBJECTIVES[name]
-    data = Dataset(Windows(objective.raw_length), objective.prepare, B, seed=1)
+    data = Dataset(Windows(objective.raw_length), objective.preprocess, B, seed=1)
     return functools.cache(data.batch)
 
 
@@ -86,11 +86,11 @@ def test_one_decoder_learns_by_turns():
     """Objective and architecture are chosen apart: one set of weights, causal and prefix steps by turns."""
     parts = (("causal", OBJECTIVES["next_token"]), ("prefix", OBJECTIVES["prefix_lm"]))
     turns = Alternate(parts=parts, pattern=("causal", "prefix"))
-    data = Dataset(Windows(24), turns.prepare, B, seed=1)
+    data = Dataset(Windows(24), turns.preprocess, B, seed=1)
     contract.check_resume(turns, optim.AdamW(1e-3), data.batch)
 
 
 def test_speed_is_told_in_tokens():
     names = {name: o.items(o.batch_spec(B)) for name, o in OBJECTIVES.items()}
-    targets = OBJECTIVES["span_corruption"].prepare.target_length
+    targets = OBJECTIVES["span_corruption"].preprocess.target_length
     assert names["span_corruption"] == ("tokens", B * (32 + targets)) and names["next_token"] == ("tokens", B * 24)

@@ -40,12 +40,12 @@ def made(family, **fields):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_hidden_times_output_kernel(family):
     model, variables = made(family)
-    logits, named = model.apply(variables, *inputs(family))
+    logits, intermediates = model.apply(variables, *inputs(family))
     hidden, _ = model.apply(variables, *inputs(family), method="hidden")
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(hidden @ model.output_kernel(variables["params"]), logits, atol=1e-5)
-    np.testing.assert_array_equal(named["hidden"], hidden)
-    assert named["layers"].shape == (2, *hidden.shape) and named["embedded"].shape == hidden.shape
+    np.testing.assert_array_equal(intermediates["hidden"], hidden)
+    assert intermediates["layers"].shape == (2, *hidden.shape) and intermediates["embedded"].shape == hidden.shape
 
 
 def losses_by_input(model, variables, x, **kwargs):
@@ -117,15 +117,15 @@ def test_cache_equals_no_cache(family, scan):
     """Ragged prompts read padded in one call, then one token at a time."""
     model, variables = made(family, scan=scan)
     x, lengths = tokens(length=9), jnp.array([5, 3])
-    logits, named = model.apply(variables, x[:, :5], cache=model.new_cache(2, 12))
-    cache = {**named["cache"], "index": lengths}
+    logits, intermediates = model.apply(variables, x[:, :5], cache=model.new_cache(2, 12))
+    cache = {**intermediates["cache"], "index": lengths}
     for row, n in enumerate(lengths):
         whole, _ = model.apply(variables, x[row : row + 1])
         np.testing.assert_allclose(logits[row, :n], whole[0, :n], atol=1e-5)
     for step in range(4):
         now = jnp.stack([x[row, n + step] for row, n in enumerate(lengths)])[:, None]
-        logits, named = model.apply(variables, now, cache=cache)
-        cache = named["cache"]
+        logits, intermediates = model.apply(variables, now, cache=cache)
+        cache = intermediates["cache"]
         for row, n in enumerate(lengths):
             whole, _ = model.apply(variables, x[row : row + 1, : n + step + 1])
             np.testing.assert_allclose(logits[row, 0], whole[0, -1], atol=1e-5)
@@ -140,7 +140,9 @@ def test_encoder_decoder_cache_equals_no_cache(family):
     cache = model.new_cache(2, 12)
     for step in range(9):
         given = encoded if step == 0 else None  # the source's keys and values stay in the cache
-        logits, cache = model.apply(variables, given, source, target[:, step : step + 1], cache, method="decode_step")
+        now = target[:, step : step + 1]
+        hidden, intermediates = model.apply(variables, given, source, now, cache=cache, method="decode")
+        logits, cache = model.apply(variables, hidden, method="score"), intermediates["cache"]
         np.testing.assert_allclose(logits[:, 0], whole[:, step], atol=2e-5)
 
 
@@ -153,10 +155,10 @@ def test_decoder_depth_of_its_own():
 def test_encoder_and_decoder_draw_different_masks():
     model, variables = made("t5", dropout=0.5)
     x, keys = tokens(), jax.random.split(jax.random.key(0), 2)
-    _, named = model.apply(variables, x, x, keys, method="hidden")
+    _, intermediates = model.apply(variables, x, x, keys, method="hidden")
     zeros = lambda y: np.isclose(np.asarray(y), 0).all(1)
     _, still = model.apply(variables, x, x, method="hidden")
-    assert not zeros(still["encoded"]).any() and zeros(named["encoded"]).any()
+    assert not zeros(still["encoded"]).any() and zeros(intermediates["encoded"]).any()
 
 
 # ---- initialisers, by the reference ----

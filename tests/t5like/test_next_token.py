@@ -33,7 +33,9 @@ def make_batch(objective, seed=0):
         tokens[segments == 0] = 0
         lengths = np.arange(VOCAB, dtype=np.float32)
         lengths[:3] = 0
-        rows.append(objective.prepare({"tokens": tokens, "segments": segments, "byte_lengths": lengths}, rng, 0, True))
+        rows.append(
+            objective.preprocess({"tokens": tokens, "segments": segments, "byte_lengths": lengths}, rng, 0, True)
+        )
     batch = {k: jnp.stack([r[k] for r in rows]) for k in rows[0]}
     batch["index"] = jnp.array([[0, i] for i in range(4)], jnp.uint32)
     batch["mask"] = jnp.array([1.0, 1.0, 1.0, 0.0])

@@ -30,7 +30,7 @@ def make_batch(objective, rows=3, seed=0, padded_rows=1, step=0):
         lengths = np.arange(VOCAB, dtype=np.float32)
         lengths[:3] = lengths[VOCAB - EXTRA :] = 0
         example = {"tokens": tokens, "segments": np.ones_like(tokens), "byte_lengths": lengths}
-        examples.append(objective.prepare(example, rng, step, True))
+        examples.append(objective.preprocess(example, rng, step, True))
     batch = {k: jnp.stack([e[k] for e in examples]) for k in examples[0]}
     batch["index"] = jnp.array([[0, i] for i in range(rows)], jnp.uint32)
     batch["mask"] = jnp.array([1.0] * (rows - padded_rows) + [0.0] * padded_rows)

@@ -98,7 +98,7 @@ def test_the_plain_view_is_the_middle_of_the_short_side():
     image = pictures(2, 16)
     np.testing.assert_allclose(same.undo(same.plain(image, jnp.ones(2))), image / 255, atol=1e-6)
     np.testing.assert_array_equal(same(image, jnp.ones(2), keys(2)), same.plain(image, jnp.ones(2)))
-    # A picture 2 wide and 1 high, squashed to a square: the middle square is the middle half of the columns.
+    # A picture 2 wide and 1 high, resized to a square: the middle square is the middle half of the columns.
     wide = augment.no_views(16, mean=(0.0,) * 3, std=(1.0,) * 3).plain(image, jnp.array([2.0, 0.5]))
     part = lambda x, y, w, h: [jnp.array([v / 16]) for v in (x, y, w, h)]
     np.testing.assert_allclose(wide[0], np.moveaxis(augment.resample(image[:1], part(4, 0, 8, 16), 16)[0], 0, -1))

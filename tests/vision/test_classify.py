@@ -18,7 +18,9 @@ from vision.objectives import MAE, Classify
 from vision.resnet import resnet
 
 BATCH = tiny.batch_of()
-VIT = Classify(encoder=tiny.encoder(dropout=0.1), augment=tiny.views(), canvas=tiny.CANVAS, classes=3, smoothing=0.1)
+VIT = Classify(
+    encoder=tiny.encoder(dropout=0.1), augment=tiny.views(), host_image_size=tiny.HOST_SIZE, classes=3, smoothing=0.1
+)
 RESNET = dataclasses.replace(VIT, encoder=resnet("tiny", width=0.125, channels=3))
 
 
@@ -82,7 +84,7 @@ def test_the_encoder_of_an_mae():
     mae = MAE(
         encoder=VIT.encoder,
         augment=VIT.augment,
-        canvas=tiny.CANVAS,
+        host_image_size=tiny.HOST_SIZE,
         decoder_width=16,
         decoder_layers=1,
         decoder_heads=2,

@@ -11,9 +11,9 @@ from launch.run.loader import batches
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, zipped
-from vision.canvas import Canvas
 from vision.data import ImageData
-from vision.shapes import SHAPES, Shapes
+from vision.preprocess import PreprocessImage
+from vision.synthetic_scenes import SHAPES, Shapes
 
 
 def test_digits_need_no_download():
@@ -86,9 +86,9 @@ def damaged(tmp_path):
 
 def test_broken_pictures_are_counted_named_and_replaced(damaged):
     source = opened(damaged).source("train")
-    data = Dataset(source, Canvas(6, 3), 5)
+    data = Dataset(source, PreprocessImage(6, 3), 5)
     found = [data.read(step) for step in range(8)]  # two epochs
-    again = [Dataset(pickle.loads(pickle.dumps(source)), Canvas(6, 3), 5).read(step) for step in range(8)]
+    again = [Dataset(pickle.loads(pickle.dumps(source)), PreprocessImage(6, 3), 5).read(step) for step in range(8)]
     problems = [p for _, part in found for p in part]
     assert len(problems) >= 2 and {p.record for p in problems} == {str(damaged / "train/c/07.png")}
     assert all(p.error == "cannot identify image file" for p in problems)
@@ -102,7 +102,7 @@ def test_broken_pictures_are_counted_named_and_replaced(damaged):
 
 
 def test_broken_pictures_are_left_out_of_evaluation(damaged):
-    data = Dataset(opened(damaged).source("valid"), Canvas(6, 3), 4, train=False)
+    data = Dataset(opened(damaged).source("valid"), PreprocessImage(6, 3), 4, train=False)
     masks = np.concatenate([data.batch(step)["mask"] for step in range(len(data))])
     assert masks.tolist() == [1, 0, 0] + [1] * 7 + [0, 0]
     problems = [p for step in range(len(data)) for p in data.read(step)[1]]
@@ -111,7 +111,7 @@ def test_broken_pictures_are_left_out_of_evaluation(damaged):
 
 
 def test_broken_pictures_are_refused(damaged):
-    data = Dataset(opened(damaged, on_broken="refuse").source("train"), Canvas(6, 3), 5)
+    data = Dataset(opened(damaged, on_broken="refuse").source("train"), PreprocessImage(6, 3), 5)
     with pytest.raises(
         UserError, match=r"train/c/07.png is broken \(cannot identify image file\): mend or remove it, or"
     ):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vision.heads import Head, spread, unit
+from vision.heads import Head, embedding_std, l2_normalize
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
@@ -17,7 +17,7 @@ def test_batch_norm_stands_before_each_relu(last):
     params = jax.tree.map(lambda x: x + 0.3, variables["params"])
     assert set(params["fc0"]) == {"kernel"} and set(params["norm0"]) == {"scale", "bias"}
     assert set(params.get("norm1", ())) == ({"scale"} if last == "scale" else set())
-    (got, named), seen = head.apply({**variables, "params": params}, X, train=True, mutable=["moments"])
+    (got, intermediates), seen = head.apply({**variables, "params": params}, X, train=True, mutable=["moments"])
     h = X @ params["fc0"]["kernel"]
     np.testing.assert_allclose(seen["moments"]["norm0"]["mean"], h.mean(0), rtol=1e-4, atol=1e-6)
     h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) * params["norm0"]["scale"] + params["norm0"]["bias"]
@@ -25,7 +25,7 @@ def test_batch_norm_stands_before_each_relu(last):
     if last != "none":
         h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) * (params["norm1"]["scale"] if last == "scale" else 1.0)
     np.testing.assert_allclose(got, h, rtol=1e-4, atol=1e-5)
-    assert named == {} and ("norm1" in seen["moments"]) == (last != "none")
+    assert intermediates == {} and ("norm1" in seen["moments"]) == (last != "none")
 
 
 def test_without_norms_there_are_biases():
@@ -40,14 +40,14 @@ def test_without_norms_there_are_biases():
 
 
 def test_unit_vectors():
-    np.testing.assert_allclose(unit(X), X / np.linalg.norm(X, axis=-1, keepdims=True), rtol=1e-6)
-    at_zero = jax.jacobian(unit)(jnp.zeros((1, 4)))
-    assert np.isfinite(at_zero).all() and unit(jnp.ones((1, 4), jnp.bfloat16)).dtype == jnp.float32
+    np.testing.assert_allclose(l2_normalize(X), X / np.linalg.norm(X, axis=-1, keepdims=True), rtol=1e-6)
+    at_zero = jax.jacobian(l2_normalize)(jnp.zeros((1, 4)))
+    assert np.isfinite(at_zero).all() and l2_normalize(jnp.ones((1, 4), jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_spread_is_zero_for_a_collapse_and_one_for_the_sphere():
-    sphere = unit(np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32))
-    np.testing.assert_allclose(spread(sphere), 1.0, atol=0.02)
-    assert spread(jnp.ones((5, 8)) / 8**0.5) < 1e-6
+    sphere = l2_normalize(np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32))
+    np.testing.assert_allclose(embedding_std(sphere), 1.0, atol=0.02)
+    assert embedding_std(jnp.ones((5, 8)) / 8**0.5) < 1e-6
     mask = np.array([1, 1, 1, 1, 0, 0], np.float32)
-    np.testing.assert_allclose(spread(unit(X), mask), spread(unit(X[:4])), rtol=1e-5)
+    np.testing.assert_allclose(embedding_std(l2_normalize(X), mask), embedding_std(l2_normalize(X[:4])), rtol=1e-5)

@@ -18,7 +18,7 @@ BATCH = tiny.batch_of()
 
 
 def mae(**changes):
-    fields = {"encoder": tiny.encoder(), "augment": tiny.views(), "canvas": tiny.CANVAS}
+    fields = {"encoder": tiny.encoder(), "augment": tiny.views(), "host_image_size": tiny.HOST_SIZE}
     return MAE(**fields | {"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2} | changes)
 
 
@@ -48,10 +48,10 @@ def test_weights_depend_on_the_batch_alone():
     contract.check_weights(mae(), BATCH)
 
 
-def reference(images, places, kept, predicted, norm):
-    """forward_loss of the official code for one image, by loops; `predicted` are the patches places[kept:]."""
+def reference(images, ids_shuffle, kept, predicted, norm):
+    """forward_loss of the official code for one image, by loops; `predicted` are the patches ids_shuffle[kept:]."""
     total, side = 0.0, images.shape[0] // 4
-    for guess, place in zip(predicted, places[kept:]):
+    for guess, place in zip(predicted, ids_shuffle[kept:]):
         row, column = divmod(int(place), side)
         patch = np.float64(images[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]).reshape(-1)
         if norm:
@@ -67,9 +67,9 @@ def test_loss_is_the_papers(norm):
     ctx = Context(jnp.int32(0), 0, False)
     loss = objective.loss(params, {}, batch, ctx)
     images = np.asarray(objective.view(batch))
-    places = objective.shuffle(ctx.keys("mask", batch["index"]))
-    predicted = objective.predict({"params": params}, images, places)
-    each = [reference(x, p, objective.kept, g, norm) for x, p, g in zip(images, np.asarray(places), predicted)]
+    ids_shuffle = objective.shuffle(ctx.keys("mask", batch["index"]))
+    predicted = objective.predict({"params": params}, images, ids_shuffle)
+    each = [reference(x, p, objective.kept, g, norm) for x, p, g in zip(images, np.asarray(ids_shuffle), predicted)]
     term = loss.terms["pixels"]
     np.testing.assert_allclose(term.sum, np.sum(each[:5]), rtol=1e-5)
     assert term.weight == 5
@@ -79,27 +79,28 @@ def test_only_kept_patches_are_seen():
     """The gradient of what is predicted is zero at every pixel of a masked patch, and at no kept patch."""
     objective = mae()
     params = tiny.params(objective)
-    places = objective.shuffle(jax.random.split(jax.random.key(2), 2))
+    ids_shuffle = objective.shuffle(jax.random.split(jax.random.key(2), 2))
     images = jax.random.normal(jax.random.key(3), (2, 16, 16, 3))
-    slope = jax.jit(jax.grad(lambda x: jnp.sum(jnp.square(objective.predict({"params": params}, x, places)))))(images)
+    total = lambda x: jnp.sum(jnp.square(objective.predict({"params": params}, x, ids_shuffle)))
+    slope = jax.jit(jax.grad(total))(images)
     for i in range(2):
         moved = {
             int(p): np.abs(slope[i, 4 * (p // 4) : 4 * (p // 4) + 4, 4 * (p % 4) : 4 * (p % 4) + 4]).max()
-            for p in places[i]
+            for p in ids_shuffle[i]
         }
-        kept = set(map(int, places[i, : objective.kept]))
+        kept = set(map(int, ids_shuffle[i, : objective.kept]))
         assert len(kept) == 4 and all((moved[p] > 0) == (p in kept) for p in moved)
 
 
 def test_masks_are_by_example_and_uniform():
     objective = mae()
     index = np.stack([np.zeros(4000), np.arange(4000)], 1).astype(np.uint32)
-    places = np.asarray(objective.shuffle(rng.per_example(rng.key(0, "mask"), index)))
-    assert (np.sort(places) == np.arange(16)).all()
-    kept = np.bincount(places[:, :4].reshape(-1), minlength=16)
+    ids_shuffle = np.asarray(objective.shuffle(rng.per_example(rng.key(0, "mask"), index)))
+    assert (np.sort(ids_shuffle) == np.arange(16)).all()
+    kept = np.bincount(ids_shuffle[:, :4].reshape(-1), minlength=16)
     assert np.abs(kept - 1000).max() < 5 * np.sqrt(1000 * 0.75)
     again = objective.shuffle(rng.per_example(rng.key(0, "mask"), index[17:18]))
-    np.testing.assert_array_equal(again[0], places[17])
+    np.testing.assert_array_equal(again[0], ids_shuffle[17])
 
 
 def test_reconstruct_undoes_the_normalisation():
@@ -107,9 +108,9 @@ def test_reconstruct_undoes_the_normalisation():
     objective = mae()
     params = tiny.params(objective)
     images, keys = jax.random.normal(jax.random.key(3), (2, 16, 16, 3)), jax.random.split(jax.random.key(2), 2)
-    places = objective.shuffle(keys)
-    target, _, _ = objective.target(images, places)
-    perfect = type("Perfect", (MAE,), {"predict": lambda self, variables, images, places: target})(**vars(objective))
+    ids_shuffle = objective.shuffle(keys)
+    target, _, _ = objective.target(images, ids_shuffle)
+    perfect = type("Perfect", (MAE,), {"predict": lambda self, variables, images, ids: target})(**vars(objective))
     np.testing.assert_allclose(perfect.reconstruct({}, images, keys)["reconstructed"], images, atol=1e-5)
     shown = objective.reconstruct({"params": params}, images, keys)
     hidden = np.asarray(shown["masked"] == 0).all(-1)

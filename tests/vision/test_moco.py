@@ -18,7 +18,13 @@ CTX = Context(jnp.int32(0), 0, True)
 
 
 def moco(version=MoCoV2, **changes):
-    fields = {"encoder": tiny.encoder(), "augment": tiny.views(), "canvas": tiny.CANVAS, "output": 16, "queue": 32}
+    fields = {
+        "encoder": tiny.encoder(),
+        "augment": tiny.views(),
+        "host_image_size": tiny.HOST_SIZE,
+        "output": 16,
+        "queue": 32,
+    }
     return version(**fields | changes)
 
 
@@ -64,7 +70,7 @@ def test_the_loss_is_the_official_one(version, layers, temperature):
     extra = objective.init_extra(params, jax.random.key(3))
     extra["teacher"] = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
     loss = jax.jit(objective.loss)(params, extra, batch, CTX)
-    query, key = objective.look(batch, CTX)
+    query, key = objective.augment_views(batch, CTX)
     q, k = embedded(objective, params, query, layers), embedded(objective, extra["teacher"], key, layers)
     queue, total, right = np.float64(extra["queue"]), 0.0, 0
     for i in range(6):
@@ -75,8 +81,8 @@ def test_the_loss_is_the_official_one(version, layers, temperature):
     assert loss.metrics["contrast_accuracy"] == (right, 6)
     np.testing.assert_allclose(loss.rows["keys"], k, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(queue, axis=1), 1, rtol=1e-6)
-    spread = queue.std(0).mean() * 4  # sqrt(16)
-    np.testing.assert_allclose(np.divide(*loss.metrics["spread"]), spread, rtol=1e-5)
+    deviation = queue.std(0).mean() * 4  # sqrt(16)
+    np.testing.assert_allclose(np.divide(*loss.metrics["embedding_std"]), deviation, rtol=1e-5)
 
 
 def test_the_gradient_is_the_official_one():
@@ -85,7 +91,7 @@ def test_the_gradient_is_the_official_one():
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(3))
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, extra, batch, CTX).value()))(params)
-    query, key = objective.look(batch, CTX)
+    query, key = objective.augment_views(batch, CTX)
     k, queue = embedded(objective, extra["teacher"], key, 2), np.float64(extra["queue"])
     pooled = np.float64(objective.features({"params": params}, query)[0])
 
@@ -133,7 +139,7 @@ def test_batch_norm_of_the_teacher_is_its_own():
     objective = moco(encoder=tiny.small_resnet())
     state, _ = contract.run(objective, SGD(0.0), BATCH, 0, 1)
     student = state.extra["batch_stats"]
-    for view, stats in zip(objective.look(BATCH(0), CTX), (student, student["teacher"])):
+    for view, stats in zip(objective.augment_views(BATCH(0), CTX), (student, student["teacher"])):
         variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
         _, seen = objective.encoder.apply(variables, view, train=True, mutable=["moments"])
         wanted = 0.1 * seen["moments"]["stem"]["norm"]["mean"]

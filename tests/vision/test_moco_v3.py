@@ -30,7 +30,13 @@ class Centred(MoCoV3):
 def moco(**changes):
     # Without LayerNorm's last bias, whose gradient is nothing but rounding: the head's BatchNorm takes it off again.
     encoder = tiny.encoder(norm="rms", frozen_patches=True)
-    fields = {"encoder": encoder, "augment": tiny.views(), "canvas": tiny.CANVAS, "hidden": 16, "output": 16}
+    fields = {
+        "encoder": encoder,
+        "augment": tiny.views(),
+        "host_image_size": tiny.HOST_SIZE,
+        "hidden": 16,
+        "output": 16,
+    }
     return Centred(**fields | changes)
 
 
@@ -93,7 +99,7 @@ def test_the_loss_and_its_gradient_are_the_official_ones(predictor_norm, rows):
     draw = np.random.default_rng(1)
     pooled = {name: draw.normal(size=(8, 2, 16)).astype(np.float32) for name in ("online", "teacher")}
 
-    value = lambda z: objective.pair_loss(params, extra, z, batch, CTX).value()
+    value = lambda z: objective.full_batch_loss(params, extra, z, batch, CTX).value()
     got, slopes = jax.jit(jax.value_and_grad(value))(pooled)
     np.testing.assert_array_equal(slopes["teacher"], 0)
 
@@ -119,7 +125,7 @@ def test_either_view_is_asked_for_the_other_of_the_teacher():
     extra = objective.init_extra(params, jax.random.key(0))
     seen, _ = objective.encode(params, extra, batch, CTX)
     for name, tree in (("online", params), ("teacher", extra["teacher"])):
-        for i, view in enumerate(objective.look(batch, CTX)):
+        for i, view in enumerate(objective.augment_views(batch, CTX)):
             wanted, _ = objective.features({"params": tree}, view)
             np.testing.assert_allclose(seen[name][:, i], wanted, atol=1e-5)
 
@@ -150,7 +156,7 @@ def test_the_teacher_follows_the_new_weights_by_the_schedule():
 def test_running_statistics_of_student_and_teacher():
     objective = moco(encoder=tiny.small_resnet(), momentum=0.0)
     state, _ = contract.run(objective, AdamW(0.0), BATCH, 0, 1)
-    a, b = objective.look(BATCH(0), CTX)
+    a, b = objective.augment_views(BATCH(0), CTX)
     variables = {"params": state.params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
     moments = [objective.encoder.apply(variables, x, train=True, mutable=["moments"])[1]["moments"] for x in (a, b)]
     wanted = 0.1 * sum(m["stem"]["norm"]["mean"] for m in moments) / 2

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from paradigm import partition, trees
+from paradigm.cpu_gradients import normalise
 from tests import contract
-from vision.images import move
-from vision.norms import BatchNorm, normalise
+from vision.norms import BatchNorm
+from vision.objectives.base import update_batch_stats
 
 
 def inputs(*shape, seed=0):
@@ -58,10 +59,10 @@ def test_evaluation_uses_running_statistics():
     variables, y, moments = run(module, x)
     np.testing.assert_allclose(module.apply(variables, x), x / np.sqrt(1 + 1e-5), rtol=1e-5)  # mean 0, variance 1
     named = dict(trees.named_leaves(moments))
-    moved = {**variables, "batch_stats": move(variables["batch_stats"], named, decay=0.0)}
+    moved = {**variables, "batch_stats": update_batch_stats(variables["batch_stats"], named, decay=0.0)}
     np.testing.assert_allclose(module.apply(moved, x), y, atol=1e-5)
     np.testing.assert_allclose(module.apply(moved, x[:1]), y[:1], atol=1e-5)
-    tenth = move(variables["batch_stats"], named)
+    tenth = update_batch_stats(variables["batch_stats"], named)
     np.testing.assert_allclose(tenth["var"], 0.9 + 0.1 * moments["var"], rtol=1e-6)
 
 

@@ -31,14 +31,14 @@ def blobs(rows, classes=4, width=6, spread=0.3):
 def digits():
     prepared = ImageData("digits", channels=1).build(progress=False)
     objective = mae()
-    train = Dataset(prepared.source("train"), objective.prepare, 16, 0)
+    train = Dataset(prepared.source("train"), objective.preprocess, 16, 0)
     return tiny.Opened(prepared.source, train)
 
 
 def mae():
     encoder = vit("tiny", 8, 2, d_model=16, heads=2, d_ff=32, layers=1, channels=1, pool="mean")
     decoder = {"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}
-    return MAE(encoder=encoder, augment=no_views(8), canvas=8, **decoder)
+    return MAE(encoder=encoder, augment=no_views(8), host_image_size=8, **decoder)
 
 
 def test_knn_is_the_weighted_vote():
@@ -125,7 +125,7 @@ def test_finetuning_starts_from_the_encoder_and_learns():
 
 
 def test_an_untrained_batchnorm_has_seen_pictures():
-    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), canvas=8, classes=10)
+    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), host_image_size=8, classes=10)
     fresh = jax.jit(objective.init_extra)(None, jax.random.key(0))
     variables = probe.untrained(objective, digits(), batches=3)
     moved = [

@@ -13,7 +13,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from tests import contract
-from vision.images import move
+from vision.objectives.base import update_batch_stats
 from vision.partition import PARTITION_RULES
 from vision.resnet import Block, ResNet, resnet
 
@@ -59,12 +59,12 @@ def test_flops_are_what_xla_counts(depth, stem):
 def test_shapes():
     x = jnp.zeros((2, 64, 64, 3))
     shapes = lambda model: jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))[0]
-    pooled, named = shapes(resnet("50"))
+    pooled, intermediates = shapes(resnet("50"))
     assert pooled.shape == (2, 2048) == (2, resnet("50").features)
     wanted = [(2, 16, 16, 256), (2, 8, 8, 512), (2, 4, 4, 1024), (2, 2, 2, 2048)]
-    assert [s.shape for s in named["stages"]] == wanted
-    pooled, named = shapes(resnet("18", stem="small", width=2))
-    assert pooled.shape == (2, 1024) and [s.shape[1] for s in named["stages"]] == [64, 32, 16, 8]
+    assert [s.shape for s in intermediates["stages"]] == wanted
+    pooled, intermediates = shapes(resnet("18", stem="small", width=2))
+    assert pooled.shape == (2, 1024) and [s.shape[1] for s in intermediates["stages"]] == [64, 32, 16, 8]
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
@@ -95,7 +95,7 @@ def test_training_moves_statistics_that_evaluation_reads():
     stats = variables["batch_stats"]
     assert moments.keys() == dict(trees.named_leaves(stats)).keys()
     evaluated = lambda stats: model.apply({**variables, "batch_stats": stats}, x)[0]
-    np.testing.assert_allclose(evaluated(move(stats, moments, 0.0)), pooled, rtol=1e-4)
+    np.testing.assert_allclose(evaluated(update_batch_stats(stats, moments, 0.0)), pooled, rtol=1e-4)
     assert np.abs(evaluated(stats) - pooled).max() > 1e-2
     alone = model.apply(variables, x[:1])[0]
     np.testing.assert_allclose(alone, evaluated(stats)[:1], rtol=1e-4)
@@ -124,7 +124,7 @@ class MeanSquare(Objective):
     """The least objective on an encoder with batch statistics: (pooled - target)^2."""
 
     encoder: ResNet
-    couples_examples = True
+    has_batch_norm = True
 
     def batch_spec(self, batch_size, phase="main"):
         image = (batch_size, 16, 16, 3)
@@ -144,7 +144,7 @@ class MeanSquare(Objective):
         return Loss({"error": term}, stats=dict(trees.named_leaves(seen["moments"])))
 
     def update_extra(self, extra, params, loss, ctx):
-        return {"batch_stats": move(extra["batch_stats"], loss.stats)}
+        return {"batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
 
     @property
     def partition_rules(self):

@@ -20,7 +20,12 @@ VIEWS = tiny.views(jitter=0.8, strength=(0.4, 0.4, 0.4, 0.1))
 
 def simclr(**changes):
     # Without LayerNorm's last bias, whose gradient is nothing but rounding: the head's BatchNorm takes it off again.
-    fields = {"encoder": tiny.encoder(norm="rms"), "augment": tiny.views(), "canvas": tiny.CANVAS, "output": 16}
+    fields = {
+        "encoder": tiny.encoder(norm="rms"),
+        "augment": tiny.views(),
+        "host_image_size": tiny.HOST_SIZE,
+        "output": 16,
+    }
     return SimCLR(**fields | changes)
 
 
@@ -73,7 +78,7 @@ def test_the_loss_and_its_gradient_are_the_official_ones(rows):
     pooled = np.random.default_rng(1).normal(size=(8, 2, 16)).astype(np.float32)
 
     def value(x):
-        loss = objective.pair_loss(params, extra, x, batch, CTX)
+        loss = objective.full_batch_loss(params, extra, x, batch, CTX)
         return loss.value(), loss
 
     (got, loss), slope = jax.value_and_grad(value, has_aux=True)(pooled)
@@ -103,7 +108,7 @@ def test_running_statistics_follow_both_views():
     state, _ = contract.run(objective, LARS(0.0), BATCH, 0, 1)
     assert set(state.extra["batch_stats"]) == {"encoder", "projector"}
     params = jax.tree.map(jnp.asarray, state.params)  # a learning rate of 0 left them as they were
-    a, b = objective.look(BATCH(0), CTX)
+    a, b = objective.augment_views(BATCH(0), CTX)
     variables = {"params": params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
     _, seen = objective.encoder.apply(variables, jnp.concatenate([a, b]), train=True, mutable=["moments"])
     got = state.extra["batch_stats"]["encoder"]["stem"]["norm"]
@@ -115,7 +120,7 @@ def test_evaluation_draws_views_and_keeps_running_statistics():
     objective, batch = simclr(augment=VIEWS), BATCH(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(0))
-    a, b = objective.look(batch, CTX.replace(train=False))
+    a, b = objective.augment_views(batch, CTX.replace(train=False))
     assert np.abs(a - b).max((1, 2, 3)).min() > 0.1
     loss = objective.loss(params, extra, batch, CTX.replace(train=False))
     assert not loss.stats and np.isfinite(loss.value())

@@ -16,7 +16,7 @@ from paradigm import tfds as prepared_tfds
 from paradigm.errors import UserError
 from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, zipped
 from vision.data import ImageData
-from vision.pictures import decode
+from vision.decode_image import decode
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 

@@ -12,8 +12,8 @@ import pytest
 from flax import linen as nn
 
 from paradigm import partition, trees
+from paradigm.cpu_gradients import gelu, gelu_exact
 from paradigm.errors import UserError
-from paradigm.layers import gelu, gelu_exact
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from tests import contract
@@ -46,12 +46,12 @@ def close(a, b, tolerance=2e-5):
 
 def test_output_and_named():
     model, variables = made(registers=2)
-    pooled, named = apply(model, variables, images())
-    assert pooled.shape == (3, model.features) and named["patches"].shape == (3, 16, 16)
-    assert named["layers"].shape == (2, 3, 1 + 2 + 16, 16)
-    assert np.array_equal(pooled, named["class"])
-    mean, named = apply(made(pool="mean")[0], made()[1], images())
-    close(mean, named["patches"].mean(1))
+    pooled, intermediates = apply(model, variables, images())
+    assert pooled.shape == (3, model.features) and intermediates["patches"].shape == (3, 16, 16)
+    assert intermediates["layers"].shape == (2, 3, 1 + 2 + 16, 16)
+    assert np.array_equal(pooled, intermediates["class"])
+    mean, intermediates = apply(made(pool="mean")[0], made()[1], images())
+    close(mean, intermediates["patches"].mean(1))
 
 
 def test_embedding_is_a_convolution():
@@ -79,11 +79,11 @@ def test_kept_patches_are_all_that_is_read():
     """Same output as a model that never had the others; their pixels have no gradient; order does not matter."""
     model, variables = made()
     x, keep = images(), jnp.asarray([[3, 0, 7], [1, 2, 15], [9, 8, 4]])
-    pooled, named = apply(model, variables, x, keep=keep)
-    assert named["patches"].shape == (3, 3, 16)
+    pooled, intermediates = apply(model, variables, x, keep=keep)
+    assert intermediates["patches"].shape == (3, 3, 16)
     again, swapped = apply(model, variables, x, keep=keep[:, ::-1])
     close(pooled, again)
-    close(named["patches"], swapped["patches"][:, ::-1])
+    close(intermediates["patches"], swapped["patches"][:, ::-1])
     slope = jax.grad(lambda x: jnp.sum(apply(model, variables, x, keep=keep)[0] ** 2))(x)
     read = np.abs(np.asarray(slope)).reshape(3, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(3, 16) > 0
     assert all(set(np.flatnonzero(row)) == set(np.asarray(wanted)) for row, wanted in zip(read, keep))
@@ -112,8 +112,8 @@ def test_learned_positions_are_trained_and_resized():
     assert slope.shape == (17, 16) and (np.abs(slope).max(1) > 0).all()
     for fields in ({"positions": "learned"}, {}):
         model, variables = made(**fields)
-        pooled, named = apply(model, variables, images(2, 24, 32, 3))
-        assert named["patches"].shape == (2, 48, 16) and np.isfinite(pooled).all()
+        pooled, intermediates = apply(model, variables, images(2, 24, 32, 3))
+        assert intermediates["patches"].shape == (2, 48, 16) and np.isfinite(pooled).all()
 
 
 def test_another_resolution_sees_the_same_picture():
@@ -126,9 +126,9 @@ def test_another_resolution_sees_the_same_picture():
 
 def test_registers_are_read_by_the_stack_and_left_out():
     model, variables = made(registers=3, pool="mean")
-    pooled, named = apply(model, variables, images())
-    assert named["patches"].shape[1] == 16
-    close(pooled, named["patches"].mean(1))
+    pooled, intermediates = apply(model, variables, images())
+    assert intermediates["patches"].shape[1] == 16
+    close(pooled, intermediates["patches"].mean(1))
     slope = jax.grad(lambda v: jnp.sum(apply(model, v, images())[0] ** 2))(variables)["params"]["registers"]
     assert slope.shape == (1, 3, 16) and (np.abs(slope).max((0, 2)) > 0).all()
 

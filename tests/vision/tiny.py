@@ -9,7 +9,7 @@ from vision.augment import Augment
 from vision.resnet import resnet
 from vision.vit import vit
 
-SIZE, CANVAS, CHANNELS = 16, 20, 3
+SIZE, HOST_SIZE, CHANNELS = 16, 20, 3
 
 
 def encoder(**changes):
@@ -25,12 +25,12 @@ def views(**changes):
     return Augment(SIZE, **{"scale": (0.5, 1.0), **changes})
 
 
-def batch_of(size=8, canvas=CANVAS, channels=CHANNELS, classes=3):
+def batch_of(size=8, host_size=HOST_SIZE, channels=CHANNELS, classes=3):
     """step -> the numpy batch of that step."""
 
     def make(step):
         draw = np.random.default_rng(step)
-        image = draw.integers(0, 256, (size, 5, 5, channels)).repeat(canvas // 5, 1).repeat(canvas // 5, 2)
+        image = draw.integers(0, 256, (size, 5, 5, channels)).repeat(host_size // 5, 1).repeat(host_size // 5, 2)
         return {
             "image": np.uint8(image),
             "aspect": np.float32(draw.uniform(0.7, 1.4, size)),

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
-from vision.images import ImageObjective, move
+from vision.objectives.base import ImageObjective, update_batch_stats
 
 
 class Linear(nn.Module):
@@ -37,8 +37,8 @@ class Classify(ImageObjective):
     smoothing: float = 0.0
 
     @property
-    def couples_examples(self):
-        return self.encoder.couples_examples
+    def has_batch_norm(self):
+        return self.encoder.has_batch_norm
 
     def modules(self):
         return {**super().modules(), "classifier": (Linear(self.classes), jnp.zeros((1, self.encoder.features)))}
@@ -69,7 +69,7 @@ class Classify(ImageObjective):
     def update_extra(self, extra, params, loss, ctx):
         if "batch_stats" not in extra:
             return extra
-        return {**extra, "batch_stats": move(extra["batch_stats"], loss.stats)}
+        return {**extra, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
 
     def flops(self, batch_spec):
         rows = batch_spec["mask"].size

@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from paradigm.attention import Visibility
+from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
 from paradigm.partition import BATCH, constrain
-from vision.images import ImageObjective, own
+from vision.objectives.base import ImageObjective, own
 from vision.patches import patchify, sincos, unpatchify
 
 
 class Decoder(nn.Module):
-    """Latents of kept patches [B, 1 + n, D], all patches' places [B, N] -> pixels of the masked [B, N - n, P]."""
+    """Latents of kept patches [B, 1 + n, D], ids_shuffle [B, N] -> pixels of the masked [B, N - n, P]."""
 
     encoder: Any
     width: int = 512
@@ -39,16 +39,16 @@ class Decoder(nn.Module):
         return self.encoder.stack(**how, **changes)
 
     @nn.compact
-    def __call__(self, latent, places):
+    def __call__(self, latent, ids_shuffle):
         e = self.encoder
-        side, kept, masked = e.image_size // e.patch, latent.shape[1] - 1, places.shape[1] - latent.shape[1] + 1
+        side, kept, masked = e.image_size // e.patch, latent.shape[1] - 1, ids_shuffle.shape[1] - latent.shape[1] + 1
         dense = lambda n, name: Dense((n,), 1, True, e.init_std, e.dtype, name=name)
         x = dense(self.width, "embed")(latent)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
         mask_tokens = jnp.broadcast_to(mask_token.astype(x.dtype), (len(x), masked, self.width))
-        positions = jnp.asarray(sincos(self.width, side, side), x.dtype)[places]  # [B, N, width], kept ones first
+        positions = jnp.asarray(sincos(self.width, side, side), x.dtype)[ids_shuffle]  # [B, N, width], kept ones first
         x = jnp.concatenate([x[:, :1], x[:, 1:] + positions[:, :kept], mask_tokens + positions[:, kept:]], 1)
-        x, _ = self.stack(name="blocks")(constrain(x, BATCH, None, None), Visibility())
+        x, _ = self.stack(name="blocks")(constrain(x, BATCH, None, None), AttentionMask())
         return dense(e.patch**2 * e.channels, "predict")(x[:, 1 + kept :])
 
 
@@ -105,16 +105,16 @@ class MAE(ImageObjective):
         noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(keys)
         return jnp.argsort(noise, axis=1)
 
-    def predict(self, variables, images, places):
-        """Images [B, H, W, C], places [B, N] of `shuffle` -> the masked patches' pixels as predicted [B, N - n, P]."""
-        _, named = self.encoder.apply(own("encoder", variables), images, keep=places[:, : self.kept])
-        latent = jnp.concatenate([named["class"][:, None], named["patches"]], 1)
-        return self.decoder.apply(own("decoder", variables), latent, places)
+    def predict(self, variables, images, ids_shuffle):
+        """[B, H, W, C], ids_shuffle [B, N] (see `shuffle`) -> the masked patches' predicted pixels [B, N - n, P]."""
+        _, intermediates = self.encoder.apply(own("encoder", variables), images, keep=ids_shuffle[:, : self.kept])
+        latent = jnp.concatenate([intermediates["class"][:, None], intermediates["patches"]], 1)
+        return self.decoder.apply(own("decoder", variables), latent, ids_shuffle)
 
-    def target(self, images, places):
+    def target(self, images, ids_shuffle):
         """(target [B, N - n, P], mean, deviation [B, N - n, 1]): target * deviation + mean are the masked pixels."""
         pixels = patchify(images, self.encoder.patch)  # [B, H, W, C] -> [B, N, P]
-        pixels = jnp.take_along_axis(pixels, places[:, self.kept :, None], 1)
+        pixels = jnp.take_along_axis(pixels, ids_shuffle[:, self.kept :, None], 1)
         if not self.norm_pixels:
             return pixels, 0.0, 1.0
         mean = pixels.mean(-1, keepdims=True)
@@ -126,9 +126,9 @@ class MAE(ImageObjective):
             images = self.augment(batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
         else:
             images = self.view(batch)
-        places = self.shuffle(ctx.keys("mask", batch["index"]))
-        predicted = self.predict({"params": params}, images, places).astype(jnp.float32)
-        target, _, _ = self.target(images, places)
+        ids_shuffle = self.shuffle(ctx.keys("mask", batch["index"]))
+        predicted = self.predict({"params": params}, images, ids_shuffle).astype(jnp.float32)
+        target, _, _ = self.target(images, ids_shuffle)
         error = jnp.square(predicted - target).mean((1, 2))
         return Loss({"pixels": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())})
 
@@ -138,12 +138,12 @@ class MAE(ImageObjective):
         masked: hidden patches grey. reconstructed: the hidden patches as predicted, with the normalisation undone by
         their true mean and deviation (as the official visualisation does), beside the visible ones as they are.
         """
-        places = self.shuffle(keys)
-        predicted = self.predict(variables, images, places)
-        _, mean, deviation = self.target(images, places)
+        ids_shuffle = self.shuffle(keys)
+        predicted = self.predict(variables, images, ids_shuffle)
+        _, mean, deviation = self.target(images, ids_shuffle)
         pixels = patchify(images, self.encoder.patch)
         put = jax.vmap(lambda row, at, new: row.at[at].set(new))
-        hidden = places[:, self.kept :]
+        hidden = ids_shuffle[:, self.kept :]
         shown = {
             "masked": put(pixels, hidden, jnp.zeros_like(predicted)),
             "reconstructed": put(pixels, hidden, predicted * deviation + mean),

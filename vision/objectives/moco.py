@@ -1,7 +1,8 @@
 """Momentum contrast with a queue: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning",
 and Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning" (v2).
 
-    q = unit(f(one view))    k = unit(teacher(the other view))    logits = [q.k, q.queue] / T, the first is right
+    q = l2_normalize(f(one view))    k = l2_normalize(teacher(the other view))
+    logits = [q.k, q.queue] / T, the first is right
     then: teacher <- m teacher + (1 - m) f;    the keys of the batch replace the oldest in the queue       (section 3.1)
 
 The official code shuffles the batch over GPUs so that no BatchNorm sees a query and its key together (section 3.3).
@@ -19,9 +20,9 @@ from paradigm.contrastive import info_nce
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Loss, Term
 from paradigm.schedule import Schedule, as_schedule
-from vision.heads import Head, spread, unit
-from vision.images import move
-from vision.two_views import TwoViews, prefixed
+from vision.heads import Head, embedding_std, l2_normalize
+from vision.objectives.base import update_batch_stats
+from vision.objectives.two_views import TwoViews, prefixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class _MoCo(TwoViews):
         stats = super().init_extra(params, key)
         if stats:
             stats["batch_stats"]["teacher"] = jax.tree.map(jnp.copy, stats["batch_stats"])
-        queue = unit(jax.random.normal(rng.fold(key, "queue"), (self.queue, self.output)))
+        queue = l2_normalize(jax.random.normal(rng.fold(key, "queue"), (self.queue, self.output)))
         teacher = jax.tree.map(jnp.copy, params)
         return {"teacher": teacher, "queue": queue, "cursor": jnp.zeros((), jnp.int32), **stats}
 
@@ -75,10 +76,10 @@ class _MoCo(TwoViews):
         """(unit vectors [B, output], moments) of a view."""
         pooled, moments = self.encode_views(params, stats, (view,), batch["index"], ctx, apart=True)
         z, _, _ = self.apply("projector", params, stats, pooled[:, 0], ctx)
-        return unit(z), moments
+        return l2_normalize(z), moments
 
     def loss(self, params, extra, batch, ctx):
-        query, key = self.look(batch, ctx)
+        query, key = self.augment_views(batch, ctx)
         stats = extra.get("batch_stats", {})
         q, moments = self.embed(params, stats, query, batch, ctx)
         k, seen = self.embed(extra["teacher"], stats.get("teacher", {}), key, batch, ctx)
@@ -87,7 +88,7 @@ class _MoCo(TwoViews):
         rows = mask.sum()
         metrics = {
             "contrast_accuracy": (jnp.sum(correct * mask), rows),
-            "spread": (spread(queue) * rows, rows),
+            "embedding_std": (embedding_std(queue) * rows, rows),
         }
         term = Term(jnp.sum(nll * mask), rows)
         return Loss({"contrast": term}, metrics, {"keys": k}, {**moments, **prefixed("teacher", seen)})
@@ -97,7 +98,7 @@ class _MoCo(TwoViews):
         teacher = momentum.ema(extra["teacher"], params, as_schedule(self.momentum)(ctx.step))
         extra = {**extra, "teacher": teacher, "queue": queue, "cursor": cursor}
         if "batch_stats" in extra:
-            extra["batch_stats"] = move(extra["batch_stats"], loss.stats)
+            extra["batch_stats"] = update_batch_stats(extra["batch_stats"], loss.stats)
         return extra
 
     def variables(self, params, extra, which="online"):

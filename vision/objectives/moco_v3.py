@@ -1,6 +1,6 @@
 """MoCo v3: Chen, Xie and He 2021, "An Empirical Study of Training Self-Supervised Vision Transformers".
 
-    q = unit(predictor(projector(f(x))))    k = unit(the teacher's projector(encoder(x)))
+    q = l2_normalize(predictor(projector(f(x))))    k = l2_normalize(the teacher's projector(encoder(x)))
     loss = ctr(q1, k2) + ctr(q2, k1),    ctr(q, k) = 2 T mean over rows of -log softmax(q k^T / T)      (algorithm 1)
 
 The negatives are the other keys of the global batch; there is no queue. The teacher follows by
@@ -18,9 +18,9 @@ from paradigm.contrastive import info_nce
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
 from paradigm.schedule import Schedule, as_schedule
-from vision.heads import Head, spread, unit
-from vision.images import move
-from vision.two_views import TwoViews, mean, prefixed
+from vision.heads import Head, embedding_std, l2_normalize
+from vision.objectives.base import update_batch_stats
+from vision.objectives.two_views import TwoViews, mean, prefixed
 
 TEACHER = ("encoder", "projector")
 
@@ -44,7 +44,7 @@ class MoCoV3(TwoViews):
     output: int = 256
     predictor_norm: bool = True
 
-    pairs = True
+    full_batch = True
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -74,7 +74,7 @@ class MoCoV3(TwoViews):
         return {**extra, "teacher": copied(params), "batch_stats": {**stats, "teacher": copied(stats)}}
 
     def encode(self, params, extra, batch, ctx):
-        views, index, stats = self.look(batch, ctx), batch["index"], extra["batch_stats"]
+        views, index, stats = self.augment_views(batch, ctx), batch["index"], extra["batch_stats"]
         online, moments = self.encode_views(params, stats, views, index, ctx, apart=True)
         teacher, seen = self.encode_views(extra["teacher"], stats["teacher"], views, index, ctx, apart=True)
         loss = Loss(stats={**moments, **prefixed("teacher", seen)})
@@ -88,10 +88,10 @@ class MoCoV3(TwoViews):
             for name in names:
                 x, _, seen = self.apply(name, params, stats, x, ctx)
                 moments.update(seen)
-            views.append((unit(x), moments))
+            views.append((l2_normalize(x), moments))
         return [z for z, _ in views], mean([moments for _, moments in views])
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         heads, stats = ("projector", "predictor"), extra["batch_stats"]
         q, moments = self.project(params, stats, embeddings["online"], ctx, heads)
         k, seen = self.project(extra["teacher"], stats["teacher"], embeddings["teacher"], ctx, heads[:1])
@@ -102,7 +102,7 @@ class MoCoV3(TwoViews):
         term = Term(2.0 * self.temperature * jnp.sum(nll * mask), rows)
         metrics = {
             "contrast_accuracy": (jnp.sum(correct * mask), 2 * rows),
-            "spread": (spread(k[0], mask) * rows, rows),
+            "embedding_std": (embedding_std(k[0], mask) * rows, rows),
         }
         return Loss({"contrast": term}, metrics, stats={**moments, **prefixed("teacher", seen)})
 
@@ -111,7 +111,7 @@ class MoCoV3(TwoViews):
         # end of the step before, so that evaluation sees the same teacher; its momentum is still that of t.
         decay = as_schedule(self.momentum)(ctx.step + 1)
         teacher = momentum.ema(extra["teacher"], {name: params[name] for name in TEACHER}, decay)
-        return {**extra, "teacher": teacher, "batch_stats": move(extra["batch_stats"], loss.stats)}
+        return {**extra, "teacher": teacher, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
 
     def variables(self, params, extra, which="online"):
         if which == "teacher":

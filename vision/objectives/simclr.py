@@ -1,6 +1,6 @@
 """SimCLR: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations".
 
-    z = unit(g(f(x))) for two views of each of B pictures; each view picks its partner among the 2B - 1 others:
+    z = l2_normalize(g(f(x))) for two views of each of B pictures; each view picks its partner among the 2B - 1 others:
     loss = mean over pictures of nll(a -> b) + nll(b -> a)                                        (section 2.1)
 
 This is the official code's loss; equation 1 with its mean over all 2B views is half of it. BatchNorm, in the encoder
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from paradigm.contrastive import nt_xent
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
-from vision.heads import Head, spread, unit
-from vision.images import move
-from vision.two_views import TwoViews
+from vision.heads import Head, embedding_std, l2_normalize
+from vision.objectives.base import update_batch_stats
+from vision.objectives.two_views import TwoViews
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class SimCLR(TwoViews):
     head_layers: int = 2
     output: int = 128
 
-    pairs = True
+    full_batch = True
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -49,25 +49,25 @@ class SimCLR(TwoViews):
         return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
 
     def encode(self, params, extra, batch, ctx):
-        stats, views = extra["batch_stats"], self.look(batch, ctx)
+        stats, views = extra["batch_stats"], self.augment_views(batch, ctx)
         pooled, moments = self.encode_views(params, stats, views, batch["index"], ctx, apart=False)
         return pooled, Loss(stats=moments)
 
-    def pair_loss(self, params, extra, embeddings, batch, ctx):
+    def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         flat = embeddings.reshape(-1, embeddings.shape[-1])  # [B, 2, D] -> [2 B, D]
         z, _, moments = self.apply("projector", params, extra["batch_stats"], flat, ctx)
-        z = unit(z).reshape(-1, 2, self.output)
+        z = l2_normalize(z).reshape(-1, 2, self.output)
         a, b, mask = z[:, 0], z[:, 1], batch["mask"]
         nll, correct = nt_xent(a, b, 1.0 / self.temperature, mask)
         rows = mask.sum()
         metrics = {
             "contrast_accuracy": (jnp.sum(correct * mask), 2 * rows),
-            "spread": (spread(a, mask) * rows, rows),
+            "embedding_std": (embedding_std(a, mask) * rows, rows),
         }
         return Loss({"contrast": Term(jnp.sum(nll * mask), rows)}, metrics, stats=moments)
 
     def update_extra(self, extra, params, loss, ctx):
-        return {**extra, "batch_stats": move(extra["batch_stats"], loss.stats)}
+        return {**extra, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
 
     def flops(self, batch_spec):
         rows = 2 * batch_spec["mask"].size

@@ -295,7 +295,7 @@ def test_profile_traces_into_the_run_directory(tmp_path):
 
 def test_shapes_of_prepare_and_batch_spec_must_agree():
     program = Program(small.experiment(), contract.mesh_of("data"))
-    with pytest.raises(UserError, match="TwoTerms.prepare gives .* and batch_spec says"):
+    with pytest.raises(UserError, match="TwoTerms.preprocess gives .* and batch_spec says"):
         program.put({"y": np.zeros((16, 6))}, "main")
     assert program.rows() == slice(0, 16)
     assert not any(x.sharding is None for _, x in trees.named_leaves(program.state))

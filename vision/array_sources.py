@@ -16,7 +16,7 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError
-from vision.pictures import to_channels
+from vision.decode_image import to_channels
 
 _IDX_SPLITS = {"train": "train", "test": "t10k"}
 _NPZ_NAMES = {  # of pictures and labels, as they are met in the wild

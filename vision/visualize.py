@@ -90,7 +90,7 @@ class Neighbours:
         unit = lambda x: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
         (x, _), (q, _) = (features(objective, variables, source) for source in (train, test))
         order = np.argsort(-unit(q) @ unit(x).T, axis=1)[:, : self.nearest]
-        square = lambda source, i: objective.prepare(source[int(i)], None, 0, False)["image"] / 255.0
+        square = lambda source, i: objective.preprocess(source[int(i)], None, 0, False)["image"] / 255.0
         rows = [[square(test, i), *(square(train, j) for j in near)] for i, near in enumerate(order)]
         return {}, [Artefact("neighbours", "image", sheet(rows))]
 
@@ -108,8 +108,8 @@ class PatchPCA:
         if not hasattr(objective.encoder, "patch"):
             raise UserError(f"PatchPCA: {type(objective.encoder).__name__} has no patches; leave it out")
         images = objective.view(_some(objective, data, self.count))
-        _, named = jax.jit(objective.features)(variables, images)
-        patches = np.asarray(named["patches"], np.float64)  # [B, N, D]
+        _, intermediates = jax.jit(objective.features)(variables, images)
+        patches = np.asarray(intermediates["patches"], np.float64)  # [B, N, D]
         flat = patches.reshape(-1, patches.shape[-1])
         flat = flat - flat.mean(0)
         _, _, axes = np.linalg.svd(flat, full_matrices=False)

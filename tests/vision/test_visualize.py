@@ -8,9 +8,9 @@ from paradigm.errors import UserError
 from tests.vision import tiny
 from vision.augment import no_views
 from vision.data import ImageData
-from vision.gallery import GAP, Neighbours, PatchPCA, Reconstructions, Views, sheet
 from vision.objectives import MAE, Classify
 from vision.resnet import resnet
+from vision.visualize import GAP, Neighbours, PatchPCA, Reconstructions, Views, sheet
 from vision.vit import vit
 
 
@@ -18,9 +18,9 @@ from vision.vit import vit
 def run():
     encoder = vit("tiny", 8, 2, d_model=16, heads=2, d_ff=32, layers=1, channels=1)
     decoder = {"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}
-    objective = MAE(encoder=encoder, augment=no_views(8), canvas=8, **decoder)
+    objective = MAE(encoder=encoder, augment=no_views(8), host_image_size=8, **decoder)
     prepared = ImageData("digits", channels=1).build(progress=False)
-    batch = Dataset(prepared.source("valid"), objective.prepare, 6, train=False).batch(0)
+    batch = Dataset(prepared.source("valid"), objective.preprocess, 6, train=False).batch(0)
     return objective, {"params": tiny.params(objective)}, tiny.Opened(prepared.source, batch=batch)
 
 
@@ -76,7 +76,7 @@ def test_patches_have_colours(run):
 
 
 def test_pictures_that_cannot_be_had(run):
-    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), canvas=8, classes=10)
+    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), host_image_size=8, classes=10)
     with pytest.raises(UserError, match="Reconstructions: Classify reconstructs nothing; leave it out"):
         Reconstructions().run(objective, {}, run[2])
     with pytest.raises(UserError, match="PatchPCA: ResNet has no patches; leave it out"):

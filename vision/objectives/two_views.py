@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vision.images import ImageObjective
+from vision.objectives.base import ImageObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,10 +13,10 @@ class TwoViews(ImageObjective):
     """Base of the objectives on two views. Evaluation draws them too, by index: two equal views would be no task."""
 
     @property
-    def couples_examples(self):
-        return self.encoder.couples_examples
+    def has_batch_norm(self):
+        return self.encoder.has_batch_norm
 
-    def look(self, batch, ctx):
+    def augment_views(self, batch, ctx):
         """The two views of each picture, float32 [B, H, W, C] each."""
         image, aspect, index = batch["image"], batch["aspect"], batch["index"]
         return tuple(view(image, aspect, ctx.keys(f"view/{i}", index)) for i, view in enumerate(self.views))
@@ -30,7 +30,7 @@ class TwoViews(ImageObjective):
         keys = None
         if ctx.train and getattr(self.encoder, "dropout", 0.0):
             keys = [ctx.keys(f"dropout/{i}", index) for i in range(count)]
-        if apart and self.encoder.couples_examples:
+        if apart and self.encoder.has_batch_norm:
             each = [self.apply("encoder", params, stats, x, ctx, keys=keys and keys[i]) for i, x in enumerate(views)]
             return jnp.stack([pooled for pooled, _, _ in each], 1), mean([moments for _, _, moments in each])
         # Views of a picture side by side: on a mesh each device keeps its own rows, as it would not if they were

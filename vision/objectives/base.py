@@ -1,7 +1,7 @@
 """What every objective on images shares: what a batch holds, how an encoder is applied, where its statistics live.
 
-The host hands over whole pictures of one size, `canvas` pixels a side whatever their shape was, with their aspect
-ratio; crops and all else that is random happens on the device (see augment.py).
+The host hands over whole pictures of one size, `host_image_size` pixels a side whatever their shape was, with their
+aspect ratio; crops and all else that is random happens on the device (see augment.py).
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from paradigm import momentum, rng, trees
 from paradigm.objective import MAIN, Objective, rows_spec
-from vision.canvas import Canvas
 from vision.partition import PARTITION_RULES
+from vision.preprocess import PreprocessImage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,12 @@ class ImageObjective(Objective):
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
     augment: an Augment, or a pair of them, one for each view; the first one's `plain` view is what is evaluated.
-    canvas: pixels a side that the host hands over.
+    host_image_size: pixels a side that the host hands over.
     """
 
     encoder: Any
     augment: Any
-    canvas: int
+    host_image_size: int
 
     @property
     def views(self):
@@ -40,11 +40,11 @@ class ImageObjective(Objective):
         return self.encoder
 
     @property
-    def prepare(self):
-        return Canvas(self.canvas, self.encoder.channels)
+    def preprocess(self):
+        return PreprocessImage(self.host_image_size, self.encoder.channels)
 
     def batch_spec(self, batch_size, phase=MAIN):
-        image = (batch_size, self.canvas, self.canvas, self.encoder.channels)
+        image = (batch_size, self.host_image_size, self.host_image_size, self.encoder.channels)
         return {
             "image": jax.ShapeDtypeStruct(image, jnp.uint8),
             "aspect": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
@@ -71,7 +71,7 @@ class ImageObjective(Objective):
         return {name: first(name, *pair) for name, pair in self.modules().items()}
 
     def apply(self, name, params, stats, x, ctx, **how):
-        """(output, named, moments) of one module of this objective's, in training or in evaluation.
+        """(output, intermediates, moments) of one module of this objective's, in training or in evaluation.
 
         params, stats: trees by module name (the teacher's, perhaps); stats is {} where there is no BatchNorm.
         moments: {"NAME/.../mean": array} of this batch, for Loss.stats; {} in evaluation.
@@ -79,15 +79,15 @@ class ImageObjective(Objective):
         module, variables = self.modules()[name][0], own(name, {"params": params, "batch_stats": stats})
         if not ctx.train or "batch_stats" not in variables:
             return *module.apply(variables, x, **how), {}
-        (output, named), seen = module.apply(variables, x, train=True, mutable=["moments"], **how)
-        return output, named, {f"{name}/{path}": m for path, m in trees.named_leaves(seen["moments"])}
+        (output, intermediates), seen = module.apply(variables, x, train=True, mutable=["moments"], **how)
+        return output, intermediates, {f"{name}/{path}": m for path, m in trees.named_leaves(seen["moments"])}
 
     def variables(self, params, extra, which="online"):
         variables = super().variables(params, extra, which)
         return {**variables, "batch_stats": extra["batch_stats"]} if "batch_stats" in extra else variables
 
     def features(self, variables, images):
-        """float32 [B, H, W, C], normalised -> (pooled [B, D], named): the encoder in evaluation."""
+        """float32 [B, H, W, C], normalised -> (pooled [B, D], intermediates): the encoder in evaluation."""
         return self.encoder.apply(own("encoder", variables), images)
 
     def view(self, batch):
@@ -98,7 +98,7 @@ class ImageObjective(Objective):
     def partition_rules(self):
         return PARTITION_RULES
 
-    def items(self, batch_spec):
+    def throughput(self, batch_spec):
         return "images", batch_spec["mask"].size
 
 
@@ -107,6 +107,6 @@ def own(name, variables):
     return {kind: tree[name] for kind, tree in variables.items() if name in tree}
 
 
-def move(batch_stats, moments, decay=0.9):
+def update_batch_stats(batch_stats, moments, decay=0.9):
     """Running statistics moved towards a batch's moments (PyTorch's BatchNorm momentum of 0.1, TensorFlow's of 0.9)."""
     return momentum.ema(batch_stats, trees.nested(moments), decay)

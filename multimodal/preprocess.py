@@ -1,9 +1,9 @@
 """A pair of a picture and captions becomes a row of a batch: numpy and Pillow alone, since data workers import it.
 
-What a batch of every objective on pairs holds beside `index` and `mask` (B rows, S pixels a side of the canvas, C
-channels, L = length):
+What a batch of every objective on pairs holds beside `index` and `mask` (B rows, S pixels a side, C channels,
+L = length):
 
-    image     uint8   [B, S, S, C]   the whole picture, squashed to a square (see vision/canvas.py)
+    image     uint8   [B, S, S, C]   the whole picture, resized to a square (see vision/preprocess.py)
     aspect    float32 [B]            its width / height before that
     label     int32   [B]            its class, -1 for none
     tokens    int32   [B, L]         [begin] ids of one caption, the end id, then padding; none lacks its end
@@ -19,20 +19,20 @@ import numpy as np
 
 from paradigm.errors import UserError
 from t5like.tokenizer import EOS, PAD
-from vision.canvas import Canvas
+from vision.preprocess import PreprocessImage
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The preparation of every objective on pairs (see the top of this file).
+class PreprocessPair:
+    """The preprocessing of every objective on pairs (see the top of this file).
 
-    canvas: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
+    image: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
     it (encode, eos_id, pad_id, and bos_id where captions begin with an id); None takes the ids that the data brought.
 
     Of several captions, training takes one by the example's own rng, and validation the first.
     """
 
-    canvas: Canvas
+    image: PreprocessImage
     length: int
     tokenizer: Any = None
 
@@ -53,7 +53,7 @@ class Pairs:
             raise UserError(f"a record has no {field}, only {', '.join(sorted(example))}: PairData gives them")
         chosen = found[int(rng.integers(len(found))) if train and len(found) > 1 else 0]
         row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length)
-        return {**self.canvas(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
+        return {**self.image(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
 
     def tokens(self, text, tokenizer=None):
         """(int32 [L], whether text was left out) of a text, by this object's tokenizer or else the given one."""

@@ -9,11 +9,11 @@ from paradigm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Canvas:
-    """The preparation of every objective on images: the whole picture squashed to a square, and the shape that it had.
+class PreprocessImage:
+    """The preprocessing of every objective on images: the whole picture resized to a square, and the shape that it had.
 
     size: pixels a side. channels: what the encoder reads. Nothing is cropped and nothing is random here: views are
-    taken on the device, which undoes the squashing by `aspect`.
+    taken on the device, which undoes the resizing by `aspect`.
     """
 
     size: int
@@ -37,13 +37,13 @@ class Canvas:
                 f"ImageData.channels = {self.channels}, or the encoder's channels to {image.shape[2]}"
             )
         return {
-            "image": squash(image, self.size),
+            "image": resize_to_square(image, self.size),
             "aspect": np.float32(image.shape[1] / image.shape[0]),
             "label": np.int32(example.get("label", -1)),
         }
 
 
-def squash(image, size):
+def resize_to_square(image, size):
     """uint8 [h, w, C] -> [size, size, C], without aliasing: exact means of pixels where they divide, else bicubic."""
     height, width, channels = image.shape
     if height == width == size:

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from multimodal.zero_shot import at_least_one, captions_of, embed_pictures, embed_texts, two_towers
 from paradigm.metrics import Artefact
-from vision.canvas import squash
+from vision.preprocess import resize_to_square
 from vision.probe import Subset
 
 GAP, LINE = 4, 15  # pixels between cells, and of a line of text
@@ -131,4 +131,4 @@ def _pictures(source, places):
 
 
 def _thumbnail(picture, cell):
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(squash(picture, cell), (cell, cell, 3))))
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(resize_to_square(picture, cell), (cell, cell, 3))))

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from multimodal.partition import PARTITION_RULES
-from multimodal.prepare import Pairs
+from multimodal.preprocess import PreprocessPair
 from multimodal.towers import PROJECTIONS, Head
 from paradigm.errors import UserError, choose
 from paradigm.objective import MAIN, Context, Loss
 from t5like.tokenizer import EOS
-from vision.canvas import Canvas
-from vision.heads import unit
-from vision.images import ImageObjective, move
+from vision.heads import l2_normalize
+from vision.objectives.base import ImageObjective, update_batch_stats
 
 _EVALUATION = Context(0, train=False)
 MODULES = ("encoder", "image_head", "text", "text_head")
@@ -24,16 +23,17 @@ MODULES = ("encoder", "image_head", "text", "text_head")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageText(ImageObjective):
-    """Base of the objectives on pairs. A subclass gives `pair_loss`, on unit vectors {"image", "text"} [B, E].
+    """Base of the objectives on pairs. A subclass gives `full_batch_loss`, on unit vectors {"image", "text"} [B, E].
 
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
-    encoder, augment, canvas: see ImageObjective; a pair has one view.
+    encoder, augment, host_image_size: see ImageObjective; a pair has one view.
     text: a TextTower. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
         it; None takes the ids that the data have.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
-    squash: read pictures whole, resized to a square whatever their shape, as SigLIP does; False keeps their aspect.
+    ignore_aspect: read pictures whole, resized to a square whatever their shape, as SigLIP does; False keeps their
+        aspect.
     locked: names among encoder, image_head, text, text_head through which no gradient flows and whose BatchNorm keeps
         its statistics: ("encoder",) is locked-image tuning (Zhai et al. 2022, "LiT", section 3.2). Weight decay would
         still shrink them: name them in the optimizer's `freeze` as well, as objectives/lit.gin does.
@@ -51,10 +51,10 @@ class ImageText(ImageObjective):
     image_projection: str = "linear"
     text_projection: str = "linear"
     image_pool: str = "encoder"
-    squash: bool = False
+    ignore_aspect: bool = False
     locked: tuple[str, ...] = ()
 
-    pairs = True
+    full_batch = True
 
     def __post_init__(self):
         name = type(self).__name__
@@ -89,15 +89,15 @@ class ImageText(ImageObjective):
                 f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
                 f"tower's end_id={end}"
             )
-        _ = self.prepare  # raises now rather than in a data worker
+        _ = self.preprocess  # raises now rather than in a data worker
 
     @property
-    def couples_examples(self):
-        return self.encoder.couples_examples and "encoder" not in self.locked
+    def has_batch_norm(self):
+        return self.encoder.has_batch_norm and "encoder" not in self.locked
 
     @functools.cached_property
-    def prepare(self):
-        return Pairs(Canvas(self.canvas, self.encoder.channels), self.text.length, self.tokenizer)
+    def preprocess(self):
+        return PreprocessPair(super().preprocess, self.text.length, self.tokenizer)
 
     def batch_spec(self, batch_size, phase=MAIN):
         if batch_size < 2:
@@ -156,18 +156,18 @@ class ImageText(ImageObjective):
         keys = self._keys("dropout/image", self.encoder, ctx, index)
         if "encoder" in self.locked:
             ctx = ctx.replace(train=False)
-        x, named, moments = self.apply("encoder", params, stats, images, ctx, keys=keys)
-        x, _, _ = self.apply("image_head", params, {}, named["patches"] if self.image_pool == "map" else x, ctx)
-        return unit(x), moments
+        x, intermediates, moments = self.apply("encoder", params, stats, images, ctx, keys=keys)
+        x, _, _ = self.apply("image_head", params, {}, intermediates["patches"] if self.image_pool == "map" else x, ctx)
+        return l2_normalize(x), moments
 
     def _text(self, params, tokens, ctx, index=None):
         keys = self._keys("dropout/text", self.text, ctx, index)
         x, _, _ = self.apply("text", params, {}, tokens, ctx, keys=keys)
-        return unit(self.apply("text_head", params, {}, x, ctx)[0])
+        return l2_normalize(self.apply("text_head", params, {}, x, ctx)[0])
 
     def _aspect(self, batch):
-        """[B]: the canvas is a square already, and stays one where nobody asks what it was."""
-        return jnp.ones_like(batch["aspect"]) if self.squash else batch["aspect"]
+        """[B]: the picture is a square already, and stays one where its aspect is ignored."""
+        return jnp.ones_like(batch["aspect"]) if self.ignore_aspect else batch["aspect"]
 
     @staticmethod
     def _keys(name, tower, ctx, index):
@@ -176,7 +176,7 @@ class ImageText(ImageObjective):
     def update_extra(self, extra, params, loss, ctx):
         if not loss.stats:
             return extra
-        return {**extra, "batch_stats": move(extra["batch_stats"], loss.stats)}
+        return {**extra, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""
@@ -197,7 +197,7 @@ class ImageText(ImageObjective):
 
         tokenizer: the data's, where the objective has none of its own.
         """
-        return np.stack([self.prepare.tokens(text, tokenizer)[0] for text in texts])
+        return np.stack([self.preprocess.tokens(text, tokenizer)[0] for text in texts])
 
     @property
     def partition_rules(self):

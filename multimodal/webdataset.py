@@ -20,7 +20,7 @@ import numpy as np
 
 from multimodal.fields import captions_of, digest, hash_of, held_out
 from paradigm.errors import UserError
-from vision.pictures import decode
+from vision.decode_image import decode
 from vision.sources import SUFFIXES, Opened, Reading
 
 FORMAT = "paradigm-pairs-1"

@@ -7,7 +7,7 @@ import pytest
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from vision.canvas import Canvas, squash
+from vision.preprocess import PreprocessImage, resize_to_square
 
 
 def picture(height, width, channels=3, seed=0):
@@ -22,7 +22,7 @@ def ramp(height, width):
 
 @pytest.mark.parametrize("shape", [(16, 16), (30, 20), (7, 50), (1, 1), (32, 48)])
 def test_every_shape_becomes_one_shape_and_its_aspect_is_kept(shape):
-    made = Canvas(16, 3)({"image": picture(*shape), "label": 5, "caption": "x"}, None, 0, True)
+    made = PreprocessImage(16, 3)({"image": picture(*shape), "label": 5, "caption": "x"}, None, 0, True)
     assert set(made) == {"image", "aspect", "label"}
     assert made["image"].shape == (16, 16, 3) and made["image"].dtype == np.uint8
     assert made["aspect"] == np.float32(shape[1] / shape[0]) and made["aspect"].dtype == np.float32
@@ -30,43 +30,46 @@ def test_every_shape_becomes_one_shape_and_its_aspect_is_kept(shape):
 
 
 def test_no_part_of_the_picture_is_lost():
-    small = squash(ramp(90, 40), 10)
+    small = resize_to_square(ramp(90, 40), 10)
     wanted = ramp(1000, 1000).reshape(10, 100, 10, 100, 3).mean((1, 3))
     assert np.abs(small - wanted).max() < 8  # corners included: a crop would lose the ends of the ramps
-    assert np.abs(squash(ramp(7, 5), 20)[-1, -1, :2].astype(int) - 255).max() < 12
+    assert np.abs(resize_to_square(ramp(7, 5), 20)[-1, -1, :2].astype(int) - 255).max() < 12
 
 
 def test_shrinking_does_not_alias_and_is_exact_where_pixels_divide():
     checks = np.indices((60, 90)).sum(0).astype(np.uint8)[:, :, None] % 2 * 200
     for size in (15, 17):  # exact, and not
-        assert np.abs(squash(checks, size).astype(int) - 100).max() <= 25, size
-    assert (np.diff(squash(ramp(5, 5), 20)[10, :, 0]) > 0).sum() > 12, "smooth where it grows"
+        assert np.abs(resize_to_square(checks, size).astype(int) - 100).max() <= 25, size
+    assert (np.diff(resize_to_square(ramp(5, 5), 20)[10, :, 0]) > 0).sum() > 12, "smooth where it grows"
     image = picture(32, 48)
     means = image.reshape(8, 4, 8, 6, 3).mean((1, 3))
-    assert np.abs(squash(image, 8) - means).max() <= 1
-    assert squash(image[:32, :32], 32) is not None and (squash(image[:32, :32], 32) == image[:32, :32]).all()
+    assert np.abs(resize_to_square(image, 8) - means).max() <= 1
+    assert (
+        resize_to_square(image[:32, :32], 32) is not None
+        and (resize_to_square(image[:32, :32], 32) == image[:32, :32]).all()
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_channels_are_resized_one_by_one(channels):
     image = picture(20, 30, channels)
-    made = Canvas(7, channels)({"image": image}, None, 0, False)
+    made = PreprocessImage(7, channels)({"image": image}, None, 0, False)
     assert made["image"].shape == (7, 7, channels) and made["label"] == -1
     for c in range(channels):
-        alone = squash(np.repeat(image[:, :, c : c + 1], 3, axis=2), 7)
+        alone = resize_to_square(np.repeat(image[:, :, c : c + 1], 3, axis=2), 7)
         assert (made["image"][:, :, c] == alone[:, :, 0]).all()
     if channels == 1:
-        assert (Canvas(7, 1)({"image": image[:, :, 0]}, None, 0, False)["image"] == made["image"]).all()
+        assert (PreprocessImage(7, 1)({"image": image[:, :, 0]}, None, 0, False)["image"] == made["image"]).all()
 
 
 def test_a_picture_that_does_not_fit_is_named():
     with pytest.raises(
         UserError, match=r"^pictures have 1 channels and the encoder reads 3: set ImageData.channels = 3"
     ):
-        Canvas(8, 3)({"image": picture(9, 9, 1)}, None, 0, True)
+        PreprocessImage(8, 3)({"image": picture(9, 9, 1)}, None, 0, True)
     for bad in (picture(4, 4).astype(np.float32), np.zeros((0, 5, 3), np.uint8), np.zeros(5, np.uint8)):
         with pytest.raises(UserError, match=r"a picture is \w+ \[.*\]: sources give uint8 \[height, width, channels\]"):
-            Canvas(8, 3)({"image": bad}, None, 0, True)
+            PreprocessImage(8, 3)({"image": bad}, None, 0, True)
 
 
 class Pictures(list):
@@ -74,14 +77,14 @@ class Pictures(list):
 
 
 def test_it_prepares_batches_in_workers():
-    canvas = pickle.loads(pickle.dumps(Canvas(8, 3)))
-    assert canvas == Canvas(8, 3) and hash(canvas) == hash(Canvas(8, 3))
+    preprocess = pickle.loads(pickle.dumps(PreprocessImage(8, 3)))
+    assert preprocess == PreprocessImage(8, 3) and hash(preprocess) == hash(PreprocessImage(8, 3))
     source = Pictures({"image": picture(9 + i, 12, seed=i), "label": i} for i in range(5))
-    batch = Dataset(source, canvas, 4, train=False).batch(1)
+    batch = Dataset(source, preprocess, 4, train=False).batch(1)
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "image": ((4, 8, 8, 3), "uint8"), "aspect": ((4,), "float32"), "label": ((4,), "int32"),
         "index": ((4, 2), "uint32"), "mask": ((4,), "float32"),
     }  # fmt: skip
     assert batch["label"][0] == 4 and batch["mask"].tolist() == [1, 0, 0, 0]
-    code = "import vision.canvas, vision.data, sys; sys.exit('jax' in sys.modules)"
+    code = "import vision.preprocess, vision.data, sys; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

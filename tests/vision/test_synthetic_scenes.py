@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from paradigm.errors import UserError
-from vision.shapes import COLOURS, GROUNDS, LABELS, SHAPES, SIZES, TEXTURES, Scene, Shapes, Thing, render
+from vision.synthetic_scenes import COLOURS, GROUNDS, LABELS, SHAPES, SIZES, TEXTURES, Scene, Shapes, Thing, render
 
 SCENES = [Shapes(seed=3).scene(i) for i in range(600)]
 
