@@ -61,7 +61,7 @@ class Run:
 
     @property
     def model(self):
-        """The Flax module: run.model.apply(run.variables(), ...)."""
+        """The Flax module that the objective trains; run.objective.apply calls it."""
         return self.objective.model
 
     @property
@@ -84,11 +84,11 @@ class Run:
         """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
         from t5like import decode
 
-        return decode.infill(self.model, self.variables(which), self.tokenizer, text, **how)
+        return decode.infill(self.objective, self.variables(which), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
         """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
         from t5like import decode
 
         how.setdefault("prefix", getattr(self.objective, "prefix", False))
-        return decode.generate(self.model, self.variables(which), self.tokenizer, prompt, **how)
+        return decode.generate(self.objective, self.variables(which), self.tokenizer, prompt, **how)
