@@ -45,7 +45,8 @@ BAD_STEPS = 10  # so many non-finite steps in a row end a run: by then it is not
 class Finished:
     """How a call of `train` ended.
 
-    step: steps behind the state. interrupted: a signal ended it before total_steps. metrics: of the last evaluation.
+    step: steps behind the state. interrupted: a signal ended it before total_steps. state: the TrainState; None where
+    the run had gone further than total_steps and nothing was done. metrics: of the last evaluation.
     """
 
     step: int
@@ -85,6 +86,12 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             with peers.telling():
                 validate(experiment, jax.device_count())
                 files = closing.enter_context(Staging(store.place(workdir)))
+                run_directory.check(files.workdir, config)
+                step = Checkpoints(files.workdir / "checkpoints").beyond(experiment.total_steps)
+                if step is not None:
+                    if jax.process_index() == 0:
+                        print(f"step {step} of {experiment.total_steps}: nothing to do in {workdir}", flush=True)
+                    return Finished(step, False, None, {})
                 run_directory.claim(files, config)
                 peers.share(files.workdir)
                 return _train(experiment, files, config, (init_from, init_partly_from), profile, watch, closing)
@@ -141,7 +148,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
 
     while True:
         watch.at(f"step {step + 1}")
-        stopping, last = stop.asked(step), step == total
+        stopping, last = stop.asked(step), step >= total
         fresh = {}
         if last:
             meter.finish()
@@ -301,7 +308,7 @@ class Meter:
     def finish(self):
         """The row of the last steps of a run, where they do not fill one."""
         self.drain()
-        if self._read_until == self._experiment.total_steps and self._window:
+        if self._read_until >= self._experiment.total_steps and self._window:
             self._row(self._read_until)
 
     def _read(self):
@@ -383,16 +390,16 @@ class Profile:
     """Traces steps first .. last - 1 of a run for TensorBoard's profiler."""
 
     def __init__(self, steps, directory):
-        self._first, self._last = steps or (None, None)
+        self._first, self._last = steps or (0, 0)
         self._directory, self._running = directory, False
 
     def at(self, step, meter):
         """Before each step: starts or stops when it is time, with no step in flight."""
-        if step == self._first:
+        if not self._running and self._first <= step < self._last:  # a run may go on in the midst of them
             meter.drain()
             jax.profiler.start_trace(self._directory)
             self._running = True
-        if step == self._last:
+        if self._running and step >= self._last:
             meter.drain()
             self.__exit__()
 

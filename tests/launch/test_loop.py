@@ -292,6 +292,12 @@ def test_profile_traces_into_the_run_directory(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_profile_of_a_run_that_goes_on_in_the_midst_of_it(tmp_path):
+    loop.train(small.experiment(total_steps=3, eval_every=100), tmp_path)
+    loop.train(small.experiment(total_steps=5, eval_every=100), tmp_path, profile=(2, 4))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_shapes_of_prepare_and_batch_spec_must_agree():
     program = Program(small.experiment(), contract.mesh_of("data"))
     with pytest.raises(UserError, match="TwoTerms.prepare gives .* and batch_spec says"):

@@ -79,6 +79,9 @@ def test_flags_that_are_missing_or_malformed(tmp_path):
         (): "error: --gin_file is required, as in --gin_file=runs/demo.gin",
         (f"--gin_file={T5}",): "error: --workdir is required, as in --workdir=/tmp/demo; only --dry_run needs none",
         (f"--gin_file={T5}", "--workdir=x", "--profile=3"): "error: --profile=3 must be two steps, as in 10:13",
+        (f"--gin_file={T5}", "--workdir=x", "--profile=13:10"): (
+            "error: --profile=13:10 names no step: the first comes before the second, as in 10:13"
+        ),
         ("runs/demo.gin",): "error: 'runs/demo.gin' is not a flag: did you mean --gin_file=runs/demo.gin? See --help",
     }.items():
         done = start(*flags)
