@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from paradigm import schedule
 from paradigm.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 MAY_CHANGE = """total_steps mesh workers log_every eval_every eval_batches evaluators save_every keep best_metric
                 best_mode""".split()
 
+SCHEDULED = ("objective", "data", "optimizer", "ema")  # where a schedule may stand
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -25,7 +28,7 @@ class Experiment:
         objective: what is trained.
         data: a recipe with `build`, such as t5like.data.TextData.
         optimizer: from paradigm.optim.
-        total_steps: the run ends here; it is evaluated and saved here too.
+        total_steps: the run ends here; it is evaluated and saved here too. A schedule without a length has this one.
         batch_size: examples a step, over the whole mesh.
         microbatches: equal parts of a batch whose gradients are added exactly.
         seed: of parameters, of the order of examples, of masks and dropout.
@@ -60,11 +63,21 @@ class Experiment:
     workers: int = 0
     mesh: str = "data:1,fsdp:-1,tensor:1"
 
+    def __post_init__(self):
+        for name in SCHEDULED:
+            object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
+
 
 def validate(experiment: Experiment, device_count: int) -> None:
     """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
     if problems := list(_problems(experiment, device_count)):
         raise UserError("; ".join(problems))
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What is no error and yet seldom meant: schedules that end before the run, and warm-ups longer than it."""
+    e = experiment
+    return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
 def _problems(e: Experiment, device_count: int) -> Iterator[str]:

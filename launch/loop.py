@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -25,7 +26,7 @@ from launch import workdir as run_directory
 from launch.checkpoint import Checkpoints
 from launch.data import Data
 from launch.evaluate import Evaluation
-from launch.experiment import flatten, validate
+from launch.experiment import flatten, validate, warnings
 from launch.input import batches
 from launch.mesh import make_mesh, slice_count
 from launch.peers import Peers
@@ -107,6 +108,9 @@ def _train(experiment, files, config, sources, profile, watch, closing):
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
     _introduce(mesh)
+    if jax.process_index() == 0:
+        for line in warnings(experiment):
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     # Shapes first. The steps and the first state are made of them in threads, while the data are prepared here.
     program = Program(experiment, mesh)

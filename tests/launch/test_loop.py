@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import evaluate, loop, writers
+from launch import dry_run, evaluate, loop, writers
 from launch.checkpoint import Checkpoints
 from launch.program import Program
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import Loss
+from paradigm.optim import AdamW
+from paradigm.schedule import Linear
 from tests import contract, miniatures
 from tests.launch import small
 
@@ -62,6 +64,13 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(tmp_path, st
     with pytest.raises(UserError, match=wanted):
         loop.train(experiment, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] <= 13
+
+
+def test_a_schedule_that_ends_before_the_run_is_told_at_the_start_and_in_a_dry_run(tmp_path, capsys):
+    short = small.experiment(optimizer=AdamW(Linear(0.01, total_steps=1)), total_steps=2)
+    warning = "warning: optimizer.learning_rate: Linear ends at step 1 of 2 and stays at 0: leave its total_steps out"
+    loop.train(short, tmp_path)
+    assert capsys.readouterr().err.count(warning) == 1 and warning in dry_run.report(short)
 
 
 # --- the first state -------------------------------------------------------------------------------------------------

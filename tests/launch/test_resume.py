@@ -168,7 +168,7 @@ def test_text_from_files_through_other_workers(name, corpus, tmp_path, monkeypat
 
 def test_the_command_ends_well_on_sigterm(corpus, tmp_path):
     """Exit code 0, a checkpoint of the step it stopped at, and no traceback from anybody."""
-    bindings = ["Experiment.evaluators = ()", "Experiment.save_every = 100000", "total_steps = 100000"]
+    bindings = ["Experiment.evaluators = ()", "Experiment.save_every = 100000", "Experiment.total_steps = 100000"]
     bindings += [f"TextData.source = '{corpus}'", "TextData.valid = 0.2", "NextToken.length = 64"]
     flags = [f"--gin_param={binding}" for binding in bindings] + [f"--workdir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "launch.train", "--gin_file=runs/smoke/next_token.gin", *flags]

@@ -64,6 +64,17 @@ def test_each_mistake_is_named(run, param, text):
     assert text in failure(run, param)
 
 
+def test_a_length_is_written_once_and_a_schedule_that_ends_before_the_run_is_told():
+    longer = registry.parse([T5], ["Experiment.total_steps = 2000"])
+    assert longer.optimizer.learning_rate.total_steps == 2000 and experiment.warnings(longer) == []
+    for param, text in {
+        "Cosine.total_steps = 100": "Cosine ends at step 100 of 240 and stays at 0: leave its total_steps out",
+        "Cosine.warmup_steps = 300": "Cosine warms up for 300 steps and the run has 240: it never reaches its peak",
+    }.items():
+        run = registry.parse([T5], [param])
+        assert [text in line for line in experiment.warnings(run)] == [True]
+
+
 def test_a_missing_file_and_a_missing_binding(tmp_path):
     with pytest.raises(UserError, match="runs/dem.gin: no such file here or in .*, did you mean 'runs/demo.gin'"):
         registry.parse(["runs/dem.gin"])
