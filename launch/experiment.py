@@ -101,13 +101,8 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         )
     yield from _mesh_problems(e, device_count)
     yield from _locked_problems(e)
-    tokenizer = str(getattr(e.data, "tokenizer", ""))
-    if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
-        from t5like.tokenizer import ByteTokenizer
-
-        sentinels = getattr(e.data, "extra_ids", ByteTokenizer.extra_ids)
-        size = int(match[1]) if match[1] else ByteTokenizer(sentinels).vocab_size
-        yield from vocabulary_problems(e, size, f"{type(e.data).__name__}.tokenizer='{tokenizer}'")
+    if found := getattr(e.data, "vocabulary", None):
+        yield from vocabulary_problems(e, *found)
 
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
@@ -153,7 +148,7 @@ def _locked_problems(e: Experiment) -> Iterator[str]:
 
 
 def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
-    """What is wrong with the settings called vocab_size, given a tokenizer of `size` ids (sentinels included)."""
+    """What is wrong with the settings called vocab_size, given data of `size` ids (sentinels included)."""
     for path, value in flatten(experiment.objective).items():
         if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
             if int(value) < size:

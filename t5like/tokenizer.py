@@ -290,6 +290,16 @@ def load_tokenizer(path):
     return tokenizer
 
 
+def announced_size(spec, extra_ids=100):
+    """Ids of the tokenizer that `get_tokenizer` would give for this name; None where there is none to look at."""
+    name, _, size = str(spec).partition(":")
+    if name == "sentencepiece" and size.isdigit():
+        return int(size)
+    if spec != "bytes" and not pathlib.Path(spec).exists():
+        return None
+    return get_tokenizer(spec, extra_ids=extra_ids).vocab_size
+
+
 def get_tokenizer(spec, texts=None, extra_ids=100):
     """A tokenizer by name.
 
