@@ -200,6 +200,7 @@ def test_the_file_system_s_order_decides_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "walk", backwards)
     assert (opened(place).fingerprint, seen()) == before
+    assert opened(place).classes == ("a", "b", "c")  # the first of the two names
 
 
 def test_links_that_go_round_in_circles(tmp_path):
