@@ -119,10 +119,8 @@ def test_after_eos_there_is_padding():
 def test_rows_do_not_depend_on_each_other(name):
     """Neither padding nor what the neighbours draw reaches a row; the seed does."""
     model = MODELS[name]
-    variables = variables_of(model)
     draw = lambda rows, seed: decode.decode_rows(
-        ModelAlone(model),
-        of_module(variables),
+        *alone(model),
         new=NEW,
         sampling=DRAWN,
         seed=seed,
@@ -138,7 +136,6 @@ def test_rows_do_not_depend_on_each_other(name):
 def test_on_a_mesh(name):
     """Three rows on a mesh whose batch axes have four places: padded, computed, and the padding dropped."""
     model = MODELS[name]
-    variables = variables_of(model)
     run = lambda: decode.decode_rows(*alone(model), new=NEW, sampling=Sampling(), eos_id=NEVER, **arguments(name))
     wanted = run()
     types = (jax.sharding.AxisType.Auto,) * 3
@@ -232,15 +229,13 @@ def test_infill_maps_blanks_to_sentinels(answers, text, read, answer, wanted):
 
 def test_infill_and_generate_run():
     filled = infill(
-        ModelAlone(TEXT_MODEL),
-        of_module(variables_of(TEXT_MODEL)),
+        *alone(TEXT_MODEL),
         TOKENIZER,
         "The <X> sat on <Y> mat",
         max_new_tokens=8,
     )
     assert filled.text.startswith("The ") and filled.text.endswith(" mat") and len(filled.pieces) == 2
     model = gpt("tiny", TOKENIZER.vocab_size, **SMALL)
-    variables = variables_of(model)
     how = dict(max_new_tokens=8, temperature=1.0)
     text = generate(*alone(model), TOKENIZER, "Once ", seed=1, **how)
     assert text.startswith("Once ") and text == generate(*alone(model), TOKENIZER, "Once ", seed=1, **how)
@@ -250,7 +245,6 @@ def test_infill_and_generate_run():
 
 def test_text_that_cannot_be_decoded():
     gpt2 = gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL)
-    variables = variables_of(gpt2)
     with pytest.raises(UserError, match="no blank in the text; write <X>"):
         infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat sat")
     with pytest.raises(UserError, match="<extra_id_0> stands more than once|<X> stands more than once"):

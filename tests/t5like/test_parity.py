@@ -7,7 +7,7 @@ import pytest
 
 from paradigm import trees
 from t5like import weights
-from t5like.decode import Sampling, decode
+from t5like.decode import ModelAlone, Sampling, decode
 from tests.parity import cases, make
 
 TOLERANCE = 1e-4
