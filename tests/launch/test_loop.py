@@ -292,7 +292,7 @@ def test_profile_traces_into_the_run_directory(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_shapes_of_prepare_and_batch_spec_must_agree():
+def test_shapes_of_preprocess_and_batch_spec_must_agree():
     program = Program(small.experiment(), contract.mesh_of("data"))
     with pytest.raises(UserError, match="TwoTerms.preprocess gives .* and batch_spec says"):
         program.put({"y": np.zeros((16, 6))}, "main")
