@@ -42,19 +42,21 @@ def test_resume_is_bit_exact(name):
 @everyone
 def test_microbatches_equal_the_whole(name):
     objective = miniatures.ALL[name]
-    contract.check_microbatches(objective, batches(objective, masked=0 if name == "batch_statistics" else 3))
+    batch_of = batches(objective, masked=0 if name == "batch_statistics" else 3)
+    contract.check_microbatches(objective, batch_of, parts=(2, 4))
 
 
 @everyone
-def test_sharded_equals_one_device(name):
+@contract.every_mesh
+def test_sharded_equals_one_device(name, mesh):
     objective = miniatures.ALL[name]
-    contract.check_sharding(objective, batches(objective))
+    contract.check_sharding(objective, batches(objective), mesh)
 
 
 @everyone
 def test_sharded_microbatches_equal_one_device(name):
     objective = miniatures.ALL[name]
-    contract.check_sharding(objective, batches(objective), meshes=("mixed",), microbatches=2)
+    contract.check_sharding(objective, batches(objective), microbatches=2)
 
 
 @everyone
@@ -229,7 +231,7 @@ def test_sum_is_the_sum_of_its_parts():
     np.testing.assert_allclose(whole.value(), 2.0 * each[0] + 0.5 * each[1] + each[2], rtol=1e-6)
     contract.check_microbatches(total, batch_of)
     contract.check_resume(total, OPTIMIZER, batch_of)
-    contract.check_sharding(total, batch_of, meshes=("mixed",))
+    contract.check_sharding(total, batch_of)
 
 
 def test_stages_change_the_phase_at_their_boundary():

@@ -62,13 +62,13 @@ def test_resume_is_bit_exact(name):
 
 @everyone
 def test_microbatches_equal_the_whole(name):
-    contract.check_microbatches(OBJECTIVES[name], batch_of(name), parts=(4,))
+    contract.check_microbatches(OBJECTIVES[name], batch_of(name))
 
 
 @everyone
-def test_sharded_equals_one_device(name):
-    meshes = ("mixed",) if name == "prefix_lm" else tuple(contract.MESHES)
-    contract.check_sharding(OBJECTIVES[name], batch_of(name), meshes)
+@contract.every_mesh
+def test_sharded_equals_one_device(name, mesh):
+    contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh)
 
 
 @everyone

@@ -37,13 +37,14 @@ def test_microbatches():
     contract.check_microbatches(moco(), tiny.masked, (2,))
 
 
-def test_sharding():
-    contract.check_sharding(moco(), tiny.masked)
+@contract.every_mesh
+def test_sharding(mesh):
+    contract.check_sharding(moco(), tiny.masked, mesh)
 
 
 @pytest.mark.slow
 def test_sharding_with_batch_norm():
-    contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
+    contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked)
 
 
 def test_abstract():
