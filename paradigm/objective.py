@@ -109,6 +109,10 @@ class Objective:
     full_batch = False
     # True when BatchNorm makes an example's part of `loss` (or `encode`) depend on the others: the batch can't be cut.
     has_batch_norm = False
+    # The (name, objective) pairs that a combinator is made of; paradigm.capabilities looks through them.
+    parts = ()
+    # Tokens that a window of text must hold for `preprocess`; None where records are taken as they come.
+    raw_length = None
     # Names of the parameter trees that stay as they were loaded: a run that begins without them is refused.
     locked = ()
 
@@ -121,6 +125,11 @@ class Objective:
         where no jax backend may start.
         """
         raise NotImplementedError
+
+    def preprocess_for(self, phase):
+        """What prepares the evaluation batches of a phase, which is read at the step FINAL whatever the phase."""
+        del phase
+        return self.preprocess
 
     def phases(self):
         """name -> a step at which that phase is current. One executable is compiled for each."""
@@ -171,11 +180,10 @@ class Objective:
 
     def variables(self, params, extra, which="online"):
         """Variables for apply: `online`, `ema`, or a name the objective adds (`teacher`)."""
-        if which == "online":
-            return {"params": params}
-        if which == "ema" and "ema" in extra:
-            return {"params": extra["ema"]}
-        raise KeyError(f"{type(self).__name__} has no variables {which!r} here")
+        if which not in ("online", "ema") or which == "ema" and "ema" not in extra:
+            raise KeyError(f"{type(self).__name__} has no variables {which!r} here")
+        params = extra["ema"] if which == "ema" else params
+        return {"params": params, **({"batch_stats": extra["batch_stats"]} if "batch_stats" in extra else {})}
 
     @property
     def partition_rules(self):

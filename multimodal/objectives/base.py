@@ -11,6 +11,7 @@ import numpy as np
 from multimodal.partition import PARTITION_RULES
 from multimodal.preprocess import PreprocessPair
 from multimodal.towers import PROJECTIONS, Head
+from paradigm.capabilities import PairEmbedding
 from paradigm.errors import UserError, choose
 from paradigm.objective import MAIN, Context, Loss
 from t5like.tokenizer import EOS
@@ -22,7 +23,7 @@ MODULES = ("encoder", "image_head", "text", "text_head")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageText(ImageObjective):
+class ImageText(PairEmbedding, ImageObjective):
     """Base of the objectives on pairs. A subclass gives `full_batch_loss`, on unit vectors {"image", "text"} [B, E].
 
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from paradigm import momentum, rng, trees
+from paradigm.capabilities import ImageFeatures
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.partition import PARTITION_RULES
 from vision.preprocess import PreprocessImage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageObjective(Objective):
+class ImageObjective(ImageFeatures, Objective):
     """Base of the objectives on images.
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
