@@ -16,7 +16,7 @@ import numpy as np
 
 from paradigm.errors import UserError
 
-FOREVER = 2**53  # stands for "every step" in `extremes`
+FINAL = 2**31 - 1  # the step of every evaluation: schedules are at their end, on the host as on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Schedule:
 
     def extremes(self, total=None):
         """(smallest, largest) value over steps 0 to `total`, or over all steps: what fixed shapes must hold."""
-        last = FOREVER if total is None else total
+        last = FINAL if total is None else total
         self = for_run(self, last)
         values = [float(self(n)) for n in (0, min(self.warmup_steps, last), last)]  # monotone in between
         return min(values), max(values)

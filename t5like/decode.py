@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm import rng
+from paradigm.capabilities import Generating, Infilling
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from paradigm.objective import Objective
 from paradigm.partition import BATCH, constrain
@@ -148,14 +150,9 @@ def decode_rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, 
     if new < 1:
         raise UserError(f"max_new_tokens={new}: ask for 1 or more")
     model, count, rows = objective.model, len(prompts), _whole_rows(len(prompts))
+    _check_room(model, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
     prompts = [np.r_[START, row] for row in prompts]
-    room = model.max_length if model.positions == "learned" else math.inf
-    width = lambda texts: min(_rounded(max(map(len, texts))), room)
-    if max(map(len, prompts)) - 1 + new > room or (inputs and max(map(len, inputs)) > room):
-        longest = max(map(len, inputs)) if inputs else max(map(len, prompts)) - 1
-        raise UserError(
-            f"a prompt of {longest} tokens and max_new_tokens={new} do not fit into max_length={room} positions"
-        )
+    width = lambda texts: min(_rounded(max(map(len, texts))), _room(model))
     index = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.uint32)
     tokens = decode(
         objective,
@@ -172,6 +169,19 @@ def decode_rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, 
     tokens = np.asarray(jax.device_get(tokens))[:count]
     ends = [np.flatnonzero(row == eos_id) for row in tokens]
     return [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends)]
+
+
+def _room(model):
+    return model.max_length if model.positions == "learned" else math.inf
+
+
+def _check_room(model, prompt, new, inputs=0):
+    """Raises UserError where so many tokens pass the learned positions of the model."""
+    if max(prompt + new, inputs) > _room(model):
+        raise UserError(
+            f"a prompt of {inputs or prompt} tokens and max_new_tokens={new} do not fit into "
+            f"max_length={_room(model)} positions"
+        )
 
 
 def _rounded(n):
@@ -298,7 +308,7 @@ def spans_of(ids, tokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class InfillSamples:
+class InfillSamples(Evaluator):
     """Shows validation examples of span corruption: the corrupted text, then each span by the model and in truth.
 
     count: examples. temperature, top_k, top_p: see Sampling. seed: of the draws.
@@ -310,14 +320,24 @@ class InfillSamples:
     top_p: float | None = None
     seed: int = 0
 
+    needs = Infilling
+
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
-        rows, tokenizer = _first_rows(data, self.count), data.tokenizer
+        part = self.part(objective)
+        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
         inputs, targets = [[x[x > 0] for x in rows[name]] for name in ("inputs", "targets")]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         new = rows["targets"].shape[1]
         found = decode_rows(
-            objective, variables, [[]] * len(inputs), new, sampling, self.seed, tokenizer.eos_id, inputs
+            part.objective,
+            part.variables(variables),
+            [[]] * len(inputs),
+            new,
+            sampling,
+            self.seed,
+            tokenizer.eos_id,
+            inputs,
         )
         shown, right, total = [], 0, 0
         for n, (source, target, ours) in enumerate(zip(inputs, targets, found), 1):
@@ -331,7 +351,7 @@ class InfillSamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateSamples:
+class GenerateSamples(Evaluator):
     """Shows validation windows: how they begin, how the model goes on, and how the text does.
 
     count: windows. prompt_tokens: how much of each is given, of its first document. The rest as in `generate`.
@@ -345,22 +365,28 @@ class GenerateSamples:
     top_p: float | None = None
     seed: int = 0
 
+    needs = Generating
+
+    def check(self, objective, data):
+        part = self.part(objective).objective
+        _check_room(part.model, min(self.prompt_tokens, part.raw_length - 1), self.max_new_tokens)
+
     def run(self, objective, variables, data):
         """({}, [Artefact "generate"])."""
-        rows, tokenizer = _first_rows(data, self.count), data.tokenizer
+        part = self.part(objective)
+        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
         windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["tokens"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
-        prefix = getattr(objective, "prefix", False)
         found = decode_rows(
-            objective,
-            variables,
+            part.objective,
+            part.variables(variables),
             prompts,
             self.max_new_tokens,
             sampling,
             self.seed,
             tokenizer.eos_id,
-            prefix=prefix,
+            prefix=part.objective.prefix,
         )
         shown = []
         for n, (tokens, prompt, ours) in enumerate(zip(windows, prompts, found), 1):
@@ -372,10 +398,10 @@ class GenerateSamples:
         return {}, [Artefact("generate", "text", "\n".join(shown))]
 
 
-def _first_rows(data, count):
-    """The first `count` real rows of the validation set, as one batch."""
+def _first_rows(batches, count):
+    """The first `count` real rows of the validation batches, as one batch."""
     taken, have = [], 0
-    for batch in data.batches():
+    for batch in batches:
         real = np.flatnonzero(batch["mask"])[: count - have]
         taken.append({name: x[real] for name, x in batch.items()})
         have += len(real)

@@ -18,6 +18,7 @@ from launch.run.evaluation import Evaluation
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
 from tests import miniatures
 from tests.launch import small
@@ -74,7 +75,7 @@ def test_it_can_be_abandoned_between_batches(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighs:
+class Weighs(Evaluator):
     """An evaluator: the sum of all weights, and of all validation examples."""
 
     def run(self, objective, variables, data):

@@ -12,8 +12,8 @@ from paradigm.combine import Alternate, Stages, Sum
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import Context, Loss, Term
-from paradigm.schedule import Linear
-from paradigm.step import LATE, cut, init_state, make_eval_step, make_train_step, uncut
+from paradigm.schedule import FINAL, Linear
+from paradigm.step import cut, init_state, make_eval_step, make_train_step, uncut
 from tests import contract, miniatures
 
 B = 16
@@ -284,7 +284,7 @@ def test_evaluation_draws_nothing_and_reports_every_term():
     metrics = evaluate(state.params, state.extra, batches(objective, masked=4)(0))
     assert set(metrics) == {"loss/energy", "loss/recall", "positive"}
     assert metrics["loss/energy"][1] == 12
-    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(LATE), train=False)
+    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(FINAL), train=False)
     means = [metrics[n][0] / metrics[n][1] for n in ("loss/energy", "loss/recall")]
     np.testing.assert_allclose(sum(means), objective.loss(state.params, {}, batch, late).value(), rtol=1e-6)
 

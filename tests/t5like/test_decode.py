@@ -13,7 +13,7 @@ from paradigm.partition import AXES
 from t5like import decode
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import gpt, t5
-from t5like.objectives import NextToken
+from t5like.objectives import NextToken, SpanCorruption
 from t5like.tokenizer import ByteTokenizer
 
 VOCAB, EOS, NEVER = 40, 1, -1
@@ -186,6 +186,7 @@ def test_settings_that_make_no_sense(match, settings):
 
 TOKENIZER = ByteTokenizer()
 TEXT_MODEL = t5("tiny", TOKENIZER.vocab_size, **SMALL)
+SPANS = SpanCorruption(TEXT_MODEL, TOKENIZER.vocab_size, 40, extra_ids=TOKENIZER.extra_ids)
 
 
 @pytest.fixture
@@ -272,7 +273,7 @@ class Data:
     def __init__(self, **rows):
         self.rows = rows
 
-    def batches(self):
+    def batches(self, phase=None):
         for start in (0, 2):
             yield {name: x[start : start + 2] for name, x in self.rows.items()}
 
@@ -289,7 +290,7 @@ def test_infill_samples(answers):
         targets=padded("<X> truths<Y> self evident", "<X> truths", "<X> other", ""),
         mask=np.array([1, 1, 1, 0], np.float32),
     )
-    metrics, (artefact,) = InfillSamples(count=3).run(ModelAlone(TEXT_MODEL), {}, data)
+    metrics, (artefact,) = InfillSamples(count=3).run(SPANS, {}, data)
     assert metrics == {"infill_exact": 2 / 4}
     assert (artefact.name, artefact.kind) == ("infill", "text")
     assert artefact.value.splitlines()[:3] == [
@@ -298,7 +299,7 @@ def test_infill_samples(answers):
         "  <Y>  model: ' free'  truth: ' self evident'",
     ]
     assert "example 3" in artefact.value
-    _, (few,) = InfillSamples(count=1).run(ModelAlone(TEXT_MODEL), {}, data)
+    _, (few,) = InfillSamples(count=1).run(SPANS, {}, data)
     assert "example 2" not in few.value
 
 
@@ -309,7 +310,7 @@ def test_generate_samples():
     segments[0, 9:18] = 2  # a second document begins after "To be or "
     data = Data(tokens=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
     for prefix in (False, True):
-        objective = NextToken(model, 8, prefix)
+        objective = NextToken(model, tokens.shape[1], prefix=prefix)
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
         metrics, (artefact,) = evaluator.run(objective, alone(model)[1], data)
         lines = artefact.value.splitlines()

@@ -147,7 +147,7 @@ def test_an_untrained_batchnorm_has_seen_pictures():
 class Labelled:
     """Pictures with these labels."""
 
-    fingerprint = "labelled"
+    fingerprint, classes = "labelled", None
 
     def __init__(self, labels):
         self.labels = labels
