@@ -6,16 +6,16 @@
 
 T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other image
 objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the average
-where one is kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of parameters
-alone, and prints the model that a gin file has to describe. Nothing is written over.
+where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer
+reads. The second writes a checkpoint of parameters alone, and prints the model that a gin file has to describe. Nothing
+is written over.
 """
 
-import json
 import pathlib
 
 from absl import flags
 
-from launch.run import cli
+from launch.run import cli, pretrained
 from launch.storage import filesystem
 from paradigm.errors import UserError
 
@@ -59,16 +59,28 @@ def to_hf(workdir, out, step=None):
         from multimodal import weights
 
         weights.write(out, run.objective, run.variables()["params"])
-        if run.objective.tokenizer is None:
-            run.tokenizer.save(out / "tokenizer")
+        remarks = _tokenizer(run, out, True) if run.objective.tokenizer is None else []
     elif isinstance(run.objective, ImageObjective):
         _images(run, out)
+        remarks = []
     else:
         from t5like import weights
+        from t5like.models import EncoderDecoder
 
-        weights.write(out, run.model, run.variables()["params"])
-        run.tokenizer.save(out / "tokenizer")
-    return f"step {run.step} of {workdir} -> {out}"
+        weights.write(out, run.model, run.variables()["params"]["model"])
+        remarks = _tokenizer(run, out, isinstance(run.model, EncoderDecoder))
+    return "\n".join([f"step {run.step} of {workdir} -> {out}", *(f"note: {line}" for line in remarks)])
+
+
+def _tokenizer(run, out, ends):
+    """Writes a run's tokenizer as ours in tokenizer/ and as the library's beside the weights; says what differs."""
+    from t5like import exported
+
+    run.tokenizer.save(out / "tokenizer")
+    try:
+        return exported.write(out, run.tokenizer, ends)
+    except UserError as error:  # the weights are of use without it
+        return [str(error)]
 
 
 def to_checkpoint(source, out):
@@ -83,7 +95,7 @@ def to_checkpoint(source, out):
     from launch.storage.checkpoint import Checkpoints
 
     out = _empty(out)
-    model, params = _reader(source).read(source)
+    model, params = pretrained.read(pathlib.Path(source).expanduser())
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, {"next_index": 0, "objective": None, "source": str(source)})
     if isinstance(model, dict):
@@ -102,22 +114,6 @@ def _images(run, out):
         entries = {"mask_ratio": run.objective.mask_ratio, "norm_pix_loss": run.objective.norm_pixels}
     modules, params = run.objective.modules(), run.variables()["params"]
     weights.write(out, {n: modules[n][0] for n in names}, {n: params[n] for n in names}, **entries)
-
-
-def _reader(source):
-    """The weights module of the package that has the model in this directory; text's for whatever nobody knows."""
-    from multimodal import layouts as of_pairs
-    from multimodal import weights as pairs
-    from paradigm import tensor_files
-    from t5like import weights as text
-    from vision import layouts as of_images
-    from vision import weights as images
-
-    try:
-        kind = json.loads((pathlib.Path(source) / tensor_files.CONFIG).read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return text  # it says what is wrong with the directory
-    return images if kind in of_images.FAMILIES else pairs if kind in of_pairs.FAMILIES else text
 
 
 def _empty(out):

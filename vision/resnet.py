@@ -110,6 +110,7 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     has_batch_norm = True
+    grid = None  # of patches: there are none
 
     @nn.nowrap
     def widths(self):

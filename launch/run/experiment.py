@@ -5,12 +5,33 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from paradigm import schedule
 from paradigm.errors import UserError
 
 if TYPE_CHECKING:
     from paradigm.objective import Objective
     from paradigm.optim import Optimizer
     from paradigm.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Where parameters of a new run come from.
+
+    path: a run directory, one checkpoint in it (DIR/checkpoints/120), or a directory of the transformers library's
+        save_pretrained; a path or a URL.
+    rename: ((regex, replacement), ...) on the names of its leaves, 'a/b/kernel': the first whose regex is found
+        rewrites the name as re.sub does. (('^model/', 'text/'),) makes a text model the text tower.
+    strict: all that is there has to have its place and shape in the model; and where every source is strict, all of
+        the model has to come from them. False takes what fits by name and shape: an encoder under another head.
+    """
+
+    path: str
+    rename: tuple[tuple[str, str], ...] = ()
+    strict: bool = True
+
+
+SCHEDULED = ("objective", "data", "optimizer", "ema")  # where a schedule may stand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +42,15 @@ class Experiment:
         objective: what is trained.
         data: a recipe with `build`, such as t5like.data.TextData.
         optimizer: from paradigm.optim.
-        total_steps: the run ends here; it is evaluated and saved here too.
+        total_steps: the run ends here; it is evaluated and saved here too. A schedule without a length has this one.
         batch_size: examples a step, over the whole mesh.
         microbatches: equal parts of a batch whose gradients are added exactly.
         seed: of parameters, of the order of examples, of masks and dropout.
         clip: largest global norm of a gradient; None never clips.
         ema: decay of the average of weights (float or Schedule); None keeps no average.
+        freeze: ((regex, bool), ...) on parameters' names, the first match counts: what is True is not trained. It has
+            no gradient, no part in clipping and no decay, no optimizer state and no average, and is saved once.
+        init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.
         eval_every, eval_batches: an evaluation each so many steps, on at most so many validation batches.
@@ -45,6 +69,8 @@ class Experiment:
     seed: int = 0
     clip: float | None = 1.0
     ema: "float | Schedule | None" = None
+    freeze: tuple[tuple[str, bool], ...] = ()
+    init: tuple[Init, ...] = ()
     evaluators: tuple[Any, ...] = ()
     log_every: int = 10
     eval_every: int = 1000
@@ -56,11 +82,21 @@ class Experiment:
     workers: int = 0
     mesh: str = "data:1,fsdp:-1,tensor:1"
 
+    def __post_init__(self):
+        for name in SCHEDULED:
+            object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
+
 
 def validate(experiment: Experiment, device_count: int) -> None:
     """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
     if problems := list(_problems(experiment, device_count)):
         raise UserError("; ".join(problems))
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What is no error and yet seldom meant: schedules that end before the run, and warm-ups longer than it."""
+    e = experiment
+    return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
 def _problems(e: Experiment, device_count: int) -> Iterator[str]:
@@ -83,14 +119,8 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"choose a multiple of {e.microbatches}"
         )
     yield from _mesh_problems(e, device_count)
-    yield from _locked_problems(e)
-    tokenizer = str(getattr(e.data, "tokenizer", ""))
-    if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
-        from t5like.tokenizer import ByteTokenizer
-
-        sentinels = getattr(e.data, "extra_ids", ByteTokenizer.extra_ids)
-        size = int(match[1]) if match[1] else ByteTokenizer(sentinels).vocab_size
-        yield from vocabulary_problems(e, size, f"{type(e.data).__name__}.tokenizer='{tokenizer}'")
+    if found := getattr(e.data, "vocabulary", None):
+        yield from vocabulary_problems(e, *found)
 
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
@@ -98,6 +128,7 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     from jax.sharding import AbstractMesh
 
     from launch.run.mesh import AXES, mesh_shape
+    from paradigm import trees
     from paradigm.partition import shardings
 
     try:
@@ -114,29 +145,15 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"{shape['fsdp']} devices: choose a multiple of {ways * max(e.microbatches, 1)}, or another --mesh"
         )
     try:
-        shardings(abstract_params(e.objective), e.objective.partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+        params = abstract_params(e.objective)
+        shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+        trees.split(params, e.freeze)
     except UserError as error:
         yield str(error)
 
 
-def _locked_problems(e: Experiment) -> Iterator[str]:
-    """Locked parameters have no gradient, but the optimizer's weight decay would still shrink them."""
-    from paradigm import trees
-
-    if not (e.objective.locked and e.optimizer.weight_decay):
-        return
-    parts = [f"{part}/" for part in e.objective.locked]
-    names = [name for name, _ in trees.named_leaves(abstract_params(e.objective)) if name.startswith(tuple(parts))]
-    if not all(trees.first_match(e.optimizer.freeze, name, False) for name in names):
-        freeze = tuple((f"^{part}", True) for part in parts)
-        yield (
-            f"{' and '.join(e.objective.locked)} is locked, but weight decay would shrink it: set "
-            f"{type(e.optimizer).__name__}.freeze = {freeze}"
-        )
-
-
 def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
-    """What is wrong with the settings called vocab_size, given a tokenizer of `size` ids (sentinels included)."""
+    """What is wrong with the settings called vocab_size, given data of `size` ids (sentinels included)."""
     for path, value in flatten(experiment.objective).items():
         if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
             if int(value) < size:

@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ import jax
 from launch.run.data import Data
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import flatten, validate
-from launch.run.initial import initial_state
+from launch.run.experiment import flatten, validate, warnings
+from launch.run.initial import initial_state, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program
@@ -43,7 +44,8 @@ UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
 class Finished:
     """How a call of `train` ended.
 
-    step: steps behind the state. interrupted: a signal ended it before total_steps. metrics: of the last evaluation.
+    step: steps behind the state. interrupted: a signal ended it before total_steps. state: the TrainState; None where
+    the run had gone further than total_steps and nothing was done. metrics: of the last evaluation.
     """
 
     step: int
@@ -62,9 +64,9 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
         experiment: an Experiment.
         workdir: the run directory, a path or gs://BUCKET/RUN.
         config: the experiment as gin text, kept as config.gin and in every checkpoint.
-        init_from: a run directory, or one checkpoint in it, whose params a NEW run starts with. Order: this run's own
-            checkpoint, then init_from, then scratch.
-        init_partly_from: the same, but parameters are taken where name and shape agree (an encoder under another head).
+        init_from: short for the experiment's init = (Init(init_from),): where a NEW run's parameters come from. Order:
+            this run's own checkpoint, then init, then scratch.
+        init_partly_from: short for Init(init_partly_from, strict=False).
         profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
         step_timeout: seconds until a step that hangs ends the process (launch.run.watchdog); 0 waits for ever.
 
@@ -82,22 +84,32 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
                 validate(experiment, jax.device_count())
+                inits = sources(experiment, init_from, init_partly_from)
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
+                run_directory.check(files.workdir, config)
+                step = Checkpoints(files.workdir / "checkpoints").beyond(experiment.total_steps)
+                if step is not None:
+                    if jax.process_index() == 0:
+                        print(f"step {step} of {experiment.total_steps}: nothing to do in {workdir}", flush=True)
+                    return Finished(step, False, None, {})
                 run_directory.claim(files, config)
                 peers.share(files.workdir)
-                return _train(experiment, files, config, (init_from, init_partly_from), profile, watch, closing)
+                return _train(experiment, files, config, inits, profile, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, files, config, sources, profile, watch, closing):
+def _train(experiment, files, config, inits, profile, watch, closing):
     workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
     _introduce(mesh)
+    if jax.process_index() == 0:
+        for line in warnings(experiment):
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     # Shapes first. The steps and the first state are made of them in threads, while the data are prepared here.
     program = Program(experiment, mesh)
@@ -107,7 +119,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
     compiling, making = _background(closing), _background(closing)
     in_turn = sorted(program.batch, key=lambda phase: phase != first)
     executables = {phase: compiling.submit(program.compile, phase) for phase in in_turn}
-    make_state, meta, source = initial_state(program, checkpoints, *sources)
+    make_state, meta, source = initial_state(program, checkpoints, inits)
     made = making.submit(make_state)
     data = Data(experiment, files.local / "data")
 
@@ -129,8 +141,9 @@ def _train(experiment, files, config, sources, profile, watch, closing):
         files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
     )
     closing.callback(writers.close)
-    count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
-    writers.say(f"{source} · {count:,} parameters · {workdir}")
+    count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
+    trained = "" if trained == count else f", {trained:,} of them trained"
+    writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()
@@ -139,7 +152,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
 
     while True:
         watch.at(f"step {step + 1}")
-        stopping, last = stop.asked(step), step == total
+        stopping, last = stop.asked(step), step >= total
         fresh = {}
         if last:
             step_metrics.finish()
@@ -251,16 +264,16 @@ class Profile:
     """Traces steps first .. last - 1 of a run for TensorBoard's profiler."""
 
     def __init__(self, steps, directory):
-        self._first, self._last = steps or (None, None)
+        self._first, self._last = steps or (0, 0)
         self._directory, self._running = directory, False
 
     def at(self, step, step_metrics):
         """Before each step: starts or stops when it is time, with no step in flight."""
-        if step == self._first:
+        if not self._running and self._first <= step < self._last:  # a run may go on in the midst of them
             step_metrics.drain()
             jax.profiler.start_trace(self._directory)
             self._running = True
-        if step == self._last:
+        if self._running and step >= self._last:
             step_metrics.drain()
             self.__exit__()
 

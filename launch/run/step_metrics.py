@@ -28,7 +28,8 @@ class StepMetrics:
         self._bad_in_a_row = bad_in_a_row
         self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
         self._pending = collections.deque()
-        self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
+        frozen = program.state.frozen_modules
+        self._flops = {phase: experiment.objective.flops(spec, frozen) for phase, spec in program.batch.items()}
         self._throughput = {phase: experiment.objective.throughput(spec) for phase, spec in program.batch.items()}
         self._peak = None
         self._read_until = step
@@ -61,7 +62,7 @@ class StepMetrics:
     def finish(self):
         """The row of the last steps of a run, where they do not fill one."""
         self.drain()
-        if self._read_until == self._experiment.total_steps and self._window:
+        if self._read_until >= self._experiment.total_steps and self._window:
             self._row(self._read_until)
 
     def _read(self):

@@ -1,5 +1,7 @@
 """The contract of objective and step, proven on five miniatures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,8 @@ from paradigm.combine import Alternate, Stages, Sum
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import Context, Loss, Term
-from paradigm.schedule import Linear
-from paradigm.step import LATE, cut, init_state, make_eval_step, make_train_step, uncut
+from paradigm.schedule import FINAL, Linear
+from paradigm.step import cut, init_state, make_eval_step, make_train_step, uncut
 from tests import contract, miniatures
 
 B = 16
@@ -104,9 +106,9 @@ def test_cut_and_uncut_are_inverse():
 
 
 def test_batchnorm_in_the_encoder_refuses_microbatches():
-    with pytest.raises(UserError, match="CoupledStatistics couples the examples of a batch.*set microbatches=1"):
-        make_train_step(miniatures.CoupledStatistics(), OPTIMIZER, microbatches=2)
     whole = miniatures.CoupledStatistics()
+    with pytest.raises(UserError, match="CoupledStatistics couples the examples of a batch.*set microbatches=1"):
+        contract.run(whole, OPTIMIZER, batches(whole), 0, 1, microbatches=2)
     contract.check_resume(whole, OPTIMIZER, batches(whole))
 
 
@@ -121,6 +123,29 @@ def test_a_bad_step_changes_only_the_counters():
     contract.assert_trees_equal(state.replace(step=0, bad_steps=0), after.replace(step=0, bad_steps=0))
     healed, _ = contract.run(objective, OPTIMIZER, batch_of, 2, 3, after, ema=0.5)
     assert (healed.step, healed.bad_steps) == (3, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfBad(miniatures.TwoTerms):
+    """Its loss is a number and its gradient is none, or the other way round."""
+
+    bad: str = "gradient"
+
+    def loss(self, params, extra, batch, ctx):
+        loss, nothing = super().loss(params, extra, batch, ctx), 0.0 * params["encoder"]["in"]["kernel"].sum()
+        odd = jnp.sqrt(nothing) if self.bad == "gradient" else jax.lax.stop_gradient(jnp.inf + nothing)
+        energy = loss.terms["energy"]
+        return Loss({**loss.terms, "energy": energy.replace(sum=energy.sum + odd)}, loss.metrics)
+
+
+@pytest.mark.parametrize("bad", ["gradient", "loss"])
+def test_a_step_is_bad_where_its_loss_or_its_gradient_alone_is(bad):
+    objective = HalfBad(bad=bad)
+    before = jax.device_get(init_state(objective, OPTIMIZER, 0))
+    after, [metrics] = contract.run(objective, OPTIMIZER, batches(objective), 0, 1)
+    assert (np.isfinite(metrics["loss"][0]), np.isfinite(metrics["grad_norm"][0])) == (bad != "loss", bad == "loss")
+    assert metrics["bad_step"] == (1.0, 1.0) and after.bad_steps == 1
+    contract.assert_trees_equal(after.params, before.params)
 
 
 def test_extra_is_updated_from_the_new_params_once_a_step():
@@ -139,8 +164,9 @@ def test_extra_is_updated_from_the_new_params_once_a_step():
 
 def test_weight_average_follows_the_new_params():
     objective = miniatures.TwoTerms()
-    before, _ = contract.run(objective, OPTIMIZER, batches(objective), 0, 2, ema=0.75)
-    after, _ = contract.run(objective, OPTIMIZER, batches(objective), 2, 3, before, ema=0.75)
+    decay = Linear(peak=1.0, final=0.5, total_steps=4)  # 0.75 at step 2
+    before, _ = contract.run(objective, OPTIMIZER, batches(objective), 0, 2, ema=decay)
+    after, _ = contract.run(objective, OPTIMIZER, batches(objective), 2, 3, before, ema=decay)
     contract.assert_trees_close(
         after.extra["ema"], jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, before.extra["ema"], after.params), 1e-6
     )
@@ -258,7 +284,7 @@ def test_evaluation_draws_nothing_and_reports_every_term():
     metrics = evaluate(state.params, state.extra, batches(objective, masked=4)(0))
     assert set(metrics) == {"loss/energy", "loss/recall", "positive"}
     assert metrics["loss/energy"][1] == 12
-    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(LATE), train=False)
+    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(FINAL), train=False)
     means = [metrics[n][0] / metrics[n][1] for n in ("loss/energy", "loss/recall")]
     np.testing.assert_allclose(sum(means), objective.loss(state.params, {}, batch, late).value(), rtol=1e-6)
 

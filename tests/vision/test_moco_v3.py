@@ -124,11 +124,13 @@ def test_either_view_is_asked_for_the_other_of_the_teacher():
     objective, batch = moco(), BATCH(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(0))
+    extra["teacher"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"])  # at the start it is the student
     seen, _ = objective.encode(params, extra, batch, CTX)
     for name, tree in (("online", params), ("teacher", extra["teacher"])):
         for i, view in enumerate(objective.augment_views(batch, CTX)):
             wanted, _ = objective.features({"params": tree}, view)
             np.testing.assert_allclose(seen[name][:, i], wanted, atol=1e-5)
+    assert np.abs(seen["teacher"] - seen["online"]).max() > 0.1
 
 
 def test_the_patch_projection_has_no_gradient():
