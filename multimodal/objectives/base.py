@@ -171,7 +171,7 @@ class ImageText(ImageObjective):
 
     @staticmethod
     def _keys(name, tower, ctx, index):
-        return ctx.keys(name, index) if ctx.train and getattr(tower, "dropout", 0.0) else None
+        return ctx.keys(name, index) if ctx.train and tower.is_random else None
 
     def update_extra(self, extra, params, loss, ctx):
         if not loss.stats:
