@@ -20,7 +20,7 @@ import time
 
 from absl import flags
 
-from launch import cli
+from launch.run import cli
 
 WORKLOADS = ("causal_lm_gpu", "mae_gpu", "clip_gpu", "span_corruption_gpu")
 ENOUGH = 150  # seconds that one side of one workload may take

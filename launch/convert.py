@@ -10,12 +10,11 @@ where one is kept, with the tokenizer of a run on text in tokenizer/. The second
 alone, and prints the model that a gin file has to describe. Nothing is written over.
 """
 
-import json
 import pathlib
 
 from absl import flags
 
-from launch.run import cli
+from launch.run import cli, pretrained
 from launch.storage import filesystem
 from paradigm.errors import UserError
 
@@ -66,7 +65,7 @@ def to_hf(workdir, out, step=None):
     else:
         from t5like import weights
 
-        weights.write(out, run.model, run.variables()["params"])
+        weights.write(out, run.model, run.variables()["params"]["model"])
         run.tokenizer.save(out / "tokenizer")
     return f"step {run.step} of {workdir} -> {out}"
 
@@ -83,7 +82,7 @@ def to_checkpoint(source, out):
     from launch.storage.checkpoint import Checkpoints
 
     out = _empty(out)
-    model, params = _reader(source).read(source)
+    model, params = pretrained.read(pathlib.Path(source).expanduser())
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, {"next_index": 0, "objective": None, "source": str(source)})
     if isinstance(model, dict):
@@ -102,22 +101,6 @@ def _images(run, out):
         entries = {"mask_ratio": run.objective.mask_ratio, "norm_pix_loss": run.objective.norm_pixels}
     modules, params = run.objective.modules(), run.variables()["params"]
     weights.write(out, {n: modules[n][0] for n in names}, {n: params[n] for n in names}, **entries)
-
-
-def _reader(source):
-    """The weights module of the package that has the model in this directory; text's for whatever nobody knows."""
-    from multimodal import layouts as of_pairs
-    from multimodal import weights as pairs
-    from paradigm import tensor_files
-    from t5like import weights as text
-    from vision import layouts as of_images
-    from vision import weights as images
-
-    try:
-        kind = json.loads((pathlib.Path(source) / tensor_files.CONFIG).read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return text  # it says what is wrong with the directory
-    return images if kind in of_images.FAMILIES else pairs if kind in of_pairs.FAMILIES else text
 
 
 def _empty(out):

@@ -38,9 +38,10 @@ def load(workdir, step=None):
     where = checkpoints.directory / str(step)
     experiment = registry.parse_text(meta["config"], name=f"the configuration in {where}")
     e = experiment
-    wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema))
+    wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema, freeze=e.freeze))
     place = lambda abstract, found: jax.tree.map(jax.numpy.asarray, trees.merge_strict(abstract, found, str(where)))
-    params, extra = (place(getattr(wanted, n), arrays.get(n, {})) for n in ("params", "extra"))
+    params = place(wanted.all_params, arrays.get("params", {}))
+    extra = place(wanted.extra, arrays.get("extra", {}))
     return Run(workdir, step, experiment, params, extra)
 
 

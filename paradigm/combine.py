@@ -48,22 +48,15 @@ class Combined(Objective):
     def full_batch(self):
         return any(part.full_batch for _, part in self.parts)
 
-    @property
-    def has_batch_norm(self):
-        return any(part.has_batch_norm for _, part in self.parts)
+    def has_batch_norm(self, frozen=()):
+        return any(part.has_batch_norm(frozen) for _, part in self.parts)
 
-    @property
-    def locked(self):
-        return tuple(name for _, part in self.parts for name in part.locked)
-
-    def adopt(self, params):
-        for _, part in self.parts:
-            params = part.adopt(params)
-        return params
+    def modules(self):
+        return {name: pair for _, part in self.parts for name, pair in part.modules().items()}
 
     @property
     def partition_rules(self):
-        return tuple(dict.fromkeys(rule for _, part in self.parts for rule in part.partition_rules))
+        return tuple(dict.fromkeys(rule for _, part in self.parts for rule in part.all_partition_rules))
 
     def init(self, key):
         params = {}
@@ -93,8 +86,8 @@ class Combined(Objective):
             spec.update({f"{name}/{k}": v for k, v in inner.items() if k not in ("index", "mask")})
         return spec
 
-    def flops(self, batch_spec):
-        return sum(part.flops(spec) for part, spec in self._present(batch_spec))
+    def flops(self, batch_spec, frozen=()):
+        return sum(part.flops(spec, frozen) for part, spec in self._present(batch_spec))
 
     def throughput(self, batch_spec):
         counts = [part.throughput(spec) for part, spec in self._present(batch_spec)]
@@ -283,11 +276,4 @@ def _union(ours, theirs, part):
                 f"another part has it as {tuple(have[name].shape)}: "
                 "parts share a parameter by its path, so give one of the modules another name"
             )
-    return _merge(ours, theirs)
-
-
-def _merge(ours, theirs):
-    out = dict(theirs)
-    for key, value in ours.items():
-        out[key] = _merge(value, theirs[key]) if key in theirs and isinstance(value, dict) else value
-    return out
+    return trees.merge(theirs, ours)

@@ -4,15 +4,17 @@ An objective knows no device, no file, no flag and no clock. The step, the loop,
 the evaluators know objectives only through what stands here.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 
-from paradigm import rng
+from paradigm import rng, teacher, trees
 
 MAIN = "main"  # the phase of an objective that has only one
 
@@ -84,13 +86,14 @@ class Context:
     """What a loss may know beside its arguments.
 
     step: int32 [], traced: batches consumed so far. seed: the run's. train: dropout and augmentation on. phase: which
-    executable this is.
+    executable this is. frozen: names of the modules that are not trained at all: their BatchNorm is in evaluation mode.
     """
 
     step: jax.Array
     seed: int = struct.field(pytree_node=False, default=0)
     train: bool = struct.field(pytree_node=False, default=True)
     phase: str = struct.field(pytree_node=False, default=MAIN)
+    frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     def keys(self, name, index):
         """Keys [B], one for each example by its global index [B, 2]: on any mesh, however the batch is cut."""
@@ -101,16 +104,27 @@ class Context:
         return rng.key(self.seed, name, self.step)
 
 
+EVALUATION = Context(0, train=False)  # where nothing reads the step
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Base of all objectives. A subclass gives `preprocess`, `batch_spec`, `init` and `loss`; the rest has defaults."""
+    """Base of all objectives. A subclass gives `preprocess`, `batch_spec`, `modules` and `loss`; the rest has defaults.
+
+    Parameters are {module's name: its tree, scalar's name: its value}. `modules` is the one door to them: `init`,
+    `apply`, batch statistics and the teacher derive from it.
+
+    adapt: an adaptation that adds leaves beside those of the modules, or None. It is a frozen value with
+        `interceptor(name)`, what flax.linen.intercept_methods takes while the module of that name is called, and with
+        `partition_rules` for the leaves that it adds. It is entered in `apply` and `init`, and nowhere else.
+    """
+
+    adapt: Any = dataclasses.field(default=None, kw_only=True)
 
     # True when `loss` is a composition of `encode` and `full_batch_loss`: the step then accumulates cached embeddings.
     full_batch = False
-    # True when BatchNorm makes an example's part of `loss` (or `encode`) depend on the others: the batch can't be cut.
-    has_batch_norm = False
-    # Names of the parameter trees that stay as they were loaded: a run that begins without them is refused.
-    locked = ()
+    # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
+    teacher = None
 
     @property
     def preprocess(self):
@@ -135,18 +149,73 @@ class Objective:
         """name -> ShapeDtypeStruct of a batch; holds `index` uint32 [B, 2] and `mask` float32 [B] (see `rows_spec`)."""
         raise NotImplementedError
 
-    def init(self, key):
-        """The parameter tree."""
+    def modules(self):
+        """name -> (module, an example of its input, or a tuple of inputs): all that has parameters.
+
+        A module gives (output, intermediates). One with BatchNorm inside has has_batch_norm = True and takes `train`.
+        """
         raise NotImplementedError
 
-    def adopt(self, params):
-        """The parameters of another objective's run by the names that this one has for them, for a partial load."""
-        return params
+    @property
+    def scalars(self):
+        """name -> first value of the parameters beside the modules, such as a learned temperature."""
+        return {}
+
+    def init(self, key):
+        """The parameter tree: {name: tree} of the modules, and the scalars."""
+        modules = {name: first["params"] for name, first in self._first(key).items() if "params" in first}
+        return {**modules, **{name: jnp.float32(x) for name, x in self.scalars.items()}}
 
     def init_extra(self, params, key):
-        """State that is not trained by gradients: a teacher, a queue, batch statistics. Saved, sharded and donated."""
-        del params, key
-        return {}
+        """State that is not trained by gradients: batch statistics, a teacher, a queue. Saved, sharded and donated."""
+        stats = {name: first["batch_stats"] for name, first in self._first(key).items() if "batch_stats" in first}
+        extra = {"batch_stats": stats} if stats else {}
+        return extra if self.teacher is None else {**extra, "teacher": self.teacher.init(params, stats)}
+
+    def _first(self, key):
+        """name -> the module's first variables."""
+
+        def first(name, module, inputs):
+            make = lambda: module.init(rng.fold(key, name), *(inputs if isinstance(inputs, tuple) else (inputs,)))
+            if self.adapt is None:
+                return make()
+            with self._adapted(name):
+                more = make()
+            return trees.merge(more, make())  # the added leaves must not change what the others begin with
+
+        return {name: first(name, *pair) for name, pair in self.modules().items()}
+
+    def _adapted(self, name):
+        """The place where an adaptation enters the call of a module."""
+        return contextlib.nullcontext() if self.adapt is None else nn.intercept_methods(self.adapt.interceptor(name))
+
+    def apply(self, name, variables, *inputs, ctx=EVALUATION, method=None, **how):
+        """(output, intermediates, moments) of one of the modules: the only call of a module that there is.
+
+        Args:
+            variables: {"params": {module's name: tree}, "batch_stats": ...}, see `variables`; the teacher's, perhaps.
+            inputs, how: the module's own arguments, `keys` for dropout among them.
+            ctx: whether this is training, and which modules are frozen.
+            method: of the module; None calls it. What gives no intermediates gives {}.
+
+        Returns:
+            moments: {"NAME/.../mean": array} of this batch's BatchNorm for Loss.stats; {} in evaluation or frozen.
+        """
+        module, own = self.modules()[name][0], {kind: tree[name] for kind, tree in variables.items() if name in tree}
+        with self._adapted(name):
+            if ctx.train and name not in ctx.frozen and "batch_stats" in own:
+                (output, more), seen = module.apply(own, *inputs, train=True, mutable=["moments"], method=method, **how)
+                return output, more, {f"{name}/{path}": x for path, x in trees.named_leaves(seen["moments"])}
+            output = module.apply(own, *inputs, method=method, **how)
+        return (*output, {}) if isinstance(output, tuple) else (output, {}, {})
+
+    def has_batch_norm(self, frozen=()):
+        """Whether an example's part of `loss` (or `encode`) depends on others in its batch, which then can't be cut.
+
+        frozen: names of modules whose BatchNorm is in evaluation mode.
+        """
+        modules = {name: module for name, (module, _) in self.modules().items() if name not in frozen}
+        return any(getattr(module, "has_batch_norm", False) for module in modules.values())
 
     def loss(self, params, extra, batch, ctx):
         """The objective on a batch, as a Loss."""
@@ -165,26 +234,49 @@ class Objective:
         return Loss()
 
     def update_extra(self, extra, params, loss, ctx):
-        """The next extra: after the optimizer, from the NEW params and the whole batch's Loss."""
-        del params, loss, ctx
+        """The next extra: after the optimizer, from the NEW params and the whole batch's Loss.
+
+        Batch statistics move towards Loss.stats, those of 'teacher/...' the teacher's, and the teacher follows.
+        """
+        extra, own = dict(extra), {k: v for k, v in loss.stats.items() if not k.startswith(teacher.PREFIX)}
+        if own:
+            extra["batch_stats"] = teacher.update_batch_stats(extra["batch_stats"], own)
+        if self.teacher is not None:
+            seen = {k.removeprefix(teacher.PREFIX): v for k, v in loss.stats.items() if k not in own}
+            extra["teacher"] = self.teacher.update(extra["teacher"], params, seen, ctx.step)
         return extra
 
     def variables(self, params, extra, which="online"):
-        """Variables for apply: `online`, `ema`, or a name the objective adds (`teacher`)."""
-        if which == "online":
-            return {"params": params}
-        if which == "ema" and "ema" in extra:
-            return {"params": extra["ema"]}
-        raise KeyError(f"{type(self).__name__} has no variables {which!r} here")
+        """Variables for `apply`: `online`, `ema` (where weights are averaged) or `teacher` (where there is one)."""
+        if which == "teacher" and self.teacher is not None:
+            return extra["teacher"]
+        if which not in ("online", "ema") or which == "ema" and "ema" not in extra:
+            raise KeyError(f"{type(self).__name__} has no variables {which!r} here")
+        params = trees.merge(params, extra["ema"]) if which == "ema" else params
+        return {"params": params, **({"batch_stats": extra["batch_stats"]} if "batch_stats" in extra else {})}
 
     @property
     def partition_rules(self):
         """Ordered (regex on 'a/b/kernel', mesh axes of the trailing dims), for params and extra."""
         raise NotImplementedError
 
-    def flops(self, batch_spec):
-        """Model FLOPs of a step, forward and backward, by formula."""
+    @property
+    def all_partition_rules(self):
+        """`partition_rules`, after those of an adaptation."""
+        return (*(() if self.adapt is None else self.adapt.partition_rules), *self.partition_rules)
+
+    def forward_flops(self, batch_spec):
+        """{part's name: model FLOPs of one step's forward pass}, by formula; a module's under its own name."""
         raise NotImplementedError
+
+    def flops(self, batch_spec, frozen=()):
+        """Model FLOPs of a step: two products backward for each forward one, but forward alone in what is frozen or a
+        teacher."""
+        parts = self.forward_flops(batch_spec)
+        total = sum(x * (1.0 if name in frozen else 3.0) for name, x in parts.items())
+        return total + (
+            0.0 if self.teacher is None else sum(parts.get(name, 0.0) for name in self.teacher.names(parts))
+        )
 
     def throughput(self, batch_spec):
         """(unit, number) of what a batch of this spec is counted in when speed is told: "tokens" for text."""

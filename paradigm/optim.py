@@ -11,7 +11,6 @@ is (MATRICES).
 opt_state is {moment: tree}, the tree holding the parameters' own paths ('mu/encoder/layers/mlp/up/kernel'), so that
 shardings are inherited by path. A moment has its parameter's shape, but for Adafactor's v_row and v_col, which are
 [n, rows] and [n, columns] of the matrix in optax's order: v_row has lost the larger axis, the last if both are equal.
-Frozen parameters have no state.
 
 Tables are ((regex, value), ...) over parameter paths; the first match wins, the default holds for the rest, and a rule
 that matches no parameter is an error.
@@ -45,7 +44,6 @@ class Leaf:
     rows: int
     decay: float
     lr_scale: float
-    frozen: bool
 
     def view(self, x):
         """One layer's parameter as its matrix [rows, columns], or as a vector."""
@@ -65,7 +63,6 @@ class Optimizer:
     weight_decay: applied to matrices, not to biases, norm scales and relative position biases.
     decay: table of factors on weight_decay, in place of that default.
     lr_scale: table of factors on the learning rate; default 1.
-    freeze: table of True and False; default False. ((r"^head/", False), ("", True)) trains the head alone.
     matrices: table read before MATRICES.
     """
 
@@ -73,10 +70,9 @@ class Optimizer:
     weight_decay: float = dataclasses.field(default=0.0, kw_only=True)
     decay: tuple = dataclasses.field(default=(), kw_only=True)
     lr_scale: tuple = dataclasses.field(default=(), kw_only=True)
-    freeze: tuple = dataclasses.field(default=(), kw_only=True)
     matrices: tuple = dataclasses.field(default=(), kw_only=True)
 
-    tables = ("decay", "lr_scale", "freeze", "matrices")
+    tables = ("decay", "lr_scale", "matrices")
     sees_matrices = False  # whether `transform` is given matrices instead of kernels of several axes
 
     def transform(self, leaf, lr, step):
@@ -95,9 +91,8 @@ class Optimizer:
         """
         state = {}
         for leaf, p in zip(self.leaves(params), jax.tree.leaves(params), strict=True):
-            if not leaf.frozen:
-                moments = self._per_layer(leaf, self._init_one, 0)(p)
-                state |= {f"{moment}/{leaf.name}": x for moment, x in moments.items()}
+            moments = self._per_layer(leaf, self._init_one, 0)(p)
+            state |= {f"{moment}/{leaf.name}": x for moment, x in moments.items()}
         return trees.nested(state)
 
     def update(self, grads, opt_state, params, step):
@@ -110,9 +105,6 @@ class Optimizer:
         stored, updates, state = dict(trees.named_leaves(opt_state)), [], {}
         leaves, treedef = jax.tree.flatten(params)
         for leaf, g, p in zip(self.leaves(params), jax.tree.leaves(grads), leaves, strict=True):
-            if leaf.frozen:
-                updates.append(jnp.full_like(p, -0.0))  # x + -0.0 is x in every bit
-                continue
             names = {moment: f"{moment}/{leaf.name}" for moment in opt_state}
             own = {moment: stored[name] for moment, name in names.items() if name in stored}
             u, own = self._per_layer(leaf, self._update_one, step)(g, own, p)
@@ -142,8 +134,7 @@ class Optimizer:
         rows = trees.first_match((*self.matrices, *MATRICES), name)
         rows = 0 if rank < 2 else rows + rank if rows < 0 else rows
         decay = trees.first_match(self.decay, name, 1.0 if rows else 0.0)
-        lr_scale, frozen = trees.first_match(self.lr_scale, name, 1.0), trees.first_match(self.freeze, name, False)
-        return Leaf(name, stacked, rows, float(decay), float(lr_scale), bool(frozen))
+        return Leaf(name, stacked, rows, float(decay), float(trees.first_match(self.lr_scale, name, 1.0)))
 
     def _view(self, leaf, x):
         return leaf.view(x) if self.sees_matrices else x
@@ -171,14 +162,7 @@ class Optimizer:
 
     def __post_init__(self):
         for table in self.tables:
-            for rule in getattr(self, table):
-                try:
-                    pattern, _ = rule
-                    re.compile(pattern)
-                except (re.error, TypeError, ValueError) as error:
-                    raise UserError(
-                        f"{type(self).__name__}.{table}: {rule!r} is not (regular expression, value): {error}"
-                    ) from None
+            trees.check_table(getattr(self, table), f"{type(self).__name__}.{table}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,9 @@ def shardings(tree, rules, mesh, user_rules=()):
 def state_shardings(state, rules, mesh, user_rules=()):
     """Shardings of a TrainState of ShapeDtypeStructs; opt_state inherits from params by path."""
     replicated = NamedSharding(mesh, P())
-    params = shardings(state.params, rules, mesh, user_rules)
+    everything = shardings(state.all_params, rules, mesh, user_rules)
+    named = dict(trees.named_leaves(everything))
+    params, frozen = (trees.named_map(lambda name, _: named[name], tree) for tree in (state.params, state.frozen))
     by_name = {
         name: (x.shape, s.spec) for (name, x), s in zip(trees.named_leaves(state.params), jax.tree.leaves(params))
     }
@@ -87,6 +89,7 @@ def state_shardings(state, rules, mesh, user_rules=()):
         step=replicated,
         bad_steps=replicated,
         params=params,
+        frozen=frozen,
         opt_state=trees.named_map(
             lambda name, x: NamedSharding(mesh, _inherited(name, x.shape, by_name)), state.opt_state
         ),

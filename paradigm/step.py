@@ -6,6 +6,7 @@ The gradient is that of sum over terms of coefficient * sum / weight with the we
 batch is cut. Everything here is pure: `launch` jits it with shardings, and it compiles from ShapeDtypeStructs alone.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from paradigm import momentum, partition, rng
+from paradigm import partition, rng, teacher, trees
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Context, Loss
 from paradigm.schedule import as_schedule
@@ -24,30 +25,44 @@ class TrainState:
     """All that a run carries from step to step, and all that a checkpoint holds as arrays.
 
     step: int32 [], batches consumed, skipped ones too. bad_steps: int32 [], non-finite steps in a row up to now.
-    extra: the objective's state, and 'ema' when weights are averaged.
+    params: what is trained. frozen: the other parameters, nested dicts alike; {} where all are trained.
+    extra: the objective's state, and 'ema' when weights are averaged: of what is trained.
     """
 
     step: jax.Array
     bad_steps: jax.Array
     params: Any
+    frozen: Any
     opt_state: Any
     extra: Any
+
+    @property
+    def all_params(self):
+        """What the objective takes: trained and frozen parameters in one tree."""
+        return trees.merge(self.params, self.frozen)
+
+    @property
+    def frozen_modules(self):
+        """Names of the modules of which nothing is trained."""
+        return tuple(sorted(set(self.frozen) - set(self.params)))
 
 
 LATE = 2**31 - 1  # the step that evaluation reads schedules at: what they end with
 
 
-def init_state(objective, optimizer, seed, ema=None, params=None):
+def init_state(objective, optimizer, seed, ema=None, params=None, freeze=()):
     """The state at step 0, a pure function of the seed. Trace it with jax.eval_shape or jit it with out_shardings.
 
-    params: to start from, in place of the objective's own.
+    params: to start from, in place of the objective's own. freeze: ((regex, bool), ...), the first match counts: the
+    parameters that are not trained.
     """
     params = objective.init(rng.key(seed, "params")) if params is None else params
     extra = dict(objective.init_extra(params, rng.key(seed, "extra")))
+    params, frozen = trees.split(params, freeze)
     if ema is not None:
         extra["ema"] = jax.tree.map(jnp.copy, params)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, optimizer.init(params), extra)
+    return TrainState(zero, zero, params, frozen, optimizer.init(params), extra)
 
 
 def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1, clip=None, ema=None):
@@ -69,16 +84,17 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
     Raises:
         UserError: microbatches > 1 for an objective that couples the examples of a batch (BatchNorm).
     """
-    if microbatches > 1 and objective.has_batch_norm:
-        raise UserError(
-            f"{type(objective).__name__} couples the examples of a batch (BatchNorm), so {microbatches} microbatches "
-            "would change its loss: set microbatches=1, or use an encoder with LayerNorm"
-        )
 
     def step(state, batch):
-        ctx = Context(state.step, seed, True, phase)
+        if microbatches > 1 and objective.has_batch_norm(state.frozen_modules):
+            raise UserError(
+                f"{type(objective).__name__} couples the examples of a batch (BatchNorm), so {microbatches} "
+                "microbatches would change its loss: set microbatches=1, or use an encoder with LayerNorm"
+            )
+        ctx = Context(state.step, seed, True, phase, state.frozen_modules)
         own = {k: v for k, v in state.extra.items() if k != "ema"}
-        value, loss, grads = _gradients(objective, state.params, own, batch, ctx, microbatches)
+        trained = _Trained(objective, state.frozen)
+        value, loss, grads = _gradients(trained, state.params, own, batch, ctx, microbatches)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -89,15 +105,16 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
                 scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
             updates, opt_state = optimizer.update(scaled, state.opt_state, state.params, state.step)
             params = optax.apply_updates(state.params, updates)
-            extra = objective.update_extra(own, params, loss, ctx)
+            extra = objective.update_extra(own, trees.merge(params, state.frozen), loss, ctx)
             if ema is not None:
-                extra = {**extra, "ema": momentum.ema(state.extra["ema"], params, as_schedule(ema)(state.step))}
+                extra = {**extra, "ema": teacher.ema(state.extra["ema"], params, as_schedule(ema)(state.step))}
             return params, opt_state, extra
 
         # A branch and not a select: a select would hold the old and the new state at once, and cost more than AdamW.
         stay = lambda: (state.params, state.opt_state, state.extra)
         params, opt_state, extra = jax.lax.cond(good, advance, stay)
-        new = TrainState(state.step + 1, jnp.where(good, 0, state.bad_steps + 1), params, opt_state, extra)
+        bad = jnp.where(good, 0, state.bad_steps + 1)
+        new = TrainState(state.step + 1, bad, params, state.frozen, opt_state, extra)
         scalars = {
             "loss": value,
             "grad_norm": norm,
@@ -113,7 +130,8 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
 def make_eval_step(objective, *, seed=0, phase=MAIN, which="online"):
     """evaluate(params, extra, batch) -> metrics: the sums of terms and metrics without update, dropout or augmentation.
 
-    The sum of a term `loss/NAME` carries its coefficient, so that the sum of their means is the loss.
+    The sum of a term `loss/NAME` carries its coefficient, so that the sum of their means is the loss. params are all of
+    them, TrainState.all_params.
     """
 
     def evaluate(params, extra, batch):
@@ -129,6 +147,27 @@ def _report(loss, all_terms=False):
     terms = loss.terms if all_terms or len(loss.terms) > 1 else {}
     named = {f"loss/{n}": (t.coefficient * t.sum, t.weight) for n, t in terms.items()}
     return {n: (jnp.float32(s), jnp.float32(w)) for n, (s, w) in {**named, **loss.metrics}.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trained:
+    """An objective as a function of its trained parameters alone."""
+
+    objective: Any
+    frozen: Any
+
+    @property
+    def full_batch(self):
+        return self.objective.full_batch
+
+    def loss(self, params, *rest):
+        return self.objective.loss(trees.merge(params, self.frozen), *rest)
+
+    def encode(self, params, *rest):
+        return self.objective.encode(trees.merge(params, self.frozen), *rest)
+
+    def full_batch_loss(self, params, *rest):
+        return self.objective.full_batch_loss(trees.merge(params, self.frozen), *rest)
 
 
 def _gradients(objective, params, extra, batch, ctx, microbatches):

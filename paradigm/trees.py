@@ -41,9 +41,48 @@ def named_map(fn, tree, *rest):
     return jax.tree_util.tree_map_with_path(lambda p, *xs: fn(path_name(p), *xs), tree, *rest)
 
 
+def merge(tree, other):
+    """Two nested dicts in one; a leaf of `other` replaces one of the same name."""
+    out = dict(tree)
+    for key, value in other.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def split(tree, table):
+    """(the rest, what the table says True of): nested dicts that `merge` joins again.
+
+    Args:
+        table: ((regex on 'a/b/kernel', bool), ...), the first match counts and the rest is False; () is all the rest.
+
+    Raises:
+        UserError: a pattern that matches no leaf, or a table that takes every leaf.
+    """
+    check_table(table, "freeze")
+    named = dict(named_leaves(tree))
+    for pattern, _ in table:
+        if not any(re.search(pattern, name) for name in named):
+            near = ", ".join(list(named)[:3])
+            raise UserError(f"freeze: {pattern!r} matches no parameter (such as {near}): correct it or leave it out")
+    taken = {name: x for name, x in named.items() if first_match(table, name, False)}
+    if taken and len(taken) == len(named):
+        raise UserError(f"freeze: {table} freezes every parameter, and nothing is left to train: leave one out")
+    return nested({name: x for name, x in named.items() if name not in taken}), nested(taken)
+
+
 def is_stacked(name):
     """Whether the leaf of this name carries a leading layer axis."""
     return STACKED in name.split("/")
+
+
+def check_table(table, what):
+    """Raises UserError, which begins with `what`, for a rule that is not (regular expression, value)."""
+    for rule in table:
+        try:
+            pattern, _ = rule
+            re.compile(pattern)
+        except (re.error, TypeError, ValueError) as error:
+            raise UserError(f"{what}: {rule!r} is not (regular expression, value): {error}") from None
 
 
 def first_match(table, name, default=None):

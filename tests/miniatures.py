@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm import momentum, rng
+from paradigm import rng, teacher
 from paradigm.combine import Alternate
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.partition import BATCH, constrain
@@ -47,6 +47,9 @@ class Miniature(Objective):
         kernels = {n: {"kernel": 0.5 * jax.random.normal(rng.key(0, n), s)} for n, s in names.items()}
         return {self.name: kernels}
 
+    def modules(self):
+        return {}
+
     def features(self, params, x, keys=None):
         """[B, 8] -> [B, 16], with dropout of one half by example where keys are given."""
         p = params[self.name]
@@ -55,8 +58,8 @@ class Miniature(Objective):
             h *= 2.0 * jax.vmap(lambda k: jax.random.bernoulli(k, 0.5, (HIDDEN,)))(keys)
         return constrain(h @ p["out"]["kernel"], BATCH, None)
 
-    def flops(self, batch_spec):
-        return 6.0 * batch_spec["x"].shape[0] * (WIDTH * HIDDEN + HIDDEN * HIDDEN)
+    def forward_flops(self, batch_spec):
+        return {self.name: 2.0 * batch_spec["x"].shape[0] * (WIDTH * HIDDEN + HIDDEN * HIDDEN)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +107,8 @@ class TeacherQueue(Miniature):
         return Loss({"contrast": term}, rows={"keys": k})
 
     def update_extra(self, extra, params, loss, ctx):
-        queue, cursor = momentum.push(extra["queue"], extra["cursor"], loss.rows["keys"])
-        return {"teacher": momentum.ema(extra["teacher"], params, 0.9), "queue": queue, "cursor": cursor}
+        queue, cursor = teacher.push(extra["queue"], extra["cursor"], loss.rows["keys"])
+        return {"teacher": teacher.ema(extra["teacher"], params, 0.9), "queue": queue, "cursor": cursor}
 
     def variables(self, params, extra, which="online"):
         return {"params": extra["teacher"]} if which == "teacher" else super().variables(params, extra, which)
@@ -130,7 +133,7 @@ class BatchStatistics(Miniature):
         return Loss({"error": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())}, stats=moments)
 
     def update_extra(self, extra, params, loss, ctx):
-        return momentum.ema(extra, dict(loss.stats), 0.9)
+        return teacher.ema(extra, dict(loss.stats), 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,9 @@ class CoupledStatistics(BatchStatistics):
     """The same with its BatchNorm declared inside the encoder: it cannot be cut into microbatches."""
 
     full_batch = False
-    has_batch_norm = True
+
+    def has_batch_norm(self, frozen=()):
+        return self.name not in frozen
 
     def loss(self, params, extra, batch, ctx):
         return self.full_batch_loss(params, extra, self.features(params, batch["x"]), batch, ctx)

@@ -14,7 +14,6 @@ Every call returns (pooled [B, D], intermediates): a dict of "patches" [B, n, D]
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -37,8 +36,6 @@ class ViT(Architecture, kw_only=True):
         registers; both after the last norm (big_vision's "gap"; MAE's fine-tuning norms after the mean).
     registers: tokens without a position that are read by nobody afterwards (Darcet et al. 2023, section 2.2).
     token_std: of the class token and the registers at first; 0.02 in MAE, 1e-6 in MoCo v3 and DINOv2.
-    frozen_patches: no gradient reaches the patch projection (MoCo v3, section 4.2: stop_grad_conv1). An optimizer with
-        weight decay would still shrink it: name `embed/` in the optimizer's `freeze` as well.
     remat, scan: see Stack.
     """
 
@@ -56,7 +53,6 @@ class ViT(Architecture, kw_only=True):
     pool: str = "class"
     registers: int = 0
     token_std: float = 0.02
-    frozen_patches: bool = False
     remat: str = "none"
     scan: bool = True
 
@@ -98,7 +94,7 @@ class ViT(Architecture, kw_only=True):
         # Patches are chosen before they are embedded: a quarter of the product, and no scatter in the backward pass.
         x = taken(patchify(images, self.patch))
         x = Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="embed")(x)
-        x = constrain(jax.lax.stop_gradient(x) if self.frozen_patches else x, BATCH, None, None)
+        x = constrain(x, BATCH, None, None)
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)

@@ -34,17 +34,22 @@ def report(experiment: Experiment) -> str:
     state = program.state
 
     table = [("parameter", "shape", "dtype", "sharding", "count")]
-    for name, x in trees.named_leaves(state.params):
-        table.append((name, _list(x.shape), str(x.dtype), _list(x.sharding.spec) or "-", f"{x.size:,}"))
-    total = sum(x.size for x in jax.tree.leaves(state.params))
+    for tree, remark in ((state.params, ""), (state.frozen, " frozen")):
+        for name, x in trees.named_leaves(tree):
+            table.append((name, _list(x.shape), str(x.dtype), _list(x.sharding.spec) or "-", f"{x.size:,}{remark}"))
+    total, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.all_params, state.params))
     devices = f"{mesh.size} {'device' if mesh.size == 1 else 'devices'} ({experiment.mesh})"
-    lines = [*_columns(table), "", f"{total:,} parameters on {devices}; each device and step:"]
+    lines = [
+        *_columns(table),
+        "",
+        f"{total:,} parameters{_trained(trained, total)} on {devices}; each device and step:",
+    ]
 
-    table = [("phase", "params", "optimizer", "extra", "batch", "activations", "sum", "model FLOPs of all")]
+    table = [("phase", "params", "frozen", "optimizer", "extra", "batch", "activations", "sum", "model FLOPs of all")]
     for phase, batch in program.batch.items():
-        sizes = [*map(bytes_on_device, (state.params, state.opt_state, state.extra, batch))]
+        sizes = [*map(bytes_on_device, (state.params, state.frozen, state.opt_state, state.extra, batch))]
         sizes.append(program.compile(phase).memory_analysis().temp_size_in_bytes)
-        flops = experiment.objective.flops(batch)
+        flops = experiment.objective.flops(batch, state.frozen_modules)
         table.append((phase, *map(readable, sizes), readable(sum(sizes)), f"{flops:.4g}"))
     platform = mesh.devices.flat[0].platform
     lines += [
@@ -52,6 +57,10 @@ def report(experiment: Experiment) -> str:
         f"(activations: all that lives within a step, gradients too, as compiled for {platform})",
     ]
     return "\n".join(lines)
+
+
+def _trained(trained, total):
+    return "" if trained == total else f" ({trained:,} trained, {100 * trained / total:.3g} %)"
 
 
 def bytes_on_device(tree) -> int:

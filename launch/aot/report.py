@@ -47,7 +47,13 @@ def compile_phase(program, phase, topology):
     computed twice (remat) and what is padding. A program that the compiler finds too large has only its bytes.
     """
     state, batch = program.state, program.batch[phase]
-    kinds = {"params": state.params, "optimizer": state.opt_state, "extra": state.extra, "batch": batch}
+    kinds = {
+        "params": state.params,
+        "frozen": state.frozen,
+        "optimizer": state.opt_state,
+        "extra": state.extra,
+        "batch": batch,
+    }
     arguments = {kind: bytes_on_device(tree) for kind, tree in kinds.items()}
     chip = topology.chip
     found = {
@@ -57,7 +63,7 @@ def compile_phase(program, phase, topology):
         "arguments": sum(arguments.values()),
         "arguments_by_kind": arguments,
         "temporaries": None,
-        "flops": program.experiment.objective.flops(batch),
+        "flops": program.experiment.objective.flops(batch, program.state.frozen_modules),
     }
     start = time.perf_counter()
     try:
@@ -154,7 +160,7 @@ def _advice(experiment, found, topology):
     listed = ", ".join(f"{kind} {readable(size)}" for kind, size in sizes.items())
     yield f"{readable(found['bytes_per_chip'])} a chip, and it has {readable(found['hbm_per_chip'])}: {listed}"
     changes = []
-    if largest in ("params", "optimizer", "extra"):
+    if largest in ("params", "frozen", "optimizer", "extra"):
         if mesh_shape(experiment.mesh, topology.chips)["data"] > 1:
             changes.append("shard the state over every chip: --mesh=data:1,fsdp:-1")
         if largest == "optimizer":
@@ -175,7 +181,7 @@ def _advice(experiment, found, topology):
 
 def _parts(experiment, ways, found):
     """So many microbatches as may fit, by doubling, or as many as the rows allow; None where none can be cut."""
-    if experiment.objective.has_batch_norm:
+    if experiment.objective.has_batch_norm():
         return None
     parts, least = None, found["temporaries"] / max(found["hbm_per_chip"] - found["arguments"], 1)
     more = 2 * experiment.microbatches

@@ -24,13 +24,13 @@ class Evaluation:
 
         'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
         """
-        sums = {}
+        sums, params = {}, state.all_params
         with jax.set_mesh(self._program.mesh):
             for phase in self._data.valid:
                 for batch in self._data.batches(phase, self._program.rows()):
                     if abandon():
                         return None
-                    metrics = self._step(phase)(state.params, state.extra, self._program.put(batch, phase))
+                    metrics = self._step(phase)(params, state.extra, self._program.put(batch, phase))
                     sums = merge(sums, jax.device_get(metrics))
             means = {name: mean(*pair) for name, pair in sums.items()}
             terms = [name for name in means if name.startswith("loss/")]
@@ -40,7 +40,7 @@ class Evaluation:
             artefacts = []
             objective = self._experiment.objective
             for evaluator in self._experiment.evaluators:
-                variables = objective.variables(state.params, state.extra, self._which)
+                variables = objective.variables(params, state.extra, self._which)
                 more, shown = evaluator.run(objective, variables, self._data)
                 named |= more
                 artefacts += shown

@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+    """Where parameters of a new run come from.
+
+    path: a run directory, one checkpoint in it (DIR/checkpoints/120), or a directory of the transformers library's
+        save_pretrained; a path or a URL.
+    rename: ((regex, replacement), ...) on the names of its leaves, 'a/b/kernel': the first whose regex is found
+        rewrites the name as re.sub does. (('^model/', 'text/'),) makes a text model the text tower.
+    strict: all that is there has to have its place and shape in the model; and where every source is strict, all of
+        the model has to come from them. False takes what fits by name and shape: an encoder under another head.
+    """
+
+    path: str
+    rename: tuple[tuple[str, str], ...] = ()
+    strict: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run, apart from the machine it runs on. Periods are in steps.
 
@@ -27,6 +44,9 @@ class Experiment:
         seed: of parameters, of the order of examples, of masks and dropout.
         clip: largest global norm of a gradient; None never clips.
         ema: decay of the average of weights (float or Schedule); None keeps no average.
+        freeze: ((regex, bool), ...) on parameters' names, the first match counts: what is True is not trained. It has
+            no gradient, no part in clipping and no decay, no optimizer state and no average, and is saved once.
+        init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.
         eval_every, eval_batches: an evaluation each so many steps, on at most so many validation batches.
@@ -45,6 +65,8 @@ class Experiment:
     seed: int = 0
     clip: float | None = 1.0
     ema: "float | Schedule | None" = None
+    freeze: tuple[tuple[str, bool], ...] = ()
+    init: tuple[Init, ...] = ()
     evaluators: tuple[Any, ...] = ()
     log_every: int = 10
     eval_every: int = 1000
@@ -83,7 +105,6 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"choose a multiple of {e.microbatches}"
         )
     yield from _mesh_problems(e, device_count)
-    yield from _locked_problems(e)
     tokenizer = str(getattr(e.data, "tokenizer", ""))
     if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
         from t5like.tokenizer import ByteTokenizer
@@ -98,6 +119,7 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     from jax.sharding import AbstractMesh
 
     from launch.run.mesh import AXES, mesh_shape
+    from paradigm import trees
     from paradigm.partition import shardings
 
     try:
@@ -114,25 +136,11 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"{shape['fsdp']} devices: choose a multiple of {ways * max(e.microbatches, 1)}, or another --mesh"
         )
     try:
-        shardings(abstract_params(e.objective), e.objective.partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+        params = abstract_params(e.objective)
+        shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+        trees.split(params, e.freeze)
     except UserError as error:
         yield str(error)
-
-
-def _locked_problems(e: Experiment) -> Iterator[str]:
-    """Locked parameters have no gradient, but the optimizer's weight decay would still shrink them."""
-    from paradigm import trees
-
-    if not (e.objective.locked and e.optimizer.weight_decay):
-        return
-    parts = [f"{part}/" for part in e.objective.locked]
-    names = [name for name, _ in trees.named_leaves(abstract_params(e.objective)) if name.startswith(tuple(parts))]
-    if not all(trees.first_match(e.optimizer.freeze, name, False) for name in names):
-        freeze = tuple((f"^{part}", True) for part in parts)
-        yield (
-            f"{' and '.join(e.objective.locked)} is locked, but weight decay would shrink it: set "
-            f"{type(e.optimizer).__name__}.freeze = {freeze}"
-        )
 
 
 def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:

@@ -1,7 +1,10 @@
-"""The state that a run begins with: from its own checkpoint, from another run's, or drawn."""
+"""The state that a run begins with: from its own checkpoint, from other runs' or others' weights, or drawn."""
 
 import functools
+import re
 
+from launch.run import pretrained
+from launch.run.experiment import Init
 from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
 from paradigm import rng, trees
@@ -18,62 +21,129 @@ def make_state(experiment, given=None, stats=None):
     taken = lambda given: lambda name, x: given.get(name, x)
     if given is not None:
         params = trees.named_map(taken(given), e.objective.init(rng.key(e.seed, "params")))
-    state = init_state(e.objective, e.optimizer, e.seed, e.ema, params)
+    state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze)
     if stats:
         state.extra["batch_stats"] = trees.named_map(taken(stats), state.extra["batch_stats"])
     return state
 
 
-def initial_state(program, checkpoints, init_from=None, init_partly_from=None):
-    """What a call of `train` begins with: this run's newest checkpoint > init_from or init_partly_from > scratch.
+def sources(experiment, init_from=None, init_partly_from=None):
+    """The Inits of a new run: the experiment's, or what a flag is short for. Raises UserError for two of them."""
+    given = {
+        "Experiment.init": experiment.init,
+        f"--init_from={init_from}": (Init(init_from),) if init_from else (),
+        f"--init_partly_from={init_partly_from}": (Init(init_partly_from, strict=False),) if init_partly_from else (),
+    }
+    named = [name for name, inits in given.items() if inits]
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)}: give one of them; Experiment.init takes several sources")
+    return given[named[0]] if named else ()
+
+
+def initial_state(program, checkpoints, inits=()):
+    """What a call of `train` begins with: this run's newest checkpoint > inits > scratch.
 
     Args:
-        program: launch.run.program.Program. checkpoints: this run's.
-        init_from, init_partly_from: as `launch.run.loop.train` takes them.
+        program: launch.run.program.Program. checkpoints: this run's. inits: a tuple of Init.
 
     Returns:
         (function that makes the state, meta as a checkpoint has it, a line that says where the state is from).
 
     Raises:
-        UserError: no checkpoint there, parameters that do not fit, or locked ones that nothing gives.
+        UserError: nothing there, parameters that do not fit, two sources for one, or a frozen module that none gives.
     """
     fresh = {"data": None, "progress": {"logged": 0, "evaluated": 0, "window": {}}}
-    flag = f"--init_from={init_from}" if init_from else f"--init_partly_from={init_partly_from}"
     restored = checkpoints.restore(program.state)
     if restored is not None:
         state, meta = restored
-        also = f" ({flag} is for new runs)" if init_from or init_partly_from else ""
+        also = f" ({', '.join(init.path for init in inits)} is for new runs)" if inits else ""
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
-    objective = program.experiment.objective
-    if init_from is None and init_partly_from is None:
-        if objective.locked:
+    wanted = dict(trees.named_leaves(program.state.all_params))
+    wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
+    given, stats, lines = {}, {}, []
+    for init in inits:
+        found, found_stats, where = _read(init)
+        matched, line = _matched(init, found, wanted, where, alone=len(inits) == 1)
+        if twice := sorted(set(matched) & set(given)):
+            others = " and ".join(other.path for other in inits)
             raise UserError(
-                f"{', '.join(objective.locked)} is locked, and without --init_partly_from=DIR it would stay as it was "
-                "drawn: give the run that it comes from"
+                f"Experiment.init: {twice[0]} is in both of {others}: rename or leave it out in one of them"
             )
+        given |= {name: x.astype(wanted[name].dtype) for name, x in matched.items()}
+        # Running statistics belong to the parameters that were trained with them.
+        stats |= {n: x for n, x in found_stats.items() if n in wanted_stats and wanted_stats[n].shape == x.shape}
+        lines.append(line)
+    missing = [name for name in wanted if name not in given]
+    if len(inits) > 1 and missing and all(init.strict for init in inits):
+        lacking = f"{missing[0]}{_more(missing)}"
+        raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
+    _refuse_drawn(program.state.frozen_modules, missing, inits)
+    if not inits:
         return program.init, fresh, "started from scratch"
-    path, step = filesystem.as_path(init_from or init_partly_from), None
+    return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
+
+
+def _read(init):
+    """({name: array}, the same of batch statistics, what to call it) of a source, renamed."""
+    path, step = filesystem.as_path(init.path), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
-    found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
-    if found is None:
-        raise UserError(f"{flag}: no checkpoint there; give a run directory or its checkpoints/STEP")
-    step, arrays, _ = found
-    where, matched = f"{flag} (step {step})", "the parameters"
-    if init_from:
-        given = dict(trees.named_leaves(trees.merge_strict(program.state.params, arrays["params"], where)))
+    if pretrained.is_pretrained(path):
+        params, stats, where = pretrained.read(path)[1], {}, f"{init.path}"
     else:
-        merged, report = trees.merge_partial(program.state.params, objective.adopt(arrays["params"]), where)
-        given = {name: x for name, x in trees.named_leaves(merged) if name in report.matched}
-        locked = tuple(f"{part}/" for part in objective.locked)
-        if lost := [name for name in report.missing if name.startswith(locked)]:
+        found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
+        if found is None:
             raise UserError(
-                f"{where} lacks {lost[0]} and {len(lost) - 1} more of what is locked, or has them of other shapes: "
-                "build the locked tower with the settings of that run"
+                f"{init.path}: no checkpoint there; give a run directory, its checkpoints/STEP, or a directory of the "
+                "transformers library's save_pretrained"
             )
-        matched = f"matching parameters ({report})"
-    # Running statistics belong to the parameters that were trained with them.
-    wanted = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
-    have = dict(trees.named_leaves(arrays.get("extra", {}).get("batch_stats", {})))
-    stats = {name: x for name, x in have.items() if name in wanted and wanted[name].shape == x.shape}
-    return functools.partial(program.init, given, stats), fresh, f"started from {matched} of {path} at step {step}"
+        step, arrays, _ = found
+        params, stats = arrays["params"], arrays.get("extra", {}).get("batch_stats", {})
+        where = f"{path} at step {step}"
+    for pattern, _ in init.rename:
+        if not any(re.search(pattern, name) for name, _ in trees.named_leaves(params)):
+            raise UserError(f"Experiment.init: rename {pattern!r} matches no parameter of {where}: correct it")
+    return _renamed(init, params), _renamed(init, stats), where
+
+
+def _renamed(init, tree):
+    def new(name):
+        for pattern, replacement in init.rename:
+            if re.search(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return name
+
+    return {new(name): x for name, x in trees.named_leaves(tree)}
+
+
+def _matched(init, found, wanted, where, alone):
+    """({name: array} that this source gives, what to tell of it). Raises UserError where it does not fit."""
+    if init.strict:
+        mine = wanted if alone else {name: wanted[name] for name in found if name in wanted}
+        trees.merge_strict(trees.nested(mine), trees.nested(found), where)
+        return found, f"the parameters of {where}"
+    _, report = trees.merge_partial(trees.nested(wanted), trees.nested(found), where)
+    for kind in ("missing", "unexpected"):
+        names = getattr(report, kind)
+        if names:
+            print(f"{where}: {kind} {', '.join(names[:3])}{_more(names[2:])}", flush=True)
+    return {name: found[name] for name in report.matched}, f"matching parameters ({report}) of {where}"
+
+
+def _refuse_drawn(frozen_modules, missing, inits):
+    """Raises UserError where a module of which nothing is trained would stay as it was drawn, wholly or in part."""
+    lost = [name for name in missing if name.split("/")[0] in frozen_modules]
+    if lost and not inits:
+        raise UserError(
+            f"{', '.join(frozen_modules)} is frozen, and without Experiment.init or --init_partly_from=DIR it would "
+            "stay as it was drawn: give the run that it comes from"
+        )
+    if lost:
+        raise UserError(
+            f"{' and '.join(init.path for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has them "
+            "of other shapes: build the frozen module with the settings of that run"
+        )
+
+
+def _more(names):
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -23,7 +23,7 @@ from launch.run.data import Data
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import flatten, validate
-from launch.run.initial import initial_state
+from launch.run.initial import initial_state, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program
@@ -62,9 +62,9 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
         experiment: an Experiment.
         workdir: the run directory, a path or gs://BUCKET/RUN.
         config: the experiment as gin text, kept as config.gin and in every checkpoint.
-        init_from: a run directory, or one checkpoint in it, whose params a NEW run starts with. Order: this run's own
-            checkpoint, then init_from, then scratch.
-        init_partly_from: the same, but parameters are taken where name and shape agree (an encoder under another head).
+        init_from: short for the experiment's init = (Init(init_from),): where a NEW run's parameters come from. Order:
+            this run's own checkpoint, then init, then scratch.
+        init_partly_from: short for Init(init_partly_from, strict=False).
         profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
         step_timeout: seconds until a step that hangs ends the process (launch.run.watchdog); 0 waits for ever.
 
@@ -82,17 +82,18 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
                 validate(experiment, jax.device_count())
+                inits = sources(experiment, init_from, init_partly_from)
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
                 run_directory.claim(files, config)
                 peers.share(files.workdir)
-                return _train(experiment, files, config, (init_from, init_partly_from), profile, watch, closing)
+                return _train(experiment, files, config, inits, profile, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, files, config, sources, profile, watch, closing):
+def _train(experiment, files, config, inits, profile, watch, closing):
     workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
@@ -107,7 +108,7 @@ def _train(experiment, files, config, sources, profile, watch, closing):
     compiling, making = _background(closing), _background(closing)
     in_turn = sorted(program.batch, key=lambda phase: phase != first)
     executables = {phase: compiling.submit(program.compile, phase) for phase in in_turn}
-    make_state, meta, source = initial_state(program, checkpoints, *sources)
+    make_state, meta, source = initial_state(program, checkpoints, inits)
     made = making.submit(make_state)
     data = Data(experiment, files.local / "data")
 
@@ -129,8 +130,9 @@ def _train(experiment, files, config, sources, profile, watch, closing):
         files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
     )
     closing.callback(writers.close)
-    count = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
-    writers.say(f"{source} · {count:,} parameters · {workdir}")
+    count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
+    trained = "" if trained == count else f", {trained:,} of them trained"
+    writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()

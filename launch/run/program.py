@@ -27,7 +27,7 @@ class Program:
         self.experiment, self.mesh = experiment, mesh
         objective = experiment.objective
         shapes = jax.eval_shape(lambda: make_state(experiment))
-        self.shardings = partition.state_shardings(shapes, objective.partition_rules, mesh)
+        self.shardings = partition.state_shardings(shapes, objective.all_partition_rules, mesh)
         self.state = _placed(shapes, self.shardings)
         specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
         self.batch = {phase: _placed(spec, partition.batch_shardings(spec, mesh)) for phase, spec in specs.items()}
@@ -38,7 +38,7 @@ class Program:
         with jax.set_mesh(self.mesh):
             if given is None:
                 return jax.jit(make, out_shardings=self.shardings)()
-            places = dict(trees.named_leaves(self.shardings.params))
+            places = dict(trees.named_leaves(self.shardings.all_params))
             given = jax.device_put(given, {name: places[name] for name in given})
             return jax.jit(make, out_shardings=self.shardings)(given, stats or {})
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import gin
 
-from launch.run.experiment import Experiment
+from launch.run.experiment import Experiment, Init
 from paradigm.errors import UserError
 
 # Each says in its CONFIGURABLE what gin files may name; besides, all of its objectives can be named.
@@ -83,6 +83,7 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     """Parses each (text, origin), then the bindings, and builds the Experiment."""
     gin.clear_config()
     register(Experiment)
+    register(Init)
     for package in PACKAGES:
         for module, names in importlib.import_module(package).CONFIGURABLE.items():
             for name in names:

@@ -28,7 +28,8 @@ class StepMetrics:
         self._bad_in_a_row = bad_in_a_row
         self._late = 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else 1
         self._pending = collections.deque()
-        self._flops = {phase: experiment.objective.flops(spec) for phase, spec in program.batch.items()}
+        frozen = program.state.frozen_modules
+        self._flops = {phase: experiment.objective.flops(spec, frozen) for phase, spec in program.batch.items()}
         self._throughput = {phase: experiment.objective.throughput(spec) for phase, spec in program.batch.items()}
         self._peak = None
         self._read_until = step

@@ -3,6 +3,8 @@
     checkpoints/120/state/...       the arrays, as Orbax writes them
     checkpoints/120/manifest.json   size and sha256 of every file above, metrics, and `meta`, with which a run goes on
     checkpoints/130.tmp/...         being written, or interrupted; nobody ever reads it
+    frozen/0/...                    the parameters that are not trained, alike; written once, and every checkpoint names
+                                    the digest of its manifest
 
 Orbax writes into N.tmp in the background. When it has committed, every file is flushed and hashed, the manifest is
 written last, and a rename to N is the commit (in a bucket, which has no rename, the manifest: filesystem.py has both).
@@ -32,6 +34,7 @@ from paradigm.errors import UserError
 from paradigm.storage import is_transient, retry
 
 STATE = "state"
+FROZEN = "frozen"  # of a state: what is not trained; and the directory beside the checkpoints where that is kept
 LOST = 3  # so many saves in a row that transient errors lost end a run
 MARGIN = 1 << 20  # bytes, for what Orbax writes beside the arrays
 
@@ -62,6 +65,7 @@ class Checkpoints:
         self._current = None  # the step that was restored or saved last: saving it again would change nothing
         self._verified, self._damaged = set(), set()
         self._thread, self._error, self._lost = None, None, 0
+        self._frozen = None  # the Checkpoints of what is not trained, when there is some
 
     def save(self, step, state, meta, metrics=None):
         """Starts to save and returns; the buffers of `state` may be donated at once.
@@ -70,7 +74,7 @@ class Checkpoints:
 
         Args:
             step: how many steps `state` has behind it.
-            state: any tree of arrays.
+            state: any tree of arrays; what is below `frozen` is written once for all checkpoints.
             meta: a dict for JSON; what `restore` hands back. It should let a reader rebuild the objective.
             metrics: {name: float}, for choosing the best.
 
@@ -88,7 +92,10 @@ class Checkpoints:
         facts = {"step": step, "best_by": self._best_by, "metrics": metrics, "meta": meta}
         facts = json.loads(json.dumps(facts))  # what cannot be written fails here, not in the background
         tree = _nested(state, _array)
+        frozen = tree.pop(FROZEN, None)
         try:
+            if frozen:
+                self._beside.save(0, frozen, {})
             if step == self._current:
                 if metrics and jax.process_index() == 0:
                     manifest.amend(self.directory / str(step), facts)
@@ -149,6 +156,8 @@ class Checkpoints:
         finally:
             if "_io" in self.__dict__:
                 self.__dict__.pop("_io").close()
+            if self._frozen is not None:
+                self._frozen.close()
 
     def __enter__(self):
         return self
@@ -209,7 +218,21 @@ class Checkpoints:
         if found is None:
             return None
         path = self.directory / str(found)
-        _compare(dict(trees.named_leaves(abstract)), self._shapes(found), path)
+        abstract_leaves = _nested(abstract)
+        frozen = abstract_leaves.pop(FROZEN, None)
+        _compare(dict(trees.named_leaves(abstract_leaves)), self._shapes(found), path)
+        leaves = self._placed(path, abstract_leaves)
+        if frozen or self._digest_of_frozen(found):
+            leaves |= {f"{FROZEN}/{n}": x for n, x in self._whole(found).placed(0, frozen or {}).items()}
+        self._current = found
+        return trees.named_map(lambda name, _: leaves[name], abstract), self.meta(found)[0]
+
+    def placed(self, step, abstract):
+        """{name: array} of a step's leaves, each read into its sharding. Raises UserError where they differ."""
+        _compare(dict(trees.named_leaves(abstract)), self._shapes(step), self.directory / str(step))
+        return self._placed(self.directory / str(step), abstract)
+
+    def _placed(self, path, abstract):
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def how(x):
@@ -217,16 +240,14 @@ class Checkpoints:
             return _orbax().ArrayRestoreArgs(sharding=sharding, global_shape=x.shape, dtype=x.dtype)
 
         args = _orbax().args.PyTreeRestore(_nested(abstract), restore_args=_nested(abstract, how))
-        leaves = dict(trees.named_leaves(retry(lambda: self._io.restore(path / STATE, args=args))))
-        self._current = found
-        return trees.named_map(lambda name, _: leaves[name], abstract), self.meta(found)[0]
+        return dict(trees.named_leaves(retry(lambda: self._io.restore(path / STATE, args=args))))
 
     def arrays(self, step=None, only=None):
         """(step, nested dict of numpy arrays, meta) without knowing the model; None when there is no checkpoint.
 
         Args:
             step: as in `find`.
-            only: names of the trees to read, ("params",) for instance; None for all.
+            only: names of the trees to read, ("params",) for instance; None for all. `params` has the frozen ones too.
         """
         found = self.find(step)
         if found is None:
@@ -237,7 +258,38 @@ class Checkpoints:
         args = _orbax().args.PyTreeRestore(item, restore_args=how, partial_restore=True)
         place = self.directory / str(found) / STATE
         tree = retry(lambda: self._io.restore(place, args=args)) if shapes else {}
+        if self._digest_of_frozen(found) and (only is None or "params" in only):
+            tree["params"] = trees.merge(tree["params"], self._whole(found).arrays(0)[1])
         return found, tree, self.meta(found)[0]
+
+    def digest(self, step):
+        """The digest of a step's manifest, which names every byte of it."""
+        return manifest.digest(manifest.read(self.directory / str(step)))
+
+    @property
+    def _beside(self):
+        """The one checkpoint of what is not trained."""
+        if self._frozen is None:
+            self._frozen = Checkpoints(self.directory.parent / FROZEN, keep=1)
+        return self._frozen
+
+    def _digest_of_frozen(self, step):
+        return manifest.read(self.directory / str(step)).get(FROZEN)
+
+    def _whole(self, step):
+        """The same, verified to be what the checkpoint of this step was made with. Raises UserError otherwise."""
+        wanted, kept = self._digest_of_frozen(step), self._beside
+        if kept.find() is None or kept.digest(0) != wanted:
+            raise UserError(
+                f"{kept.directory} is not what checkpoint {step} was made with (digest {str(wanted)[:12]}): put back "
+                "the frozen parameters of this run"
+            )
+        kept.mark(0)
+        return kept
+
+    def mark(self, step):
+        """Takes a step for the one saved last: saving it again changes nothing."""
+        self._current = step
 
     @functools.cached_property
     def _io(self):
@@ -253,7 +305,11 @@ class Checkpoints:
         """In a thread: waits for Orbax, then commits what it wrote and removes what is no longer kept."""
         try:
             self._io.wait_until_finished()
+            if self._frozen is not None:
+                self._frozen.wait()
             if jax.process_index() == 0:
+                if self._frozen is not None:
+                    facts = {**facts, FROZEN: self._frozen.digest(0)}
                 self._before_commit()
                 manifest.write(self._store.unfinished(self.directory, step), facts)
                 self._store.commit(self.directory, step)

@@ -13,7 +13,7 @@ from launch.storage.filesystem import MANIFEST as NAME
 from paradigm.errors import UserError
 from paradigm.storage import retry
 
-FORMAT = 1
+FORMAT = 2  # 1: parameters and settings had other names
 CHUNK = 1 << 20  # bytes read at a time
 
 
@@ -72,6 +72,11 @@ def read(directory):
     version = content["format_version"]
     if version > FORMAT:
         raise UserError(f"{directory}: format {version}, and this version reads up to {FORMAT}: update paradigm")
+    if version < FORMAT:
+        raise UserError(
+            f"{directory}: format {version}, of an earlier version of paradigm whose parameters and settings had other "
+            "names: go on with that version, or have it write the weights with launch.convert and start from those"
+        )
     if str(content["step"]) != directory.name:
         raise Damaged(f"it holds step {content['step']}")
     return content

@@ -23,7 +23,8 @@ from paradigm import storage
 from paradigm.storage import retry
 
 STAGING = "~/.cache/paradigm/runs"
-APART = ("checkpoints", "data")  # the first is written straight into the bucket, the second stays on this machine
+# The first two are written straight into the bucket, the last stays on this machine.
+APART = ("checkpoints", "frozen", "data")
 
 _log = logging.getLogger(__name__)
 

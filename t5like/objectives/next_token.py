@@ -67,8 +67,8 @@ class NextToken(Objective):
             **rows_spec(batch_size),
         }
 
-    def init(self, key):
-        return self.model.init(key, jnp.ones((1, 8), jnp.int32))["params"]
+    def modules(self):
+        return {"model": (self.model, jnp.ones((1, 8), jnp.int32))}
 
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
@@ -82,10 +82,10 @@ class NextToken(Objective):
         inputs, positions = shift_documents(targets, batch["segments"])
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
         visible = batch["prefix"] + 1 if self.prefix else None
-        hidden, _ = self.model.apply(
-            {"params": params}, inputs, keys, batch["segments"], positions, visible, method="hidden"
-        )
-        kernel = self.model.output_kernel(params)
+        how = {"ctx": ctx, "method": "hidden"}
+        variables = self.variables(params, extra)
+        hidden, _, _ = self.apply("model", variables, inputs, keys, batch["segments"], positions, visible, **how)
+        kernel = self.model.output_kernel(params["model"])
         text_bytes = batch["text_bytes"] * batch["mask"]
         return score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
 
@@ -96,10 +96,8 @@ class NextToken(Objective):
     def throughput(self, batch_spec):
         return "tokens", batch_spec["tokens"].size
 
-    def flops(self, batch_spec):
-        return 3 * self.model.flops(
-            *batch_spec["tokens"].shape
-        )  # the backward pass is two products for each forward one
+    def forward_flops(self, batch_spec):
+        return {"model": self.model.flops(*batch_spec["tokens"].shape)}
 
 
 def shift_documents(tokens, segments):

@@ -73,8 +73,8 @@ class SpanCorruption(Objective):
             **rows_spec(batch_size),
         }
 
-    def init(self, key):
-        return self.model.init(key, jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32))["params"]
+    def modules(self):
+        return {"model": (self.model, (jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)))}
 
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
@@ -86,8 +86,9 @@ class SpanCorruption(Objective):
         targets, weights, is_text = self.scored(batch)
         decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))  # id 0 starts the decoder
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
-        hidden, _ = self.model.apply({"params": params}, batch["inputs"], decoder_inputs, keys, method="hidden")
-        kernel = self.model.output_kernel(params)
+        variables, how = self.variables(params, extra), {"ctx": ctx, "method": "hidden"}
+        hidden, _, _ = self.apply("model", variables, batch["inputs"], decoder_inputs, keys, **how)
+        kernel = self.model.output_kernel(params["model"])
         text_bytes = batch["text_bytes"] * batch["mask"]
         return score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
 
@@ -98,6 +99,6 @@ class SpanCorruption(Objective):
     def throughput(self, batch_spec):
         return "tokens", batch_spec["inputs"].size + batch_spec["targets"].size
 
-    def flops(self, batch_spec):
+    def forward_flops(self, batch_spec):
         (batch, source), (_, length) = batch_spec["inputs"].shape, batch_spec["targets"].shape
-        return 3 * self.model.flops(batch, source, length)  # the backward pass is two products for each forward one
+        return {"model": self.model.flops(batch, source, length)}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from paradigm import momentum, trees
+from paradigm import teacher, trees
 from paradigm.errors import UserError
 
 TREE = {"a": {"kernel": np.ones((2, 3), np.float32)}, "layers": {"bias": np.zeros((4, 3), np.float32)}}
@@ -49,7 +49,7 @@ def test_partial_merge_reports_and_refuses_nothing_matched():
 
 def test_queue_is_a_ring():
     queue, cursor = np.zeros((6, 2), np.float32), np.int32(4)
-    queue, cursor = momentum.push(queue, cursor, np.ones((2, 2), np.float32))
+    queue, cursor = teacher.push(queue, cursor, np.ones((2, 2), np.float32))
     assert cursor == 0 and queue[4:].min() == 1 and queue[:4].max() == 0
     with pytest.raises(ValueError, match="queue of 6 is not a multiple of the batch of 4"):
-        momentum.push(queue, cursor, np.ones((4, 2)))
+        teacher.push(queue, cursor, np.ones((4, 2)))

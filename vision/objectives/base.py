@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm import momentum, rng, trees
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.partition import PARTITION_RULES
 from vision.preprocess import PreprocessImage
@@ -53,42 +52,12 @@ class ImageObjective(Objective):
         }
 
     def modules(self):
-        """name -> (module, an example of its input, or a tuple of inputs): what `init` makes, a tree for each."""
         size = self.views[0].size
         return {"encoder": (self.encoder, jnp.zeros((1, size, size, self.encoder.channels)))}
 
-    def init(self, key):
-        return {name: v["params"] for name, v in self._first(key).items()}
-
-    def init_extra(self, params, key):
-        """{"batch_stats": running moments by module} where there is BatchNorm, else {}."""
-        stats = {name: v["batch_stats"] for name, v in self._first(key).items() if "batch_stats" in v}
-        return {"batch_stats": stats} if stats else {}
-
-    def _first(self, key):
-        """name -> the module's first variables."""
-        first = lambda name, module, x: module.init(rng.fold(key, name), *(x if isinstance(x, tuple) else (x,)))
-        return {name: first(name, *pair) for name, pair in self.modules().items()}
-
-    def apply(self, name, params, stats, x, ctx, **how):
-        """(output, intermediates, moments) of one module of this objective's, in training or in evaluation.
-
-        params, stats: trees by module name (the teacher's, perhaps); stats is {} where there is no BatchNorm.
-        moments: {"NAME/.../mean": array} of this batch, for Loss.stats; {} in evaluation.
-        """
-        module, variables = self.modules()[name][0], own(name, {"params": params, "batch_stats": stats})
-        if not ctx.train or "batch_stats" not in variables:
-            return *module.apply(variables, x, **how), {}
-        (output, intermediates), seen = module.apply(variables, x, train=True, mutable=["moments"], **how)
-        return output, intermediates, {f"{name}/{path}": m for path, m in trees.named_leaves(seen["moments"])}
-
-    def variables(self, params, extra, which="online"):
-        variables = super().variables(params, extra, which)
-        return {**variables, "batch_stats": extra["batch_stats"]} if "batch_stats" in extra else variables
-
     def features(self, variables, images):
         """float32 [B, H, W, C], normalised -> (pooled [B, D], intermediates): the encoder in evaluation."""
-        return self.encoder.apply(own("encoder", variables), images)
+        return self.apply("encoder", variables, images)[:2]
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""
@@ -100,13 +69,3 @@ class ImageObjective(Objective):
 
     def throughput(self, batch_spec):
         return "images", batch_spec["mask"].size
-
-
-def own(name, variables):
-    """A module's part of each collection: {"params": {name: x}} -> {"params": x}."""
-    return {kind: tree[name] for kind, tree in variables.items() if name in tree}
-
-
-def update_batch_stats(batch_stats, moments, decay=0.9):
-    """Running statistics moved towards a batch's moments (PyTorch's BatchNorm momentum of 0.1, TensorFlow's of 0.9)."""
-    return momentum.ema(batch_stats, trees.nested(moments), decay)

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
-from vision.objectives.base import ImageObjective, update_batch_stats
+from vision.objectives.base import ImageObjective
 
 
 class Linear(nn.Module):
@@ -36,17 +36,13 @@ class Classify(ImageObjective):
     classes: int
     smoothing: float = 0.0
 
-    @property
-    def has_batch_norm(self):
-        return self.encoder.has_batch_norm
-
     def modules(self):
         return {**super().modules(), "classifier": (Linear(self.classes), jnp.zeros((1, self.encoder.features)))}
 
     def logits(self, variables, images):
         """Normalised images [B, H, W, C] -> float32 [B, classes], in evaluation."""
         pooled, _ = self.features(variables, images)
-        return Linear(self.classes).apply({"params": variables["params"]["classifier"]}, pooled)[0]
+        return self.apply("classifier", variables, pooled)[0]
 
     def loss(self, params, extra, batch, ctx):
         if ctx.train:
@@ -54,9 +50,9 @@ class Classify(ImageObjective):
         else:
             images = self.view(batch)
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
-        stats = extra.get("batch_stats", {})
-        pooled, _, moments = self.apply("encoder", params, stats, images, ctx, keys=keys)
-        logits, _, _ = self.apply("classifier", params, stats, pooled, ctx)
+        variables = self.variables(params, extra)
+        pooled, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
+        logits, _, _ = self.apply("classifier", variables, pooled, ctx=ctx)
         weights = batch["mask"] * (batch["label"] >= 0)
         at = jnp.where(batch["label"] >= 0, batch["label"], 0)
         logs = jax.nn.log_softmax(logits)
@@ -66,11 +62,6 @@ class Classify(ImageObjective):
         term = Term(jnp.sum(nll * weights), weights.sum())
         return Loss({"labels": term}, {"accuracy": (hits.sum(), weights.sum())}, stats=moments)
 
-    def update_extra(self, extra, params, loss, ctx):
-        if "batch_stats" not in extra:
-            return extra
-        return {**extra, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
-
-    def flops(self, batch_spec):
+    def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
-        return 3.0 * (self.encoder.flops(rows) + 2 * rows * self.encoder.features * self.classes)
+        return {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * self.encoder.features * self.classes}

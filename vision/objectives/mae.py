@@ -20,7 +20,7 @@ from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
 from paradigm.partition import BATCH, constrain
-from vision.objectives.base import ImageObjective, own
+from vision.objectives.base import ImageObjective
 from vision.patches import patchify, sincos, unpatchify
 
 
@@ -107,9 +107,9 @@ class MAE(ImageObjective):
 
     def predict(self, variables, images, ids_shuffle):
         """[B, H, W, C], ids_shuffle [B, N] (see `shuffle`) -> the masked patches' predicted pixels [B, N - n, P]."""
-        _, intermediates = self.encoder.apply(own("encoder", variables), images, keep=ids_shuffle[:, : self.kept])
+        _, intermediates, _ = self.apply("encoder", variables, images, keep=ids_shuffle[:, : self.kept])
         latent = jnp.concatenate([intermediates["class"][:, None], intermediates["patches"]], 1)
-        return self.decoder.apply(own("decoder", variables), latent, ids_shuffle)
+        return self.apply("decoder", variables, latent, ids_shuffle)[0]
 
     def target(self, images, ids_shuffle):
         """(target [B, N - n, P], mean, deviation [B, N - n, 1]): target * deviation + mean are the masked pixels."""
@@ -127,7 +127,7 @@ class MAE(ImageObjective):
         else:
             images = self.view(batch)
         ids_shuffle = self.shuffle(ctx.keys("mask", batch["index"]))
-        predicted = self.predict({"params": params}, images, ids_shuffle).astype(jnp.float32)
+        predicted = self.predict(self.variables(params, extra), images, ids_shuffle).astype(jnp.float32)
         target, _, _ = self.target(images, ids_shuffle)
         error = jnp.square(predicted - target).mean((1, 2))
         return Loss({"pixels": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())})
@@ -150,15 +150,9 @@ class MAE(ImageObjective):
         }
         return {name: unpatchify(x, self.encoder.patch, images.shape[1:]) for name, x in shown.items()}
 
-    def flops(self, batch_spec):
-        rows = batch_spec["mask"].size
-        encoder, decoder, pixels = (
-            self.encoder,
-            self.decoder.stack(parent=None),
-            self.encoder.patch**2 * self.encoder.channels,
-        )
-        forward = encoder.flops(rows, self.kept)
-        forward += 2 * rows * (1 + self.kept) * encoder.d_model * self.decoder_width
-        forward += decoder.flops(rows, 1 + self.patches)
-        forward += 2 * rows * (self.patches - self.kept) * self.decoder_width * pixels
-        return 3.0 * forward
+    def forward_flops(self, batch_spec):
+        rows, pixels = batch_spec["mask"].size, self.encoder.patch**2 * self.encoder.channels
+        decoder = 2 * rows * (1 + self.kept) * self.encoder.d_model * self.decoder_width
+        decoder += self.decoder.stack(parent=None).flops(rows, 1 + self.patches)
+        decoder += 2 * rows * (self.patches - self.kept) * self.decoder_width * pixels
+        return {"encoder": self.encoder.flops(rows, self.kept), "decoder": decoder}

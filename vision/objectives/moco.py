@@ -15,13 +15,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm import momentum, rng
+from paradigm import rng
 from paradigm.contrastive import info_nce
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Loss, Term
-from paradigm.schedule import Schedule, as_schedule
+from paradigm.schedule import Schedule
+from paradigm.teacher import Teacher, push
 from vision.heads import Head, embedding_std, l2_normalize
-from vision.objectives.base import update_batch_stats
 from vision.objectives.two_views import TwoViews, prefixed
 
 
@@ -39,6 +39,10 @@ class _MoCo(TwoViews):
     output: int = 128
 
     hidden_layers = 0  # of the head
+
+    @property
+    def teacher(self):
+        return Teacher(self.momentum, ("encoder", "projector"))
 
     def __post_init__(self):
         if self.temperature <= 0:
@@ -64,25 +68,19 @@ class _MoCo(TwoViews):
         return super().batch_spec(batch_size, phase)
 
     def init_extra(self, params, key):
-        """teacher, queue and cursor; where the encoder has BatchNorm also batch_stats, the teacher's among them."""
-        stats = super().init_extra(params, key)
-        if stats:
-            stats["batch_stats"]["teacher"] = jax.tree.map(jnp.copy, stats["batch_stats"])
+        """The teacher, the queue and its cursor; batch_stats where the encoder has BatchNorm."""
         queue = l2_normalize(jax.random.normal(rng.fold(key, "queue"), (self.queue, self.output)))
-        teacher = jax.tree.map(jnp.copy, params)
-        return {"teacher": teacher, "queue": queue, "cursor": jnp.zeros((), jnp.int32), **stats}
+        return {**super().init_extra(params, key), "queue": queue, "cursor": jnp.zeros((), jnp.int32)}
 
-    def embed(self, params, stats, view, batch, ctx):
+    def embed(self, variables, view, batch, ctx):
         """(unit vectors [B, output], moments) of a view."""
-        pooled, moments = self.encode_views(params, stats, (view,), batch["index"], ctx, apart=True)
-        z, _, _ = self.apply("projector", params, stats, pooled[:, 0], ctx)
-        return l2_normalize(z), moments
+        pooled, moments = self.encode_views(variables, (view,), batch["index"], ctx, apart=True)
+        return l2_normalize(self.apply("projector", variables, pooled[:, 0], ctx=ctx)[0]), moments
 
     def loss(self, params, extra, batch, ctx):
         query, key = self.augment_views(batch, ctx)
-        stats = extra.get("batch_stats", {})
-        q, moments = self.embed(params, stats, query, batch, ctx)
-        k, seen = self.embed(extra["teacher"], stats.get("teacher", {}), key, batch, ctx)
+        q, moments = self.embed(self.variables(params, extra), query, batch, ctx)
+        k, seen = self.embed(extra["teacher"], key, batch, ctx)
         k, queue, mask = jax.lax.stop_gradient(k), extra["queue"], batch["mask"]
         nll, correct = info_nce(q, queue, 1.0 / self.temperature, positives=k)
         rows = mask.sum()
@@ -94,23 +92,13 @@ class _MoCo(TwoViews):
         return Loss({"contrast": term}, metrics, {"keys": k}, {**moments, **prefixed("teacher", seen)})
 
     def update_extra(self, extra, params, loss, ctx):
-        queue, cursor = momentum.push(extra["queue"], extra["cursor"], loss.rows["keys"])
-        teacher = momentum.ema(extra["teacher"], params, as_schedule(self.momentum)(ctx.step))
-        extra = {**extra, "teacher": teacher, "queue": queue, "cursor": cursor}
-        if "batch_stats" in extra:
-            extra["batch_stats"] = update_batch_stats(extra["batch_stats"], loss.stats)
-        return extra
+        queue, cursor = push(extra["queue"], extra["cursor"], loss.rows["keys"])
+        return {**super().update_extra(extra, params, loss, ctx), "queue": queue, "cursor": cursor}
 
-    def variables(self, params, extra, which="online"):
-        if which == "teacher":
-            stats = {"batch_stats": extra["batch_stats"]["teacher"]} if "batch_stats" in extra else {}
-            return {"params": extra["teacher"], **stats}
-        return super().variables(params, extra, which)
-
-    def flops(self, batch_spec):
+    def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
-        forward = self.encoder.flops(rows) + self.projector.flops(rows, self.encoder.features)
-        return 4.0 * forward + 3.0 * 2 * rows * self.output * self.queue  # the teacher goes forward only
+        heads = {"projector": self.projector.flops(rows, self.encoder.features)}
+        return {"encoder": self.encoder.flops(rows), **heads, "logits": 2 * rows * self.output * self.queue}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@
 
 The negatives are the other keys of the global batch; there is no queue. The teacher follows by
 m = 1 - (1 - 0.99) (1 + cos(pi t / total)) / 2. A ViT is stable with its patch projection as it was drawn
-(frozen_patches=True, section 4.2).
+(section 4.2): Experiment.freeze = (('^encoder/embed/', True),).
 """
 
 import dataclasses
@@ -13,16 +13,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm import momentum
 from paradigm.contrastive import info_nce
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
-from paradigm.schedule import Schedule, as_schedule
+from paradigm.schedule import Schedule
+from paradigm.teacher import Teacher
 from vision.heads import Head, embedding_std, l2_normalize
-from vision.objectives.base import update_batch_stats
 from vision.objectives.two_views import TwoViews, mean, prefixed
-
-TEACHER = ("encoder", "projector")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,34 +64,34 @@ class MoCoV3(TwoViews):
         }
         return {**super().modules(), **heads}
 
-    def init_extra(self, params, key):
-        extra = super().init_extra(params, key)
-        copied = lambda tree: {name: jax.tree.map(jnp.copy, tree[name]) for name in TEACHER if name in tree}
-        stats = extra["batch_stats"]
-        return {**extra, "teacher": copied(params), "batch_stats": {**stats, "teacher": copied(stats)}}
+    @property
+    def teacher(self):
+        # The official code moves its teacher at the start of step t, by the momentum of t. It is moved here at the
+        # end of the step before, so that evaluation sees the same teacher; its momentum is still that of t.
+        return Teacher(self.momentum, ("encoder", "projector"), ahead=1)
 
     def encode(self, params, extra, batch, ctx):
-        views, index, stats = self.augment_views(batch, ctx), batch["index"], extra["batch_stats"]
-        online, moments = self.encode_views(params, stats, views, index, ctx, apart=True)
-        teacher, seen = self.encode_views(extra["teacher"], stats["teacher"], views, index, ctx, apart=True)
+        views, index = self.augment_views(batch, ctx), batch["index"]
+        online, moments = self.encode_views(self.variables(params, extra), views, index, ctx, apart=True)
+        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True)
         loss = Loss(stats={**moments, **prefixed("teacher", seen)})
         return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, loss
 
-    def project(self, params, stats, pooled, ctx, names):
+    def project(self, variables, pooled, ctx, names):
         """([unit vectors [B, output] of either view], moments) of pooled [B, 2, D] after the heads of these names."""
         views = []
         for x in (pooled[:, 0], pooled[:, 1]):
             moments = {}
             for name in names:
-                x, _, seen = self.apply(name, params, stats, x, ctx)
+                x, _, seen = self.apply(name, variables, x, ctx=ctx)
                 moments.update(seen)
             views.append((l2_normalize(x), moments))
         return [z for z, _ in views], mean([moments for _, moments in views])
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
-        heads, stats = ("projector", "predictor"), extra["batch_stats"]
-        q, moments = self.project(params, stats, embeddings["online"], ctx, heads)
-        k, seen = self.project(extra["teacher"], stats["teacher"], embeddings["teacher"], ctx, heads[:1])
+        heads = ("projector", "predictor")
+        q, moments = self.project(self.variables(params, extra), embeddings["online"], ctx, heads)
+        k, seen = self.project(extra["teacher"], embeddings["teacher"], ctx, heads[:1])
         k, mask, scale = jax.lax.stop_gradient(k), batch["mask"], 1.0 / self.temperature
         there, back = info_nce(q[0], k[1], scale, mask), info_nce(q[1], k[0], scale, mask)
         nll, correct = there[0] + back[0], there[1] + back[1]
@@ -106,19 +103,8 @@ class MoCoV3(TwoViews):
         }
         return Loss({"contrast": term}, metrics, stats={**moments, **prefixed("teacher", seen)})
 
-    def update_extra(self, extra, params, loss, ctx):
-        # The official code moves its teacher at the start of step t, by the momentum of t. It is moved here at the
-        # end of the step before, so that evaluation sees the same teacher; its momentum is still that of t.
-        decay = as_schedule(self.momentum)(ctx.step + 1)
-        teacher = momentum.ema(extra["teacher"], {name: params[name] for name in TEACHER}, decay)
-        return {**extra, "teacher": teacher, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
-
-    def variables(self, params, extra, which="online"):
-        if which == "teacher":
-            return {"params": extra["teacher"], "batch_stats": extra["batch_stats"]["teacher"]}
-        return super().variables(params, extra, which)
-
-    def flops(self, batch_spec):
+    def forward_flops(self, batch_spec):
         rows = 2 * batch_spec["mask"].size
-        shared = self.encoder.flops(rows) + self.projector.flops(rows, self.encoder.features)
-        return 4.0 * shared + 3.0 * self.predictor.flops(rows, self.output)  # the teacher goes forward only
+        heads = {"projector": (self.projector, self.encoder.features), "predictor": (self.predictor, self.output)}
+        heads = {name: head.flops(rows, features) for name, (head, features) in heads.items()}
+        return {"encoder": self.encoder.flops(rows), **heads}

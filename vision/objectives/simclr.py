@@ -15,7 +15,6 @@ from paradigm.contrastive import nt_xent
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
 from vision.heads import Head, embedding_std, l2_normalize
-from vision.objectives.base import update_batch_stats
 from vision.objectives.two_views import TwoViews
 
 
@@ -49,13 +48,13 @@ class SimCLR(TwoViews):
         return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
 
     def encode(self, params, extra, batch, ctx):
-        stats, views = extra["batch_stats"], self.augment_views(batch, ctx)
-        pooled, moments = self.encode_views(params, stats, views, batch["index"], ctx, apart=False)
+        views, variables = self.augment_views(batch, ctx), self.variables(params, extra)
+        pooled, moments = self.encode_views(variables, views, batch["index"], ctx, apart=False)
         return pooled, Loss(stats=moments)
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         flat = embeddings.reshape(-1, embeddings.shape[-1])  # [B, 2, D] -> [2 B, D]
-        z, _, moments = self.apply("projector", params, extra["batch_stats"], flat, ctx)
+        z, _, moments = self.apply("projector", self.variables(params, extra), flat, ctx=ctx)
         z = l2_normalize(z).reshape(-1, 2, self.output)
         a, b, mask = z[:, 0], z[:, 1], batch["mask"]
         nll, correct = nt_xent(a, b, 1.0 / self.temperature, mask)
@@ -66,9 +65,6 @@ class SimCLR(TwoViews):
         }
         return Loss({"contrast": Term(jnp.sum(nll * mask), rows)}, metrics, stats=moments)
 
-    def update_extra(self, extra, params, loss, ctx):
-        return {**extra, "batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
-
-    def flops(self, batch_spec):
+    def forward_flops(self, batch_spec):
         rows = 2 * batch_spec["mask"].size
-        return 3.0 * (self.encoder.flops(rows) + self.projector.flops(rows, self.encoder.features))
+        return {"encoder": self.encoder.flops(rows), "projector": self.projector.flops(rows, self.encoder.features)}
