@@ -37,6 +37,9 @@ PARTITION_RULES = (
 )
 
 
+POSITIONS = ("relative", "relative_per_layer", "rope", "learned", "none")
+
+
 class Architecture(nn.Module, kw_only=True):
     """The fields that a block, a stack and a whole model share.
 
@@ -49,7 +52,8 @@ class Architecture(nn.Module, kw_only=True):
     norm: rms or layer, with `eps`. norm_place: pre, or post: norm(x + branch(x)), and no norm after the last block
         (Vaswani et al. 2017; BERT). input_norm: one before the first block (BERT's embedding, CLIP's ViT).
     bias: on every Dense; qkv_bias, out_bias: on those of attention, None is as `bias`.
-    positions: relative (T5's buckets), rope, learned (added by the model to its embedding) or none.
+    positions: relative (T5's buckets, one table for all layers), relative_per_layer (UMT5), rope, learned (added by the
+        model to its embedding) or none.
     rope_theta: the base of its frequencies. rope_scaling: a value of rope.py, or None.
     scale_attention: logits times head_dim ** -0.5; T5 folds that into the query's initialiser instead.
     init_std: of every kernel, outputs of residual branches divided by (2 * layers) ** 0.5 as in GPT-2; None is
@@ -123,6 +127,13 @@ class Architecture(nn.Module, kw_only=True):
     @nn.nowrap
     def make_norm(self, name):
         return choose("norm", self.norm, NORMS)(self.eps, self.dtype, name=name)
+
+    @nn.nowrap
+    def relative_bias(self, x, mask, cache):
+        """[B or 1, H, L, S] for x [B, L, D] and the keys of x, or of the cache."""
+        columns = x.shape[1] if cache is None else cache["self"]["key"].shape[-2]
+        table = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
+        return table(mask.positions(x.shape[1]), columns, not mask.causal)
 
     @nn.nowrap
     def dropped(self, x, keys, site, rate=None):
@@ -224,6 +235,7 @@ class Block(Architecture, kw_only=True):
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, own["layer"])
         inner = self.shared(out_std=self.out_std)
+        own_table = self.positions == "relative_per_layer"
         post = choose("norm_place", self.norm_place, {"pre": False, "post": True})
 
         def branch(x, site, f):
@@ -242,7 +254,7 @@ class Block(Architecture, kw_only=True):
             y, fresh["self"] = Attention(**inner, name="attention")(
                 x,
                 shared.mask,
-                bias=shared.bias,
+                bias=self.relative_bias(x, shared.mask, cache) if own_table else shared.bias,
                 angles=shared.angles,
                 cache=None if cache is None else cache["self"],
                 keys=keys,
@@ -302,18 +314,15 @@ class Stack(Architecture, kw_only=True):
             intermediates: "layers" [n, B, L, D], each block's output; "cache" when one was given, with x's keys and
                 values.
         """
-        choose("positions", self.positions, dict.fromkeys(("relative", "rope", "learned", "none")))
+        choose("positions", self.positions, dict.fromkeys(POSITIONS))
         choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path={self.drop_path} is the last block's rate: choose it from 0 to below 1")
-        rows = mask.positions(x.shape[1])
         bias = angles = None
         if self.positions == "relative":
-            columns = x.shape[1] if cache is None else cache["self"]["key"].shape[3]
-            relative = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
-            bias = relative(rows, columns, not mask.causal)
+            bias = self.relative_bias(x, mask, cache)
         elif self.positions == "rope":
-            places = rows if positions is None else positions
+            places = mask.positions(x.shape[1]) if positions is None else positions
             angles = rope_angles(places, self.head_width, self.rope_theta, self.rope_scaling)
 
         policy = choose("remat", self.remat, REMAT)

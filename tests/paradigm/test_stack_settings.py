@@ -61,6 +61,7 @@ SETTINGS = {
     "layer_scale": dict(layer_scale=0.1),
     "attention_dropout": dict(dropout=0.2, attention_dropout=0.6),
     "drop_path": dict(drop_path=0.6),
+    "relative_per_layer": dict(positions="relative_per_layer"),
     "silu": dict(activation="silu"),
     "gated_gelu_exact": dict(activation="gated_gelu_exact"),
 }
@@ -68,7 +69,7 @@ SETTINGS = {
 
 TOGETHER = [
     ("kv_heads", "qk_norm", "qkv_bias", "rope_scaling", "norm_place", "layer_scale", "drop_path", "silu"),
-    ("out_bias", "rope_theta", "input_norm", "attention_dropout", "gated_gelu_exact"),
+    ("out_bias", "relative_per_layer", "input_norm", "attention_dropout", "gated_gelu_exact"),
 ]
 
 
@@ -88,9 +89,9 @@ def test_scanned_is_unrolled(names):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_setting_switches(name):
-    assert any(name in names for names in TOGETHER)
+    assert name == "rope_theta" or any(name in names for names in TOGETHER)
     module = stack(**SETTINGS[name], layers=2)
-    plain = stack(**{k: v for k, v in SETTINGS[name].items() if k in ("positions", "dropout")}, layers=2)
+    plain = stack(**{k: v for k, v in SETTINGS[name].items() if v in ("rope", 0.2)}, layers=2)
     shapes = lambda m: [(n, x.shape) for n, x in trees.named_leaves(params_of(m))]
     if shapes(module) == shapes(plain):  # else the tree shows it already
         params, drawn = params_of(module), keys() if module.is_random else None
@@ -112,8 +113,8 @@ def rms(x, scale):
     return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6) * scale
 
 
-def slow_attention(p, x, theta=None):
-    """One row [L, D], head by head; head h of G reads key and value head h // (H / G)."""
+def slow_attention(p, x, theta=None, table=None):
+    """One row [L, D], head by head; head h of G reads key and value head h // (H / G). table: of exact distances."""
     heads, width = p["query"]["kernel"].shape[1:]
     groups, out = p["key"]["kernel"].shape[1], 0.0
 
@@ -131,7 +132,8 @@ def slow_attention(p, x, theta=None):
             q, k = rms(q, p["query_norm"]["scale"]), rms(k, p["key_norm"]["scale"])
         q, k = rotated(q), rotated(k)
         for t in range(len(x)):
-            e = np.exp(q[t] @ k[: t + 1].T / np.sqrt(width))
+            bias = 0.0 if table is None else table[t - np.arange(t + 1), h]
+            e = np.exp(q[t] @ k[: t + 1].T / np.sqrt(width) + bias)
             row = np.zeros((len(x), x.shape[1]))
             row[t] = (e / e.sum()) @ v[: t + 1] @ p["out"]["kernel"][h]
             out = out + row
@@ -142,12 +144,14 @@ def slow(params, x, post, theta=None):
     """One row [L, D] through blocks with ReLU, with a norm before or after each branch."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     x = np.asarray(x, np.float64)
+    tables = params["layers"].get("relative_bias", {"embedding": None})["embedding"]
     if "pre_norm" in params:
         x = rms(x, params["pre_norm"]["scale"])
     for i in range(3):
         p = jax.tree.map(lambda leaf: leaf[i], params["layers"])
         mlp = lambda y: np.maximum(y @ p["mlp"]["up"]["kernel"], 0) @ p["mlp"]["down"]["kernel"]
-        for site, f in (("attention", lambda y: slow_attention(p["attention"], y, theta)), ("mlp", mlp)):
+        table = None if tables is None else tables[i]
+        for site, f in (("attention", lambda y: slow_attention(p["attention"], y, theta, table)), ("mlp", mlp)):
             norm = lambda y: rms(y, p[f"{site}_norm"]["scale"])
             gain = p.get(f"{site}_layer_scale", 1.0)
             x = norm(x + gain * f(x)) if post else x + gain * f(norm(x))
@@ -155,7 +159,7 @@ def slow(params, x, post, theta=None):
 
 
 @pytest.mark.parametrize("place", ["pre", "post"])
-@pytest.mark.parametrize("name", ["layer_scale", "kv_heads", "qk_norm", "rope_theta", "input_norm"])
+@pytest.mark.parametrize("name", ["layer_scale", "kv_heads", "qk_norm", "rope_theta", "input_norm", "relative_per_layer"])
 def test_a_slow_form_agrees(name, place):
     module = stack(activation="relu", **SETTINGS[name], norm_place=place)
     params = params_of(module)
