@@ -174,7 +174,7 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     text tower; its image tower keeps PyTorch's own.
 
     Raises:
-        UserError: an unknown size or field (the nearest is named), a patch that does not divide the image.
+        UserError: an unknown size or field (the nearest is named), a patch that is larger than the image.
     """
     d_model, layers, d_ff, heads = choose("ViT size", str(size).lower(), VIT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads, "patch": patch}

@@ -42,9 +42,9 @@ PARTITION_RULES = (
 class TextModel(Architecture, kw_only=True):
     """What the three share: the embedding, the output kernel and the fields of stacks.
 
-    vocab_size: V. layers: of each stack. window: of its attention to itself, see AttentionMask. tied: the output kernel is the embedding. tied_scale: logits times
-    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. max_length: rows of the table of
-    learned positions. remat, scan: see Stack.
+    vocab_size: V. layers: of each stack. window: of its attention to itself, or None (see AttentionMask). tied: the
+    output kernel is the embedding. tied_scale: logits times d_model ** -0.5 when tied (T5 v1.0). embed_std: of the
+    embedding's initialiser. max_length: rows of the table of learned positions. remat, scan: see Stack.
     """
 
     vocab_size: int

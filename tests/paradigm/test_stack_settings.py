@@ -159,7 +159,9 @@ def slow(params, x, post, theta=None):
 
 
 @pytest.mark.parametrize("place", ["pre", "post"])
-@pytest.mark.parametrize("name", ["layer_scale", "kv_heads", "qk_norm", "rope_theta", "input_norm", "relative_per_layer"])
+@pytest.mark.parametrize(
+    "name", ["layer_scale", "kv_heads", "qk_norm", "rope_theta", "input_norm", "relative_per_layer"]
+)
 def test_a_slow_form_agrees(name, place):
     module = stack(activation="relu", **SETTINGS[name], norm_place=place)
     params = params_of(module)
