@@ -61,7 +61,7 @@ class Run:
 
     @property
     def model(self):
-        """The Flax module: run.model.apply(run.variables(), ...)."""
+        """The Flax module that the objective trains; run.objective.apply calls it."""
         from paradigm.capabilities import HasModel, ask
 
         return ask(HasModel, self.objective, "run.model", "use run.objective").objective.model

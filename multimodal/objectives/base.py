@@ -150,7 +150,7 @@ class ImageText(PairEmbedding, ImageObjective):
 
     @staticmethod
     def _keys(name, tower, ctx, index):
-        return ctx.keys(name, index) if ctx.train and getattr(tower, "dropout", 0.0) else None
+        return ctx.keys(name, index) if ctx.train and tower.is_random else None
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""
