@@ -81,6 +81,11 @@ class ImageText(ImageObjective):
                 f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
                 f"tower's end_id={end}"
             )
+        if self.text.pool == "highest" and end != ids - 1:
+            raise UserError(
+                f"{name}: captions end with the id {end}, which is not the highest, and the text tower is pooled at "
+                f"that: set the tower's pool='end' and end_id={end}"
+            )
         _ = self.preprocess  # raises now rather than in a data worker
 
     @functools.cached_property
