@@ -6,9 +6,9 @@
 
 T5 v1.0 and v1.1, mT5, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other
 image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the
-average where one is kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of
-parameters alone, and prints the modules that a gin file has to describe; --init_from reads such a directory itself
-too. Nothing is written over.
+average where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what
+AutoTokenizer reads. The second writes a checkpoint of parameters alone, and prints the modules that a gin file has to
+describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
 import pathlib
@@ -56,10 +56,10 @@ def to_hf(workdir, out, step=None):
     out, objective = _empty(out), run.objective
     package = _package(objective)
     left = package.write_objective(out, objective, run.variables()["params"])
-    if package.needs_tokenizer(objective):
-        run.tokenizer.save(out / "tokenizer")
-    also = f", without {', '.join(left)}" if left else ""
-    return f"step {run.step} of {workdir} -> {out}{also}"
+    told = f"step {run.step} of {workdir} -> {out}" + (f", without {', '.join(left)}" if left else "")
+    ends = package.texts_end(objective)
+    remarks = [] if ends is None else _tokenizer(run, out, ends)
+    return "\n".join([told, *(f"note: {line}" for line in remarks)])
 
 
 def _package(objective):
@@ -70,6 +70,17 @@ def _package(objective):
 
     names = objective.modules()
     return text if "model" in names else pairs if "text" in names else images
+
+
+def _tokenizer(run, out, ends):
+    """Writes a run's tokenizer as ours in tokenizer/ and as the library's beside the weights; says what differs."""
+    from t5like import exported
+
+    run.tokenizer.save(out / "tokenizer")
+    try:
+        return exported.write(out, run.tokenizer, ends)
+    except UserError as error:  # the weights are of use without it
+        return [str(error)]
 
 
 def to_checkpoint(source, out):

@@ -33,20 +33,8 @@ class ClipViT(ViT, kw_only=True):
     """
 
     positions: str = "learned"
+    input_norm: bool = True
     eps: float = 1e-5
-
-    @nn.nowrap
-    def stack(self, **changes):
-        how = {"positions": "none", "layers": self.layers, "remat": self.remat, "scan": self.scan}
-        return PreNormStack(**self.shared(**how) | changes)
-
-
-class PreNormStack(Stack, kw_only=True):
-    """A Stack that normalises what it is given."""
-
-    @nn.compact
-    def __call__(self, x, mask, **how):
-        return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), mask, **how)
 
 
 class Table(Embed):
@@ -159,8 +147,8 @@ class Head(nn.Module):
         total = 0 if self.projection == "none" else 2 * batch * features * self.width
         if self.tower is not None:
             t = self.tower
-            inner = t.heads * t.head_width
-            total += 4 * batch * (1 + patches) * t.d_model * inner + 4 * batch * patches * inner
+            inner, shared = t.heads * t.head_width, t.key_heads * t.head_width
+            total += 4 * batch * t.d_model * (inner + patches * shared) + 4 * batch * patches * inner
             total += 4 * batch * t.d_model * t.d_ff
         return total
 
@@ -191,7 +179,7 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     text tower; its image tower keeps PyTorch's own.
 
     Raises:
-        UserError: an unknown size or field (the nearest is named), a patch that does not divide the image.
+        UserError: an unknown size or field (the nearest is named), a patch that is larger than the image.
     """
     d_model, layers, d_ff, heads = choose("ViT size", str(size).lower(), VIT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads, "patch": patch}

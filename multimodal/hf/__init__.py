@@ -91,9 +91,9 @@ def write_objective(path, objective, params):
     return left
 
 
-def needs_tokenizer(objective):
-    """Whether files of these weights want the run's tokenizer beside them: it has none of its own."""
-    return objective.tokenizer is None
+def texts_end(objective):
+    """True: captions end with eos, as the run's tokenizer, which goes along, is to have it; None: it has its own."""
+    return True if objective.tokenizer is None else None
 
 
 def _ids(objective):

@@ -32,9 +32,7 @@ class Config:
 
     def __init__(self, entries, title, path="config.json", where="", irrelevant=()):
         if not isinstance(entries, dict):
-            raise UserError(
-                f"{path} describes no {title}: {where or 'it'} is {entries!r}, which is no table of settings"
-            )
+            raise UserError(f"{path} describes no {title}: {where or 'it'} is {entries!r} and no table of settings")
         self.entries, self.title, self.path, self.where = entries, title, path, where
         self._known, self._parts = IRRELEVANT | set(irrelevant), []
 

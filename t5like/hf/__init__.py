@@ -11,6 +11,7 @@ from paradigm import hf
 from t5like.hf.gpt2 import GPT2
 from t5like.hf.llama import LLAMA
 from t5like.hf.t5 import MT5, T5
+from t5like.models import EncoderDecoder
 
 FAMILIES = (T5, MT5, GPT2, LLAMA)
 read = functools.partial(hf.read, families=FAMILIES)
@@ -22,7 +23,6 @@ def write_objective(path, objective, params):
     return write(path, {name: module for name, (module, _) in objective.modules().items()}, params)
 
 
-def needs_tokenizer(objective):
-    """Whether files of these weights want the run's tokenizer beside them."""
-    del objective
-    return True
+def texts_end(objective):
+    """Whether texts end with eos, as the run's tokenizer, which goes along, is to have it."""
+    return type(objective.modules()["model"][0]) is EncoderDecoder

@@ -27,7 +27,7 @@ def write_objective(path, objective, params):
     return write(path, {name: module for name, (module, _) in objective.modules().items()}, params, **entries)
 
 
-def needs_tokenizer(objective):
-    """Whether files of these weights want the run's tokenizer beside them."""
+def texts_end(objective):
+    """None: no tokenizer goes along."""
     del objective
-    return False
+    return None
