@@ -12,8 +12,8 @@ from paradigm import partition, trees
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
+from paradigm.teacher import update_batch_stats
 from tests import contract
-from vision.objectives.base import update_batch_stats
 from vision.partition import PARTITION_RULES
 from vision.resnet import Block, ResNet, resnet
 
