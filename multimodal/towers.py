@@ -52,8 +52,10 @@ class TextTower(Architecture, kw_only=True):
 
     vocab_size: V. layers: how many. length: L, of the table of positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
-    pool: end, the output at the first `end_id` (the last place where there is none), or last, that of the last place,
-        which is padding after all but the longest captions and, without causality, has seen them whole.
+    pool: end, the output at the first `end_id` (the last place where there is none); highest, at the first of a row's
+        highest id, which is the end of a caption where no id lies above the end's (openai/CLIP model.py); or last, that
+        of the last place, which is padding after all but the longest captions and, without causality, has seen them
+        whole.
     embed_std, position_std: of the two tables.
     remat, scan: see Stack.
 
@@ -103,8 +105,11 @@ class TextTower(Architecture, kw_only=True):
         """[B, L, D] -> [B, D]."""
         if self.pool == "last":
             return x[:, -1]
-        ends = tokens == self.end_id
-        place = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
+        if self.pool == "highest":
+            place = jnp.argmax(tokens, axis=1)
+        else:
+            ends = tokens == self.end_id
+            place = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
         return constrain(jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0], BATCH, None)
 
     @nn.nowrap
@@ -217,6 +222,6 @@ def siglip_text(size, vocab_size, length=64, **overrides: Any):
 
 def _text_tower(fields, overrides):
     model = build(TextTower, fields, overrides)
-    choose("pool", model.pool, dict.fromkeys(("end", "last")))
+    choose("pool", model.pool, dict.fromkeys(("end", "highest", "last")))
     assert model.head_width > 0  # raises now rather than in the first trace
     return model

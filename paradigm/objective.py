@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 from paradigm import rng, teacher, trees
+from paradigm.schedule import FINAL
 
 MAIN = "main"  # the phase of an objective that has only one
 
@@ -104,7 +105,7 @@ class Context:
         return rng.key(self.seed, name, self.step)
 
 
-EVALUATION = Context(0, train=False)  # where nothing reads the step
+EVALUATION = Context(FINAL, train=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,10 @@ class Objective:
 
     # True when `loss` is a composition of `encode` and `full_batch_loss`: the step then accumulates cached embeddings.
     full_batch = False
+    # The (name, objective) pairs that a combinator is made of; paradigm.capabilities looks through them.
+    parts = ()
+    # Tokens that a window of text must hold for `preprocess`; None where records are taken as they come.
+    raw_length = None
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
     teacher = None
 
@@ -135,6 +140,11 @@ class Objective:
         where no jax backend may start.
         """
         raise NotImplementedError
+
+    def preprocess_for(self, phase):
+        """What prepares the evaluation batches of a phase, which is read at the step FINAL whatever the phase."""
+        del phase
+        return self.preprocess
 
     def phases(self):
         """name -> a step at which that phase is current. One executable is compiled for each."""

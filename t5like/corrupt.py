@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.schedule import FOREVER
+from paradigm.schedule import FINAL
 
 PAD, EOS, UNK = 0, 1, 2
 
@@ -193,7 +193,7 @@ class SpanNoise:
 
     def plan(self, step, train=True):
         """The SpanPlan in force at this step."""
-        step = step if train else FOREVER
+        step = step if train else FINAL
         return span_plan(self.length, at(self.rate, step), at(self.mean_span, step), self.target_length)
 
     def __call__(self, example, rng, step, train):

@@ -1,12 +1,11 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
-import dataclasses
 import itertools
-from typing import Any
 
 import jax
 
 from launch.run.loader import batches
+from paradigm.capabilities import parts
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 
@@ -28,16 +27,15 @@ class Data:
 
     def __init__(self, experiment, directory):
         objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
-        single = list(_single(objective))
-        prepared = _build(experiment.data, directory, max(getattr(o, "raw_length", 0) for o in single) or None)
+        prepared = _build(experiment.data, directory, objective.raw_length)
         self.tokenizer = getattr(prepared, "tokenizer", None)
-        for one in single if self.tokenizer else ():
-            _agree(one, self.tokenizer)
+        for part in parts(objective) if self.tokenizer else ():
+            _agree(part.objective, self.tokenizer)
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         held_out = prepared.source("valid")
         self.valid = {
-            phase: Dataset(held_out, AtStep(objective.preprocess, first), size, seed, train=False)
-            for phase, first in objective.phases().items()
+            phase: Dataset(held_out, objective.preprocess_for(phase), size, seed, train=False)
+            for phase in objective.phases()
         }
         self.records = prepared.source
         self._limit = experiment.eval_batches
@@ -53,17 +51,6 @@ class Data:
             yield from itertools.islice(ahead, self._limit)
 
 
-@dataclasses.dataclass(frozen=True)
-class AtStep:
-    """A preprocess whose step is fixed: validation examples belong to a phase, whenever they are read."""
-
-    preprocess: Any
-    step: int
-
-    def __call__(self, example, rng, step, train):
-        return self.preprocess(example, rng, self.step, train)
-
-
 def _build(recipe, directory, window):
     """Prepared by process 0 alone, then opened by all, where the directory is on a file system that they share.
 
@@ -77,14 +64,6 @@ def _build(recipe, directory, window):
         recipe.build(directory, window=window)
     multihost_utils.sync_global_devices("data are prepared")
     return recipe.build(directory, window=window, progress=False)
-
-
-def _single(objective):
-    """The objectives that an objective is made of; itself if it is no combination."""
-    if not hasattr(objective, "parts"):
-        yield objective
-    for _, part in getattr(objective, "parts", ()):
-        yield from _single(part)
 
 
 def _agree(objective, tokenizer):

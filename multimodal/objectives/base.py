@@ -11,6 +11,7 @@ import numpy as np
 from multimodal.partition import PARTITION_RULES
 from multimodal.preprocess import PreprocessPair
 from multimodal.towers import PROJECTIONS, Head
+from paradigm.capabilities import PairEmbedding
 from paradigm.errors import UserError, choose
 from paradigm.objective import EVALUATION, MAIN, Loss
 from t5like.tokenizer import EOS
@@ -19,7 +20,7 @@ from vision.objectives.base import ImageObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageText(ImageObjective):
+class ImageText(PairEmbedding, ImageObjective):
     """Base of the objectives on pairs. A subclass gives `full_batch_loss`, on unit vectors {"image", "text"} [B, E].
 
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
@@ -80,6 +81,11 @@ class ImageText(ImageObjective):
             raise UserError(
                 f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
                 f"tower's end_id={end}"
+            )
+        if self.text.pool == "highest" and end != ids - 1:
+            raise UserError(
+                f"{name}: captions end with the id {end}, which is not the highest, and the text tower is pooled at "
+                f"that: set the tower's pool='end' and end_id={end}"
             )
         _ = self.preprocess  # raises now rather than in a data worker
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradigm.capabilities import Generating
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from t5like.corrupt import UNK, NextTokenWindows
@@ -26,7 +27,7 @@ from t5like.scoring import score_text
 
 
 @dataclasses.dataclass(frozen=True)
-class NextToken(Objective):
+class NextToken(Generating, Objective):
     """Left-to-right prediction of every token, or of those after a random prefix.
 
     model: a Decoder. length: tokens a window. prefix: prefix language modelling. z_loss: coefficient of log(Z)^2, 1e-4

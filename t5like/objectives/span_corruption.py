@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import Infilling, TextScoring
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from t5like.corrupt import PAD, UNK, SpanNoise
@@ -29,7 +30,7 @@ from t5like.scoring import score_text
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(Objective):
+class SpanCorruption(Infilling, TextScoring, Objective):
     """Sequence-to-sequence denoising of masked spans.
 
     model: an EncoderDecoder. vocab_size: the tokenizer's, sentinels included; extra_ids: how many sentinels it has.

@@ -36,8 +36,9 @@ def test_microbatches():
     contract.check_microbatches(mae(), masked)
 
 
-def test_sharding():
-    contract.check_sharding(mae(), masked)
+@contract.every_mesh
+def test_sharding(mesh):
+    contract.check_sharding(mae(), masked, mesh)
 
 
 def test_abstract():

@@ -302,16 +302,11 @@ def batch_of(step):
     return {"image": draw.standard_normal((8, 16, 16, 3)).astype("f4"), "index": index, "mask": np.ones(8, "f4")}
 
 
-@pytest.mark.parametrize(
-    "fields, meshes",
-    [
-        ({"positions": "learned", "registers": 1, "pool": "mean"}, tuple(contract.MESHES)),
-        ({"dropout": 0.1}, ("mixed",)),
-    ],
-)
-def test_sharded_equals_one_device(fields, meshes):
+@pytest.mark.parametrize("fields", [{"positions": "learned", "registers": 1, "pool": "mean"}, {"dropout": 0.1}])
+@contract.every_mesh
+def test_sharded_equals_one_device(fields, mesh):
     encoder = vit("tiny", **SMALL | {"d_model": 32, "heads": 8} | fields)
-    contract.check_sharding(MeanSquare(encoder), batch_of, meshes)
+    contract.check_sharding(MeanSquare(encoder), batch_of, mesh)
 
 
 def test_every_matrix_has_a_rule_and_every_rule_a_matrix():

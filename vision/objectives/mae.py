@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.attention import AttentionMask
+from paradigm.capabilities import Reconstructing
 from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MAE(ImageObjective):
+class MAE(Reconstructing, ImageObjective):
     """Pixels of masked patches from the visible ones.
 
     encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. norm_pixels: targets are
