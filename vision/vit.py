@@ -78,7 +78,7 @@ class ViT(Architecture, kw_only=True):
         return Stack(**self.shared(**how) | changes)
 
     @nn.compact
-    def __call__(self, images, *, train=False, keys=None, keep=None, mask=None, attention=AttentionMask()):
+    def __call__(self, images, *, train=False, keys=None, keep=None, mask=None, attention=None):
         """images float32 [B, H, W, C] -> (pooled [B, D], intermediates).
 
         Args:
@@ -86,7 +86,8 @@ class ViT(Architecture, kw_only=True):
             keys: typed PRNG keys [B] for dropout, or None for none.
             keep: int32 [B, n], the only patches that are read, in this order; None is all N.
             mask: bool [B, N], the patches in whose place, but for their position, stands the mask token; None is none.
-            attention: who sees whom among class token, registers and patches, in this order (AIM: causal with prefix).
+            attention: AttentionMask of class token, registers and patches, in this order (AIM: causal with a prefix);
+                None is that all see all.
 
         Raises:
             UserError: an image of other channels or smaller than a patch, or a mask for a ViT without mask token.
@@ -108,7 +109,9 @@ class ViT(Architecture, kw_only=True):
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
-        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, keys=keys)
+        x, intermediates = self.stack(name="blocks")(
+            constrain(x, BATCH, None, None), attention or AttentionMask(), keys=keys
+        )
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
             intermediates["class"] = x[:, 0]
