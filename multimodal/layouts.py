@@ -208,7 +208,7 @@ def _image(side):
 
 
 def _text(side):
-    return _stack(side) | {"vocab_size": side["vocab_size"], "length": side["max_position_embeddings"]}
+    return _stack(side) | {"vocab_size": side["vocab_size"], "max_length": side["max_position_embeddings"]}
 
 
 def _sides(objective):

@@ -109,9 +109,8 @@ class ViT(Architecture, kw_only=True):
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
-        x, intermediates = self.stack(name="blocks")(
-            constrain(x, BATCH, None, None), attention or AttentionMask(), keys=keys
-        )
+        x = constrain(x, BATCH, None, None)
+        x, intermediates = self.stack(name="blocks")(x, attention or AttentionMask(), keys=keys)
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
             intermediates["class"] = x[:, 0]
