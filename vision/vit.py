@@ -109,8 +109,8 @@ class ViT(Architecture, kw_only=True):
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
-        x = constrain(x, BATCH, None, None)
-        x, intermediates = self.stack(name="blocks")(x, attention or AttentionMask(), keys=keys)
+        attention = AttentionMask() if attention is None else attention
+        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, keys=keys)
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
             intermediates["class"] = x[:, 0]
