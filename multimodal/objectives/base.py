@@ -26,7 +26,7 @@ class ImageText(PairEmbedding, ImageObjective):
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
     encoder, augment, host_image_size: see ImageObjective; a pair has one view.
-    text: a TextTower. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
+    text: a PooledText. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
         it; None takes the ids that the data have.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
