@@ -28,7 +28,7 @@ def shapes(case):
     config = model_class(case).config_class(**cases.CONFIGS[case])
     state = {name: list(x.shape) for name, x in model_class(case)(config).state_dict().items()}
     tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
-    if cases.CONFIGS[case].get("tie_word_embeddings", True):
+    if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
         tied.append("lm_head.weight")
     return {name: shape for name, shape in state.items() if name not in tied}
 
