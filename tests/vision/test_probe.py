@@ -159,6 +159,9 @@ def test_labels_that_no_probe_can_use():
         Probes(random=False).run(objective, variables, data([4, 4, 4]))
     with pytest.raises(UserError, match="need labels, and 1 of 3 training and 1 of 3 validation pictures have"):
         Probes(random=False).run(objective, variables, data([4, -1, 3]))
+    Probes().check(objective, data([4, 3, 3]))
+    with pytest.raises(UserError, match="need labels, and 1 of 3 training"):  # before the first step
+        Probes().check(objective, data([4, -1, 3]))
     with pytest.raises(UserError, match="unknown probe 'knm': did you mean 'knn'"):
         Probes(("knm",))
 
