@@ -61,7 +61,7 @@ class Run:
 
     @property
     def model(self):
-        """The Flax module: run.model.apply(run.variables(), ...)."""
+        """The Flax module that the objective trains; run.objective.apply calls it."""
         from paradigm.capabilities import HasModel, ask
 
         return ask(HasModel, self.objective, "run.model", "use run.objective").objective.model
@@ -88,7 +88,7 @@ class Run:
         from t5like import decode
 
         part = ask(Infilling, self.objective, "infill", "use generate(prompt)")
-        return decode.infill(part.objective.model, part.variables(self.variables(which)), self.tokenizer, text, **how)
+        return decode.infill(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
         """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
@@ -98,4 +98,4 @@ class Run:
         part = ask(Generating, self.objective, "generate", 'use infill("The <X> sat")')
         how.setdefault("prefix", part.objective.prefix)
         variables = part.variables(self.variables(which))
-        return decode.generate(part.objective.model, variables, self.tokenizer, prompt, **how)
+        return decode.generate(part.objective, variables, self.tokenizer, prompt, **how)

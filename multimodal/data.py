@@ -15,7 +15,7 @@ import numpy as np
 from multimodal.sources import open_pairs
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
-from t5like.tokenizer import get_tokenizer, load_tokenizer
+from t5like.tokenizer import announced_size, get_tokenizer, load_tokenizer
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
 
@@ -80,6 +80,12 @@ class PairData:
             raise UserError(f"PairData.valid={self.valid}: the held-out share must lie in (0, 1)")
         if not 0 < self.max_pixels <= PILLOW_PIXELS:
             raise UserError(f"PairData.max_pixels={self.max_pixels}: it must lie in 1 .. {PILLOW_PIXELS:,}")
+
+    @property
+    def vocabulary(self):
+        """(ids, what says so) of the captions' tokenizer; None where only `build` can tell."""
+        size = announced_size(self.tokenizer, self.extra_ids)
+        return size and (size, f"PairData.tokenizer={self.tokenizer!r}")
 
     def build(self, cache_dir=None, window=None, progress=True, workers=None):
         """The PreparedPairs of this recipe. cache_dir: where the tokenizer and an index are kept; None keeps nothing.

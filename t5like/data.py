@@ -17,7 +17,7 @@ import numpy as np
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from t5like.sources import EXTENSIONS
-from t5like.tokenizer import load_tokenizer
+from t5like.tokenizer import announced_size, load_tokenizer
 
 FORMAT = "paradigm-text-1"
 META = "meta.json"
@@ -59,6 +59,15 @@ class TextData:
     def settings(self):
         """What meta.json keeps of it."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def vocabulary(self):
+        """(ids, what says so) of the tokenizer that the text comes with; None where only `build` can tell."""
+        source = pathlib.Path(self.source).expanduser()
+        if (source / META).exists():  # it brings its tokenizer
+            return read_meta(source)["vocab_size"], f"TextData.source={self.source!r}"
+        size = announced_size(self.tokenizer)
+        return size and (size, f"TextData.tokenizer={self.tokenizer!r}")
 
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The PreparedText of this recipe: the source itself if it is prepared, else made in `cache_dir`, once.
@@ -152,6 +161,11 @@ class TextMixture:
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))  # gin gives lists
         object.__setattr__(self, "weights", tuple(self.weights))
+
+    @property
+    def vocabulary(self):
+        """As of TextData: the first part's, since all are of one tokenizer."""
+        return self.parts[0].vocabulary
 
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The MixedText of these parts, each made in a directory of its own under `cache_dir` unless it is prepared.

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from paradigm.capabilities import Generating, Infilling
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
+from paradigm.objective import Objective
 from paradigm.partition import BATCH, constrain
 from t5like.models import Decoder, EncoderDecoder
 
@@ -69,13 +70,23 @@ class Sampling:
         return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new", "sampling", "prefix"))
-def decode(model, variables, prompts, lengths, keys, new, sampling, eos_id, inputs=None, prefix=False):
+@dataclasses.dataclass(frozen=True)
+class ModelAlone(Objective):
+    """A text model that no objective trains, for decoding: variables are {"params": {"model": its tree}}."""
+
+    model: Any
+
+    def modules(self):
+        return {"model": (self.model, ())}
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "new", "sampling", "prefix"))
+def decode(objective, variables, prompts, lengths, keys, new, sampling, eos_id, inputs=None, prefix=False):
     """The tokens that follow the prompts.
 
     Args:
-        model: a Decoder, or an EncoderDecoder with `inputs`.
-        variables: of model.apply.
+        objective: one whose model is a Decoder, or an EncoderDecoder with `inputs`.
+        variables: of objective.apply.
         prompts: int32 [B, P], what the decoder is given: START, then tokens; anything after a row's length.
         lengths: int32 [B], START included.
         keys: typed PRNG keys [B]; a row's draws depend on its own key alone.
@@ -89,21 +100,22 @@ def decode(model, variables, prompts, lengths, keys, new, sampling, eos_id, inpu
         int32 [B, new]: tokens up to eos, eos included, then 0.
     """
     batch, width = prompts.shape
+    apply = functools.partial(objective.apply, "model", variables)
 
     def run(tokens, cache, encoded):
         if inputs is None:
             visible = lengths if prefix else None
-            hidden, intermediates = model.apply(variables, tokens, prefix=visible, cache=cache, method="hidden")
+            hidden, intermediates, _ = apply(tokens, prefix=visible, cache=cache, method="hidden")
         else:
-            hidden, intermediates = model.apply(variables, encoded, inputs, tokens, cache=cache, method="decode")
+            hidden, intermediates, _ = apply(encoded, inputs, tokens, cache=cache, method="decode")
         return hidden, intermediates["cache"]
 
     def choose(hidden, step):  # [B, 1, D] -> [B]
-        logits = model.apply(variables, hidden, method="score")[:, 0]
+        logits = apply(hidden, method="score")[0][:, 0]
         return sampling.choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
 
-    encoded = None if inputs is None else model.apply(variables, inputs, method="encode")[0]
-    hidden, cache = run(prompts, model.new_cache(batch, width + new), encoded)
+    encoded = None if inputs is None else apply(inputs, method="encode")[0]
+    hidden, cache = run(prompts, objective.model.new_cache(batch, width + new), encoded)
     cache = {**cache, "index": lengths}  # what the padding of a prompt wrote will be written over before it is seen
     token = choose(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1), 0)
 
@@ -122,7 +134,7 @@ def decode(model, variables, prompts, lengths, keys, new, sampling, eos_id, inpu
     return constrain(tokens, None, None)  # every process can read it
 
 
-def decode_rows(model, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+def decode_rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
     """`decode` for lists of rows of any lengths, on the host.
 
     Args:
@@ -137,13 +149,13 @@ def decode_rows(model, variables, prompts, new, sampling, seed=0, eos_id=1, inpu
     """
     if new < 1:
         raise UserError(f"max_new_tokens={new}: ask for 1 or more")
-    count, rows = len(prompts), _whole_rows(len(prompts))
+    model, count, rows = objective.model, len(prompts), _whole_rows(len(prompts))
     _check_room(model, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
     prompts = [np.r_[START, row] for row in prompts]
     width = lambda texts: min(_rounded(max(map(len, texts))), _room(model))
     index = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.uint32)
     tokens = decode(
-        model,
+        objective,
         variables,
         _padded(prompts, width(prompts), rows),
         np.resize([len(row) for row in prompts], rows).astype(np.int32),
@@ -205,13 +217,13 @@ class Infill(NamedTuple):
         return self.text
 
 
-def infill(model, variables, tokenizer, text, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=0):
+def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=0):
     """Fills the blanks <X>, <Y>, <Z>, <extra_id_3> ... of a text: "The <X> sat on <Y> mat".
 
     A space before a blank belongs to the blank, since it is the beginning of a word that the model learns to write.
 
     Args:
-        model: an EncoderDecoder that was trained by span corruption. variables: of model.apply.
+        objective: one with an EncoderDecoder that was trained by span corruption. variables: of objective.apply.
         tokenizer: the one that it was trained with.
         max_new_tokens: for all blanks together. temperature, top_k, top_p: see Sampling. seed: of the draws.
 
@@ -221,7 +233,7 @@ def infill(model, variables, tokenizer, text, max_new_tokens=64, temperature=0.0
     Raises:
         UserError: no blank in the text or one of them twice; a model without an encoder or of another vocabulary.
     """
-    _check(model, EncoderDecoder, tokenizer, "infill", "generate(prompt)")
+    _check(objective.model, EncoderDecoder, tokenizer, "infill", "generate(prompt)")
     ids = tokenizer.encode_prompt(_BLANK.sub(r"\2", text))
     blanks = [i for i in ids.tolist() if _is_sentinel(i, tokenizer)]
     if not blanks:
@@ -230,7 +242,7 @@ def infill(model, variables, tokenizer, text, max_new_tokens=64, temperature=0.0
         twice = next(match[2] for match, i in zip(_BLANK.finditer(text), blanks) if blanks.count(i) > 1)
         raise UserError(f"infill: {twice} stands more than once in the text; give each blank a name of its own")
     sampling, inputs = Sampling(temperature, top_k, top_p, tokenizer.vocab_size), np.r_[ids, tokenizer.eos_id]
-    (found,) = decode_rows(model, variables, [[]], max_new_tokens, sampling, seed, tokenizer.eos_id, [inputs])
+    (found,) = decode_rows(objective, variables, [[]], max_new_tokens, sampling, seed, tokenizer.eos_id, [inputs])
     spans = spans_of(found, tokenizer)
     spaces = [match[1] for match in _BLANK.finditer(text)]
     pieces = [tokenizer.decode(spans.get(i, [])).removeprefix(space) for i, space in zip(blanks, spaces)]
@@ -239,7 +251,7 @@ def infill(model, variables, tokenizer, text, max_new_tokens=64, temperature=0.0
 
 
 def generate(
-    model,
+    objective,
     variables,
     tokenizer,
     prompt,
@@ -253,7 +265,7 @@ def generate(
     """The prompt and its continuation, to eos or max_new_tokens.
 
     Args:
-        model: a Decoder. variables: of model.apply. tokenizer: the one that it was trained with.
+        objective: one with a Decoder. variables: of objective.apply. tokenizer: the one that it was trained with.
         temperature, top_k, top_p: see Sampling. seed: of the draws. prefix: for a model trained as a prefix LM.
 
     Returns:
@@ -262,11 +274,11 @@ def generate(
     Raises:
         UserError: a prompt longer than the model's positions; a model with an encoder, or of another vocabulary.
     """
-    _check(model, Decoder, tokenizer, "generate", 'infill("The <X> sat")')
+    _check(objective.model, Decoder, tokenizer, "generate", 'infill("The <X> sat")')
     ids = tokenizer.encode(prompt)
     sampling = Sampling(temperature, top_k, top_p, tokenizer.vocab_size)
     eos_id = tokenizer.eos_id
-    (found,) = decode_rows(model, variables, [ids], max_new_tokens, sampling, seed, eos_id, prefix=prefix)
+    (found,) = decode_rows(objective, variables, [ids], max_new_tokens, sampling, seed, eos_id, prefix=prefix)
     return tokenizer.decode(np.r_[ids, found])
 
 
@@ -317,8 +329,16 @@ class InfillSamples(Evaluator):
         inputs, targets = [[x[x > 0] for x in rows[name]] for name in ("inputs", "targets")]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         new = rows["targets"].shape[1]
-        model, variables = part.objective.model, part.variables(variables)
-        found = decode_rows(model, variables, [[]] * len(inputs), new, sampling, self.seed, tokenizer.eos_id, inputs)
+        found = decode_rows(
+            part.objective,
+            part.variables(variables),
+            [[]] * len(inputs),
+            new,
+            sampling,
+            self.seed,
+            tokenizer.eos_id,
+            inputs,
+        )
         shown, right, total = [], 0, 0
         for n, (source, target, ours) in enumerate(zip(inputs, targets, found), 1):
             truth, ours = spans_of(target, tokenizer), spans_of(ours, tokenizer)
@@ -359,7 +379,7 @@ class GenerateSamples(Evaluator):
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         found = decode_rows(
-            part.objective.model,
+            part.objective,
             part.variables(variables),
             prompts,
             self.max_new_tokens,

@@ -21,7 +21,8 @@ from paradigm.errors import UserError
 PAD, EOS, UNK = 0, 1, 2
 SENTINEL_NAMES = ("<X>", "<Y>", "<Z>")  # as the T5 paper prints the first three (figure 2)
 _SENTINEL = re.compile(r"<([XYZ])>|<extra_id_(\d+)>")
-_META, _MODEL = "tokenizer.json", "sentencepiece.model"
+_META, _MODEL = "paradigm_tokenizer.json", "sentencepiece.model"
+_OLD_META = "tokenizer.json"  # the name that the transformers library gives to another file
 _SPACE = "\u2581"  # what SentencePiece writes for a space; a real one in the text must not become a space
 _THREADS = 16  # EM sums its counts a thread at a time, so the number of threads is part of what the model is
 _LINE = 1000  # characters; SentencePiece skips lines of more than 4192 bytes, and a character has at most 4
@@ -272,8 +273,9 @@ def _training_problem(message, vocab_size, extra_ids):
 def load_tokenizer(path):
     """The tokenizer that `save` wrote into a directory, checked against its fingerprint."""
     directory = pathlib.Path(path)
+    name = _META if (directory / _META).exists() or not (directory / _OLD_META).exists() else _OLD_META
     try:
-        meta = json.loads((directory / _META).read_text())
+        meta = json.loads((directory / name).read_text())
         if meta["kind"] == ByteTokenizer.kind:
             tokenizer = ByteTokenizer(meta["extra_ids"])
         else:
@@ -281,13 +283,23 @@ def load_tokenizer(path):
     except FileNotFoundError as error:
         raise UserError(f"tokenizer: {error.filename} is missing; {directory} should hold a saved tokenizer") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"tokenizer: {directory / _META} is damaged ({error}); prepare the data again") from None
+        raise UserError(f"tokenizer: {directory / name} is damaged ({error}); prepare the data again") from None
     if tokenizer.fingerprint != meta["fingerprint"]:
         raise UserError(
             f"tokenizer: {directory} does not hold the model that was saved there (fingerprint "
             f"{tokenizer.fingerprint}, expected {meta['fingerprint']}); prepare the data again"
         )
     return tokenizer
+
+
+def announced_size(spec, extra_ids=100):
+    """Ids of the tokenizer that `get_tokenizer` would give for this name; None where there is none to look at."""
+    name, _, size = str(spec).partition(":")
+    if name == "sentencepiece" and size.isdigit():
+        return int(size)
+    if spec != "bytes" and not pathlib.Path(spec).exists():
+        return None
+    return get_tokenizer(spec, extra_ids=extra_ids).vocab_size
 
 
 def get_tokenizer(spec, texts=None, extra_ids=100):

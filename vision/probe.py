@@ -124,7 +124,7 @@ class Probes(Evaluator):
             state, metrics = step(state, stream.batch(i))
             if i % 2:
                 jax.block_until_ready(metrics)  # never more than two steps in flight
-        variables = whole.variables(state.params, state.extra)
+        variables = whole.variables(state.all_params, state.extra)
         logits = jax.jit(lambda v, batch: whole.logits(v, whole.view(batch)))
         right = total = 0
         for batch in _batches(test, objective.preprocess):

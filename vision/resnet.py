@@ -111,6 +111,7 @@ class ResNet(nn.Module):
 
     has_batch_norm = True
     grid = None  # of patches: there are none
+    is_random = False  # no dropout, no stochastic depth
 
     @nn.nowrap
     def widths(self):

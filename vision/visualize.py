@@ -136,7 +136,7 @@ class PatchPCA(Evaluator):
         low, high = np.percentile(shown, (1, 99), axis=0)
         side = int(patches.shape[1] ** 0.5)
         shown = ((shown - low) / (high - low + 1e-9)).reshape(-1, side, side, 3)
-        times = images.shape[1] // side
+        times = objective.encoder.patch
         maps = shown.repeat(times, 1).repeat(times, 2)
-        originals = np.asarray(objective.views[0].undo(images))
+        originals = np.asarray(objective.views[0].undo(images))[:, : side * times, : side * times]  # what patches cover
         return {}, [Artefact("patch_pca", "image", sheet([list(originals), list(maps)]))]

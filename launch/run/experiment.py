@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from paradigm import schedule
 from paradigm.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class Init:
     strict: bool = True
 
 
+SCHEDULED = ("objective", "data", "optimizer", "ema")  # where a schedule may stand
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run, apart from the machine it runs on. Periods are in steps.
@@ -38,7 +42,7 @@ class Experiment:
         objective: what is trained.
         data: a recipe with `build`, such as t5like.data.TextData.
         optimizer: from paradigm.optim.
-        total_steps: the run ends here; it is evaluated and saved here too.
+        total_steps: the run ends here; it is evaluated and saved here too. A schedule without a length has this one.
         batch_size: examples a step, over the whole mesh.
         microbatches: equal parts of a batch whose gradients are added exactly.
         seed: of parameters, of the order of examples, of masks and dropout.
@@ -78,11 +82,21 @@ class Experiment:
     workers: int = 0
     mesh: str = "data:1,fsdp:-1,tensor:1"
 
+    def __post_init__(self):
+        for name in SCHEDULED:
+            object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
+
 
 def validate(experiment: Experiment, device_count: int) -> None:
     """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
     if problems := list(_problems(experiment, device_count)):
         raise UserError("; ".join(problems))
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What is no error and yet seldom meant: schedules that end before the run, and warm-ups longer than it."""
+    e = experiment
+    return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
 def _problems(e: Experiment, device_count: int) -> Iterator[str]:
@@ -105,13 +119,8 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"choose a multiple of {e.microbatches}"
         )
     yield from _mesh_problems(e, device_count)
-    tokenizer = str(getattr(e.data, "tokenizer", ""))
-    if match := re.fullmatch(r"sentencepiece:(\d+)|bytes", tokenizer):
-        from t5like.tokenizer import ByteTokenizer
-
-        sentinels = getattr(e.data, "extra_ids", ByteTokenizer.extra_ids)
-        size = int(match[1]) if match[1] else ByteTokenizer(sentinels).vocab_size
-        yield from vocabulary_problems(e, size, f"{type(e.data).__name__}.tokenizer='{tokenizer}'")
+    if found := getattr(e.data, "vocabulary", None):
+        yield from vocabulary_problems(e, *found)
 
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
@@ -144,7 +153,7 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
 
 
 def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
-    """What is wrong with the settings called vocab_size, given a tokenizer of `size` ids (sentinels included)."""
+    """What is wrong with the settings called vocab_size, given data of `size` ids (sentinels included)."""
     for path, value in flatten(experiment.objective).items():
         if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
             if int(value) < size:

@@ -82,6 +82,11 @@ class ImageText(PairEmbedding, ImageObjective):
                 f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
                 f"tower's end_id={end}"
             )
+        if self.text.pool == "highest" and end != ids - 1:
+            raise UserError(
+                f"{name}: captions end with the id {end}, which is not the highest, and the text tower is pooled at "
+                f"that: set the tower's pool='end' and end_id={end}"
+            )
         _ = self.preprocess  # raises now rather than in a data worker
 
     @functools.cached_property
@@ -145,7 +150,7 @@ class ImageText(PairEmbedding, ImageObjective):
 
     @staticmethod
     def _keys(name, tower, ctx, index):
-        return ctx.keys(name, index) if ctx.train and getattr(tower, "dropout", 0.0) else None
+        return ctx.keys(name, index) if ctx.train and tower.is_random else None
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""

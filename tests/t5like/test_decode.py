@@ -11,7 +11,7 @@ from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.partition import AXES
 from t5like import decode
-from t5like.decode import GenerateSamples, Infill, InfillSamples, Sampling, generate, infill
+from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
 from t5like.tokenizer import ByteTokenizer
@@ -37,6 +37,11 @@ def variables_of(model):
     tokens = jnp.ones((1, 2), jnp.int32)
     arguments = (tokens, tokens) if "encode" in dir(model) else (tokens,)
     return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, jax.jit(model.init)(jax.random.key(0), *arguments))
+
+
+def alone(model):
+    """(objective, variables) of a model with its random weights."""
+    return ModelAlone(model), {"params": {"model": variables_of(model)["params"]}}
 
 
 def arguments(name, rows=slice(None)):
@@ -78,13 +83,13 @@ GREEDY_AND_DRAWN = [*((name, Sampling()) for name in MODELS), ("t5", DRAWN), ("g
 def test_cached_is_uncached(name, sampling):
     model = MODELS[name]
     variables = variables_of(model)
-    with_cache = decode.decode_rows(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
+    with_cache = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
     wanted = uncached(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
     assert [row.tolist() for row in with_cache] == wanted
     assert len({token for row in wanted for token in row}) > 3 and len(set(map(tuple, wanted))) == len(wanted)
 
     eos = wanted[0][3]  # now let the first row end early, and the others where they will
-    stopped = decode.decode_rows(model, variables, new=NEW, sampling=sampling, eos_id=eos, **arguments(name))
+    stopped = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, eos_id=eos, **arguments(name))
     assert [row.tolist() for row in stopped] == [row[: row.index(eos)] if eos in row else row for row in wanted]
     assert len(stopped[0]) <= 3
 
@@ -93,7 +98,14 @@ def test_after_eos_there_is_padding():
     model = MODELS["rope"]
     prompts, lengths = np.array([[0, 5, 9], [0, 8, 0]], np.int32), np.array([3, 2], np.int32)
     run = lambda eos: decode.decode(
-        model, variables_of(model), prompts, lengths, jax.random.split(jax.random.key(0), 2), NEW, Sampling(), eos
+        ModelAlone(model),
+        alone(model)[1],
+        prompts,
+        lengths,
+        jax.random.split(jax.random.key(0), 2),
+        NEW,
+        Sampling(),
+        eos,
     )
     free = np.asarray(run(NEVER))
     eos = int(free[0, 2])
@@ -107,9 +119,13 @@ def test_after_eos_there_is_padding():
 def test_rows_do_not_depend_on_each_other(name):
     """Neither padding nor what the neighbours draw reaches a row; the seed does."""
     model = MODELS[name]
-    variables = variables_of(model)
     draw = lambda rows, seed: decode.decode_rows(
-        model, variables, new=NEW, sampling=DRAWN, seed=seed, eos_id=NEVER, **arguments(name, rows)
+        *alone(model),
+        new=NEW,
+        sampling=DRAWN,
+        seed=seed,
+        eos_id=NEVER,
+        **arguments(name, rows),
     )
     together = draw(slice(None), 3)
     assert np.array_equal(draw(slice(0, 1), 3)[0], together[0])
@@ -120,8 +136,7 @@ def test_rows_do_not_depend_on_each_other(name):
 def test_on_a_mesh(name):
     """Three rows on a mesh whose batch axes have four places: padded, computed, and the padding dropped."""
     model = MODELS[name]
-    variables = variables_of(model)
-    run = lambda: decode.decode_rows(model, variables, new=NEW, sampling=Sampling(), eos_id=NEVER, **arguments(name))
+    run = lambda: decode.decode_rows(*alone(model), new=NEW, sampling=Sampling(), eos_id=NEVER, **arguments(name))
     wanted = run()
     types = (jax.sharding.AxisType.Auto,) * 3
     with jax.set_mesh(jax.make_mesh((2, 2, 2), AXES, types)):
@@ -180,7 +195,7 @@ def answers(monkeypatch):
     given = {}
 
     def answer(text):
-        def rows(model, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+        def rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
             given.update(prompts=prompts, inputs=inputs)
             return [TOKENIZER.encode_prompt(text)] * len(prompts)
 
@@ -208,43 +223,46 @@ def answers(monkeypatch):
 )
 def test_infill_maps_blanks_to_sentinels(answers, text, read, answer, wanted):
     given = answers(answer)
-    found = infill(TEXT_MODEL, {}, TOKENIZER, text)
+    found = infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, text)
     assert found == Infill(*wanted) and str(found) == wanted[0]
     assert given["inputs"][0].tolist() == [*TOKENIZER.encode_prompt(read), EOS] and len(given["prompts"][0]) == 0
 
 
 def test_infill_and_generate_run():
-    filled = infill(TEXT_MODEL, variables_of(TEXT_MODEL), TOKENIZER, "The <X> sat on <Y> mat", max_new_tokens=8)
+    filled = infill(
+        *alone(TEXT_MODEL),
+        TOKENIZER,
+        "The <X> sat on <Y> mat",
+        max_new_tokens=8,
+    )
     assert filled.text.startswith("The ") and filled.text.endswith(" mat") and len(filled.pieces) == 2
     model = gpt("tiny", TOKENIZER.vocab_size, **SMALL)
-    variables = variables_of(model)
     how = dict(max_new_tokens=8, temperature=1.0)
-    text = generate(model, variables, TOKENIZER, "Once ", seed=1, **how)
-    assert text.startswith("Once ") and text == generate(model, variables, TOKENIZER, "Once ", seed=1, **how)
-    assert text != generate(model, variables, TOKENIZER, "Once ", seed=2, **how)
-    assert generate(model, variables, TOKENIZER, "", max_new_tokens=1) is not None
+    text = generate(*alone(model), TOKENIZER, "Once ", seed=1, **how)
+    assert text.startswith("Once ") and text == generate(*alone(model), TOKENIZER, "Once ", seed=1, **how)
+    assert text != generate(*alone(model), TOKENIZER, "Once ", seed=2, **how)
+    assert generate(*alone(model), TOKENIZER, "", max_new_tokens=1) is not None
 
 
 def test_text_that_cannot_be_decoded():
     gpt2 = gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL)
-    variables = variables_of(gpt2)
     with pytest.raises(UserError, match="no blank in the text; write <X>"):
-        infill(TEXT_MODEL, {}, TOKENIZER, "The cat sat")
+        infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat sat")
     with pytest.raises(UserError, match="<extra_id_0> stands more than once|<X> stands more than once"):
-        infill(TEXT_MODEL, {}, TOKENIZER, "The <X> sat on <extra_id_0> mat")
+        infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The <X> sat on <extra_id_0> mat")
     with pytest.raises(UserError, match="sentinel 100"):
-        infill(TEXT_MODEL, {}, TOKENIZER, "The <extra_id_100> sat")
+        infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The <extra_id_100> sat")
     with pytest.raises(UserError, match="infill does not work with a Decoder: use generate"):
-        infill(gpt2, {}, TOKENIZER, "The <X> sat")
+        infill(ModelAlone(gpt2), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="generate does not work with a EncoderDecoder: use infill"):
-        generate(TEXT_MODEL, {}, TOKENIZER, "The cat")
+        generate(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat")
     with pytest.raises(UserError, match="the tokenizer has 359 ids, but the model 40"):
-        infill(MODELS["t5"], {}, TOKENIZER, "The <X> sat")
+        infill(ModelAlone(MODELS["t5"]), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="max_new_tokens=0"):
-        generate(gpt2, variables, TOKENIZER, "The cat", max_new_tokens=0)
+        generate(*alone(gpt2), TOKENIZER, "The cat", max_new_tokens=0)
     with pytest.raises(UserError, match="15 tokens and max_new_tokens=6 do not fit into max_length=20 positions"):
-        generate(gpt2, variables, TOKENIZER, "x" * 15, max_new_tokens=6)
-    assert len(generate(gpt2, variables, TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
+        generate(*alone(gpt2), TOKENIZER, "x" * 15, max_new_tokens=6)
+    assert len(generate(*alone(gpt2), TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
 
 
 def test_samples_that_cannot_be_had_are_told_before_the_first_step():
@@ -309,7 +327,7 @@ def test_generate_samples():
     for prefix in (False, True):
         objective = NextToken(model, tokens.shape[1], prefix=prefix)
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
-        metrics, (artefact,) = evaluator.run(objective, variables_of(model), data)
+        metrics, (artefact,) = evaluator.run(objective, alone(model)[1], data)
         lines = artefact.value.splitlines()
         assert metrics == {} and len(lines) == 9
         assert lines[0] == "example 1: To be " and lines[2] == "  truth: 'or '"

@@ -75,6 +75,13 @@ class MAE(Reconstructing, ImageObjective):
                 f"MAE: views of {self.augment.size} pixels, but the encoder reads {self.encoder.image_size}: "
                 "make augment's size the encoder's image_size"
             )
+        if self.encoder.image_size % self.encoder.patch:
+            size, patch = self.encoder.image_size, self.encoder.patch
+            near = max(patch, round(size / patch) * patch)
+            raise UserError(
+                f"MAE: an image of {size} x {size} does not divide into patches of {patch} x {patch}, and what is left "
+                f"over would not be predicted: choose an image_size such as {near}, or a patch that divides {size}"
+            )
         if self.norm_pixels and self.encoder.patch**2 * self.encoder.channels < 2:
             raise UserError("MAE.norm_pixels=True, but a patch is one number, which has no deviation: set it to False")
         if not 0 < self.kept < self.patches:
