@@ -53,6 +53,7 @@ class ImageText(PairEmbedding, ImageObjective):
     full_batch = True
 
     def __post_init__(self):
+        super().__post_init__()
         name = type(self).__name__
         choose(f"{name}.image_pool", self.image_pool, dict.fromkeys(("encoder", "map")))
         for side, tower in (("image", self.encoder), ("text", self.text)):

@@ -44,6 +44,7 @@ class MoCoV3(TwoViews):
     full_batch = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"MoCoV3.temperature={self.temperature} must be positive")
 
