@@ -49,7 +49,7 @@ def params():
 
 @jax.jit
 def dense(params, inputs, prefix):
-    return MODEL.apply({"params": params}, inputs, prefix=prefix)[0]
+    return MODEL.apply({"params": params["model"]}, inputs, prefix=prefix)[0]
 
 
 def slow_loss(params, batch, z_loss=0.01):
@@ -127,8 +127,8 @@ def test_the_prefix_is_seen_whole(params):
 
     @jax.jit
     def first_states(inputs):
-        out = MODEL.apply({"params": params}, inputs, None, segments, positions, jnp.array([5 + 1]), method="hidden")
-        return out[0][0, 0]
+        how = {"prefix": jnp.array([5 + 1]), "method": "hidden"}
+        return MODEL.apply({"params": params["model"]}, inputs, None, segments, positions, **how)[0][0, 0]
 
     base = first_states(inputs)
     changes = [float(jnp.abs(first_states(inputs.at[0, s].set(9)) - base).max()) > 0 for s in range(LENGTH)]

@@ -52,7 +52,7 @@ def slow_token(logits, target, z_loss):
 
 @jax.jit
 def dense(params, inputs, decoder_inputs):
-    return MODEL.apply({"params": params}, inputs, decoder_inputs)[0]
+    return MODEL.apply({"params": params["model"]}, inputs, decoder_inputs)[0]
 
 
 def slow_loss(params, batch, z_loss=0.01):
@@ -101,7 +101,7 @@ def test_later_targets_do_not_reach_earlier_losses(params):
 
     @jax.jit
     def loss_of_fourth(decoder_inputs):
-        hidden = MODEL.apply({"params": params}, batch["inputs"], decoder_inputs, method="hidden")[0]
+        hidden = MODEL.apply({"params": params["model"]}, batch["inputs"], decoder_inputs, method="hidden")[0]
         return (hidden * weights[..., None]).sum(-1)
 
     base = loss_of_fourth(decoder_inputs)
