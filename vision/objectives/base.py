@@ -24,13 +24,23 @@ class ImageObjective(ImageFeatures, Objective):
     """Base of the objectives on images.
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
-    augment: an Augment, or groups of views (see vision.views); the first one's `plain` view is what is evaluated.
-    host_image_size: pixels a side that the host hands over.
+    augment: an Augment, or groups of views (see vision.views); the first one's `plain` view is what is evaluated. One
+        without a size has the encoder's image_size.
+    host_image_size: pixels a side that the host hands over; None: the encoder's image_size.
     """
 
     encoder: Any
     augment: Any
-    host_image_size: int
+    host_image_size: int | None = None
+
+    def __post_init__(self):
+        size = self.encoder.image_size
+
+        def sized(x):  # an Augment, a number of views, or a tuple of such
+            return tuple(map(sized, x)) if isinstance(x, tuple | list) else x if isinstance(x, int) else x.sized(size)
+
+        object.__setattr__(self, "augment", sized(self.augment))
+        object.__setattr__(self, "host_image_size", self.host_image_size or size)
 
     @property
     def groups(self):
