@@ -41,17 +41,6 @@ SHRINK |= {
     "Retrieved": "pairs = 20",
 }
 IMAGES = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
-SIZE = (
-    "clip_views",
-    "siglip_views",
-    "mae_views",
-    "simclr_views",
-    "moco_v1_views",
-    "moco_v2_views",
-    "moco_v3_views",
-    "Augment",
-)
-SHRINK |= dict.fromkeys(SIZE, "size = 16")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -73,6 +62,26 @@ def test_resolved_settings_are_the_recorded_ones():
 def test_the_operative_config_is_the_whole_run(run):
     one = registry.parse([run])
     assert registry.parse_text(registry.operative_config()) == one
+
+
+# Where a run's pictures have their size, and the objective's field.
+SIZES = {
+    "runs/smoke/mae.gin": "vit.image_size",
+    "runs/smoke/simclr.gin": "resnet.image_size",
+    "runs/smoke/moco_v3.gin": "vit.image_size",
+    "runs/small/supervised.gin": "size",
+    "runs/smoke/clip.gin": "size",
+    "runs/small/siglip.gin": "size",
+}
+
+
+@pytest.mark.parametrize("run", SIZES)
+def test_a_pictures_size_is_written_once(run):
+    """One binding changes the encoder, the views and what the host hands over."""
+    objective = registry.parse([run], [f"{SIZES[run]} = 56"]).objective
+    assert {objective.encoder.image_size, objective.host_image_size, *(view.size for view in objective.views)} == {56}
+    image = objective.batch_spec(64)["image"]
+    assert image.shape[1:3] == (56, 56)
 
 
 @pytest.mark.parametrize("path", sorted(registry.SHIPPED.rglob("*.gin")), ids=lambda p: p.stem)
