@@ -65,7 +65,7 @@ ROWS = (
     # paradigm: data
     ("paradigm/dataset.py", "int(mix64(self.seed, _REPLACE, index, attempt)[0]", "int(mix64(self.seed, _REPLACE, attempt)[0]", "paradigm/test_dataset", "replacements_are_drawn"),
     ("paradigm/dataset.py", "mix64(self.seed, _EPOCH, int(k), epoch)", "mix64(self.seed, _EPOCH, int(k))", "paradigm/test_dataset", "epochs_hold"),
-    ("paradigm/dataset.py", "generators(self.seed, _EXAMPLE, int(self.train), index)", "generators(self.seed, _EXAMPLE, int(self.train), rows)", "paradigm/test_dataset", "example_is_a_function or restart"),
+    ("paradigm/dataset.py", "zip(index, _seeds(*words, index))", "zip(index, _seeds(*words, rows))", "paradigm/test_dataset", "example_is_a_function or restart"),
     ("paradigm/dataset.py", "np.where(index < ends[-1], which, -1)", "which", "paradigm/test_dataset", "evaluation"),
     ("paradigm/dataset.py", "step if self.train else FINAL", "step", "paradigm/test_dataset", "evaluation"),
     ("paradigm/dataset.py", "np.floor(ends + uniform[:, None])", "np.floor(ends)", "paradigm/test_dataset", "mixture"),
