@@ -102,6 +102,15 @@ ROWS = (
     ("multimodal/zero_shot.py", "best[top : top + chunk, None] - TIE", "best[top : top + chunk, None] + TIE", "multimodal/test_zero_shot", "ties"),
     ("multimodal/zero_shot.py", "answers[:, None] - drawn, 0)", "answers[:, None], 0)", "multimodal/test_zero_shot", "chance"),
     ("multimodal/zero_shot.py", "np.searchsorted(chosen, y)", "y", "multimodal/test_zero_shot", "named_in_words or label"),
+    # probes, evaluation, runs, checkpoints, files
+    ("vision/probe.py", "(x_test - center) / scale", "(x_test - x_test.mean(0)) / (x_test.std(0) + 1e-6)", "vision/test_probe", "standardised"),
+    ("vision/probe.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),
+    ("t5like/sources.py", "for file in sorted(files):", "for file in files:", "t5like/test_sources", "file_system"),
+    ("t5like/baselines.py", "i * size // wanted", "i", "t5like/test_baselines", "spread"),
+    ("launch/run/evaluation.py", '"online" if self._experiment.ema is None else "ema"', '"online"', "launch/test_evaluate", "average_of_weights"),
+    ("launch/run/loop.py", "last = stop.asked(step), step >= total", "last = stop.asked(step), step == total + 1", "launch/run/test_resume", "resume or step"),
+    ("launch/storage/checkpoint.py", "*list(whole)[-self._keep :]", "*list(whole)[-self._keep - 1 :]", "launch/storage/test_checkpoint", "keeps_the_newest"),
+    ("paradigm/combine.py", "zip((0,) + tuple(self.boundaries), self.boundaries)", "zip((-1,) + tuple(self.boundaries), self.boundaries)", "paradigm/test_contract", "combinator_errors"),
 )  # fmt: skip
 
 
