@@ -27,6 +27,8 @@ def load(workdir, step=None):
     import jax
 
     from launch.run import registry
+    from launch.run.data import vocabulary_of_run
+    from launch.run.experiment import bound
     from launch.storage import filesystem
     from launch.storage.workdir import open_run
     from paradigm import trees
@@ -37,6 +39,7 @@ def load(workdir, step=None):
     step, arrays, meta = checkpoints.arrays(step, only=("params", "extra"))
     where = checkpoints.directory / str(step)
     experiment = registry.parse_text(meta["config"], name=f"the configuration in {where}")
+    experiment = bound(experiment, vocabulary_of_run(workdir))
     e = experiment
     wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema, freeze=e.freeze))
     place = lambda abstract, found: jax.tree.map(jax.numpy.asarray, trees.merge_strict(abstract, found, str(where)))
@@ -61,19 +64,18 @@ class Run:
 
     @property
     def model(self):
-        """The Flax module: run.model.apply(run.variables(), ...)."""
+        """The Flax module that the objective trains; run.objective.apply calls it."""
         return self.objective.model
 
     @property
     def tokenizer(self):
         """The one that the run was trained with."""
-        from launch.storage.sync import at_hand
-        from t5like.tokenizer import load_tokenizer
+        from launch.run.data import tokenizer_of
 
-        if not (self.workdir / "tokenizer").is_dir():
+        found = tokenizer_of(self.workdir)
+        if found is None:
             raise UserError(f"{self.workdir}: its tokenizer/, which belongs to the run, is gone: put it back")
-        with at_hand(self.workdir / "tokenizer") as directory:
-            return load_tokenizer(directory)
+        return found
 
     def variables(self, which=None):
         """Variables for apply: "online", "ema" or "teacher"; None for what evaluation uses (ema, if kept)."""
@@ -84,11 +86,11 @@ class Run:
         """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
         from t5like import decode
 
-        return decode.infill(self.model, self.variables(which), self.tokenizer, text, **how)
+        return decode.infill(self.objective, self.variables(which), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
         """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
         from t5like import decode
 
         how.setdefault("prefix", getattr(self.objective, "prefix", False))
-        return decode.generate(self.model, self.variables(which), self.tokenizer, prompt, **how)
+        return decode.generate(self.objective, self.variables(which), self.tokenizer, prompt, **how)

@@ -13,6 +13,7 @@ from multimodal.objectives import CLIP, SigLIP
 from multimodal.towers import ClipViT, TextTower
 from multimodal.views import clip_views, siglip_views
 from paradigm.errors import UserError, choose
+from t5like.vocabulary import Vocabulary
 from vision.vit import ViT
 
 # Fields of towers that say how they are initialised, trained, pooled or compiled, and not what they compute.
@@ -115,6 +116,10 @@ class Absent:
     vocab_size: int
     eos_id: int = 1
     pad_id: int = 1
+
+    @property
+    def vocabulary(self):
+        return Vocabulary(self.vocab_size, pad=self.pad_id, eos=self.eos_id, fingerprint="")
 
     def encode(self, text):
         raise UserError("these weights came without a tokenizer: give one to the objective that reads texts")
@@ -223,15 +228,15 @@ def _sides(objective):
             "layer_norm_eps": tower.eps,
         }
 
-    image, text, tokenizer = objective.encoder, objective.text, objective.tokenizer
+    image, text, vocabulary = objective.encoder, objective.text, objective.vocabulary
     sides = {
         "text_config": {"vocab_size": text.vocab_size, "max_position_embeddings": text.length},
         "vision_config": {"num_channels": image.channels, "image_size": image.image_size, "patch_size": image.patch},
     }
     sides["text_config"] |= stack(text) | {
-        "bos_token_id": getattr(tokenizer, "bos_id", None),
-        "eos_token_id": getattr(tokenizer, "eos_id", 1),
-        "pad_token_id": getattr(tokenizer, "pad_id", 0),
+        "bos_token_id": vocabulary.bos,
+        "eos_token_id": vocabulary.end,
+        "pad_token_id": vocabulary.filler,
     }
     sides["vision_config"] |= stack(image)
     return sides

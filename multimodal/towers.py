@@ -62,9 +62,9 @@ class Table(Embed):
 class TextTower(Architecture, kw_only=True):
     """Tokens int32 [B, L] -> (pooled [B, D], intermediates).
 
-    vocab_size: V. layers: how many. length: L, of the table of positions.
+    vocab_size: V; None until a vocabulary says it (objective.bind). layers: how many. length: L, of the table of positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
-    pool: end, the output at the first `end_id` (the last place where there is none), or last, that of the last place,
+    pool: end, the output at the first `end_id` (None: of the vocabulary; the last place where there is none), or last, that of the last place,
         which is padding after all but the longest captions and, without causality, has seen them whole.
     embed_std, position_std: of the two tables.
     remat, scan: see Stack.
@@ -72,12 +72,12 @@ class TextTower(Architecture, kw_only=True):
     intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
     """
 
-    vocab_size: int
+    vocab_size: int | None
     layers: int
     length: int
     causal: bool = True
     pool: str = "end"
-    end_id: int = 1
+    end_id: int | None = None
     embed_std: float = 0.02
     position_std: float = 0.01
     norm: str = "layer"
@@ -101,6 +101,8 @@ class TextTower(Architecture, kw_only=True):
     @nn.compact
     def __call__(self, tokens, *, keys=None):
         """keys: typed PRNG keys [B] for dropout, or None. Raises UserError for more tokens than there are positions."""
+        if self.vocab_size is None or (self.pool == "end" and self.end_id is None):
+            raise UserError("the text tower has no vocab_size or end_id: objective.bind(vocabulary) gives it both")
         if tokens.shape[1] > self.length:
             raise UserError(f"captions of {tokens.shape[1]} tokens, and the text tower has {self.length} positions")
         x = Table(self.vocab_size, self.d_model, self.embed_std, self.dtype, name="embed")(tokens)
@@ -197,14 +199,14 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     return model
 
 
-def clip_text(size, vocab_size, length=77, **overrides: Any):
+def clip_text(size, vocab_size=None, length=77, **overrides: Any):
     """CLIP's text tower: causal, pooled at the end token (Radford et al. 2021, section 2.4; openai/CLIP model.py).
 
     First weights are openai/CLIP's but for an MLP's first kernel: width ** -0.5, where it has (2 width) ** -0.5.
 
     Args:
         size: tiny, b, l, h: the image tower that it goes with.
-        vocab_size: the tokenizer's. length: tokens of a caption.
+        vocab_size: rows of its table; None: as many as the vocabulary has ids. length: tokens of a caption.
         overrides: any field of TextTower.
 
     Raises:
@@ -215,7 +217,7 @@ def clip_text(size, vocab_size, length=77, **overrides: Any):
     return _text_tower(fields | {"vocab_size": vocab_size, "length": length}, overrides)
 
 
-def siglip_text(size, vocab_size, length=64, **overrides: Any):
+def siglip_text(size, vocab_size=None, length=64, **overrides: Any):
     """SigLIP's text tower: every token sees all, pooled at the last place (Zhai et al. 2023, section 4; big_vision).
 
     Args: as `clip_text`; size is a ViT's, since both towers are of one.

@@ -16,10 +16,10 @@ import pathlib
 
 import jax
 
-from multimodal import tokenizers
 from multimodal.layouts import FAMILIES, config_of, differences, family_of
 from paradigm import tensor_files
 from paradigm.errors import UserError, choose
+from t5like import tokenizers
 
 
 def read(path, tokenizer=None, **changes):

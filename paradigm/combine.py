@@ -44,6 +44,13 @@ class Combined(Objective):
                 f"{type(self).__name__}.parts must be (name, objective) pairs with distinct names, got {names}"
             )
 
+    def bind(self, vocabulary):
+        return dataclasses.replace(self, parts=tuple((name, part.bind(vocabulary)) for name, part in self.parts))
+
+    @property
+    def data_vocabulary(self):
+        return next((v for _, part in self.parts if (v := part.data_vocabulary) is not None), None)
+
     @property
     def full_batch(self):
         return any(part.full_batch for _, part in self.parts)

@@ -123,6 +123,8 @@ class Objective:
 
     # True when `loss` is a composition of `encode` and `full_batch_loss`: the step then accumulates cached embeddings.
     full_batch = False
+    # The Vocabulary by which the ids in the data are read; None for data without ids, and before `bind`.
+    data_vocabulary = None
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
     teacher = None
 
@@ -135,6 +137,12 @@ class Objective:
         where no jax backend may start.
         """
         raise NotImplementedError
+
+    def bind(self, vocabulary):
+        """The objective for data of this vocabulary (t5like.vocabulary.Vocabulary): with its ids, and a model of as
+        many rows. Itself where there is no text. Binding to one vocabulary twice changes nothing."""
+        del vocabulary
+        return self
 
     def phases(self):
         """name -> a step at which that phase is current. One executable is compiled for each."""

@@ -7,15 +7,17 @@ from typing import Any
 import jax
 
 from launch.run.loader import batches
+from launch.storage.sync import at_hand
 from paradigm.dataset import Dataset
-from paradigm.errors import UserError
+from t5like.tokenizers import load_tokenizer
+from t5like.vocabulary import same
 
 
 class Data:
     """An experiment's training stream and its validation sets.
 
     train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it.
-    records(split): the source that "train" or "valid" is read from. tokenizer: of the prepared data, or None.
+    records(split): the source that "train" or "valid" is read from. tokenizer, vocabulary: of the data, or None.
     fingerprint: changes whenever the training stream would.
 
     Args:
@@ -31,8 +33,9 @@ class Data:
         single = list(_single(objective))
         prepared = _build(experiment.data, directory, max(getattr(o, "raw_length", 0) for o in single) or None)
         self.tokenizer = getattr(prepared, "tokenizer", None)
-        for one in single if self.tokenizer else ():
-            _agree(one, self.tokenizer)
+        self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
+        named = f"{type(experiment.data).__name__} {getattr(experiment.data, 'source', '')}".rstrip()
+        same(objective.data_vocabulary, self.vocabulary, "the run", named)
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         held_out = prepared.source("valid")
         self.valid = {
@@ -64,6 +67,20 @@ class AtStep:
         return self.preprocess(example, rng, self.step, train)
 
 
+def tokenizer_of(workdir):
+    """The tokenizer that a run was trained with, in a run directory; None where there is none."""
+    if not (workdir / "tokenizer").is_dir():
+        return None
+    with at_hand(workdir / "tokenizer") as directory:
+        return load_tokenizer(directory)
+
+
+def vocabulary_of_run(workdir):
+    """The Vocabulary that a run was trained with, in a run directory; None where there is none."""
+    tokenizer = tokenizer_of(workdir)
+    return tokenizer and tokenizer.vocabulary
+
+
 def _build(recipe, directory, window):
     """Prepared by process 0 alone, then opened by all, where the directory is on a file system that they share.
 
@@ -85,19 +102,3 @@ def _single(objective):
         yield objective
     for _, part in getattr(objective, "parts", ()):
         yield from _single(part)
-
-
-def _agree(objective, tokenizer):
-    """Raises UserError where the objective would read the tokenizer's ids otherwise than they were written."""
-    name = type(objective).__name__
-    for field in ("vocab_size", "extra_ids"):
-        wanted, found = getattr(objective, field, None), getattr(tokenizer, field)
-        if wanted not in (None, found):
-            raise UserError(f"{name}.{field}={wanted} but the data's tokenizer has {found}: set {name}.{field}={found}")
-    for module in ("model", "text"):  # `text`: the text tower beside one for images
-        ids = getattr(getattr(objective, module, None), "vocab_size", None)
-        if ids is not None and ids < tokenizer.vocab_size:
-            raise UserError(
-                f"the {module} of {name} has {ids} ids and the data's tokenizer {tokenizer.vocab_size}: "
-                f"set the {module}'s vocab_size={tokenizer.vocab_size}"
-            )

@@ -8,7 +8,7 @@ A change of a default anywhere then shows in review as a change of the runs that
 import pathlib
 
 from launch.run import registry
-from launch.run.experiment import flatten
+from launch.run.experiment import bound, flatten
 
 HERE = pathlib.Path(__file__).parent
 
@@ -23,7 +23,7 @@ def golden(run: str) -> pathlib.Path:
 
 
 def dump(run: str) -> str:
-    return "".join(f"{name}: {value}\n" for name, value in flatten(registry.parse([run])).items())
+    return "".join(f"{name}: {value}\n" for name, value in flatten(bound(registry.parse([run]))).items())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from launch.run import registry
 from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
 from paradigm.step import init_state
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 
 CONFIG = """
 Experiment.objective = @{objective}()

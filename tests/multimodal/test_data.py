@@ -9,7 +9,7 @@ from multimodal.data import PairData
 from multimodal.preprocess import PreprocessPair, to_row
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 from tests.multimodal.pairs import opened, plain, records, table
 from tests.vision.pictures import folder, pixels
 from vision.preprocess import PreprocessImage

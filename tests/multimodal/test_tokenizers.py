@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from multimodal import layouts, tokenizers, weights
-from multimodal.tokenizers import ClipTokenizer, SigLipTokenizer, clip_tokenizer, siglip_tokenizer
+from multimodal import layouts, weights
+from t5like.tokenizers import ClipTokenizer, SigLipTokenizer, clip_tokenizer, siglip_tokenizer
 from multimodal.towers import clip_text, siglip_text
 from paradigm.errors import UserError
-from t5like.tokenizer import train_sentencepiece
+from t5like.tokenizers import train_sentencepiece
 from tests.multimodal import cases, parity, tiny
 
 GOLDEN = json.loads((cases.GOLDENS / "clip_tokenizer.json").read_text())  # CLIPTokenizer 5.23 on these merges

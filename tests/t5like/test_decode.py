@@ -1,7 +1,6 @@
 """Cached decoding against the plain forward pass, the draws against their probabilities, and text in and out."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,20 @@ from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.partition import AXES
 from t5like import decode
-from t5like.decode import GenerateSamples, Infill, InfillSamples, Sampling, generate, infill
+from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import gpt, t5
-from t5like.tokenizer import ByteTokenizer
+from t5like.objectives import NextToken
+from t5like.tokenizers import ByteTokenizer
+from t5like.vocabulary import Vocabulary
 
-VOCAB, EOS, NEVER = 40, 1, -1
+VOCAB, EOS = 40, 1
+
+
+def ended_by(eos):
+    return Vocabulary(VOCAB + 1, pad=0, eos=eos)
+
+
+NEVER = ended_by(VOCAB)  # no model has a row for it
 SMALL = dict(d_model=16, heads=2, head_dim=8, d_ff=32, layers=2)
 MODELS = {
     "t5": t5("tiny", VOCAB, **SMALL),
@@ -39,6 +47,11 @@ def variables_of(model):
     return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, jax.jit(model.init)(jax.random.key(0), *arguments))
 
 
+def of_module(variables):
+    """A model's own variables as an objective has them."""
+    return {"params": {"model": variables["params"]}}
+
+
 def arguments(name, rows=slice(None)):
     inputs = {"inputs": INPUTS[rows]} if name.startswith("t5") else {"prefix": name == "prefix"}
     prompts = PROMPTS[rows]
@@ -49,10 +62,10 @@ def arguments(name, rows=slice(None)):
 def forward(model, variables, tokens, inputs, visible):
     if inputs is None:
         return model.apply(variables, tokens, prefix=visible)[0]
-    return model.apply(variables, inputs, tokens)[0]
+    return model.apply(variables, inputs, tokens, input_segments=inputs > 0)[0]
 
 
-def uncached(model, variables, prompts, new, sampling, eos_id, inputs=None, prefix=False):
+def uncached(model, variables, prompts, new, sampling, vocabulary, inputs=None, prefix=False):
     """The same tokens by the definition: the whole sequence of one row through the model for every token."""
     pad = lambda row, width: jnp.array([[*row, *[0] * (width - len(row))]])
     index = np.array([[0, i] for i in range(len(prompts))], np.uint32)
@@ -64,7 +77,7 @@ def uncached(model, variables, prompts, new, sampling, eos_id, inputs=None, pref
         for step in range(new):
             logits = forward(model, variables, pad(tokens, 20), source, visible)  # the padding comes later, unseen
             token = int(sampling.choose(logits[:, len(tokens) - 1], jax.random.fold_in(key, step)[None])[0])
-            if token == eos_id:
+            if token == vocabulary.end:
                 break
             tokens.append(token)
         found.append(tokens[1 + len(prompts[row]) :])
@@ -78,13 +91,17 @@ GREEDY_AND_DRAWN = [*((name, Sampling()) for name in MODELS), ("t5", DRAWN), ("g
 def test_cached_is_uncached(name, sampling):
     model = MODELS[name]
     variables = variables_of(model)
-    with_cache = decode.decode_rows(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
-    wanted = uncached(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
+    with_cache = decode.decode_rows(
+        ModelAlone(model), of_module(variables), new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name)
+    )
+    wanted = uncached(model, variables, new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name))
     assert [row.tolist() for row in with_cache] == wanted
     assert len({token for row in wanted for token in row}) > 3 and len(set(map(tuple, wanted))) == len(wanted)
 
     eos = wanted[0][3]  # now let the first row end early, and the others where they will
-    stopped = decode.decode_rows(model, variables, new=NEW, sampling=sampling, eos_id=eos, **arguments(name))
+    stopped = decode.decode_rows(
+        ModelAlone(model), of_module(variables), new=NEW, sampling=sampling, vocabulary=ended_by(eos), **arguments(name)
+    )
     assert [row.tolist() for row in stopped] == [row[: row.index(eos)] if eos in row else row for row in wanted]
     assert len(stopped[0]) <= 3
 
@@ -93,9 +110,16 @@ def test_after_eos_there_is_padding():
     model = MODELS["rope"]
     prompts, lengths = np.array([[0, 5, 9], [0, 8, 0]], np.int32), np.array([3, 2], np.int32)
     run = lambda eos: decode.decode(
-        model, variables_of(model), prompts, lengths, jax.random.split(jax.random.key(0), 2), NEW, Sampling(), eos
+        ModelAlone(model),
+        of_module(variables_of(model)),
+        prompts,
+        lengths,
+        jax.random.split(jax.random.key(0), 2),
+        NEW,
+        Sampling(),
+        eos,
     )
-    free = np.asarray(run(NEVER))
+    free = np.asarray(run(VOCAB))
     eos = int(free[0, 2])
     first = [row.index(eos) if eos in row else NEW for row in free.tolist()]
     wanted = np.where(np.arange(NEW) <= np.array(first)[:, None], free, 0)
@@ -109,7 +133,13 @@ def test_rows_do_not_depend_on_each_other(name):
     model = MODELS[name]
     variables = variables_of(model)
     draw = lambda rows, seed: decode.decode_rows(
-        model, variables, new=NEW, sampling=DRAWN, seed=seed, eos_id=NEVER, **arguments(name, rows)
+        ModelAlone(model),
+        of_module(variables),
+        new=NEW,
+        sampling=DRAWN,
+        seed=seed,
+        vocabulary=NEVER,
+        **arguments(name, rows),
     )
     together = draw(slice(None), 3)
     assert np.array_equal(draw(slice(0, 1), 3)[0], together[0])
@@ -121,7 +151,9 @@ def test_on_a_mesh(name):
     """Three rows on a mesh whose batch axes have four places: padded, computed, and the padding dropped."""
     model = MODELS[name]
     variables = variables_of(model)
-    run = lambda: decode.decode_rows(model, variables, new=NEW, sampling=Sampling(), eos_id=NEVER, **arguments(name))
+    run = lambda: decode.decode_rows(
+        ModelAlone(model), of_module(variables), new=NEW, sampling=Sampling(), vocabulary=NEVER, **arguments(name)
+    )
     wanted = run()
     types = (jax.sharding.AxisType.Auto,) * 3
     with jax.set_mesh(jax.make_mesh((2, 2, 2), AXES, types)):
@@ -179,7 +211,7 @@ def answers(monkeypatch):
     given = {}
 
     def answer(text):
-        def rows(model, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+        def rows(objective, variables, prompts, new, sampling, vocabulary, seed=0, inputs=None, prefix=False):
             given.update(prompts=prompts, inputs=inputs)
             return [TOKENIZER.encode_prompt(text)] * len(prompts)
 
@@ -207,43 +239,53 @@ def answers(monkeypatch):
 )
 def test_infill_maps_blanks_to_sentinels(answers, text, read, answer, wanted):
     given = answers(answer)
-    found = infill(TEXT_MODEL, {}, TOKENIZER, text)
+    found = infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, text)
     assert found == Infill(*wanted) and str(found) == wanted[0]
     assert given["inputs"][0].tolist() == [*TOKENIZER.encode_prompt(read), EOS] and len(given["prompts"][0]) == 0
 
 
 def test_infill_and_generate_run():
-    filled = infill(TEXT_MODEL, variables_of(TEXT_MODEL), TOKENIZER, "The <X> sat on <Y> mat", max_new_tokens=8)
+    filled = infill(
+        ModelAlone(TEXT_MODEL),
+        of_module(variables_of(TEXT_MODEL)),
+        TOKENIZER,
+        "The <X> sat on <Y> mat",
+        max_new_tokens=8,
+    )
     assert filled.text.startswith("The ") and filled.text.endswith(" mat") and len(filled.pieces) == 2
     model = gpt("tiny", TOKENIZER.vocab_size, **SMALL)
     variables = variables_of(model)
     how = dict(max_new_tokens=8, temperature=1.0)
-    text = generate(model, variables, TOKENIZER, "Once ", seed=1, **how)
-    assert text.startswith("Once ") and text == generate(model, variables, TOKENIZER, "Once ", seed=1, **how)
-    assert text != generate(model, variables, TOKENIZER, "Once ", seed=2, **how)
-    assert generate(model, variables, TOKENIZER, "", max_new_tokens=1) is not None
+    text = generate(ModelAlone(model), of_module(variables), TOKENIZER, "Once ", seed=1, **how)
+    assert text.startswith("Once ") and text == generate(
+        ModelAlone(model), of_module(variables), TOKENIZER, "Once ", seed=1, **how
+    )
+    assert text != generate(ModelAlone(model), of_module(variables), TOKENIZER, "Once ", seed=2, **how)
+    assert generate(ModelAlone(model), of_module(variables), TOKENIZER, "", max_new_tokens=1) is not None
 
 
 def test_text_that_cannot_be_decoded():
     gpt2 = gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL)
     variables = variables_of(gpt2)
     with pytest.raises(UserError, match="no blank in the text; write <X>"):
-        infill(TEXT_MODEL, {}, TOKENIZER, "The cat sat")
+        infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat sat")
     with pytest.raises(UserError, match="<extra_id_0> stands more than once|<X> stands more than once"):
-        infill(TEXT_MODEL, {}, TOKENIZER, "The <X> sat on <extra_id_0> mat")
+        infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The <X> sat on <extra_id_0> mat")
     with pytest.raises(UserError, match="sentinel 100"):
-        infill(TEXT_MODEL, {}, TOKENIZER, "The <extra_id_100> sat")
+        infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The <extra_id_100> sat")
     with pytest.raises(UserError, match="infill does not work with a Decoder: use generate"):
-        infill(gpt2, {}, TOKENIZER, "The <X> sat")
+        infill(ModelAlone(gpt2), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="generate does not work with a EncoderDecoder: use infill"):
-        generate(TEXT_MODEL, {}, TOKENIZER, "The cat")
+        generate(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat")
     with pytest.raises(UserError, match="the tokenizer has 359 ids, but the model 40"):
-        infill(MODELS["t5"], {}, TOKENIZER, "The <X> sat")
+        infill(ModelAlone(MODELS["t5"]), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="max_new_tokens=0"):
-        generate(gpt2, variables, TOKENIZER, "The cat", max_new_tokens=0)
+        generate(ModelAlone(gpt2), of_module(variables), TOKENIZER, "The cat", max_new_tokens=0)
     with pytest.raises(UserError, match="15 tokens and max_new_tokens=6 do not fit into max_length=20 positions"):
-        generate(gpt2, variables, TOKENIZER, "x" * 15, max_new_tokens=6)
-    assert len(generate(gpt2, variables, TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
+        generate(ModelAlone(gpt2), of_module(variables), TOKENIZER, "x" * 15, max_new_tokens=6)
+    assert (
+        len(generate(ModelAlone(gpt2), of_module(variables), TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15
+    )  # all 20 positions
 
 
 class Data:
@@ -266,12 +308,16 @@ def padded(*texts, width=40):
 
 def test_infill_samples(answers):
     answers("<X> truths<Y> free")
+    inputs = padded("We hold these<X> to be\n<Y>", "a<X> b", "c<X>", "")
+    targets = padded("<X> truths<Y> self evident", "<X> truths", "<X> other", "")
     data = Data(
-        inputs=padded("We hold these<X> to be\n<Y>", "a<X> b", "c<X>", ""),
-        targets=padded("<X> truths<Y> self evident", "<X> truths", "<X> other", ""),
+        encoder_inputs=inputs,
+        encoder_segments=np.int32(inputs > 0),
+        targets=targets,
+        segments=np.int32(targets > 0),
         mask=np.array([1, 1, 1, 0], np.float32),
     )
-    metrics, (artefact,) = InfillSamples(count=3).run(types.SimpleNamespace(model=TEXT_MODEL), {}, data)
+    metrics, (artefact,) = InfillSamples(count=3).run(ModelAlone(TEXT_MODEL), {}, data)
     assert metrics == {"infill_exact": 2 / 4}
     assert (artefact.name, artefact.kind) == ("infill", "text")
     assert artefact.value.splitlines()[:3] == [
@@ -280,7 +326,7 @@ def test_infill_samples(answers):
         "  <Y>  model: ' free'  truth: ' self evident'",
     ]
     assert "example 3" in artefact.value
-    _, (few,) = InfillSamples(count=1).run(types.SimpleNamespace(model=TEXT_MODEL), {}, data)
+    _, (few,) = InfillSamples(count=1).run(ModelAlone(TEXT_MODEL), {}, data)
     assert "example 2" not in few.value
 
 
@@ -289,11 +335,11 @@ def test_generate_samples():
     tokens = padded("To be or not to be", "That is the question", "x", "")
     segments = (tokens > 0).astype(np.int32)
     segments[0, 9:18] = 2  # a second document begins after "To be or "
-    data = Data(tokens=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
+    data = Data(targets=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
     for prefix in (False, True):
-        objective = types.SimpleNamespace(model=model, prefix=prefix)
+        objective = NextToken(model, 8, prefix)
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
-        metrics, (artefact,) = evaluator.run(objective, variables_of(model), data)
+        metrics, (artefact,) = evaluator.run(objective, of_module(variables_of(model)), data)
         lines = artefact.value.splitlines()
         assert metrics == {} and len(lines) == 9
         assert lines[0] == "example 1: To be " and lines[2] == "  truth: 'or '"

@@ -1,8 +1,4 @@
-"""The tokenizers that released weights of CLIP and SigLIP came with: ids as the towers learnt them.
-
-Both are picklable and numpy-only, since data workers hold them, and have what `PreprocessPair` asks of a tokenizer:
-encode(text) -> int32 ids without specials, and bos_id, eos_id, pad_id, vocab_size.
-"""
+"""CLIP's tokenizer: ids as its text tower learnt them."""
 
 import dataclasses
 import functools
@@ -11,19 +7,18 @@ import hashlib
 import json
 import pathlib
 import re
-import string
 import unicodedata
 
-import numpy as np
-
 from paradigm.errors import UserError
+from t5like.tokenizers.base import Tokenizer
+from t5like.tokenizers.subwords import byte_letters
 
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 _END = "</w>"  # what ends a word among the pieces
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipTokenizer:
+class ClipTokenizer(Tokenizer):
     """CLIP's byte-level pair encoding (Radford et al. 2021, section 2.4; openai/CLIP simple_tokenizer.py), lower case.
 
     merges: the text of merges.txt, a pair of pieces a line, most frequent first. The ids follow from it: 256 bytes, the
@@ -31,6 +26,7 @@ class ClipTokenizer:
     """
 
     merges: bytes = dataclasses.field(repr=False)
+    kind = "clip"
 
     def __getstate__(self):
         return {"merges": self.merges}
@@ -54,7 +50,7 @@ class ClipTokenizer:
     @functools.cached_property
     def pieces(self):
         """tuple of str, by id."""
-        letters = tuple(_byte_letters().values())
+        letters = tuple(byte_letters().values())
         words = (*letters, *(x + _END for x in letters), *("".join(pair) for pair in self._pairs))
         return (*words, "<|startoftext|>", "<|endoftext|>")
 
@@ -63,20 +59,12 @@ class ClipTokenizer:
         return {piece: i for i, piece in enumerate(self.pieces)}
 
     @property
-    def vocab_size(self):
+    def text_size(self):
         return len(self.pieces)
 
     @property
-    def bos_id(self):
-        return self.vocab_size - 2
-
-    @property
-    def eos_id(self):
-        return self.vocab_size - 1
-
-    @property
-    def pad_id(self):
-        return self.vocab_size - 1
+    def own(self):
+        return {"bos": self.text_size - 2, "eos": self.text_size - 1, "pad": self.text_size - 1}
 
     @functools.cached_property
     def fingerprint(self):
@@ -86,19 +74,21 @@ class ClipTokenizer:
     def _known(self):
         return {}  # word -> ids
 
-    def encode(self, text):
-        """int32 [n] ids of a str, without start and end."""
+    def _encode_texts(self, texts):
+        return list(map(self._encode_text, texts))
+
+    def _encode_text(self, text):
         text = re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).lower()
         ids = []
         for word in _words(text):
             if word not in self._known:
                 self._known[word] = self._word(word)
             ids += self._known[word]
-        return np.array(ids, np.int32)
+        return ids
 
     def _word(self, word):
         """Ids of one word: the most frequent pair is merged, wherever it stands, until none is left."""
-        letters = _byte_letters()
+        letters = byte_letters()
         parts = [letters[byte] for byte in word.encode()]
         parts[-1] += _END
         while len(parts) > 1:
@@ -113,27 +103,27 @@ class ClipTokenizer:
             parts = merged
         return [self._ids[part] for part in parts]
 
-    def decode(self, ids):
-        """The text of ids [n], in lower case, words apart; start and end vanish."""
-        bytes_of = {letter: byte for byte, letter in _byte_letters().items()}
-        words = "".join(self.pieces[i] for i in ids if i < self.bos_id).replace(_END, " ").strip()
+    def _decode_text(self, ids, first=True):
+        """In lower case, words apart."""
+        bytes_of = {letter: byte for byte, letter in byte_letters().items()}
+        words = "".join(self.pieces[i] for i in ids).replace(_END, " ").strip()
         return bytes(bytes_of.get(c, 32) for c in words).decode(errors="replace")
 
-    def save(self, directory):
-        """Writes merges.txt and vocab.json, as the transformers library reads them, into a directory, which is made."""
-        directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+    def _text_byte_lengths(self):
+        return [len(piece.removesuffix(_END)) for piece in self.pieces]
+
+    def _contents(self):
+        """merges.txt and vocab.json, as the transformers library reads them."""
         lines = (" ".join(pair) for pair in self._pairs)
-        (directory / "merges.txt").write_text("\n".join(("#version: 0.2", *lines, "")), "utf-8")  # it skips a line
-        (directory / "vocab.json").write_text(json.dumps(self._ids))
+        merges = "\n".join(("#version: 0.2", *lines, ""))  # it skips a line
+        return {"merges.txt": merges.encode(), "vocab.json": json.dumps(self._ids).encode()}
 
+    def _settings(self):
+        return {}
 
-@functools.cache
-def _byte_letters():
-    """byte -> a printing character for it, as GPT-2 chose them: itself where it prints, else one from 256 on."""
-    prints = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in prints]
-    return {byte: chr(byte) for byte in prints} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    @classmethod
+    def load(cls, directory):
+        return clip_tokenizer(directory)
 
 
 def _words(text):
@@ -152,62 +142,6 @@ def _words(text):
         if first != " ":
             yield text[i:end]
         i = end
-
-
-@dataclasses.dataclass(frozen=True)
-class SigLipTokenizer:
-    """SigLIP's: lower case, no punctuation, the pieces of a SentencePiece model, padded with its end id (big_vision).
-
-    model: bytes of the serialised model (spiece.model), whose end id is 1.
-    """
-
-    model: bytes = dataclasses.field(repr=False)
-    bos_id = None
-    eos_id = 1
-    pad_id = 1
-
-    def __getstate__(self):
-        return {"model": self.model}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-
-    @functools.cached_property
-    def _processor(self):
-        import sentencepiece
-
-        try:
-            processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
-        except RuntimeError as error:
-            raise UserError(
-                f"tokenizer: these {len(self.model)} bytes are not a SentencePiece model ({error})"
-            ) from None
-        if processor.eos_id() != self.eos_id:
-            raise UserError(f"tokenizer: SigLIP's SentencePiece models end with 1; this one with {processor.eos_id()}")
-        return processor
-
-    @functools.cached_property
-    def vocab_size(self):
-        return self._processor.get_piece_size()
-
-    @functools.cached_property
-    def fingerprint(self):
-        return f"siglip:{hashlib.sha256(self.model).hexdigest()}"
-
-    def encode(self, text):
-        """int32 [n] ids of a str, without the end."""
-        text = text.lower().translate(str.maketrans("", "", string.punctuation))
-        return np.array(self._processor.encode(" ".join(text.split())), np.int32)
-
-    def decode(self, ids):
-        """The text of ids [n]; ends vanish."""
-        return self._processor.decode([int(i) for i in ids if i != self.eos_id])
-
-    def save(self, directory):
-        """Writes spiece.model into a directory, which is made."""
-        directory = pathlib.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "spiece.model").write_bytes(self.model)
 
 
 def clip_tokenizer(path):
@@ -234,29 +168,3 @@ def clip_tokenizer(path):
         return ClipTokenizer("\n".join(x for x in lines if x and not x.startswith("#version")).encode())
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"tokenizer: {path} holds no merges of CLIP ({error})") from None
-
-
-def siglip_tokenizer(path):
-    """SigLIP's tokenizer from a directory with spiece.model or tokenizer.model, or from such a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = pathlib.Path(path)
-    for name in ("spiece.model", "tokenizer.model"):
-        if (path / name).is_file():
-            path = path / name
-            break
-    try:
-        return SigLipTokenizer(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"tokenizer: {path} holds no SentencePiece model ({error.strerror})") from None
-
-
-def beside(path, model_type):
-    """The tokenizer in a directory of weights, or None. model_type: clip or siglip."""
-    names, load = {
-        "clip": (("merges.txt", "tokenizer.json"), clip_tokenizer),
-        "siglip": (("spiece.model", "tokenizer.model"), siglip_tokenizer),
-    }[model_type]
-    return load(path) if any((pathlib.Path(path) / name).is_file() for name in names) else None
