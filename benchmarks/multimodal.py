@@ -109,7 +109,7 @@ def values(found, data, run, key):
 
 def report(found):
     """The page, as markdown."""
-    steps = next((int(b.split("=")[1]) for b in GIN_PARAM.value if b.startswith("total_steps")), 800)
+    steps = next((int(b.split("=")[1]) for b in GIN_PARAM.value if b.startswith("Experiment.total_steps")), 800)
     rows = ("chance", "random init", *RUNS)
     lines = [
         "# Image and text: CLIP and SigLIP at equal pairs seen",
@@ -152,6 +152,6 @@ if __name__ == "__main__":
     EMOJI = flags.DEFINE_string("emoji", None, "Where emoji.tsv and the designers' zips are.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
     SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.", lower_bound=1)
-    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run, as in 'total_steps = 1200'.")
+    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 1200'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)

@@ -90,7 +90,7 @@ def values(found, data, run, key):
 
 def report(sets, found):
     """The page, as markdown."""
-    steps = next((int(b.split("=")[1]) for b in GIN_PARAM.value if b.startswith("total_steps")), 1200)
+    steps = next((int(b.split("=")[1]) for b in GIN_PARAM.value if b.startswith("Experiment.total_steps")), 1200)
     lines = [
         "# What a small encoder knows after each objective",
         "",
@@ -121,6 +121,6 @@ if __name__ == "__main__":
     CLOTHING = flags.DEFINE_string("clothing", None, "A zip of clothing photographs; left out when not given.")
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
     SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on Fashion-MNIST; the photographs have one.", lower_bound=1)
-    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run, as in 'total_steps = 1200'.")
+    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 1200'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)

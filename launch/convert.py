@@ -6,8 +6,9 @@
 
 T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other image
 objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the average
-where one is kept, with the tokenizer of a run on text in tokenizer/. The second writes a checkpoint of parameters
-alone, and prints the model that a gin file has to describe. Nothing is written over.
+where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer
+reads. The second writes a checkpoint of parameters alone, and prints the model that a gin file has to describe. Nothing
+is written over.
 """
 
 import pathlib
@@ -58,16 +59,28 @@ def to_hf(workdir, out, step=None):
         from multimodal import weights
 
         weights.write(out, run.objective, run.variables()["params"])
-        if run.objective.tokenizer is None:
-            run.tokenizer.save(out / "tokenizer")
+        remarks = _tokenizer(run, out, True) if run.objective.tokenizer is None else []
     elif isinstance(run.objective, ImageObjective):
         _images(run, out)
+        remarks = []
     else:
         from t5like import weights
+        from t5like.models import EncoderDecoder
 
         weights.write(out, run.model, run.variables()["params"]["model"])
-        run.tokenizer.save(out / "tokenizer")
-    return f"step {run.step} of {workdir} -> {out}"
+        remarks = _tokenizer(run, out, isinstance(run.model, EncoderDecoder))
+    return "\n".join([f"step {run.step} of {workdir} -> {out}", *(f"note: {line}" for line in remarks)])
+
+
+def _tokenizer(run, out, ends):
+    """Writes a run's tokenizer as ours in tokenizer/ and as the library's beside the weights; says what differs."""
+    from t5like import exported
+
+    run.tokenizer.save(out / "tokenizer")
+    try:
+        return exported.write(out, run.tokenizer, ends)
+    except UserError as error:  # the weights are of use without it
+        return [str(error)]
 
 
 def to_checkpoint(source, out):

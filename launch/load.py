@@ -65,7 +65,9 @@ class Run:
     @property
     def model(self):
         """The Flax module that the objective trains; run.objective.apply calls it."""
-        return self.objective.model
+        from paradigm.capabilities import HasModel, ask
+
+        return ask(HasModel, self.objective, "run.model", "use run.objective").objective.model
 
     @property
     def tokenizer(self):
@@ -84,13 +86,18 @@ class Run:
 
     def infill(self, text, which=None, **how):
         """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
+        from paradigm.capabilities import Infilling, ask
         from t5like import decode
 
-        return decode.infill(self.objective, self.variables(which), self.tokenizer, text, **how)
+        part = ask(Infilling, self.objective, "infill", "use generate(prompt)")
+        return decode.infill(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
         """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
+        from paradigm.capabilities import Generating, ask
         from t5like import decode
 
-        how.setdefault("prefix", getattr(self.objective, "prefix", False))
-        return decode.generate(self.objective, self.variables(which), self.tokenizer, prompt, **how)
+        part = ask(Generating, self.objective, "generate", 'use infill("The <X> sat")')
+        how.setdefault("prefix", part.objective.prefix)
+        variables = part.variables(self.variables(which))
+        return decode.generate(part.objective, variables, self.tokenizer, prompt, **how)

@@ -57,6 +57,8 @@ def main(argv):
         raise UserError("--init_from and --init_partly_from are two ways to begin: give one of them")
     if PROFILE.value and not re.fullmatch(r"\d+:\d+", PROFILE.value):
         raise UserError(f"--profile={PROFILE.value} must be two steps, as in 10:13")
+    if PROFILE.value and not int.__lt__(*map(int, PROFILE.value.split(":"))):
+        raise UserError(f"--profile={PROFILE.value} names no step: the first comes before the second, as in 10:13")
 
     host.enable_huge_pages()  # before jax allocates
     host.enable_compilation_cache(COMPILATION_CACHE.value)

@@ -145,6 +145,8 @@ def differences(objective, other):
         fields = [f for f in type(b).__dataclass_fields__ if f not in _FREE]
         if objective.image_pool == "map":
             fields = [f for f in fields if (tower, f) != ("encoder", "pool")]  # the head pools
+        if getattr(objective.text, "pool", None) == getattr(other.text, "pool", None) == "highest":
+            fields = [f for f in fields if (tower, f) != ("text", "end_id")]  # which is not read
         found += [(f"{tower}.{f}", value(a, f), value(b, f)) for f in fields if hasattr(a, f)]
     names = ("width", "image_projection", "text_projection", "image_pool")
     found += [(name, getattr(objective, name), getattr(other, name)) for name in names]
@@ -299,10 +301,13 @@ def _towers(objective):
 def _clip(config, tokenizer):
     image, text = _side(config, "vision_config"), _side(config, "text_config")
     end = text["eos_token_id"]
-    end = text["vocab_size"] - 1 if end == 2 else end  # old files say 2, and mean the highest id
+    if not isinstance(end, int):
+        raise UserError(f"a CLIP with eos_token_id={end!r} is not one of our models: they end a text with one id")
+    # Old files say 2 whatever their captions end with, and the library then pools at the highest id of each.
+    pool, end = ("highest", text["vocab_size"] - 1) if end == 2 else ("end", end)
     fields = {
         "encoder": ClipViT(**_image(image)),
-        "text": TextTower(**_text(text), end_id=end),
+        "text": TextTower(**_text(text), pool=pool, end_id=end),
         "width": config.get("projection_dim", 512),
         "augment": clip_views(image["image_size"]),
         "host_image_size": image["image_size"],
@@ -315,7 +320,11 @@ def _clip_config(objective):
     sides = _sides(objective)
     for side in sides.values():
         side["projection_dim"] = objective.width
-    sides["text_config"]["eos_token_id"] = objective.text.end_id
+    if objective.text.pool == "end" and objective.text.end_id == 2:
+        raise UserError(
+            "the transformers library takes an end id of 2 for the highest: text.end_id=2 cannot be written"
+        )
+    sides["text_config"]["eos_token_id"] = 2 if objective.text.pool == "highest" else objective.text.end_id
     sides["text_config"]["model_type"], sides["vision_config"]["model_type"] = "clip_text_model", "clip_vision_model"
     return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": objective.width, **sides}
 

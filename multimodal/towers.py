@@ -33,20 +33,8 @@ class ClipViT(ViT, kw_only=True):
     """
 
     positions: str = "learned"
+    input_norm: bool = True
     eps: float = 1e-5
-
-    @nn.nowrap
-    def stack(self, **changes):
-        how = {"positions": "none", "layers": self.layers, "remat": self.remat, "scan": self.scan}
-        return PreNormStack(**self.shared(**how) | changes)
-
-
-class PreNormStack(Stack, kw_only=True):
-    """A Stack that normalises what it is given."""
-
-    @nn.compact
-    def __call__(self, x, mask, **how):
-        return super().__call__(self.make_norm("pre_norm")(x.astype(self.dtype)), mask, **how)
 
 
 class Table(Embed):
@@ -62,10 +50,13 @@ class Table(Embed):
 class TextTower(Architecture, kw_only=True):
     """Tokens int32 [B, L] -> (pooled [B, D], intermediates).
 
-    vocab_size: V; None until a vocabulary says it (objective.bind). layers: how many. length: L, of the table of positions.
+    vocab_size: V; None until a vocabulary says it (objective.bind). layers: how many. length: L, of the table of
+        positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
-    pool: end, the output at the first `end_id` (None: of the vocabulary; the last place where there is none), or last, that of the last place,
-        which is padding after all but the longest captions and, without causality, has seen them whole.
+    pool: end, the output at the first `end_id` (None: the vocabulary's; the last place where there is none); highest,
+        at the first of a row's highest id, which is the end of a caption where no id lies above the end's (openai/CLIP
+        model.py); or last, that of the last place, which is padding after all but the longest captions and, without
+        causality, has seen them whole.
     embed_std, position_std: of the two tables.
     remat, scan: see Stack.
 
@@ -117,8 +108,11 @@ class TextTower(Architecture, kw_only=True):
         """[B, L, D] -> [B, D]."""
         if self.pool == "last":
             return x[:, -1]
-        ends = tokens == self.end_id
-        place = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
+        if self.pool == "highest":
+            place = jnp.argmax(tokens, axis=1)
+        else:
+            ends = tokens == self.end_id
+            place = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
         return constrain(jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0], BATCH, None)
 
     @nn.nowrap
@@ -156,8 +150,8 @@ class Head(nn.Module):
         total = 0 if self.projection == "none" else 2 * batch * features * self.width
         if self.tower is not None:
             t = self.tower
-            inner = t.heads * t.head_width
-            total += 4 * batch * (1 + patches) * t.d_model * inner + 4 * batch * patches * inner
+            inner, shared = t.heads * t.head_width, t.key_heads * t.head_width
+            total += 4 * batch * t.d_model * (inner + patches * shared) + 4 * batch * patches * inner
             total += 4 * batch * t.d_model * t.d_ff
         return total
 
@@ -188,7 +182,7 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     text tower; its image tower keeps PyTorch's own.
 
     Raises:
-        UserError: an unknown size or field (the nearest is named), a patch that does not divide the image.
+        UserError: an unknown size or field (the nearest is named), a patch that is larger than the image.
     """
     d_model, layers, d_ff, heads = choose("ViT size", str(size).lower(), VIT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads, "patch": patch}
@@ -231,6 +225,6 @@ def siglip_text(size, vocab_size=None, length=64, **overrides: Any):
 
 def _text_tower(fields, overrides):
     model = build(TextTower, fields, overrides)
-    choose("pool", model.pool, dict.fromkeys(("end", "last")))
+    choose("pool", model.pool, dict.fromkeys(("end", "highest", "last")))
     assert model.head_width > 0  # raises now rather than in the first trace
     return model

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from multimodal.zero_shot import at_least_one, captions_of, embed_pictures, embed_texts, two_towers
+from multimodal.zero_shot import at_least_one, captions_of, check_captions, embed_pictures, embed_texts
+from paradigm.capabilities import PairEmbedding
+from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from vision.preprocess import resize_to_square
 from vision.probe import Subset
@@ -15,8 +17,23 @@ TEXT = 240  # pixels that a caption is wide
 INK, PAPER, DARK, RIGHT = (20, 20, 20), (255, 255, 255), (8, 48, 107), (22, 150, 60)
 
 
+class _OfPairs(Evaluator):
+    """What both evaluators ask for: towers, and pairs of the split."""
+
+    needs = PairEmbedding
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        check_captions(data.records(self.split))
+
+    def towers(self, objective, variables):
+        """(the objective that embeds, its variables)."""
+        part = self.part(objective)
+        return part.objective, part.variables(variables)
+
+
 @dataclasses.dataclass(frozen=True)
-class Similarity:
+class Similarity(_OfPairs):
     """The cosines of some pairs of the split: a column for each picture, a row for each caption, and the pairs' own on
     the diagonal. Shades run from the smallest to the largest. count: of pairs. seed: of the draw."""
 
@@ -28,7 +45,8 @@ class Similarity:
         at_least_one(self, "count")
 
     def run(self, objective, variables, data):
-        objective, source = two_towers(objective), Subset(data.records(self.split), self.count, self.seed)
+        objective, variables = self.towers(objective, variables)
+        source = Subset(data.records(self.split), self.count, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
         captions = [captions_of(source, place)[0] for place in places]
         cosines = embed_texts(objective, variables, captions, data.tokenizer) @ x.T  # [captions, pictures]
@@ -36,7 +54,7 @@ class Similarity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieved:
+class Retrieved(_OfPairs):
     """Captions of the split, each before the pictures nearest to it; those with that very caption stand in a frame.
 
     queries: how many captions. nearest: how many pictures of each. pairs: how many are searched; None for all.
@@ -52,7 +70,8 @@ class Retrieved:
         at_least_one(self, "queries", "nearest", "pairs")
 
     def run(self, objective, variables, data):
-        objective, source = two_towers(objective), Subset(data.records(self.split), self.pairs, self.seed)
+        objective, variables = self.towers(objective, variables)
+        source = Subset(data.records(self.split), self.pairs, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
         chosen = np.random.default_rng(self.seed).permutation(len(places))[: self.queries]
         asked = [captions_of(source, places[i])[0] for i in chosen]

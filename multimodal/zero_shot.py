@@ -21,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from multimodal.templates import templates
+from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.partition import constrain
 from vision.probe import BATCH, Subset, untrained
 
@@ -31,18 +33,21 @@ _random = weakref.WeakKeyDictionary()  # data -> {(objective, evaluator): the nu
 _untrained = weakref.WeakKeyDictionary()  # data -> {(objective, seed): their variables}
 
 
-class _Compared:
-    """The `run` of an evaluator that gives scores(objective, variables, data) -> (numbers, those of chance)."""
+class _Compared(Evaluator):
+    """An evaluator that gives scores(objective, variables, data) -> (numbers, those of chance)."""
+
+    needs = PairEmbedding
 
     def run(self, objective, variables, data):
         """({name: number, 'chance/' + name: number, 'random/' + name: number}, [])."""
-        objective = two_towers(objective)
-        scores, chances = self.scores(objective, variables, data)
+        part = self.part(objective)
+        scores, chances = self.scores(part.objective, part.variables(variables), data)
         found = scores | {f"chance/{name}": chance for name, chance in chances.items()}
         if self.random:
             known = _random.setdefault(data, {})
             if (objective, self) not in known:
-                known[objective, self], _ = self.scores(objective, _first(objective, data, self.seed), data)
+                first = part.variables(_first(objective, data, self.seed))
+                known[objective, self], _ = self.scores(part.objective, first, data)
             found |= {f"random/{name}": score for name, score in known[objective, self].items()}
         return found, []
 
@@ -66,7 +71,7 @@ def at_least_one(evaluator, *names):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(_Compared):
-    """An evaluator: accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
+    """accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
 
     templates: names of sets (plain, a, photo, clip_7, clip_80, shapes) or sentences with {} for the class.
     split: whose pictures. present: choose among the classes that the split shows, not among all. images: how many
@@ -89,13 +94,20 @@ class ZeroShot(_Compared):
         templates(wanted)
         at_least_one(self, "images")
 
-    def scores(self, objective, variables, data):
-        source = Subset(data.records(self.split), self.images, self.seed)
-        names = getattr(source.source, "classes", None)
-        if not names:
+    def check(self, objective, data):
+        super().check(objective, data)
+        self._names(data)
+
+    def _names(self, data):
+        """The names of the data's classes."""
+        if not (names := data.records(self.split).classes):
             raise UserError(
                 "ZeroShot: the data have no names of classes: set PairData.label, or take it from Experiment.evaluators"
             )
+        return names
+
+    def scores(self, objective, variables, data):
+        source, names = Subset(data.records(self.split), self.images, self.seed), self._names(data)
         x, y, _ = embed_pictures(objective, variables, source)
         x, y = x[y >= 0], y[y >= 0]
         if not len(y):
@@ -113,7 +125,7 @@ class ZeroShot(_Compared):
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(_Compared):
-    """An evaluator: R@k both ways, `image_to_text@k` and `text_to_image@k` (see the top of this file).
+    """R@k both ways, `image_to_text@k` and `text_to_image@k` (see the top of this file).
 
     ks: the k. split: whose pairs. captions: the first so many of each picture. pairs: how many are searched, drawn once
     by a hash; None for all. chunk: queries and candidates compared at a time, so that no matrix is larger.
@@ -131,6 +143,10 @@ class Retrieval(_Compared):
     def __post_init__(self):
         object.__setattr__(self, "ks", tuple(self.ks))  # gin gives a list
         at_least_one(self, "ks", "captions", "pairs", "chunk")
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        check_captions(data.records(self.split))
 
     def scores(self, objective, variables, data):
         source = Subset(data.records(self.split), self.pairs, self.seed)
@@ -154,15 +170,6 @@ class Retrieval(_Compared):
                 scores[name] = float(np.average(found < k, weights=counts))
                 chances[name] = float(np.average(by_chance(answers, len(candidates), k), weights=counts))
         return scores, chances
-
-
-def two_towers(objective):
-    """The objective that embeds pictures and texts: this one, or the first such part of a combination."""
-    for one in (objective, *(part for _, part in getattr(objective, "parts", ()))):
-        if hasattr(one, "embed_texts"):
-            return one
-    raise UserError(f"{type(objective).__name__} has no towers for pictures and texts: take ZeroShot, Retrieval, "
-                    "Similarity and Retrieved from Experiment.evaluators")  # fmt: skip
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
@@ -209,10 +216,15 @@ def class_vectors(objective, variables, names, wanted="photo", tokenizer=None):
     return x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
 
 
+def check_captions(source):
+    """Raises UserError for a source of other records than pairs."""
+    if not hasattr(source, "captions"):
+        raise UserError("these data have no captions to retrieve: choose pairs, or leave Retrieval and Retrieved out")
+
+
 def captions_of(source, place):
     """The captions of a record of a Subset, without its picture."""
-    if not hasattr(source.source, "captions"):
-        raise UserError("these data have no captions to retrieve: choose pairs, or leave Retrieval and Retrieved out")
+    check_captions(source.source)
     return source.source.captions(int(source.positions[place]))
 
 

@@ -28,6 +28,8 @@ class AttentionMask:
     queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
         alone, keys of segment 0 are padding and the rest is visible to every query.
     offset: int32 [B], or 0: the first query's position among the keys, as in decoding with a cache.
+    window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
+        query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -35,6 +37,7 @@ class AttentionMask:
     queries: Any = None
     keys: Any = None
     offset: Any = 0
+    window: int | None = struct.field(pytree_node=False, default=None)
 
     def positions(self, length):
         """int32 [B or 1, L]: the queries' positions among the keys."""
@@ -57,6 +60,9 @@ class AttentionMask:
             keys = self.keys[:, None, :]  # [B, 1, S]
             same = keys > 0 if self.queries is None else self.queries[:, :, None] == keys
             seen = same if seen is None else seen & same
+        if self.window is not None:
+            near = jnp.abs(jnp.arange(source) - self.positions(length)[..., None]) < self.window
+            seen = near if seen is None else seen & near
         return None if seen is None else seen[:, None]
 
 
@@ -103,20 +109,6 @@ class RelativeBias(nn.Module):
         return jnp.moveaxis(table.astype(self.dtype)[bucket], -1, 1)
 
 
-def rope_angles(positions, head_dim, theta=10000.0):
-    """(cos, sin) of rotary positions (Su et al. 2021, section 3.2.2): int [B, L] -> float32 [B, 1, L, K/2] each."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[:, None, :, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BxHxLxK, angles):
-    """Rotates the pairs (k, k + K/2) of each head by the angles of their positions."""
-    cos, sin = (a.astype(x_BxHxLxK.dtype) for a in angles)
-    a, b = jnp.split(x_BxHxLxK, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
 # ---- Attention -------------------------------------------------------------------------------------------------------
 
 
@@ -124,10 +116,11 @@ _sum = functools.partial(checkpoint_name, name="attention_sums")
 _KEEP_SUMS = jax.checkpoint_policies.save_only_these_names("attention_sums")
 
 
-def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, weights=lambda p: p, block=1024):
+def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, weights=lambda p: p, block=1024):
     """The plain attention path: softmax(scale * q k + bias, where visible) v, in blocks of queries when L is long.
 
     Args:
+        k, v: of G heads, a divisor of H: each serves H / G neighbouring heads of q, and is not repeated for them.
         mask: AttentionMask of the S keys to the L queries.
         bias: [B or 1, H, L, S] added to the logits, or None.
         weights: a function of the attention weights [B, H, L, S]: dropout.
@@ -136,13 +129,16 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, weights=
     Returns:
         [B, H, L, K].
     """
-    length, source = q_BxHxLxK.shape[2], k_BxHxSxK.shape[2]
+    batch, heads, length, width = q_BxHxLxK.shape
+    groups, source = k_BxGxSxK.shape[1:3]
 
-    @functools.partial(
-        jax.checkpoint, policy=_KEEP_SUMS
-    )  # [B, H, L, S] is formed again in the backward pass, not stored
+    # [B, H, L, S] is formed again in the backward pass, not stored
+    @functools.partial(jax.checkpoint, policy=_KEEP_SUMS)
     def part(q, mask, bias):
-        logits = jnp.einsum("bhlk,bhsk->bhls", q * jnp.asarray(scale, q.dtype), k_BxHxSxK).astype(jnp.float32)
+        split = lambda x: x.reshape(batch, heads, -1, x.shape[-1])  # [B, G, R L, x] -> [B, H, L, x]
+        joined = lambda x: x.reshape(batch, groups, -1, x.shape[-1])  # the R = H / G heads that share keys, as one
+        logits = jnp.einsum("bhlk,bhsk->bhls", joined(q * jnp.asarray(scale, q.dtype)), k_BxGxSxK)
+        logits = split(logits).astype(jnp.float32)
         if bias is not None:
             logits = add_bias(logits, bias.astype(jnp.float32))
         seen = mask.expand(q.shape[2], source)
@@ -151,7 +147,7 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, weights=
         top = _sum(jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         e = jnp.exp(logits - top)
         total = _sum(jnp.sum(e, axis=-1, keepdims=True))
-        y = _sum(jnp.einsum("bhls,bhsk->bhlk", weights(e.astype(q.dtype)), v_BxHxSxK))
+        y = _sum(split(jnp.einsum("bhls,bhsk->bhlk", joined(weights(e.astype(q.dtype))), v_BxGxSxK)))
         return (y / total).astype(q.dtype)  # divided last: a pass over [B, H, L, K] instead of [B, H, L, S]
 
     if length <= block or length % block:

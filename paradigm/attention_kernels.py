@@ -42,7 +42,7 @@ def pick(q_BxHxLxK, dropout, bias=None):
     return ("cudnn", "flash attention") if reason is None else ("plain", reason)
 
 
-def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, dropped=None):
+def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=None):
     """softmax(scale * q k + bias, where visible) v by the kernel that `pick` names: [B, H, L, K].
 
     Args: as attention.attend; `dropped` is a function of the attention weights, or None for no dropout.
@@ -50,12 +50,12 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, dropped=
     kernel, _ = pick(q_BxHxLxK, dropped is not None, bias)
     if kernel == "plain":
         weights = dropped if dropped is not None else lambda p: p
-        return attention.attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias, scale, weights)
+        return attention.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, weights)
     # A triangle that starts at the first key is a kernel's own mask; any other is an array of 16-bit numbers to it.
     triangle = mask.causal and isinstance(mask.offset, int) and mask.offset == 0
-    masked = mask.keys is not None or mask.prefix is not None or (mask.causal and not triangle)
+    masked = any(x is not None for x in (mask.keys, mask.prefix, mask.window)) or (mask.causal and not triangle)
     batch, _, length, _ = q_BxHxLxK.shape
-    source = k_BxHxSxK.shape[2]
+    source = k_BxGxSxK.shape[2]
     seen = mask.expand(length, source) if masked else None
     # The kernel wants even lengths for a gradient: an odd one has a row more, which the row's length hides.
     odd = length % 2 or source % 2
@@ -64,8 +64,8 @@ def attend(q_BxHxLxK, k_BxHxSxK, v_BxHxSxK, mask, bias=None, scale=1.0, dropped=
     rows_first = lambda x: even(x, 2).swapaxes(1, 2)  # [B, H, L, K] -> [B, L, H, K]
     y = jax.nn.dot_product_attention(
         rows_first(q_BxHxLxK),
-        rows_first(k_BxHxSxK),
-        rows_first(v_BxHxSxK),
+        rows_first(k_BxGxSxK),
+        rows_first(v_BxGxSxK),
         None,
         None if seen is None else even(jnp.broadcast_to(seen, (*seen.shape[:2], length, source)), 2, 3),
         query_seq_lengths=lengths[0],

@@ -43,6 +43,8 @@ class Combined(Objective):
             raise UserError(
                 f"{type(self).__name__}.parts must be (name, objective) pairs with distinct names, got {names}"
             )
+        if "ema" in names:
+            raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
 
     def bind(self, vocabulary):
         return dataclasses.replace(self, parts=tuple((name, part.bind(vocabulary)) for name, part in self.parts))
@@ -57,6 +59,10 @@ class Combined(Objective):
 
     def has_batch_norm(self, frozen=()):
         return any(part.has_batch_norm(frozen) for _, part in self.parts)
+
+    @property
+    def raw_length(self):
+        return max((part.raw_length or 0 for _, part in self.parts), default=0) or None
 
     def modules(self):
         return {name: pair for _, part in self.parts for name, pair in part.modules().items()}
@@ -75,12 +81,22 @@ class Combined(Objective):
         return {name: part.init_extra(params, jax.random.fold_in(key, i)) for i, (name, part) in enumerate(self.parts)}
 
     def variables(self, params, extra, which="online"):
+        """{"params": of all parts, "batch_stats": {part's name: its own}}; `part_variables` takes a part's out of them.
+
+        A name that some parts add (`teacher`): the parameters are those of the first of them.
+        """
+        averaged = {"ema": extra["ema"]} if "ema" in extra else {}
+        found = {}
         for name, part in self.parts:
             try:
-                return part.variables(params, extra if which == "ema" else extra.get(name, {}), which)
+                found[name] = part.variables(params, {**extra.get(name, {}), **averaged}, which)
             except KeyError:
                 continue
-        raise KeyError(f"no part of {type(self).__name__} has variables {which!r}")
+        if not found:
+            raise KeyError(f"no part of {type(self).__name__} has variables {which!r}")
+        stats = {name: one["batch_stats"] for name, one in found.items() if "batch_stats" in one}
+        params = next(iter(found.values()))["params"]
+        return {"params": params, **({"batch_stats": stats} if stats else {})}
 
     def _active(self, phase):
         return self.parts
@@ -105,7 +121,7 @@ class Combined(Objective):
     def _present(self, batch_spec):
         """(part, its batch spec) of the parts that this batch has entries for."""
         has = lambda name: any(key.startswith(name + "/") for key in batch_spec)
-        return [(part, _part_of(batch_spec, name)) for name, part in self.parts if has(name)]
+        return [(part, part_batch(batch_spec, name)) for name, part in self.parts if has(name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +151,7 @@ class Sum(Combined):
     def encode(self, params, extra, batch, ctx):
         embeddings, loss = {}, Loss()
         for name, part, scale in self._weighted(ctx):
-            embeddings[name], one = part.encode(params, extra[name], _part_of(batch, name), ctx)
+            embeddings[name], one = part.encode(params, extra[name], part_batch(batch, name), ctx)
             loss = loss.join(one.prefixed(name, scale))
         return embeddings, loss
 
@@ -143,7 +159,7 @@ class Sum(Combined):
         loss = Loss()
         for name, part, scale in self._weighted(ctx):
             if part.full_batch:
-                one = part.full_batch_loss(params, extra[name], embeddings[name], _part_of(batch, name), ctx)
+                one = part.full_batch_loss(params, extra[name], embeddings[name], part_batch(batch, name), ctx)
                 loss = loss.join(one.prefixed(name, scale))
         return loss
 
@@ -163,6 +179,9 @@ class _OneAtATime(Combined):
     def preprocess(self):
         return PreprocessParts(tuple((name, part.preprocess) for name, part in self.parts), _Chosen(self._timetable()))
 
+    def preprocess_for(self, phase):
+        return PreprocessParts(tuple((name, part.preprocess) for name, part in self._active(phase)))
+
     def phase(self, step):
         return self._timetable()(int(step))
 
@@ -178,16 +197,16 @@ class _OneAtATime(Combined):
 
     def loss(self, params, extra, batch, ctx):
         ((name, part),) = self._active(ctx.phase)
-        return part.loss(params, extra[name], _part_of(batch, name), ctx).prefixed(name)
+        return part.loss(params, extra[name], part_batch(batch, name), ctx).prefixed(name)
 
     def encode(self, params, extra, batch, ctx):
         ((name, part),) = self._active(ctx.phase)
-        embeddings, loss = part.encode(params, extra[name], _part_of(batch, name), ctx)
+        embeddings, loss = part.encode(params, extra[name], part_batch(batch, name), ctx)
         return embeddings, loss.prefixed(name)
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         ((name, part),) = self._active(ctx.phase)
-        return part.full_batch_loss(params, extra[name], embeddings, _part_of(batch, name), ctx).prefixed(name)
+        return part.full_batch_loss(params, extra[name], embeddings, part_batch(batch, name), ctx).prefixed(name)
 
     def update_extra(self, extra, params, loss, ctx):
         ((name, part),) = self._active(ctx.phase)
@@ -267,10 +286,16 @@ class _Chosen:
         return (self.timetable(step),)
 
 
-def _part_of(batch, name):
+def part_batch(batch, name):
     """The batch that part `name` sees: its own entries, and whose rows they are."""
     own = {k[len(name) + 1 :]: v for k, v in batch.items() if k.startswith(name + "/")}
     return {**own, "index": batch["index"], "mask": batch["mask"]}
+
+
+def part_variables(variables, name):
+    """The variables of part `name`: the parameters of all, and its own batch statistics."""
+    stats = variables.get("batch_stats", {})
+    return {"params": variables["params"], **({"batch_stats": stats[name]} if name in stats else {})}
 
 
 def _union(ours, theirs, part):

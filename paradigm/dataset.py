@@ -23,6 +23,7 @@ import threading
 import numpy as np
 
 from paradigm.errors import UserError
+from paradigm.schedule import FINAL
 from paradigm.storage import retry
 
 ROUNDS = 4  # of the shuffle's network, each of two halves
@@ -143,8 +144,8 @@ class Dataset:
 
     source: see the top of this file. preprocess(example, rng, step, train) -> dict of arrays of fixed shapes.
     batch_size: examples of the global batch. seed: int. train=True: endless, shuffled anew each epoch, a broken record
-    replaced by a draw from (seed, i, attempt). train=False: every record once, in order, always prepared alike; the
-    last batch is padded, and rows of padding or of a broken record have mask 0.
+    replaced by a draw from (seed, i, attempt). train=False: every record once, in order, prepared as at the step FINAL;
+    the last batch is padded, and rows of padding or of a broken record have mask 0.
 
     Raises UserError for an empty source or an impossible batch size.
     """
@@ -207,7 +208,8 @@ class Dataset:
         rngs = generators(self.seed, _EXAMPLE, int(self.train), index)
         batch = {}
         for row, (record, rng) in enumerate(zip(records, rngs)):
-            prepared = self.preprocess(spare if record is None else record, rng, step if self.train else 0, self.train)
+            record = spare if record is None else record
+            prepared = self.preprocess(record, rng, step if self.train else FINAL, self.train)
             if not batch:
                 batch = {k: np.empty((len(rows),) + np.shape(v), np.asarray(v).dtype) for k, v in prepared.items()}
             for name, value in prepared.items():

@@ -24,15 +24,15 @@ def drop(x, keys, site, rate, shared=()):
         x: [B, ...].
         keys: typed PRNG keys [B], or None for no dropout.
         site: str, what tells this mask from the others drawn from the same keys.
-        rate: probability of zero.
+        rate: probability of zero, a number or an array [].
         shared: axes of x (not the first) that share one mask, as T5 does over length.
     """
-    if keys is None or rate == 0.0:
+    if keys is None or (not isinstance(rate, jax.Array) and rate == 0.0):
         return x
     shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))[1:]
     code = zlib.crc32(site.encode())
     keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, code), 1.0 - rate, shape))(keys)
-    return x * (keep.astype(x.dtype) / (1.0 - rate))
+    return x * (keep.astype(x.dtype) / (1.0 - rate)).astype(x.dtype)
 
 
 # ---- Dense, Embed, norms ---------------------------------------------------------------------------------------------
@@ -128,7 +128,9 @@ ACTIVATIONS = {
     "relu": (jax.nn.relu, 1),
     "gelu": (gelu, 1),
     "gelu_exact": (gelu_exact, 1),
+    "silu": (jax.nn.silu, 1),
     "quick_gelu": (jax.checkpoint(lambda x: x * jax.nn.sigmoid(1.702 * x)), 1),  # of OpenAI's CLIP weights
     "gated_gelu": (gated_gelu, 2),
+    "gated_gelu_exact": (jax.checkpoint(lambda a, b: gelu_exact(a) * b), 2),
     "gated_silu": (jax.checkpoint(lambda a, b: jax.nn.silu(a) * b), 2),
 }

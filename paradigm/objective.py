@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 from paradigm import rng, teacher, trees
+from paradigm.schedule import FINAL
 
 MAIN = "main"  # the phase of an objective that has only one
 
@@ -104,7 +105,7 @@ class Context:
         return rng.key(self.seed, name, self.step)
 
 
-EVALUATION = Context(0, train=False)  # where nothing reads the step
+EVALUATION = Context(FINAL, train=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,10 @@ class Objective:
     full_batch = False
     # The Vocabulary by which the ids in the data are read; None for data without ids, and before `bind`.
     data_vocabulary = None
+    # The (name, objective) pairs that a combinator is made of; paradigm.capabilities looks through them.
+    parts = ()
+    # Tokens that a window of text must hold for `preprocess`; None where records are taken as they come.
+    raw_length = None
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
     teacher = None
 
@@ -143,6 +148,11 @@ class Objective:
         many rows. Itself where there is no text. Binding to one vocabulary twice changes nothing."""
         del vocabulary
         return self
+
+    def preprocess_for(self, phase):
+        """What prepares the evaluation batches of a phase, which is read at the step FINAL whatever the phase."""
+        del phase
+        return self.preprocess
 
     def phases(self):
         """name -> a step at which that phase is current. One executable is compiled for each."""

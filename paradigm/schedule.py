@@ -3,8 +3,11 @@
 A schedule is a frozen dataclass, called with a step. A host int or a numpy array gives numpy float32 (data workers,
 where jax is never imported); a jax array, traced or not, gives jax float32. `step` counts batches from 0. All of them
 may begin with a linear warm-up from 0, the peak being reached at step `warmup_steps`.
+
+A schedule whose total_steps is None lasts as long as the run: an Experiment tells it (`for_run`).
 """
 
+import copy
 import dataclasses
 import math
 import sys
@@ -13,7 +16,7 @@ import numpy as np
 
 from paradigm.errors import UserError
 
-FOREVER = 2**53  # stands for "every step" in `extremes`
+FINAL = 2**31 - 1  # the step of every evaluation: schedules are at their end, on the host as on the device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Schedule:
         """The value at `step`, an int or an array of ints; float32 of the same shape, of the same library."""
         jax = sys.modules.get("jax")
         xp = jax.numpy if jax and isinstance(step, jax.Array) else np
+        if getattr(self, "total_steps", 0) is None:
+            name = type(self).__name__
+            raise UserError(f"{name}.total_steps is not set: an Experiment gives it the run's, elsewhere set it")
         n = xp.asarray(step, xp.float32)
         value = xp.asarray(self._shape(xp, n), xp.float32)
         if warmup := self._rise():
@@ -32,7 +38,8 @@ class Schedule:
 
     def extremes(self, total=None):
         """(smallest, largest) value over steps 0 to `total`, or over all steps: what fixed shapes must hold."""
-        last = FOREVER if total is None else total
+        last = FINAL if total is None else total
+        self = for_run(self, last)
         values = [float(self(n)) for n in (0, min(self.warmup_steps, last), last)]  # monotone in between
         return min(values), max(values)
 
@@ -52,10 +59,10 @@ class Schedule:
         values = dataclasses.asdict(self)
         name = type(self).__name__
         for field, value in values.items():
-            if field.endswith("_steps") and value < 0:
+            if field.endswith("_steps") and value is not None and value < 0:
                 raise UserError(f"{name}.{field}={value} must not be negative")
         warmup, total = values.get("warmup_steps", 0), values.get("total_steps", math.inf)
-        if warmup + values.get("cooldown_steps", 0) > total:
+        if total is not None and warmup + values.get("cooldown_steps", 0) > total:
             parts = f"{name}.warmup_steps={warmup}"
             if "cooldown_steps" in values:
                 parts += f" and {name}.cooldown_steps={values['cooldown_steps']}"
@@ -77,11 +84,11 @@ class Constant(Schedule):
 class Linear(Schedule):
     """From `peak` at step warmup_steps on a straight line to `final` at step total_steps, and `final` from there on.
 
-    As a curriculum it may rise: Linear(peak=0.15, final=0.5, total_steps=10_000).
+    As a curriculum it may rise: Linear(peak=0.15, final=0.5, total_steps=10_000). total_steps: None is the run's.
     """
 
     peak: float
-    total_steps: int
+    total_steps: int | None = None
     warmup_steps: int = 0
     final: float = 0.0
 
@@ -94,11 +101,11 @@ class Cosine(Schedule):
     """From `peak` at step warmup_steps along half a cosine to `final` at step total_steps, and `final` from there on.
 
     SGDR, Loshchilov and Hutter, arXiv:1608.03983, equation 5, one period. As a teacher's momentum it rises:
-    Cosine(peak=0.996, final=1.0, total_steps=...) (BYOL, arXiv:2006.07733).
+    Cosine(peak=0.996, final=1.0) (BYOL, arXiv:2006.07733). total_steps: None is the run's.
     """
 
     peak: float
-    total_steps: int
+    total_steps: int | None = None
     warmup_steps: int = 0
     final: float = 0.0
 
@@ -161,12 +168,12 @@ class WSD(Schedule):
     """Warm-up, stable, decay: `peak` until the last cooldown_steps, in which it falls to `final` at step total_steps.
 
     Hu et al. (MiniCPM), arXiv:2404.06395, section 4. The cooldown is 'linear', or 'sqrt': peak * (1 - sqrt(progress)),
-    which Hägele et al., arXiv:2405.18392, found the better one.
+    which Hägele et al., arXiv:2405.18392, found the better one. total_steps: None is the run's.
     """
 
     peak: float
-    total_steps: int
     cooldown_steps: int
+    total_steps: int | None = None
     warmup_steps: int = 0
     final: float = 0.0
     cooldown: str = "linear"
@@ -185,3 +192,48 @@ class WSD(Schedule):
 def as_schedule(value):
     """A Schedule as it is; a number as Constant(number)."""
     return value if callable(value) else Constant(float(value))
+
+
+def for_run(value, total):
+    """`value`, whose schedules without total_steps, at any depth of dataclasses and tuples, last `total` steps.
+
+    A warm-up or a cooldown longer than a run is no error here: `warnings` tells of it, and a short trial goes on.
+    """
+    if isinstance(value, Schedule):
+        if getattr(value, "total_steps", 0) is not None:
+            return value
+        value = copy.copy(value)
+        object.__setattr__(value, "total_steps", total)
+        return value
+    changed = {}
+    for name, inner in _settings(value):
+        if (new := for_run(inner, total)) is not inner:
+            changed[name] = new
+    if not changed:
+        return value
+    if isinstance(value, tuple):
+        return tuple(changed.get(i, inner) for i, inner in enumerate(value))
+    return dataclasses.replace(value, **changed)
+
+
+def warnings(value, total, path=""):
+    """What a person should hear of the schedules in `value` in a run of `total` steps: a line each, with its path."""
+    if isinstance(value, Schedule):
+        name, end, rise = type(value).__name__, getattr(value, "total_steps", total), value._rise()
+        if end < total:
+            stays = f"ends at step {end} of {total} and stays at {value(end):g}"
+            yield f"{path}: {name} {stays}: leave its total_steps out, and it lasts as long as the run"
+        if rise > total:
+            yield f"{path}: {name} warms up for {rise} steps and the run has {total}: it never reaches its peak"
+    for name, inner in _settings(value):
+        yield from warnings(inner, total, f"{path}.{name}" if isinstance(name, str) else f"{path}[{name}]")
+
+
+def _settings(value):
+    """(name, value) of the fields of a dataclass, (index, value) of a tuple; of a Flax module nothing."""
+    if isinstance(value, tuple):
+        return list(enumerate(value))
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return []
+    names = [f.name for f in dataclasses.fields(value) if f.init]
+    return [] if "parent" in names else [(name, getattr(value, name)) for name in names]

@@ -17,7 +17,7 @@ from flax import struct
 from paradigm import partition, rng, teacher, trees
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Context, Loss
-from paradigm.schedule import as_schedule
+from paradigm.schedule import FINAL, as_schedule
 
 
 @struct.dataclass
@@ -45,9 +45,6 @@ class TrainState:
     def frozen_modules(self):
         """Names of the modules of which nothing is trained."""
         return tuple(sorted(set(self.frozen) - set(self.params)))
-
-
-LATE = 2**31 - 1  # the step that evaluation reads schedules at: what they end with
 
 
 def init_state(objective, optimizer, seed, ema=None, params=None, freeze=()):
@@ -135,7 +132,7 @@ def make_eval_step(objective, *, seed=0, phase=MAIN, which="online"):
     """
 
     def evaluate(params, extra, batch):
-        ctx = Context(jnp.int32(LATE), seed, False, phase)
+        ctx = Context(jnp.int32(FINAL), seed, False, phase)
         params = objective.variables(params, extra, which)["params"]
         return _report(objective.loss(params, extra, batch, ctx), all_terms=True)
 

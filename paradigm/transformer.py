@@ -1,8 +1,8 @@
 """The transformer, once: attention, MLP, Block and Stack, for text, patches and captions.
 
 Letters in shapes and in names such as q_BxHxLxK:
-    B batch, L length (queries), S source length (keys), D model, H heads, K head dim, F hidden, V vocab,
-    N patches, P patch, C channels.
+    B batch, L length (queries), S source length (keys), D model, H heads, G key and value heads, K head dim, F hidden,
+    V vocab, N patches, P patch, C channels.
 
 A Stack keeps one set of parameters whose leaves carry a leading layer axis, under the component `layers`; scanned and
 unrolled forms share it. Dropout is per example: `keys` are typed PRNG keys [B], one for each example, and None means
@@ -17,17 +17,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from paradigm.attention import AttentionMask, RelativeBias, rope_angles, rotate
+from paradigm.attention import AttentionMask, RelativeBias
 from paradigm.attention_kernels import attend
 from paradigm.errors import UserError, choose
-from paradigm.layers import ACTIVATIONS, NORMS, Dense, drop
+from paradigm.layers import ACTIVATIONS, NORMS, Dense, RMSNorm, drop
 from paradigm.partition import BATCH, constrain
+from paradigm.rope import rope_angles, rotate
 from paradigm.trees import STACKED
 
 # Where the parameters of a Stack lie (see partition.py); a model appends rules for what it has beside one.
 PARTITION_RULES = (
-    (r"(attention|cross)/(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, H, K]
-    (r"(attention|cross)/(query|key|value)/bias$", ("tensor", None)),  # [H, K]
+    (r"(attention|cross)/(query|key|value)/kernel$", ("fsdp", "tensor", None)),  # [D, H or G, K]
+    (r"(attention|cross)/(query|key|value)/bias$", ("tensor", None)),  # [H or G, K]
     (r"(attention|cross)/out/kernel$", ("tensor", None, "fsdp")),  # [H, K, D]
     (r"mlp/(gate|up)/kernel$", ("fsdp", "tensor")),  # [D, F]
     (r"mlp/(gate|up)/bias$", ("tensor",)),  # [F]
@@ -36,19 +37,33 @@ PARTITION_RULES = (
 )
 
 
+POSITIONS = ("relative", "relative_per_layer", "rope", "learned", "none")
+
+
 class Architecture(nn.Module, kw_only=True):
     """The fields that a block, a stack and a whole model share.
 
     d_model, heads, d_ff: widths D, H, F. head_dim: K, or None for d_model / heads.
-    activation: relu, gelu (tanh form), gelu_exact, gated_gelu, gated_silu. norm: rms or layer, with `eps`. bias: on
-        every Dense.
-    positions: relative (T5's buckets), rope, learned (added by the model to its embedding) or none.
+    kv_heads: G, a divisor of H; each key and value head serves H / G neighbouring heads (grouped-query attention,
+        Ainslie et al. 2023); None is H, and 1 multi-query attention.
+    qk_norm: RMSNorm of each head's query and key, before rotary positions (Dehghani et al. 2023, section 2.1; Qwen3).
+    activation: relu, gelu (tanh form), gelu_exact, silu, quick_gelu, or gated: gated_gelu, gated_gelu_exact,
+        gated_silu.
+    norm: rms or layer, with `eps`. norm_place: pre, or post: norm(x + branch(x)), and no norm after the last block
+        (Vaswani et al. 2017; BERT). input_norm: one before the first block (BERT's embedding, CLIP's ViT).
+    bias: on every Dense; qkv_bias, out_bias: on those of attention, None is as `bias`.
+    positions: relative (T5's buckets, one table for all layers), relative_per_layer (UMT5), rope, learned (added by the
+        model to its embedding) or none.
+    rope_theta: the base of its frequencies. rope_scaling: a value of rope.py, or None.
     scale_attention: logits times head_dim ** -0.5; T5 folds that into the query's initialiser instead.
     init_std: of every kernel, outputs of residual branches divided by (2 * layers) ** 0.5 as in GPT-2; None is
         fan_in ** -0.5; "xavier" is Glorot's uniform for every kernel.
+    layer_scale: the first value of a vector [D] on every branch (Touvron et al. 2021, CaiT, section 2.1), or None.
     dropout, dropout_style: the rate, and where: `t5` on the embedding, the attention weights, the MLP's hidden, each
         branch and the last norm, one mask for all positions; `gpt2` not on the hidden and the last norm, and a mask for
-        each position.
+        each position. attention_dropout: of the attention weights, None is as `dropout`.
+    drop_path: the rate at which the last block's branches are left out, by example; it rises linearly from 0 at the
+        first (stochastic depth, Huang et al. 2016, equation 4 as DeiT has it), and what is kept is divided by 1 - rate.
     dtype: of the arithmetic; parameters are float32.
     """
 
@@ -56,15 +71,26 @@ class Architecture(nn.Module, kw_only=True):
     heads: int
     d_ff: int
     head_dim: int | None = None
+    kv_heads: int | None = None
+    qk_norm: bool = False
     activation: str = "gated_gelu"
     norm: str = "rms"
+    norm_place: str = "pre"
+    input_norm: bool = False
     eps: float = 1e-6
     bias: bool = False
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
     positions: str = "none"
+    rope_theta: float = 10000.0
+    rope_scaling: Any = None
     scale_attention: bool = True
     init_std: float | str | None = None
+    layer_scale: float | None = None
     dropout: float = 0.0
+    attention_dropout: float | None = None
     dropout_style: str = "t5"
+    drop_path: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.nowrap
@@ -74,12 +100,25 @@ class Architecture(nn.Module, kw_only=True):
         return {**{name: getattr(self, name) for name in names}, **changes}
 
     @property
+    def key_heads(self):
+        """G."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def is_random(self):
+        """Whether a forward pass draws anything from its keys: dropout or stochastic depth."""
+        return any((self.dropout, self.attention_dropout, self.drop_path))
+
+    @property
     def head_width(self):
-        """K. Raises UserError when the heads do not divide d_model, or RoPE cannot pair the dims of a head."""
+        """K. Raises UserError when the heads do not divide d_model, kv_heads not the heads, or RoPE cannot pair the
+        dims of a head."""
         if self.head_dim is None and self.d_model % self.heads:
             raise UserError(
                 f"{self.heads} heads do not divide d_model={self.d_model}: choose a divisor as heads, or give head_dim"
             )
+        if self.key_heads < 1 or self.heads % self.key_heads:
+            raise UserError(f"kv_heads={self.kv_heads} does not divide {self.heads} heads: choose a divisor")
         width = self.d_model // self.heads if self.head_dim is None else self.head_dim
         if self.positions == "rope" and width % 2:
             raise UserError(f"rope rotates pairs, and head_dim={width} is odd: choose an even head_dim")
@@ -90,13 +129,24 @@ class Architecture(nn.Module, kw_only=True):
         return choose("norm", self.norm, NORMS)(self.eps, self.dtype, name=name)
 
     @nn.nowrap
-    def dropped(self, x, keys, site):
+    def relative_bias(self, x, mask, cache):
+        """[B or 1, H, L, S] for x [B, L, D] and the keys of x, or of the cache."""
+        columns = x.shape[1] if cache is None else cache["self"]["key"].shape[-2]
+        table = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
+        return table(mask.positions(x.shape[1]), columns, not mask.causal)
+
+    @nn.nowrap
+    def dropped(self, x, keys, site, rate=None):
         """Dropout on x [B, L, D], or on attention weights [B, H, L, S], in this architecture's style."""
-        return drop(x, keys, site, self.dropout, (x.ndim - 2,) if self.dropout_style == "t5" else ())
+        rate = self.dropout if rate is None else rate
+        return drop(x, keys, site, rate, (x.ndim - 2,) if self.dropout_style == "t5" else ())
 
 
 class Attention(Architecture, kw_only=True):
-    """Multi-head attention, to itself or to a source. Parameters query, key, value [D, H, K] and out [H, K, D]."""
+    """Multi-head attention, to itself or to a source.
+
+    Parameters query [D, H, K], key and value [D, G, K], out [H, K, D]; query_norm and key_norm [K] with `qk_norm`.
+    """
 
     out_std: float | str | None = None
 
@@ -106,31 +156,36 @@ class Attention(Architecture, kw_only=True):
 
         Args:
             source: [B, S, D] to attend to; None is x itself.
-            memory: {"key", "value"} [B, H, S, K], finished, in place of a source.
+            memory: {"key", "value"} [B, G, S, K], finished, in place of a source.
             bias: [B or 1, H, L, S] on the logits. angles: of rotary positions. keys: [B] for dropout.
-            cache: {"key", "value"} [B, H, T, K] into which x's own are written at mask.offset.
+            cache: {"key", "value"} [B, G, T, K] into which x's own are written at mask.offset.
         """
         width, std = self.head_width, self.init_std
+        qkv_bias, out_bias = (self.bias if b is None else b for b in (self.qkv_bias, self.out_bias))
         heads_first = lambda y: constrain(y.swapaxes(1, 2), BATCH, "tensor", None, None)  # [B, L, H, K] -> [B, H, L, K]
 
-        def project(name, x, std):
-            return heads_first(Dense((self.heads, width), 1, self.bias, std, self.dtype, name=name)(x))
+        def project(name, x, heads, std):
+            return heads_first(Dense((heads, width), 1, qkv_bias, std, self.dtype, name=name)(x))
 
+        normed = lambda name, y: RMSNorm(self.eps, self.dtype, name=name)(y) if self.qk_norm else y
         folded = std is None and not self.scale_attention  # Mesh-TensorFlow's fold_scaling_into_initializer
-        q = project("query", x, (self.d_model * width) ** -0.5 if folded else std)
+        q = project("query", x, self.heads, (self.d_model * width) ** -0.5 if folded else std)
+        q = normed("query_norm", q)
         if memory is None:
-            memory = {name: project(name, x if source is None else source, std) for name in ("key", "value")}
+            source = x if source is None else source
+            memory = {name: project(name, source, self.key_heads, std) for name in ("key", "value")}
+            memory["key"] = normed("key_norm", memory["key"])
         if angles is not None:
             q, memory["key"] = rotate(q, angles), rotate(memory["key"], angles)
         if cache is not None:
             write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, 1))
             memory = {name: write(cache[name], memory[name], mask.offset) for name in memory}
         scale = width**-0.5 if self.scale_attention else 1.0
-        dropped = None
-        if keys is not None and self.dropout:
-            dropped = lambda p: self.dropped(p, keys, f"{self.name}/weights")
+        dropped, rate = None, self.dropout if self.attention_dropout is None else self.attention_dropout
+        if keys is not None and rate:
+            dropped = lambda p: self.dropped(p, keys, f"{self.name}/weights", rate)
         y = attend(q, memory["key"], memory["value"], mask, bias, scale, dropped)
-        y = Dense((self.d_model,), 2, self.bias, self.out_std, self.dtype, name="out")(y.swapaxes(1, 2))
+        y = Dense((self.d_model,), 2, out_bias, self.out_std, self.dtype, name="out")(y.swapaxes(1, 2))
         return y, memory
 
 
@@ -166,41 +221,60 @@ class Shared:
 
 
 class Block(Architecture, kw_only=True):
-    """One layer, norms first: attention, attention to the source when `cross`, MLP; each added to the stream."""
+    """One layer: attention, attention to the source when `cross`, MLP; each a branch that is added to the stream."""
 
     cross: bool = False
     out_std: float | str | None = None
 
     @nn.compact
     def __call__(self, x, own, shared):
-        """x [B, L, D], own = {"layer": int32 [], "cache": ...}, Shared -> (x, {"out": x, "cache": ...})."""
+        """x [B, L, D], own = {"layer": int32 [], "drop_path": float32 [], "cache": ...}, Shared -> (x, {"out": x,
+        "cache": ...})."""
         cache, fresh = own["cache"], {}
         keys = shared.keys
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, own["layer"])
         inner = self.shared(out_std=self.out_std)
-        add = lambda x, y, site: constrain(x + self.dropped(y, keys, site), BATCH, None, None)
+        own_table = self.positions == "relative_per_layer"
+        post = choose("norm_place", self.norm_place, {"pre": False, "post": True})
 
-        y, fresh["self"] = Attention(**inner, name="attention")(
-            self.make_norm("attention_norm")(x),
-            shared.mask,
-            bias=shared.bias,
-            angles=shared.angles,
-            cache=None if cache is None else cache["self"],
-            keys=keys,
-        )
-        x = add(x, y, "attention")
-        if self.cross:
+        def branch(x, site, f):
+            """x + f(x), with the norm where it belongs."""
+            norm = self.make_norm(f"{site}_norm")
+            y = self.dropped(f(x if post else norm(x)), keys, site)
+            if self.layer_scale is not None:
+                first = nn.initializers.constant(self.layer_scale)
+                y = y * self.param(f"{site}_layer_scale", first, (self.d_model,), jnp.float32).astype(y.dtype)
+            if keys is not None and self.drop_path:
+                y = drop(y, keys, f"{site}/path", own["drop_path"], (1, 2))
+            x = constrain(x + y, BATCH, None, None)
+            return norm(x) if post else x
+
+        def attention(x):
+            y, fresh["self"] = Attention(**inner, name="attention")(
+                x,
+                shared.mask,
+                bias=self.relative_bias(x, shared.mask, cache) if own_table else shared.bias,
+                angles=shared.angles,
+                cache=None if cache is None else cache["self"],
+                keys=keys,
+            )
+            return y
+
+        def cross(x):
             y, fresh["cross"] = Attention(**inner, name="cross")(
-                self.make_norm("cross_norm")(x),
+                x,
                 shared.source_mask,
                 source=shared.source,
                 memory=cache["cross"] if shared.source is None else None,
                 keys=keys,
             )
-            x = add(x, y, "cross")
-        y = MLP(**inner, name="mlp")(self.make_norm("mlp_norm")(x), keys)
-        x = add(x, y, "mlp")
+            return y
+
+        x = branch(x, "attention", attention)
+        if self.cross:
+            x = branch(x, "cross", cross)
+        x = branch(x, "mlp", lambda x: MLP(**inner, name="mlp")(x, keys))
         return x, {"out": x, "cache": fresh if cache is not None else None}
 
 
@@ -212,7 +286,7 @@ REMAT = {
 
 
 class Stack(Architecture, kw_only=True):
-    """`layers` blocks and a last norm, their parameters stacked under the component `layers`.
+    """`layers` blocks, their parameters stacked under the component `layers`, and a last norm unless they end in one.
 
     cross: blocks attend to a source as well.
     remat: none; full, keep only each block's input for the backward pass; dots, keep the products with kernels too.
@@ -233,23 +307,23 @@ class Stack(Architecture, kw_only=True):
             mask: of x to itself (to the cache's T columns when there is a cache).
             positions: int [B, L] for rope; None counts from mask.offset.
             source: [B, S, D]. source_mask: AttentionMask of it.
-            cache: {"self": {"key", "value"}, "cross": ...}, leaves [n, B, H, T, K] (see `new_cache`).
+            cache: {"self": {"key", "value"}, "cross": ...}, leaves [n, B, G, T, K] (see `new_cache`).
             keys: typed PRNG keys [B], or None for no dropout.
 
         Returns:
             intermediates: "layers" [n, B, L, D], each block's output; "cache" when one was given, with x's keys and
                 values.
         """
-        choose("positions", self.positions, dict.fromkeys(("relative", "rope", "learned", "none")))
+        choose("positions", self.positions, dict.fromkeys(POSITIONS))
         choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
-        rows = mask.positions(x.shape[1])
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path={self.drop_path} is the last block's rate: choose it from 0 to below 1")
         bias = angles = None
         if self.positions == "relative":
-            columns = x.shape[1] if cache is None else cache["self"]["key"].shape[3]
-            relative = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
-            bias = relative(rows, columns, not mask.causal)
+            bias = self.relative_bias(x, mask, cache)
         elif self.positions == "rope":
-            angles = rope_angles(rows if positions is None else positions, self.head_width)
+            places = mask.positions(x.shape[1]) if positions is None else positions
+            angles = rope_angles(places, self.head_width, self.rope_theta, self.rope_scaling)
 
         policy = choose("remat", self.remat, REMAT)
         body = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)
@@ -265,10 +339,15 @@ class Stack(Architecture, kw_only=True):
         fixed = self.init_std is None or self.init_std == "xavier"  # not divided on residual branches
         out_std = self.init_std if fixed else self.init_std * (2 * self.layers) ** -0.5
         blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
-        x = constrain(self.dropped(x.astype(self.dtype), keys, "input"), BATCH, None, None)
+        x = x.astype(self.dtype)
+        x = self.make_norm("pre_norm")(x) if self.input_norm else x
+        x = constrain(self.dropped(x, keys, "input"), BATCH, None, None)
         own = {"layer": jnp.arange(self.layers), "cache": cache}
+        if self.drop_path:
+            own["drop_path"] = jnp.linspace(0.0, self.drop_path, self.layers)
         x, outs = blocks(x, own, Shared(mask, bias, angles, source, source_mask, keys))
-        x = self.make_norm("norm")(x)
+        if self.norm_place == "pre":
+            x = self.make_norm("norm")(x)
         if self.dropout_style == "t5":
             x = self.dropped(x, keys, "output")
         intermediates = {"layers": outs["out"]}
@@ -276,22 +355,22 @@ class Stack(Architecture, kw_only=True):
 
     @nn.nowrap
     def new_cache(self, batch, length):
-        """Zeros for `length` positions of `batch` rows: {"self": {"key", "value"}}, each [n, B, H, T, K]."""
-        shape = (self.layers, batch, self.heads, length, self.head_width)
+        """Zeros for `length` positions of `batch` rows: {"self": {"key", "value"}}, each [n, B, G, T, K]."""
+        shape = (self.layers, batch, self.key_heads, length, self.head_width)
         return {"self": {name: jnp.zeros(shape, self.dtype) for name in ("key", "value")}}
 
     @nn.nowrap
     def flops(self, batch, length, source=None):
         """Forward FLOPs of the products, 2 m n k each, all pairs of positions counted."""
-        inner = self.heads * self.head_width
+        inner, shared = self.heads * self.head_width, self.key_heads * self.head_width
         _, count = choose("activation", self.activation, ACTIVATIONS)
         tokens = batch * length
-        total = 2 * tokens * self.d_model * inner * 4 + 4 * tokens * length * inner
+        total = 4 * tokens * self.d_model * (inner + shared) + 4 * tokens * length * inner
         total += 2 * tokens * self.d_model * self.d_ff * (count + 1)
         if self.cross:
             total += (
                 4 * tokens * self.d_model * inner
-                + 4 * batch * source * self.d_model * inner
+                + 4 * batch * source * self.d_model * shared
                 + 4 * tokens * source * inner
             )
         return self.layers * total

@@ -10,6 +10,9 @@ import weakref
 
 import numpy as np
 
+from paradigm.capabilities import Generating, TextScoring
+from paradigm.evaluator import Evaluator
+
 _computed = weakref.WeakKeyDictionary()  # data -> {evaluator: metrics}
 
 
@@ -24,21 +27,25 @@ def training_windows(data, limit):
                 yield record["tokens"], record["segments"]
 
 
-def scored_rows(objective, batch):
-    """(targets, weights, is_text, bytes) of a batch as numpy: what the objective's own loss is summed over."""
-    targets, weights, is_text = map(np.asarray, objective.scored(batch))
-    return targets, weights, is_text, float(np.sum(batch["text_bytes"] * batch["mask"]))
+def scored_rows(part, data):
+    """(batch, targets, weights, is_text, bytes) of each validation batch of a Part, as numpy: what the objective's own
+    loss is summed over."""
+    for batch in part.batches(data):
+        targets, weights, is_text = map(np.asarray, part.objective.scored(batch))
+        yield batch, targets, weights, is_text, float(np.sum(batch["text_bytes"] * batch["mask"]))
 
 
-class CountingBaseline:
-    """An evaluator whose metrics depend on the data alone."""
+class CountingBaseline(Evaluator):
+    """An evaluator whose metrics depend on the data alone. A subclass gives compute(part, data) -> metrics."""
+
+    needs = TextScoring
 
     def run(self, objective, variables, data):
         """(metrics, no artefacts). The weights are not read."""
         del variables
         known = _computed.setdefault(data, {})
         if (self, objective) not in known:
-            known[self, objective] = self.compute(objective, data)
+            known[self, objective] = self.compute(self.part(objective), data)
         return known[self, objective], []
 
 
@@ -52,7 +59,7 @@ class UnigramBaseline(CountingBaseline):
 
     windows: int = 40_000
 
-    def compute(self, objective, data):
+    def compute(self, part, data):
         v = data.tokenizer.vocabulary
         counts = np.zeros(v.size, np.int64)
         for tokens, _ in training_windows(data, self.windows):
@@ -60,8 +67,7 @@ class UnigramBaseline(CountingBaseline):
         is_word = v.is_text(np.arange(v.size))
         bits = np.log2(counts[is_word].sum() + is_word.sum()) - np.log2(counts + 1)
         spent = total_bytes = 0.0
-        for batch in data.batches():
-            targets, weights, is_text, text_bytes = scored_rows(objective, batch)
+        for _, targets, weights, is_text, text_bytes in scored_rows(part, data):
             spent += float((bits[targets] * weights * is_text).sum())
             total_bytes += text_bytes
         return {"unigram/bits_per_byte": spent / total_bytes}
@@ -80,13 +86,14 @@ class BigramBaseline(CountingBaseline):
 
     windows: int = 40_000
 
-    def compute(self, objective, data):
+    needs = Generating
+
+    def compute(self, part, data):
         v = data.tokenizer.vocabulary
         pairs = (token_pairs(*window, v.size, v.start) for window in training_windows(data, self.windows))
         score = kneser_ney(np.concatenate(list(pairs)), v.size)
         nats = bits = count = total_bytes = 0.0
-        for batch in data.batches():
-            targets, weights, is_text, text_bytes = scored_rows(objective, batch)
+        for batch, targets, weights, is_text, text_bytes in scored_rows(part, data):
             nll = score(batch["inputs"].astype(np.int64), targets) * weights
             nats += float(nll.sum())
             count += float(weights.sum())

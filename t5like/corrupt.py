@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.schedule import FOREVER
+from paradigm.schedule import FINAL
 from t5like.vocabulary import Vocabulary
 
 
@@ -161,9 +161,9 @@ class SpanNoise:
     "We hold these truths to be self evident" becomes inputs "We hold <X> to be <Y>" and targets "<X> these truths <Y>
     self evident", both closed by eos.
 
-    vocabulary: of the text, with sentinels and an id that ends it; None for lengths alone. length: encoder inputs. rate, mean_span: floats, or schedules of the step; shapes are those of the schedules'
-    extremes, the rest is padding, and validation uses the schedules' final values.
-    """
+    vocabulary: of the text, with sentinels and an id that ends it; None for lengths alone. length: encoder inputs.
+    rate, mean_span: floats, or schedules of the step; shapes are those of the schedules' extremes, the rest is padding,
+    and validation uses the schedules' final values."""
 
     vocabulary: Vocabulary | None
     length: int
@@ -204,7 +204,7 @@ class SpanNoise:
 
     def plan(self, step, train=True):
         """The SpanPlan in force at this step."""
-        step = step if train else FOREVER
+        step = step if train else FINAL
         return span_plan(self.length, at(self.rate, step), at(self.mean_span, step), self.target_length)
 
     def __call__(self, example, rng, step, train):
@@ -269,8 +269,9 @@ def shifted(targets, segments, start):
 class NextTokenWindows:
     """Windows for next-token prediction, as a data worker cuts them.
 
-    vocabulary: of the text. length: tokens a window. prefix: draw a prefix length for each example, uniform over 1 .. text tokens - 1, so that
-    at least one token is read and one is predicted (T5's prefix language modelling; `random_prefix_noise_mask`).
+    vocabulary: of the text. length: tokens a window. prefix: draw a prefix length for each example, uniform over 1 ..
+    text tokens - 1, so that at least one token is read and one is predicted (T5's prefix language modelling;
+    `random_prefix_noise_mask`).
     """
 
     vocabulary: Vocabulary

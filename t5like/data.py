@@ -30,13 +30,13 @@ class TextData:
 
     source: stdlib, a file or folder, tfds:NAME (see t5like/sources.py), or a directory that launch.prepare wrote, which
     is used as it is. tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from this text); or the
-    path of one (see t5like/tokenizers). extra_ids: sentinels; None: 100, and none for a tokenizer's file that is not like
-    T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given.
-    window: tokens a window; None takes what the objective reads. valid: share of the documents held out, chosen by a
-    hash of their names; a tfds validation split takes its place. valid_glob: names of the documents to hold out
-    instead, such as 'valid/*'. exclude: names to leave out, such as 'test/*' (both may be several, comma-separated).
-    field: where the text stands in jsonl and tfds records. extensions: what is text inside a folder or archive.
-    invalid_utf8: 'replace' (and count) or 'refuse'.
+    path of one (see t5like/tokenizers). extra_ids: sentinels; None: 100, and none for a tokenizer's file that is not
+    like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given. window: tokens a
+    window; None takes what the objective reads. valid: share of the documents held out, chosen by a hash of their
+    names; a tfds validation split takes its place. valid_glob: names of the documents to hold out instead, such as
+    'valid/*'. exclude: names to leave out, such as 'test/*' (both may be several, comma-separated). field: where the
+    text stands in jsonl and tfds records. extensions: what is text inside a folder or archive. invalid_utf8: 'replace'
+    (and count) or 'refuse'.
     """
 
     source: str = "stdlib"
@@ -291,7 +291,8 @@ def encode_window(tokens, starts, window, dtype, pad=0):
 def decode_window(raw, window, dtype, one_document=None, pad=0):
     """(tokens int32 [window], segments int32 [window]) of a record; ValueError if it cannot be one.
 
-    pad: as it was encoded. one_document: an array of ones [window] to hand out, rather than make, where nothing but one document is inside.
+    pad: as it was encoded. one_document: an array of ones [window] to hand out, rather than make, where nothing but one
+    document is inside.
     """
     size = window * np.dtype(dtype).itemsize
     if len(raw) < size or (len(raw) - size) % 4:

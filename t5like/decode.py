@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm import rng
+from paradigm.capabilities import Generating, Infilling
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from paradigm.objective import Objective
 from paradigm.partition import BATCH, constrain
@@ -164,14 +166,9 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
     if new < 1:
         raise UserError(f"max_new_tokens={new}: ask for 1 or more")
     model, count, rows = objective.model, len(prompts), _whole_rows(len(prompts))
+    _check_room(model, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
     prompts = [np.r_[vocabulary.start, row] for row in prompts]
-    room = model.max_length if model.positions == "learned" else math.inf
-    width = lambda texts: min(_rounded(max(map(len, texts))), room)
-    if max(map(len, prompts)) - 1 + new > room or (inputs and max(map(len, inputs)) > room):
-        longest = max(map(len, inputs)) if inputs else max(map(len, prompts)) - 1
-        raise UserError(
-            f"a prompt of {longest} tokens and max_new_tokens={new} do not fit into max_length={room} positions"
-        )
+    width = lambda texts: min(_rounded(max(map(len, texts))), _room(model))
     index = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.uint32)
     tokens = decode(
         objective,
@@ -190,6 +187,19 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
     tokens = np.asarray(jax.device_get(tokens))[:count]
     ends = [np.flatnonzero(row == vocabulary.end) for row in tokens]
     return [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends)]
+
+
+def _room(model):
+    return model.max_length if model.positions == "learned" else math.inf
+
+
+def _check_room(model, prompt, new, inputs=0):
+    """Raises UserError where so many tokens pass the learned positions of the model."""
+    if max(prompt + new, inputs) > _room(model):
+        raise UserError(
+            f"a prompt of {inputs or prompt} tokens and max_new_tokens={new} do not fit into "
+            f"max_length={_room(model)} positions"
+        )
 
 
 def _rounded(n):
@@ -231,7 +241,7 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
     A space before a blank belongs to the blank, since it is the beginning of a word that the model learns to write.
 
     Args:
-        objective: one whose model is an EncoderDecoder, trained by span corruption. variables: of objective.apply.
+        objective: one with an EncoderDecoder that was trained by span corruption. variables: of objective.apply.
         tokenizer: the one that it was trained with.
         max_new_tokens: for all blanks together. temperature, top_k, top_p: see Sampling. seed: of the draws.
 
@@ -274,7 +284,7 @@ def generate(
     """The prompt and its continuation, to eos or max_new_tokens.
 
     Args:
-        objective: one whose model is a Decoder. variables: of objective.apply. tokenizer: the one that it was trained with.
+        objective: one with a Decoder. variables: of objective.apply. tokenizer: the one that it was trained with.
         temperature, top_k, top_p: see Sampling. seed: of the draws. prefix: for a model trained as a prefix LM.
 
     Returns:
@@ -313,7 +323,7 @@ def spans_of(ids, vocabulary):
 
 
 @dataclasses.dataclass(frozen=True)
-class InfillSamples:
+class InfillSamples(Evaluator):
     """Shows validation examples of span corruption: the corrupted text, then each span by the model and in truth.
 
     count: examples. temperature, top_k, top_p: see Sampling. seed: of the draws.
@@ -325,15 +335,25 @@ class InfillSamples:
     top_p: float | None = None
     seed: int = 0
 
+    needs = Infilling
+
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
-        rows, tokenizer = _first_rows(data, self.count), data.tokenizer
+        part = self.part(objective)
+        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
         inputs = [x[real > 0] for x, real in zip(rows["encoder_inputs"], rows["encoder_segments"])]
         targets = [x[real > 0] for x, real in zip(rows["targets"], rows["segments"])]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         new = rows["targets"].shape[1]
         found = decode_rows(
-            objective, variables, [[]] * len(inputs), new, sampling, tokenizer.vocabulary, self.seed, inputs
+            part.objective,
+            part.variables(variables),
+            [[]] * len(inputs),
+            new,
+            sampling,
+            tokenizer.vocabulary,
+            self.seed,
+            inputs,
         )
         shown, right, total = [], 0, 0
         for n, (source, target, ours) in enumerate(zip(inputs, targets, found), 1):
@@ -347,7 +367,7 @@ class InfillSamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateSamples:
+class GenerateSamples(Evaluator):
     """Shows validation windows: how they begin, how the model goes on, and how the text does.
 
     count: windows. prompt_tokens: how much of each is given, of its first document. The rest as in `generate`.
@@ -361,22 +381,28 @@ class GenerateSamples:
     top_p: float | None = None
     seed: int = 0
 
+    needs = Generating
+
+    def check(self, objective, data):
+        part = self.part(objective).objective
+        _check_room(part.model, min(self.prompt_tokens, part.raw_length - 1), self.max_new_tokens)
+
     def run(self, objective, variables, data):
         """({}, [Artefact "generate"])."""
-        rows, tokenizer = _first_rows(data, self.count), data.tokenizer
+        part = self.part(objective)
+        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
         windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["targets"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
-        prefix = getattr(objective, "prefix", False)
         found = decode_rows(
-            objective,
-            variables,
+            part.objective,
+            part.variables(variables),
             prompts,
             self.max_new_tokens,
             sampling,
             tokenizer.vocabulary,
             self.seed,
-            prefix=prefix,
+            prefix=part.objective.prefix,
         )
         shown = []
         for n, (tokens, prompt, ours) in enumerate(zip(windows, prompts, found), 1):
@@ -388,10 +414,10 @@ class GenerateSamples:
         return {}, [Artefact("generate", "text", "\n".join(shown))]
 
 
-def _first_rows(data, count):
-    """The first `count` real rows of the validation set, as one batch."""
+def _first_rows(batches, count):
+    """The first `count` real rows of the validation batches, as one batch."""
     taken, have = [], 0
-    for batch in data.batches():
+    for batch in batches:
         real = np.flatnonzero(batch["mask"])[: count - have]
         taken.append({name: x[real] for name, x in batch.items()})
         have += len(real)

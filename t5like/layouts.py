@@ -302,9 +302,9 @@ _LLAMA_ACTIVATIONS = {"silu": "gated_silu", "gelu_pytorch_tanh": "gated_gelu"}
 
 def _llama_model(config, names):
     del names
-    heads, rope = config["num_attention_heads"], config.get("rope_parameters") or config
-    _only("Llama", config, num_key_value_heads=heads, attention_bias=False, mlp_bias=False, rope_scaling=None)
-    _only("Llama", rope, rope_theta=10000.0, rope_type="default")
+    heads = config["num_attention_heads"]
+    _only("Llama", config, num_key_value_heads=heads, attention_bias=False, mlp_bias=False)
+    _plain_rope(config)
     return Decoder(
         vocab_size=config["vocab_size"],
         d_model=config["hidden_size"],
@@ -318,6 +318,21 @@ def _llama_model(config, names):
         dropout=config.get("attention_dropout", 0.0),
         tied=config.get("tie_word_embeddings", False),
     )
+
+
+def _plain_rope(config):
+    """Raises UserError unless positions rotate as ours do. rope_scaling is what older files call rope_parameters."""
+    plain = {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    _only("Llama", config, **plain)
+    for where in ("rope_parameters", "rope_scaling"):
+        rope = config.get(where) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"a Llama with {where}={rope!r} is not one of our models: it is no table of settings")
+        kind = rope.get("rope_type", rope.get("type", "default"))  # type: what older files call it
+        _only("Llama", {f"{where} of rope_type": kind}, **{f"{where} of rope_type": "default"})
+        _only("Llama", rope, **plain)
+        if unknown := sorted(rope.keys() - plain.keys() - {"rope_type", "type"}):
+            raise UserError(f"a Llama with {unknown[0]}={rope[unknown[0]]!r} in {where} is not one of our models")
 
 
 def _llama_config(model):

@@ -42,13 +42,15 @@ PARTITION_RULES = (
 class TextModel(Architecture, kw_only=True):
     """What the three share: the embedding, the output kernel and the fields of stacks.
 
-    vocab_size: V; None until a vocabulary says it (objective.bind). layers: of each stack. tied: the output kernel is the embedding. tied_scale: logits times
+    vocab_size: V; None until a vocabulary says it (objective.bind). layers: of each stack. window: of its attention to
+    itself, or None (see AttentionMask). tied: the output kernel is the embedding. tied_scale: logits times
     d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. max_length: rows of the table of
     learned positions. remat, scan: see Stack.
     """
 
     vocab_size: int | None
     layers: int
+    window: int | None = None
     tied: bool = False
     tied_scale: bool = False
     embed_std: float = 1.0
@@ -108,7 +110,7 @@ class Encoder(TextModel, kw_only=True):
 
         segments: int32 [B, L], 0 is padding; None: nothing is.
         """
-        mask = AttentionMask(queries=segments, keys=segments)
+        mask = AttentionMask(queries=segments, keys=segments, window=self.window)
         embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
         hidden, intermediates = self.encoder(embedded, mask, keys=keys)
         return hidden, {"embedded": embedded, **intermediates}
@@ -145,7 +147,7 @@ class Decoder(TextModel, kw_only=True):
         offset = 0 if cache is None else cache["index"]
         if positions is None:
             positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(offset, (-1, 1))
-        mask = AttentionMask(True, prefix, segments, segments, offset)
+        mask = AttentionMask(True, prefix, segments, segments, offset, self.window)
         embedded = self.embedded(tokens_in, positions)
         hidden, intermediates = self.decoder(
             embedded, mask, positions=positions, keys=keys, cache=None if cache is None else cache["decoder"]
@@ -194,7 +196,7 @@ class EncoderDecoder(TextModel, kw_only=True):
 
         input_segments: int32 [B, S], 0 is padding; None: nothing is.
         """
-        mask = AttentionMask(queries=input_segments, keys=input_segments)
+        mask = AttentionMask(queries=input_segments, keys=input_segments, window=self.window)
         embedded = self.embedded(inputs, jnp.arange(inputs.shape[1])[None])
         encoded, intermediates = self.encoder(embedded, mask, keys=_fold(keys, 0))
         return encoded, {"embedded": embedded, **intermediates}
@@ -210,7 +212,7 @@ class EncoderDecoder(TextModel, kw_only=True):
         """
         offset = 0 if cache is None else cache["index"]
         positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(offset, (-1, 1))
-        mask = AttentionMask(True, None, target_segments, target_segments, offset)
+        mask = AttentionMask(True, None, target_segments, target_segments, offset, self.window)
         to_source = AttentionMask(queries=target_segments, keys=input_segments)
         embedded = self.embedded(decoder_inputs, positions)
         hidden, intermediates = self.decoder(

@@ -256,7 +256,9 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
     tokenizer = load_tokenizer(out / "tokenizer")
     v = tokenizer.vocabulary
     bad = {"documents": 0, "bytes": 0, "first": None}
-    shards = {s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"], padding(v)) for s in ("train", "valid")}
+    shards = {
+        s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"], padding(v)) for s in ("train", "valid")
+    }
     with _errors_as_user_errors(out), contextlib.ExitStack() as stack:
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)

@@ -7,18 +7,16 @@ from paradigm.errors import UserError
 
 
 def grid_of(height, width, patch):
-    """(rows, columns) of patches.
+    """(rows, columns) of patches; what is left over at the right and at the bottom is not read, as by a convolution.
 
     Raises:
-        UserError: when the patch does not divide the image.
+        UserError: when not one patch fits into the image.
     """
-    for side in (height, width):
-        if side % patch:
-            near = max(patch, round(side / patch) * patch)
-            raise UserError(
-                f"an image of {height} x {width} does not divide into patches of {patch} x {patch}: "
-                f"choose an image_size such as {near}, or a patch that divides {side}"
-            )
+    if min(height, width) < patch:
+        raise UserError(
+            f"an image of {height} x {width} is smaller than a patch of {patch} x {patch}: choose a larger image_size, "
+            "or a smaller patch"
+        )
     return height // patch, width // patch
 
 
@@ -29,12 +27,13 @@ def patchify(images, patch):
     """
     b, height, width, c = images.shape
     rows, columns = grid_of(height, width, patch)
-    x = images.reshape(b, rows, patch, columns, patch, c).swapaxes(2, 3)  # [B, rows, columns, patch, patch, C]
+    whole = images[:, : rows * patch, : columns * patch]
+    x = whole.reshape(b, rows, patch, columns, patch, c).swapaxes(2, 3)  # [B, rows, columns, patch, patch, C]
     return x.reshape(b, rows * columns, patch * patch * c)
 
 
 def unpatchify(patches, patch, shape):
-    """The inverse of `patchify`: [B, N, P] -> [B, H, W, C], shape = (H, W, C)."""
+    """The inverse of `patchify` where patches divide the image: [B, N, P] -> [B, H, W, C], shape = (H, W, C)."""
     height, width, c = shape
     rows, columns = grid_of(height, width, patch)
     x = patches.reshape(-1, rows, columns, patch, patch, c).swapaxes(2, 3)  # [B, rows, patch, columns, patch, C]

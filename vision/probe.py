@@ -25,9 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm import rng
+from paradigm import rng, trees
+from paradigm.capabilities import ImageFeatures
 from paradigm.dataset import Dataset, feistel, mix64
 from paradigm.errors import UserError, choose
+from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
 from paradigm.optim import AdamW
 from paradigm.partition import constrain
@@ -43,8 +45,8 @@ _random = weakref.WeakKeyDictionary()  # data -> {(objective, probes): the numbe
 
 
 @dataclasses.dataclass(frozen=True)
-class Probes:
-    """An evaluator: accuracies of the encoder under each method, and of an untrained one beside it.
+class Probes(Evaluator):
+    """Accuracies of the encoder under each method, and of an untrained one beside it.
 
     methods: of METHODS. train_images, test_images: how many pictures are used, drawn once by a hash; None for all.
     epochs: passes of a linear probe over all labels; with fewer labels the number of steps stays. seed: of the probes.
@@ -67,25 +69,35 @@ class Probes:
         for method in self.methods:
             choose("probe", method, dict.fromkeys(METHODS))
 
+    needs = ImageFeatures
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        _check_labels(*map(_some_labels, self.records(data)))
+
     def run(self, objective, variables, data):
         """({method: accuracy, 'random/' + method: accuracy}, [])."""
-        found = self.scores(objective, variables, data)
+        part = self.part(objective)
+        found = self.scores(part.objective, part.variables(variables), data)
         if self.random:
             known = _random.setdefault(data, {})
             if (objective, self) not in known:
-                known[objective, self] = self.scores(objective, untrained(objective, data, self.seed), data)
+                first = part.variables(untrained(objective, data, self.seed))
+                known[objective, self] = self.scores(part.objective, first, data)
             found |= {f"random/{name}": score for name, score in known[objective, self].items()}
         return found, []
 
+    def records(self, data):
+        """(what probes learn from, what they are scored on)."""
+        counts = {"train": self.train_images, "valid": self.test_images}
+        return tuple(Subset(data.records(split), count, self.seed) for split, count in counts.items())
+
     def scores(self, objective, variables, data):
         """{method: accuracy} of the encoder in these variables."""
-        train, test = (
-            Subset(data.records(split), count, self.seed)
-            for split, count in (("train", self.train_images), ("valid", self.test_images))
-        )
+        train, test = self.records(data)
         x, y = features(objective, variables, train)
         x_test, y_test = features(objective, variables, test)
-        classes = _classes(y, y_test, train)
+        classes = _classes(y, y_test, train.source)
         scores = {}
         for method in self.methods:
             if method == "knn":
@@ -112,7 +124,7 @@ class Probes:
             state, metrics = step(state, stream.batch(i))
             if i % 2:
                 jax.block_until_ready(metrics)  # never more than two steps in flight
-        variables = whole.variables(state.params, state.extra)
+        variables = whole.variables(state.all_params, state.extra)
         logits = jax.jit(lambda v, batch: whole.logits(v, whole.view(batch)))
         right = total = 0
         for batch in _batches(test, objective.preprocess):
@@ -169,20 +181,39 @@ def features(objective, variables, source):
     return np.concatenate(xs), np.concatenate(ys)
 
 
-def _classes(y, y_test, source):
-    """How many classes there are, if there is something to tell apart."""
+def _some_labels(source, count=8):
+    """int [n], the labels of a few records of a source: of its first `count` that can be read, if so many are near."""
+    labels = []
+    for i in range(min(len(source), 4 * count)):
+        try:
+            labels.append(int(source[i].get("label", -1)))
+        except UserError:
+            raise
+        except Exception:  # a broken record, which is told when its turn comes
+            continue
+        if len(labels) == count:
+            break
+    return np.array(labels, np.int64)
+
+
+def _check_labels(y, y_test):
+    """Raises UserError where a label is missing."""
     if (y < 0).any() or (y_test < 0).any():
         raise UserError(
             f"probes need labels, and {np.sum(y < 0)} of {len(y)} training and {np.sum(y_test < 0)} of {len(y_test)} "
             "validation pictures have none: use labelled data, or take Probes from Experiment.evaluators"
         )
+
+
+def _classes(y, y_test, source):
+    """How many classes there are, if there is something to tell apart."""
+    _check_labels(y, y_test)
     if len(np.unique(y)) < 2:
         raise UserError(
             f"probes need two classes or more, and all {len(y)} training pictures used are of class {y[0]}: "
             "use other data, or a larger Probes.train_images"
         )
-    named = getattr(source.source, "classes", None)
-    return max(len(named) if named else 0, int(max(y.max(), y_test.max())) + 1)
+    return max(len(source.classes or ()), int(max(y.max(), y_test.max())) + 1)
 
 
 # ---- the probes ------------------------------------------------------------------------------------------------------
@@ -262,17 +293,18 @@ def balanced(y, part, classes, seed=0):
 
 
 def untrained(objective, data, seed=0, batches=20):
-    """Variables of the objective as initialised, after `batches` batches of statistics where there is BatchNorm."""
+    """Variables of an objective as initialised, after `batches` batches where its encoder has BatchNorm statistics."""
     params = jax.jit(objective.init)(rng.key(seed, "untrained"))
     extra = objective.init_extra(params, rng.key(seed, "untrained/extra"))
 
-    @jax.jit
-    def see(extra, batch):
-        ctx = Context(jnp.int32(0), seed)
+    @functools.partial(jax.jit, static_argnames="phase")
+    def see(extra, batch, phase):
+        ctx = Context(jnp.int32(0), seed, phase=phase)
         return objective.update_extra(extra, params, objective.loss(params, extra, batch, ctx), ctx)
 
-    for step in range(batches if objective.encoder.has_batch_norm else 0):
-        extra = see(extra, data.train.batch(step))
+    has_statistics = any({"batch_stats", "encoder"} <= set(name.split("/")) for name, _ in trees.named_leaves(extra))
+    for step in range(batches if has_statistics else 0):
+        extra = see(extra, data.train.batch(step), objective.phase(step))
     return objective.variables(params, extra)
 
 

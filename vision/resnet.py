@@ -110,6 +110,8 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     has_batch_norm = True
+    grid = None  # of patches: there are none
+    is_random = False  # no dropout, no stochastic depth
 
     @nn.nowrap
     def widths(self):

@@ -168,7 +168,7 @@ class Folder:
         seen, found = set(), []
         for folder, folders, files in os.walk(self.root, followlinks=True):
             real = os.path.realpath(folder)
-            folders[:] = [] if real in seen else [f for f in folders if not f.startswith(".")]
+            folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
             if real not in seen:  # links may go round in circles
                 found += [os.path.join(folder, f) for f in files if not f.startswith(".")]
             seen.add(real)

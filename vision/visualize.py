@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm import rng
+from paradigm.capabilities import ImageFeatures, Reconstructing
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
+from paradigm.schedule import FINAL
 from vision.probe import Subset, features
 
 GAP = 2  # white pixels between two pictures
@@ -32,23 +35,24 @@ def sheet(rows):
     return np.uint8(np.round(255 * np.concatenate(lines)))
 
 
-def _some(objective, data, count):
-    """The first `count` validation examples as one batch."""
-    batch = next(iter(data.batches()))
+def _some(part, data, count):
+    """The first `count` validation examples of a Part as one batch."""
+    batch = next(iter(part.batches(data)))
     count = min(count, int(batch["mask"].sum()))
     return {name: jnp.asarray(array[:count]) for name, array in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstructions:
+class Reconstructions(Evaluator):
     """Triptychs of a masked autoencoder: what the encoder sees, what is made of it, and the picture. count: of them."""
 
     count: int = 8
 
+    needs = Reconstructing
+
     def run(self, objective, variables, data):
-        if not hasattr(objective, "reconstruct"):
-            raise UserError(f"Reconstructions: {type(objective).__name__} reconstructs nothing; leave it out")
-        batch = _some(objective, data, self.count)
+        part = self.part(objective)
+        objective, variables, batch = part.objective, part.variables(variables), _some(part, data, self.count)
         images = objective.view(batch)
         keys = rng.per_example(rng.key(0, "pictures"), batch["index"])
         shown = jax.jit(objective.reconstruct)(variables, images, keys)
@@ -58,14 +62,17 @@ class Reconstructions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
+class Views(Evaluator):
     """Pictures beside two random views of each, as the objective draws them in training. count: of pictures."""
 
     count: int = 8
 
+    needs = ImageFeatures
+
     def run(self, objective, variables, data):
         del variables
-        batch = _some(objective, data, self.count)
+        part = self.part(objective)
+        objective, batch = part.objective, _some(part, data, self.count)
         rows = [objective.views[0].undo(objective.view(batch))]
         for i, augment in enumerate(objective.views):
             keys = rng.per_example(rng.key(0, f"view/{i}"), batch["index"])
@@ -74,7 +81,7 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Evaluator):
     """Validation pictures, each before its nearest training pictures by cosine of the features.
 
     queries: how many. nearest: how many of each. train_images: how many are searched.
@@ -84,19 +91,23 @@ class Neighbours:
     nearest: int = 7
     train_images: int = 5000
 
+    needs = ImageFeatures
+
     def run(self, objective, variables, data):
+        part = self.part(objective)
+        objective, variables = part.objective, part.variables(variables)
         train = Subset(data.records("train"), self.train_images, 0)
         test = Subset(data.records("valid"), self.queries, 0)
         unit = lambda x: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
         (x, _), (q, _) = (features(objective, variables, source) for source in (train, test))
         order = np.argsort(-unit(q) @ unit(x).T, axis=1)[:, : self.nearest]
-        square = lambda source, i: objective.preprocess(source[int(i)], None, 0, False)["image"] / 255.0
+        square = lambda source, i: objective.preprocess(source[int(i)], None, FINAL, False)["image"] / 255.0
         rows = [[square(test, i), *(square(train, j) for j in near)] for i, near in enumerate(order)]
         return {}, [Artefact("neighbours", "image", sheet(rows))]
 
 
 @dataclasses.dataclass(frozen=True)
-class PatchPCA:
+class PatchPCA(Evaluator):
     """Pictures above the first three principal components of their patches' features, as red, green and blue.
 
     The components are of all patches shown, as in Oquab et al. 2023 (DINOv2), section 7.5. count: of pictures.
@@ -104,10 +115,18 @@ class PatchPCA:
 
     count: int = 8
 
+    needs = ImageFeatures
+
+    def check(self, objective, data):
+        encoder = self.part(objective).objective.encoder
+        if encoder.grid is None:
+            raise UserError(f"PatchPCA: {type(encoder).__name__} has no patches; leave it out")
+
     def run(self, objective, variables, data):
-        if not hasattr(objective.encoder, "patch"):
-            raise UserError(f"PatchPCA: {type(objective.encoder).__name__} has no patches; leave it out")
-        images = objective.view(_some(objective, data, self.count))
+        self.check(objective, data)
+        part = self.part(objective)
+        objective, variables = part.objective, part.variables(variables)
+        images = objective.view(_some(part, data, self.count))
         _, intermediates = jax.jit(objective.features)(variables, images)
         patches = np.asarray(intermediates["patches"], np.float64)  # [B, N, D]
         flat = patches.reshape(-1, patches.shape[-1])
@@ -117,7 +136,7 @@ class PatchPCA:
         low, high = np.percentile(shown, (1, 99), axis=0)
         side = int(patches.shape[1] ** 0.5)
         shown = ((shown - low) / (high - low + 1e-9)).reshape(-1, side, side, 3)
-        times = images.shape[1] // side
+        times = objective.encoder.patch
         maps = shown.repeat(times, 1).repeat(times, 2)
-        originals = np.asarray(objective.views[0].undo(images))
+        originals = np.asarray(objective.views[0].undo(images))[:, : side * times, : side * times]  # what patches cover
         return {}, [Artefact("patch_pca", "image", sheet([list(originals), list(maps)]))]

@@ -6,6 +6,7 @@ Parameter paths (n layers stacked in front; P = patch * patch * C, N patches at 
     positions/embedding [N, D]              learned positions only; with a class token [1 + N, D], its own first
     class_token [1, 1, D]                   with class_token=True
     registers [1, R, D]                     with registers=R
+    mask_token [1, 1, D]                    with mask_token=True
     blocks/layers/..., blocks/norm/...      see t5like.models, whose Stack has the same leaves
 
 Every call returns (pooled [B, D], intermediates): a dict of "patches" [B, n, D] and, with a class token, "class"
@@ -29,13 +30,14 @@ from vision.patches import grid_of, patchify, resize_table, sincos
 class ViT(Architecture, kw_only=True):
     """Images [B, H, W, C] -> (pooled [B, D], intermediates).
 
-    layers: how many. image_size, patch: in pixels. channels: C.
+    layers: how many. image_size, patch: in pixels; the pixels beyond the last whole patch are not read. channels: C.
     positions: sincos, fixed (see `patches.sincos`; the class token's is zero), or learned. An image of another size has
         sincos positions at fractions of the nominal coordinates, and learned ones interpolated (bicubic).
     class_token: whether there is one. pool: class, its output, or mean, that of the patches without class token and
         registers; both after the last norm (big_vision's "gap"; MAE's fine-tuning norms after the mean).
     registers: tokens without a position that are read by nobody afterwards (Darcet et al. 2023, section 2.2).
-    token_std: of the class token and the registers at first; 0.02 in MAE, 1e-6 in MoCo v3 and DINOv2.
+    mask_token: whether there is one, to stand for patches that are not to be seen (`mask` below; BEiT, SimMIM).
+    token_std: of these tokens at first; 0.02 in MAE, 1e-6 in MoCo v3 and DINOv2.
     remat, scan: see Stack.
     """
 
@@ -52,6 +54,7 @@ class ViT(Architecture, kw_only=True):
     class_token: bool = True
     pool: str = "class"
     registers: int = 0
+    mask_token: bool = False
     token_std: float = 0.02
     remat: str = "none"
     scan: bool = True
@@ -75,16 +78,18 @@ class ViT(Architecture, kw_only=True):
         return Stack(**self.shared(**how) | changes)
 
     @nn.compact
-    def __call__(self, images, *, train=False, keys=None, keep=None):
+    def __call__(self, images, *, train=False, keys=None, keep=None, mask=None, attention=AttentionMask()):
         """images float32 [B, H, W, C] -> (pooled [B, D], intermediates).
 
         Args:
             train: says nothing to a ViT; keys do.
             keys: typed PRNG keys [B] for dropout, or None for none.
             keep: int32 [B, n], the only patches that are read, in this order; None is all N.
+            mask: bool [B, N], the patches in whose place, but for their position, stands the mask token; None is none.
+            attention: who sees whom among class token, registers and patches, in this order (AIM: causal with prefix).
 
         Raises:
-            UserError: an image of other channels, or that patches do not divide.
+            UserError: an image of other channels or smaller than a patch, or a mask for a ViT without mask token.
         """
         del train
         if images.shape[-1] != self.channels:
@@ -94,11 +99,16 @@ class ViT(Architecture, kw_only=True):
         # Patches are chosen before they are embedded: a quarter of the product, and no scatter in the backward pass.
         x = taken(patchify(images, self.patch))
         x = Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="embed")(x)
+        if self.mask_token:
+            token = self.param("mask_token", nn.initializers.normal(self.token_std), (1, 1, self.d_model))
+            x = x if mask is None else jnp.where(taken(mask[..., None]), token.astype(self.dtype), x)
+        elif mask is not None:
+            raise UserError("a mask of patches, and the ViT has no mask token: set mask_token=True")
         x = constrain(x, BATCH, None, None)
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
-        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), AttentionMask(), keys=keys)
+        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, keys=keys)
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
             intermediates["class"] = x[:, 0]
@@ -160,7 +170,7 @@ def vit(size, image_size=224, patch=16, **overrides: Any):
         overrides: any field of ViT.
 
     Raises:
-        UserError: an unknown size, field or choice (the nearest is named), a patch that does not divide the image,
+        UserError: an unknown size, field or choice (the nearest is named), a patch that is larger than the image,
             sincos positions at a width that 4 does not divide, heads that do not divide the width.
     """
     size = size if size in VIT_SIZES else str(size).lower()

@@ -8,7 +8,7 @@ import math
 
 import jax
 
-from launch.run.experiment import Experiment
+from launch.run.experiment import Experiment, warnings
 from launch.run.mesh import make_mesh, parse_mesh
 from launch.run.program import Program
 from paradigm import trees
@@ -56,6 +56,7 @@ def report(experiment: Experiment) -> str:
         *_columns(table),
         f"(activations: all that lives within a step, gradients too, as compiled for {platform})",
     ]
+    lines += [f"warning: {line}" for line in warnings(experiment)]
     return "\n".join(lines)
 
 

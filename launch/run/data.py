@@ -1,8 +1,6 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
-import dataclasses
 import itertools
-from typing import Any
 
 import jax
 
@@ -30,8 +28,7 @@ class Data:
 
     def __init__(self, experiment, directory):
         objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
-        single = list(_single(objective))
-        prepared = _build(experiment.data, directory, max(getattr(o, "raw_length", 0) for o in single) or None)
+        prepared = _build(experiment.data, directory, objective.raw_length)
         self.tokenizer = getattr(prepared, "tokenizer", None)
         self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
         named = f"{type(experiment.data).__name__} {getattr(experiment.data, 'source', '')}".rstrip()
@@ -39,8 +36,8 @@ class Data:
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         held_out = prepared.source("valid")
         self.valid = {
-            phase: Dataset(held_out, AtStep(objective.preprocess, first), size, seed, train=False)
-            for phase, first in objective.phases().items()
+            phase: Dataset(held_out, objective.preprocess_for(phase), size, seed, train=False)
+            for phase in objective.phases()
         }
         self.records = prepared.source
         self._limit = experiment.eval_batches
@@ -54,17 +51,6 @@ class Data:
         dataset = next(iter(self.valid.values())) if phase is None else self.valid[phase]
         with batches(dataset, rows=rows) as ahead:
             yield from itertools.islice(ahead, self._limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class AtStep:
-    """A preprocess whose step is fixed: validation examples belong to a phase, whenever they are read."""
-
-    preprocess: Any
-    step: int
-
-    def __call__(self, example, rng, step, train):
-        return self.preprocess(example, rng, self.step, train)
 
 
 def tokenizer_of(workdir):
@@ -94,11 +80,3 @@ def _build(recipe, directory, window):
         recipe.build(directory, window=window)
     multihost_utils.sync_global_devices("data are prepared")
     return recipe.build(directory, window=window, progress=False)
-
-
-def _single(objective):
-    """The objectives that an objective is made of; itself if it is no combination."""
-    if not hasattr(objective, "parts"):
-        yield objective
-    for _, part in getattr(objective, "parts", ()):
-        yield from _single(part)

@@ -12,10 +12,14 @@ class Evaluation:
     """Runs the validation set and the evaluators. With an average of weights (ema) it is the average that is evaluated.
 
     Each example counts once: sums are added over batches, padding has weight 0, and only then are they divided.
+
+    Raises UserError when an evaluator cannot work with the objective or the data: before the first step, then.
     """
 
     def __init__(self, program, data):
         self._program, self._data, self._experiment = program, data, program.experiment
+        for evaluator in self._experiment.evaluators:
+            evaluator.check(self._experiment.objective, data)
         self._which = "online" if self._experiment.ema is None else "ema"
         self._steps = {}  # phase -> executable, compiled when first needed
 

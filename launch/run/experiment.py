@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from paradigm import schedule
 from paradigm.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Init:
     strict: bool = True
 
 
+SCHEDULED = ("objective", "data", "optimizer", "ema")  # where a schedule may stand
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run, apart from the machine it runs on. Periods are in steps.
@@ -37,7 +41,7 @@ class Experiment:
         objective: what is trained.
         data: a recipe with `build`, such as t5like.data.TextData.
         optimizer: from paradigm.optim.
-        total_steps: the run ends here; it is evaluated and saved here too.
+        total_steps: the run ends here; it is evaluated and saved here too. A schedule without a length has this one.
         batch_size: examples a step, over the whole mesh.
         microbatches: equal parts of a batch whose gradients are added exactly.
         seed: of parameters, of the order of examples, of masks and dropout.
@@ -77,6 +81,10 @@ class Experiment:
     workers: int = 0
     mesh: str = "data:1,fsdp:-1,tensor:1"
 
+    def __post_init__(self):
+        for name in SCHEDULED:
+            object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
+
 
 def bound(experiment: Experiment, vocabulary=None) -> Experiment:
     """The experiment with its objective for the vocabulary of its data, or for the one that a checkpoint names.
@@ -101,6 +109,12 @@ def validate(experiment: Experiment, device_count: int) -> None:
     """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
     if problems := list(_problems(experiment, device_count)):
         raise UserError("; ".join(problems))
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What is no error and yet seldom meant: schedules that end before the run, and warm-ups longer than it."""
+    e = experiment
+    return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
 def _problems(e: Experiment, device_count: int) -> Iterator[str]:

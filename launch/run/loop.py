@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import jax
 from launch.run.data import Data
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import bound, flatten, validate
+from launch.run.experiment import bound, flatten, validate, warnings
 from launch.run.initial import initial_state, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
@@ -44,7 +45,8 @@ UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
 class Finished:
     """How a call of `train` ended.
 
-    step: steps behind the state. interrupted: a signal ended it before total_steps. metrics: of the last evaluation.
+    step: steps behind the state. interrupted: a signal ended it before total_steps. state: the TrainState; None where
+    the run had gone further than total_steps and nothing was done. metrics: of the last evaluation.
     """
 
     step: int
@@ -86,6 +88,12 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
                 validate(experiment, jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
+                run_directory.check(files.workdir, config)
+                step = Checkpoints(files.workdir / "checkpoints").beyond(experiment.total_steps)
+                if step is not None:
+                    if jax.process_index() == 0:
+                        print(f"step {step} of {experiment.total_steps}: nothing to do in {workdir}", flush=True)
+                    return Finished(step, False, None, {})
                 run_directory.claim(files, config)
                 peers.share(files.workdir)
                 return _train(experiment, files, config, inits, profile, watch, closing)
@@ -101,6 +109,9 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     mesh = make_mesh(experiment.mesh)
     closing.enter_context(jax.set_mesh(mesh))
     _introduce(mesh)
+    if jax.process_index() == 0:
+        for line in warnings(experiment):
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     # Shapes first. The steps and the first state are made of them in threads, while the data are prepared here.
     program = Program(experiment, mesh)
@@ -145,7 +156,7 @@ def _train(experiment, files, config, inits, profile, watch, closing):
 
     while True:
         watch.at(f"step {step + 1}")
-        stopping, last = stop.asked(step), step == total
+        stopping, last = stop.asked(step), step >= total
         fresh = {}
         if last:
             step_metrics.finish()
@@ -257,16 +268,16 @@ class Profile:
     """Traces steps first .. last - 1 of a run for TensorBoard's profiler."""
 
     def __init__(self, steps, directory):
-        self._first, self._last = steps or (None, None)
+        self._first, self._last = steps or (0, 0)
         self._directory, self._running = directory, False
 
     def at(self, step, step_metrics):
         """Before each step: starts or stops when it is time, with no step in flight."""
-        if step == self._first:
+        if not self._running and self._first <= step < self._last:  # a run may go on in the midst of them
             step_metrics.drain()
             jax.profiler.start_trace(self._directory)
             self._running = True
-        if step == self._last:
+        if self._running and step >= self._last:
             step_metrics.drain()
             self.__exit__()
 

@@ -62,7 +62,7 @@ class StepMetrics:
     def finish(self):
         """The row of the last steps of a run, where they do not fill one."""
         self.drain()
-        if self._read_until == self._experiment.total_steps and self._window:
+        if self._read_until >= self._experiment.total_steps and self._window:
             self._row(self._read_until)
 
     def _read(self):

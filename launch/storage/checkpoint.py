@@ -183,14 +183,31 @@ class Checkpoints:
             UserError: no such step; or there are checkpoints and none is whole; or one is of a newer format.
         """
         self.wait()
+        return self._agreed(lambda: self._choose(step))
+
+    def beyond(self, step):
+        """The newest whole step where it lies after `step`, else None. Hashes nothing while no checkpoint says so.
+
+        Raises:
+            UserError: as `find`.
+        """
+
+        def choose():
+            return self._choose(None) if max(self.steps(), default=0) > step else None
+
+        found = self._agreed(choose)
+        return found if found is not None and found > step else None
+
+    def _agreed(self, choose):
+        """What choose() gives in process 0, a step or None, in all processes; the UserError that it raises too."""
         if jax.process_count() == 1:
-            return self._choose(step)
+            return choose()
         from jax.experimental import multihost_utils
 
         failure, chosen = None, -1
         if jax.process_index() == 0:
             try:
-                found = self._choose(step)
+                found = choose()
                 chosen = -1 if found is None else found
             except UserError as error:
                 failure, chosen = error, -2

@@ -4,6 +4,7 @@ config.gin holds the operative configuration, environment.json the versions, the
 every start. Both are there before the first step.
 """
 
+import contextlib
 import datetime
 import functools
 import json
@@ -29,20 +30,14 @@ MAY_CHANGE = """total_steps mesh workers log_every eval_every eval_batches evalu
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy".split()
 
 
-def claim(files, config):
-    """Makes or finds a run directory to hold a run of this experiment, and writes its two files.
+def check(workdir, config):
+    """Raises UserError where a run directory holds another experiment's run, or things of no known run.
 
     Args:
-        files: the directory, a launch.storage.sync.WorkdirSync.
+        workdir: the directory, a path or a bucket's.
         config: the experiment as text: gin's operative one, or a notebook's resolved settings.
-
-    Raises:
-        UserError: the directory holds another experiment's run, or things of no known run, or cannot be written.
     """
-    workdir = files.workdir
-    try:
-        if not filesystem.remote(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
+    with _accessible(workdir):
         path = workdir / "config.gin"
         exists = lambda name: retry((workdir / name).exists)
         begun = [name for name in ("checkpoints", "metrics.jsonl") if exists(name)]
@@ -54,10 +49,32 @@ def claim(files, config):
                 )
         elif begun:
             raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
+
+
+def claim(files, config):
+    """Makes a run directory where there is none, and writes its two files: call `check` first.
+
+    Args:
+        files: the directory, a launch.storage.sync.WorkdirSync. config: as in `check`.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    workdir = files.workdir
+    with _accessible(workdir):
+        if not filesystem.remote(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             replace(files.local / "config.gin", config.encode())
             _record(files.local / "environment.json")
             files.push()
+
+
+@contextlib.contextmanager
+def _accessible(workdir):
+    """What a disk or a bucket raises, as one line."""
+    try:
+        yield
     except Exception as error:
         if not storage.is_storage(error):
             raise

@@ -11,6 +11,7 @@ import numpy as np
 from multimodal.partition import PARTITION_RULES
 from multimodal.preprocess import PreprocessPair
 from multimodal.towers import PROJECTIONS, Head
+from paradigm.capabilities import PairEmbedding
 from paradigm.errors import UserError, choose
 from paradigm.objective import EVALUATION, MAIN, Loss
 from t5like.vocabulary import Vocabulary, fit_rows
@@ -19,7 +20,7 @@ from vision.objectives.base import ImageObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageText(ImageObjective):
+class ImageText(PairEmbedding, ImageObjective):
     """Base of the objectives on pairs. A subclass gives `full_batch_loss`, on unit vectors {"image", "text"} [B, E].
 
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
@@ -86,6 +87,11 @@ class ImageText(ImageObjective):
             raise UserError(
                 f"{name}: captions end with the id {vocabulary.end} and the text tower is pooled at {text.end_id}: set "
                 f"the tower's end_id={vocabulary.end}, or leave it out"
+            )
+        if text.pool == "highest" and vocabulary.end != vocabulary.size - 1:
+            raise UserError(
+                f"{name}: captions end with the id {vocabulary.end}, which is not the highest, and the text tower is "
+                f"pooled at that: set the tower's pool='end'"
             )
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "vocabulary", vocabulary)
@@ -160,7 +166,7 @@ class ImageText(ImageObjective):
 
     @staticmethod
     def _keys(name, tower, ctx, index):
-        return ctx.keys(name, index) if ctx.train and getattr(tower, "dropout", 0.0) else None
+        return ctx.keys(name, index) if ctx.train and tower.is_random else None
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""

@@ -5,13 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import TextScoring
 from paradigm.errors import UserError
 from paradigm.objective import Objective
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class TextObjective(Objective):
+class TextObjective(TextScoring, Objective):
     """Base of the objectives on text. A subclass has a field `model`.
 
     vocabulary: of the text, given by `bind`; in a run the data's.

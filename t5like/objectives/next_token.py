@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import Generating
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import NextTokenWindows
@@ -26,7 +27,7 @@ from t5like.scoring import score_text
 
 
 @dataclasses.dataclass(frozen=True)
-class NextToken(TextObjective):
+class NextToken(Generating, TextObjective):
     """Left-to-right prediction of every token, or of those after a random prefix.
 
     model: a Decoder. length: tokens a window. prefix: prefix language modelling. z_loss: coefficient of log(Z)^2, 1e-4

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import Infilling
 from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import SpanNoise
 from t5like.models import PARTITION_RULES
@@ -29,11 +30,11 @@ from t5like.scoring import score_text
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(TextObjective):
+class SpanCorruption(Infilling, TextObjective):
     """Sequence-to-sequence denoising of masked spans.
 
-    model: an EncoderDecoder. length: encoder inputs, eos included. rate: share of tokens masked; mean_span: mean tokens a span; each a float or a
-    schedule of the step. z_loss: coefficient of log(Z)^2, 1e-4 in T5X.
+    model: an EncoderDecoder. length: encoder inputs, eos included. rate: share of tokens masked; mean_span: mean tokens
+    a span; each a float or a schedule of the step. z_loss: coefficient of log(Z)^2, 1e-4 in T5X.
 
     Raises UserError for settings that no window can satisfy and, once bound, for a vocabulary with too few sentinels.
     """

@@ -133,7 +133,11 @@ def beside(path, model_type):
         "clip": (("merges.txt", "tokenizer.json"), clip_tokenizer),
         "siglip": (("spiece.model", "tokenizer.model"), siglip_tokenizer),
     }[model_type]
-    return load(path) if any((pathlib.Path(path) / name).is_file() for name in names) else None
+    there = [p for p in (pathlib.Path(path) / name for name in names) if p.is_file()]
+    # A tokenizer.json may be of any tokenizer, as one of ours that was exported with a run.
+    if [p.name for p in there] == ["tokenizer.json"] and b"<|startoftext|>" not in there[0].read_bytes():
+        return None
+    return load(path) if there else None
 
 
 def _opened(path, extra_ids, specials):

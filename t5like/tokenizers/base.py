@@ -53,7 +53,7 @@ class Tokenizer:
         )
 
     def encode(self, text):
-        """int32 [n] ids of a str, without bos or eos. Names of special ids in it are plain text; see `encode_prompt`."""
+        """int32 [n] ids of a str, without bos or eos. What it spells is text, names of special ids too."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts):

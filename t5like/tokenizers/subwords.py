@@ -1,8 +1,8 @@
 """Byte-level BPE, WordPiece and whatever else the `tokenizers` library runs: read from its files, or learnt here.
 
-    tokenizer.json              any model of that library, as GPT-2's, Llama's and BERT's come with
-    vocab.json + merges.txt     byte-level BPE (Radford et al. 2019, section 2.2)
-    vocab.txt                   WordPiece (Devlin et al. 2019, section 3)
+tokenizer.json              any model of that library, as GPT-2's, Llama's and BERT's come with
+vocab.json + merges.txt     byte-level BPE (Radford et al. 2019, section 2.2)
+vocab.txt                   WordPiece (Devlin et al. 2019, section 3)
 """
 
 import dataclasses
@@ -259,8 +259,8 @@ def train_bpe(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=(
 
     Args and Raises: as `train_sentencepiece`.
     """
-    from tokenizers import decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -31,7 +31,7 @@ SHRINK |= {
     "siglip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16, vocab_size = 360",
     "CLIP": "width = 16",
     "SigLIP": "width = 16",
-    "PairData": "source = 'shapes', tokenizer = 'bytes'",
+    "PairData": "source = 'shapes', tokenizer = 'bytes', label = 'pair'",
     "Retrieval": "pairs = 20, random = False",
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",

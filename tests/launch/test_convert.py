@@ -20,6 +20,8 @@ from tests.launch.test_load import NEXT, SPANS, make_run
 from tests.multimodal import cases, parity
 from vision import weights as image_weights
 
+EXPORTED = {"config.json", "model.safetensors", "tokenizer", "tokenizer.json", "tokenizer_config.json"}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -31,7 +33,7 @@ def run(tmp_path_factory):
 def test_there_and_back(run, tmp_path):
     """The averaged weights of the run, through both formats, bit for bit."""
     assert convert.to_hf(run, tmp_path / "hf") == f"step 4 of {run} -> {tmp_path / 'hf'}"
-    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors", "tokenizer"}
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == EXPORTED
     told = convert.to_checkpoint(tmp_path / "hf", tmp_path / "back")
     assert f"--init_from={tmp_path / 'back'}" in told and "d_model = 128" in told
     step, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
@@ -131,7 +133,7 @@ def test_pairs_of_towers(tmp_path):
 def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
     make_run(tmp_path / "run", registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text())
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors", "tokenizer"}
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == EXPORTED
     objective, params = pair_weights.read(tmp_path / "hf")
     wanted = load(tmp_path / "run").variables()["params"]
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)

@@ -18,6 +18,7 @@ from launch.run.evaluation import Evaluation
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
 from tests import miniatures
 from tests.launch import small
@@ -74,7 +75,7 @@ def test_it_can_be_abandoned_between_batches(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighs:
+class Weighs(Evaluator):
     """An evaluator: the sum of all weights, and of all validation examples."""
 
     def run(self, objective, variables, data):
@@ -84,8 +85,10 @@ class Weighs:
         return {"weight/total": total, "weight/examples": examples}, [text]
 
 
-def test_offline_and_during_training_agree_and_evaluators_run_in_both(tmp_path, monkeypatch):
-    experiment = small.experiment(total_steps=6, eval_every=3, save_every=3, evaluators=(Weighs(),))
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}])
+def test_offline_and_during_training_agree_and_evaluators_run_in_both(settings, tmp_path, monkeypatch):
+    """Evaluators are given the weights that evaluation uses: the average, where one is kept."""
+    experiment = small.experiment(total_steps=6, eval_every=3, save_every=3, evaluators=(Weighs(),), **settings)
     done = loop.train(experiment, tmp_path)
     monkeypatch.setattr(registry, "parse_text", lambda text, params, name: experiment)
     logged = {row["step"]: row for row in small.rows(tmp_path) if "valid/loss" in row}
@@ -94,8 +97,10 @@ def test_offline_and_during_training_agree_and_evaluators_run_in_both(tmp_path, 
         assert found == wanted
         assert {"step": wanted, **metrics} == logged[wanted]
         assert [a.value for a in artefacts] == ["100 examples"]
-    total = sum(float(x.sum()) for x in jax.tree.leaves(done.state.params))
-    assert logged[6]["valid/weight/total"] == pytest.approx(total)
+    summed = lambda tree: sum(float(x.sum()) for x in jax.tree.leaves(tree))
+    used = done.state.extra["ema"] if settings else done.state.params
+    assert logged[6]["valid/weight/total"] == pytest.approx(summed(used))
+    assert not settings or abs(summed(used) - summed(done.state.params)) > 1e-3
     assert (tmp_path / "samples" / "00000003" / "weight.txt").read_text() == "100 examples\n"
     with pytest.raises(UserError, match="of step 5"):
         evaluate(tmp_path, 5)

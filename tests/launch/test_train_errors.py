@@ -1,7 +1,9 @@
 """What a person can get wrong when starting a run: one line that names the place and the fix, and exit code 2."""
 
+import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 
 from launch.run import experiment, registry
 from paradigm.errors import UserError
+from t5like.tokenizers import ByteTokenizer
 
 REPO = pathlib.Path(__file__).parent.parent.parent
 T5, GPT = "runs/smoke/span_corruption.gin", "runs/smoke/next_token.gin"
@@ -57,11 +60,40 @@ def failure(run, *params, devices=8):
     (T5, "SpanCorruption.vocab_size = 60", "span corruption: a vocabulary of 60 has no room for 100 sentinels"),
     (T5, "SpanCorruption.vocab_size = 50_000", "the tokenizer has 50000 ids but the model only"),
     (T5, "SpanCorruption.rate = 1.5", "rate must lie strictly between 0 and 1"),
-    (T5, "TextData.tokenizer = 'sentencepiece:9000'", "TextData.tokenizer='sentencepiece:9000' has 9000 ids"),
-    (GPT, "TextData.tokenizer = 'sentencepiece:9000'", "TextData.tokenizer='sentencepiece:9000' has 9000 ids"),
+    (T5, "SpanCorruption.vocab_size = 300",
+     "TextData.tokenizer='bytes' has 359 ids but the objective expects 300: set its vocab_size to 359"),
+    (GPT, "gpt.vocab_size = 300", "TextData.tokenizer='bytes' has 359 ids but the model 300: set its vocab_size to "),
 ])  # fmt: skip
 def test_each_mistake_is_named(run, param, text):
     assert text in failure(run, param)
+
+
+def test_the_data_s_tokenizer_decides_the_vocabulary(tmp_path):
+    """A recipe's own, a saved one, or that of a prepared directory, whatever tokenizer the recipe names beside it."""
+    sizes = lambda run: (run.objective.vocab_size, run.objective.model.vocab_size)
+    assert sizes(registry.parse([T5], ["TextData.tokenizer = 'sentencepiece:9000'"])) == (9000, 9088)
+    kept = registry.operative_config()
+    assert sizes(registry.parse_text(kept, ["TextData.tokenizer = 'bytes'"])) == (9000, 9088)
+    (tmp_path / "meta.json").write_text(json.dumps({"format": "paradigm-text-1", "vocab_size": 500}))
+    prepared = f"TextData.source = '{tmp_path}'"
+    assert sizes(registry.parse([T5], [prepared])) == (500, 512)
+    experiment.validate(registry.parse([T5], [prepared]), 8)
+    ByteTokenizer(150).save(tmp_path / "saved")
+    assert registry.parse([GPT], [f"TextData.tokenizer = '{tmp_path}/saved'"]).objective.model.vocab_size == 512
+    wanted = re.escape(f"TextData.source='{tmp_path}' has 500 ids but the objective expects 359")
+    with pytest.raises(UserError, match=wanted):
+        experiment.validate(registry.parse([T5], [prepared, "SpanCorruption.vocab_size = 359"]), 8)
+
+
+def test_a_length_is_written_once_and_a_schedule_that_ends_before_the_run_is_told():
+    longer = registry.parse([T5], ["Experiment.total_steps = 2000"])
+    assert longer.optimizer.learning_rate.total_steps == 2000 and experiment.warnings(longer) == []
+    for param, text in {
+        "Cosine.total_steps = 100": "Cosine ends at step 100 of 240 and stays at 0: leave its total_steps out",
+        "Cosine.warmup_steps = 300": "Cosine warms up for 300 steps and the run has 240: it never reaches its peak",
+    }.items():
+        run = registry.parse([T5], [param])
+        assert [text in line for line in experiment.warnings(run)] == [True]
 
 
 def test_a_missing_file_and_a_missing_binding(tmp_path):
@@ -79,6 +111,9 @@ def test_flags_that_are_missing_or_malformed(tmp_path):
         (): "error: --gin_file is required, as in --gin_file=runs/demo.gin",
         (f"--gin_file={T5}",): "error: --workdir is required, as in --workdir=/tmp/demo; only --dry_run needs none",
         (f"--gin_file={T5}", "--workdir=x", "--profile=3"): "error: --profile=3 must be two steps, as in 10:13",
+        (f"--gin_file={T5}", "--workdir=x", "--profile=13:10"): (
+            "error: --profile=13:10 names no step: the first comes before the second, as in 10:13"
+        ),
         ("runs/demo.gin",): "error: 'runs/demo.gin' is not a flag: did you mean --gin_file=runs/demo.gin? See --help",
     }.items():
         done = start(*flags)

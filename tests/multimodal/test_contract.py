@@ -18,16 +18,17 @@ def test_resume_is_bit_exact(name):
 
 @everyone
 def test_cached_embeddings_equal_the_big_batch(name):
-    contract.check_microbatches(ALL[name], tiny.batch_of(masked=3), parts=(4,) if name == "siglip" else (2, 4))
+    contract.check_microbatches(ALL[name], tiny.batch_of(masked=3))
 
 
 @everyone
-def test_sharded_equals_one_device(name):
-    contract.check_sharding(ALL[name], tiny.batch_of(masked=3))
+@contract.every_mesh
+def test_sharded_equals_one_device(name, mesh):
+    contract.check_sharding(ALL[name], tiny.batch_of(masked=3), mesh)
 
 
 def test_sharded_microbatches_equal_one_device():
-    contract.check_sharding(ALL["clip"], tiny.batch_of(16, masked=3), meshes=("mixed",), microbatches=2)
+    contract.check_sharding(ALL["clip"], tiny.batch_of(16, masked=3), microbatches=2)
 
 
 @everyone

@@ -296,6 +296,10 @@ def test_a_locked_resnet_keeps_its_statistics():
         ({"text": clip_text("tiny", 100, 8)}, "the tokenizer has 259 ids and the text tower 100"),
         ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
         ({"locked": ("encodr",)}, "CLIP.locked.*encoder"),
+        (
+            {"text": clip_text("tiny", 300, 8, pool="highest")},
+            "captions end with the id 1, which is not the highest",
+        ),
         ({"image_pool": "max"}, "CLIP.image_pool"),
         ({"encoder": resnet("tiny"), "image_pool": "map"}, "CLIP.image_pool='map' reads patches: choose a ViT"),
         ({"text_projection": "line"}, "CLIP.text_projection.*linear"),

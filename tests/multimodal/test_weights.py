@@ -1,6 +1,7 @@
 """CLIP and SigLIP from the transformers library's files and back; its outputs, reproduced by ours (see parity.py)."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from multimodal import weights
+from multimodal.layouts import Absent
 from multimodal.towers import clip_text
 from paradigm import trees
 from paradigm.errors import UserError
@@ -46,6 +48,17 @@ def test_written_files_are_those_that_were_read(case, tmp_path):
         objective.text.end_id,
         objective.width,
     )
+
+
+def test_the_old_end_is_the_highest_id_of_each_caption(tmp_path):
+    """A config that says 2 is pooled where a caption has its highest id, which need not be the last of all ids."""
+    objective, params = weights.read(released(tmp_path, "clip_old"))
+    ids = np.array([[3, 9, 4, 5, 9, 2, 1], [2, 2, 2, 2, 2, 2, 7], [8, 4, 3, 2, 1, 1, 1]])
+    pooled, named = objective.text.apply({"params": params["text"]}, ids)
+    np.testing.assert_array_equal(pooled, np.asarray(named["tokens"])[np.arange(3), [1, 6, 0]])
+    weights.write(tmp_path / "out", objective, params)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]["eos_token_id"] == 2
+    assert weights.read(tmp_path / "out")[0].text == objective.text
 
 
 def test_the_bias_of_patches_becomes_part_of_their_positions(tmp_path):
@@ -120,6 +133,7 @@ def test_old_files_hold_positions_as_numbers(tmp_path):
     [
         ({"model_type": "blip"}, "model_type"),
         ({"text_config": {"hidden_act": "swish"}}, "hidden_act"),
+        ({"text_config": {"eos_token_id": [7, 9]}}, r"eos_token_id=\[7, 9\] is not one of our models"),
         ({"vision_config": {"image_size": 18, "patch_size": 4}}, "18"),
         ({"text_config": "small"}, r"config.json describes no CLIP \("),
     ],
@@ -151,6 +165,10 @@ def test_nothing_to_read_and_nothing_written_over(tmp_path):
         ({"text": clip_text("tiny", 259, 8, **tiny.TOWER, bias=False)}, "text.bias=False cannot be written"),
         ({"image_projection": "affine"}, "image_projection='affine' cannot be written"),
         ({"image_pool": "map"}, "image_pool='map' cannot be written"),
+        (
+            {"text": clip_text("tiny", 259, 8, **tiny.TOWER, end_id=2), "tokenizer": Absent(259, eos_id=2)},
+            "takes an end id of 2 for the highest: text.end_id=2 cannot be written",
+        ),
     ],
 )
 def test_what_the_library_cannot_say(change, message, tmp_path):

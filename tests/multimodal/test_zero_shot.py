@@ -1,16 +1,17 @@
 import dataclasses
 import math
 import tracemalloc
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import multimodal.objectives  # noqa: F401  (an error names those that are imported)
 from multimodal import visualize, zero_shot
 from multimodal.preprocess import PreprocessPair
 from multimodal.templates import TEMPLATES, templates
 from multimodal.zero_shot import TIE, Retrieval, ZeroShot, by_chance, class_vectors, ranks
+from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from tests.multimodal.pairs import opened, table
@@ -29,10 +30,10 @@ def unit(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class Oracle:
+class Oracle(PairEmbedding):
     """Towers that know colours: of a picture by its pixels, of a text by its capital letters."""
 
-    encoder = types.SimpleNamespace(has_batch_norm=False)
+    parts = ()
 
     @property
     def preprocess(self):
@@ -238,7 +239,9 @@ def test_what_evaluators_refuse(data, tmp_path):
         Retrieval(split="test").run(Oracle(), KNOWS, plain)
     simclr = SimCLR(encoder=pictures.encoder(), augment=pictures.views(), host_image_size=pictures.HOST_SIZE)
     for evaluator in (ZeroShot(), Retrieval(), visualize.Similarity(), visualize.Retrieved()):
-        with pytest.raises(UserError, match=r"^SimCLR has no towers for pictures and texts: take ZeroShot"):
+        with pytest.raises(
+            UserError, match=r"^\w+: SimCLR cannot embed pictures and texts, .*CLIP, .*SigLIP.* can: take"
+        ):
             evaluator.run(simclr, KNOWS, plain)
     with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs, or leave Retrieval"):
         zero_shot.captions_of(Subset(ImageData("digits").build(progress=False).source("valid"), 2, 0), 0)

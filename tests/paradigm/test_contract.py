@@ -1,5 +1,7 @@
 """The contract of objective and step, proven on five miniatures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,8 @@ from paradigm.combine import Alternate, Stages, Sum
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import Context, Loss, Term
-from paradigm.schedule import Linear
-from paradigm.step import LATE, cut, init_state, make_eval_step, make_train_step, uncut
+from paradigm.schedule import FINAL, Linear
+from paradigm.step import cut, init_state, make_eval_step, make_train_step, uncut
 from tests import contract, miniatures
 
 B = 16
@@ -40,19 +42,21 @@ def test_resume_is_bit_exact(name):
 @everyone
 def test_microbatches_equal_the_whole(name):
     objective = miniatures.ALL[name]
-    contract.check_microbatches(objective, batches(objective, masked=0 if name == "batch_statistics" else 3))
+    batch_of = batches(objective, masked=0 if name == "batch_statistics" else 3)
+    contract.check_microbatches(objective, batch_of, parts=(2, 4))
 
 
 @everyone
-def test_sharded_equals_one_device(name):
+@contract.every_mesh
+def test_sharded_equals_one_device(name, mesh):
     objective = miniatures.ALL[name]
-    contract.check_sharding(objective, batches(objective))
+    contract.check_sharding(objective, batches(objective), mesh)
 
 
 @everyone
 def test_sharded_microbatches_equal_one_device(name):
     objective = miniatures.ALL[name]
-    contract.check_sharding(objective, batches(objective), meshes=("mixed",), microbatches=2)
+    contract.check_sharding(objective, batches(objective), microbatches=2)
 
 
 @everyone
@@ -121,6 +125,29 @@ def test_a_bad_step_changes_only_the_counters():
     assert (healed.step, healed.bad_steps) == (3, 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class HalfBad(miniatures.TwoTerms):
+    """Its loss is a number and its gradient is none, or the other way round."""
+
+    bad: str = "gradient"
+
+    def loss(self, params, extra, batch, ctx):
+        loss, nothing = super().loss(params, extra, batch, ctx), 0.0 * params["encoder"]["in"]["kernel"].sum()
+        odd = jnp.sqrt(nothing) if self.bad == "gradient" else jax.lax.stop_gradient(jnp.inf + nothing)
+        energy = loss.terms["energy"]
+        return Loss({**loss.terms, "energy": energy.replace(sum=energy.sum + odd)}, loss.metrics)
+
+
+@pytest.mark.parametrize("bad", ["gradient", "loss"])
+def test_a_step_is_bad_where_its_loss_or_its_gradient_alone_is(bad):
+    objective = HalfBad(bad=bad)
+    before = jax.device_get(init_state(objective, OPTIMIZER, 0))
+    after, [metrics] = contract.run(objective, OPTIMIZER, batches(objective), 0, 1)
+    assert (np.isfinite(metrics["loss"][0]), np.isfinite(metrics["grad_norm"][0])) == (bad != "loss", bad == "loss")
+    assert metrics["bad_step"] == (1.0, 1.0) and after.bad_steps == 1
+    contract.assert_trees_equal(after.params, before.params)
+
+
 def test_extra_is_updated_from_the_new_params_once_a_step():
     objective = miniatures.TeacherQueue()
     batch_of = batches(objective)
@@ -137,8 +164,9 @@ def test_extra_is_updated_from_the_new_params_once_a_step():
 
 def test_weight_average_follows_the_new_params():
     objective = miniatures.TwoTerms()
-    before, _ = contract.run(objective, OPTIMIZER, batches(objective), 0, 2, ema=0.75)
-    after, _ = contract.run(objective, OPTIMIZER, batches(objective), 2, 3, before, ema=0.75)
+    decay = Linear(peak=1.0, final=0.5, total_steps=4)  # 0.75 at step 2
+    before, _ = contract.run(objective, OPTIMIZER, batches(objective), 0, 2, ema=decay)
+    after, _ = contract.run(objective, OPTIMIZER, batches(objective), 2, 3, before, ema=decay)
     contract.assert_trees_close(
         after.extra["ema"], jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, before.extra["ema"], after.params), 1e-6
     )
@@ -203,7 +231,7 @@ def test_sum_is_the_sum_of_its_parts():
     np.testing.assert_allclose(whole.value(), 2.0 * each[0] + 0.5 * each[1] + each[2], rtol=1e-6)
     contract.check_microbatches(total, batch_of)
     contract.check_resume(total, OPTIMIZER, batch_of)
-    contract.check_sharding(total, batch_of, meshes=("mixed",))
+    contract.check_sharding(total, batch_of)
 
 
 def test_stages_change_the_phase_at_their_boundary():
@@ -256,7 +284,7 @@ def test_evaluation_draws_nothing_and_reports_every_term():
     metrics = evaluate(state.params, state.extra, batches(objective, masked=4)(0))
     assert set(metrics) == {"loss/energy", "loss/recall", "positive"}
     assert metrics["loss/energy"][1] == 12
-    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(LATE), train=False)
+    batch, late = batches(objective, masked=4)(0), Context(jnp.int32(FINAL), train=False)
     means = [metrics[n][0] / metrics[n][1] for n in ("loss/energy", "loss/recall")]
     np.testing.assert_allclose(sum(means), objective.loss(state.params, {}, batch, late).value(), rtol=1e-6)
 

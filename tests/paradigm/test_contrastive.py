@@ -217,7 +217,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("mesh", contract.MESHES)
+@contract.every_mesh
 @pytest.mark.parametrize("name", LOSSES)
 def test_sharded_equals_one_device(name, mesh):
     B = 24

@@ -7,6 +7,7 @@ import pytest
 
 from paradigm.dataset import Dataset, Mixture, feistel, generators, mix64
 from paradigm.errors import UserError
+from paradigm.schedule import FINAL
 
 
 class Numbers:
@@ -232,7 +233,7 @@ def test_evaluation_counts_each_example_once(size, batch):
     assert x[mask == 1].tolist() == list(range(size)) and mask.dtype == np.float32
     assert len(mask) == len(data) * batch and set(mask) <= {0.0, 1.0}
     assert not np.concatenate([b["train"] for b in batches]).any()
-    assert set(np.concatenate([b["step"] for b in batches])) == {0}
+    assert set(np.concatenate([b["step"] for b in batches])) == {FINAL}
     equal(data.batch(0), data.batch(0))
 
 

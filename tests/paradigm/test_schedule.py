@@ -1,5 +1,6 @@
 """Schedules: the papers' formulas, the same values from numpy and from a trace, and no jax on the host side."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from paradigm.errors import UserError
-from paradigm.schedule import WSD, Constant, Cosine, Linear, Rsqrt, Steps, as_schedule
+from paradigm.schedule import WSD, Constant, Cosine, Linear, Rsqrt, Steps, as_schedule, for_run, warnings
 
 ALL = [
     Constant(0.3),
@@ -113,9 +114,45 @@ def test_the_host_side_needs_no_jax():
         ),
         (lambda: Steps(1.0, (5, 30), warmup_steps=5), r"must be steps that ascend, after Steps.warmup_steps=5"),
         (lambda: Steps(1.0, (5,), factor=10), "Steps.factor=10 must lie above 0 and not above 1: the rate falls"),
-        (lambda: WSD(1.0, 10, 2, cooldown="cosine"), "WSD.cooldown='cosine' must be 'linear' or 'sqrt'"),
+        (
+            lambda: WSD(1.0, total_steps=10, cooldown_steps=2, cooldown="cosine"),
+            "WSD.cooldown='cosine' must be 'linear' or 'sqrt'",
+        ),
     ],
 )
 def test_what_makes_no_schedule(make, text):
     with pytest.raises(UserError, match=text):
         make()
+
+
+# --- a run's length --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    rate: object
+    parts: tuple = ()
+    name: str = "x"
+
+
+def test_a_schedule_without_a_length_takes_the_run_s():
+    held = Holder(Cosine(2.0, warmup_steps=2), ((Linear(1.0), 3), WSD(1.0, cooldown_steps=5), Linear(1.0, 7)))
+    wanted = Holder(Cosine(2.0, 20, 2), ((Linear(1.0, 20), 3), WSD(1.0, 5, 20), Linear(1.0, 7)))
+    assert for_run(held, 20) == wanted and for_run(wanted, 30) is wanted
+    assert for_run(wanted.rate, 20)(15) == wanted.rate(15)
+    assert Cosine(2.0, final=0.5, warmup_steps=3).extremes() == Cosine(2.0, 10, final=0.5, warmup_steps=3).extremes()
+    with pytest.raises(UserError, match="Cosine.total_steps is not set: an Experiment gives it the run's"):
+        held.rate(0)
+
+
+def test_schedules_that_a_run_outlasts_or_cuts_short_are_told():
+    held = Holder(Cosine(2.0, 20, 2, final=0.5), ((Constant(1.0, warmup_steps=50), 3), Rsqrt(warmup_steps=50)))
+    assert list(warnings(held, 20, "optimizer")) == [
+        "optimizer.parts[0][0]: Constant warms up for 50 steps and the run has 20: it never reaches its peak"
+    ]
+    assert list(warnings(held, 50, "optimizer")) == [
+        "optimizer.rate: Cosine ends at step 20 of 50 and stays at 0.5: leave its total_steps out, and it lasts as "
+        "long as the run"
+    ]
+    short = for_run(Linear(1.0, warmup_steps=8), 4)  # a trial of a few steps goes on
+    assert [float(short(n)) for n in (0, 2, 4)] == [0.0, 0.25, 0.5] and len(list(warnings(short, 4))) == 1

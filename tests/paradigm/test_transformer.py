@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from paradigm import rng
-from paradigm.attention import MASKED, AttentionMask, attend, relative_buckets, rope_angles, rotate
+from paradigm.attention import MASKED, AttentionMask, attend, relative_buckets
 from paradigm.cpu_gradients import gated_gelu, gelu, product
 from paradigm.errors import UserError, choose
 from paradigm.transformer import Stack
@@ -233,12 +233,6 @@ def test_relative_buckets_by_the_paper():
         assert causal == (0 if distance >= 0 else n if n < 16 else min(far(n, 32), 31)), distance
 
 
-def test_rope_sees_differences_only():
-    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    score = lambda i, j: jnp.vdot(*(rotate(x, rope_angles(jnp.array([[n]]), 8)) for x, n in ((q, i), (k, j))))
-    assert abs(score(3, 1) - score(103, 101)) < 1e-4 and abs(score(3, 1) - score(3, 2)) > 1e-3
-
-
 def test_compute_dtype():
     module = stack(dtype=jnp.bfloat16)
     params = params_of(module)
@@ -275,6 +269,10 @@ def test_interceptor_sees_every_dense_with_its_path():
         ({"remat": "ful"}, "unknown remat 'ful': did you mean 'full'?"),
         ({"positions": "rotary"}, "unknown positions 'rotary': choose from"),
         ({"dropout_style": "t6"}, "unknown dropout_style 't6': choose from t5, gpt2"),
+        ({"kv_heads": 3}, "kv_heads=3 does not divide 4 heads: choose a divisor"),
+        ({"kv_heads": 0}, "kv_heads=0 does not divide 4 heads"),
+        ({"norm_place": "past"}, "unknown norm_place 'past': did you mean 'post'?"),
+        ({"drop_path": 1.0}, "drop_path=1.0 is the last block's rate: choose it from 0 to below 1"),
     ],
 )
 def test_errors_name_the_mistake(fields, text):

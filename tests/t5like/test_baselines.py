@@ -53,7 +53,7 @@ class Data:
         self.valid = Dataset(Windows(7, window, 1), objective.preprocess, 4, train=False)
         self.tokenizer = TOKENIZER
 
-    def batches(self):
+    def batches(self, phase=None):
         return (self.valid.batch(step) for step in range(len(self.valid)))
 
 

@@ -62,13 +62,13 @@ def test_resume_is_bit_exact(name):
 
 @everyone
 def test_microbatches_equal_the_whole(name):
-    contract.check_microbatches(OBJECTIVES[name], batch_of(name), parts=(4,))
+    contract.check_microbatches(OBJECTIVES[name], batch_of(name))
 
 
 @everyone
-def test_sharded_equals_one_device(name):
-    meshes = ("mixed",) if name == "prefix_lm" else tuple(contract.MESHES)
-    contract.check_sharding(OBJECTIVES[name], batch_of(name), meshes)
+@contract.every_mesh
+def test_sharded_equals_one_device(name, mesh):
+    contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh)
 
 
 @everyone
@@ -90,7 +90,7 @@ def test_one_decoder_learns_by_turns():
     contract.check_resume(turns, optim.AdamW(1e-3), data.batch)
 
 
-def test_speed_is_told_in_tokens():
-    names = {name: o.items(o.batch_spec(B)) for name, o in OBJECTIVES.items()}
+def test_throughput_is_counted_in_tokens():
+    names = {name: o.throughput(o.batch_spec(B)) for name, o in OBJECTIVES.items()}
     targets = OBJECTIVES["span_corruption"].preprocess.target_length
     assert names["span_corruption"] == ("tokens", B * (32 + targets)) and names["next_token"] == ("tokens", B * 24)

@@ -151,7 +151,8 @@ def test_sentinels_of_a_large_vocabulary_do_not_wrap():
 def test_determined_by_the_generator_alone():
     noise = corrupt.SpanNoise(T5, 64, Ramp(0.1, 0.3))
     ex = example(noise.raw_length)
-    run = lambda seed, step=50, train=True, n=noise: n(ex, np.random.default_rng(seed), step, train)["encoder_inputs"].tolist()
+    made = lambda seed, step=50, train=True, n=noise: n(ex, np.random.default_rng(seed), step, train)
+    run = lambda *a, **how: made(*a, **how)["encoder_inputs"].tolist()
     assert run([7, 3]) == run([7, 3]) == run([7, 3], n=pickle.loads(pickle.dumps(noise)))
     assert run([7, 3]) != run([7, 4])
     assert run(1, step=0, train=False) == run(1, step=90, train=False)

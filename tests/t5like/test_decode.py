@@ -13,7 +13,7 @@ from paradigm.partition import AXES
 from t5like import decode
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import gpt, t5
-from t5like.objectives import NextToken
+from t5like.objectives import NextToken, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
 
@@ -47,9 +47,9 @@ def variables_of(model):
     return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, jax.jit(model.init)(jax.random.key(0), *arguments))
 
 
-def of_module(variables):
-    """A model's own variables as an objective has them."""
-    return {"params": {"model": variables["params"]}}
+def alone(model):
+    """(objective, variables) of a model with its random weights."""
+    return ModelAlone(model), {"params": {"model": variables_of(model)["params"]}}
 
 
 def arguments(name, rows=slice(None)):
@@ -91,17 +91,13 @@ GREEDY_AND_DRAWN = [*((name, Sampling()) for name in MODELS), ("t5", DRAWN), ("g
 def test_cached_is_uncached(name, sampling):
     model = MODELS[name]
     variables = variables_of(model)
-    with_cache = decode.decode_rows(
-        ModelAlone(model), of_module(variables), new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name)
-    )
+    with_cache = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name))
     wanted = uncached(model, variables, new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name))
     assert [row.tolist() for row in with_cache] == wanted
     assert len({token for row in wanted for token in row}) > 3 and len(set(map(tuple, wanted))) == len(wanted)
 
     eos = wanted[0][3]  # now let the first row end early, and the others where they will
-    stopped = decode.decode_rows(
-        ModelAlone(model), of_module(variables), new=NEW, sampling=sampling, vocabulary=ended_by(eos), **arguments(name)
-    )
+    stopped = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, vocabulary=ended_by(eos), **arguments(name))
     assert [row.tolist() for row in stopped] == [row[: row.index(eos)] if eos in row else row for row in wanted]
     assert len(stopped[0]) <= 3
 
@@ -111,7 +107,7 @@ def test_after_eos_there_is_padding():
     prompts, lengths = np.array([[0, 5, 9], [0, 8, 0]], np.int32), np.array([3, 2], np.int32)
     run = lambda eos: decode.decode(
         ModelAlone(model),
-        of_module(variables_of(model)),
+        alone(model)[1],
         prompts,
         lengths,
         jax.random.split(jax.random.key(0), 2),
@@ -131,10 +127,8 @@ def test_after_eos_there_is_padding():
 def test_rows_do_not_depend_on_each_other(name):
     """Neither padding nor what the neighbours draw reaches a row; the seed does."""
     model = MODELS[name]
-    variables = variables_of(model)
     draw = lambda rows, seed: decode.decode_rows(
-        ModelAlone(model),
-        of_module(variables),
+        *alone(model),
         new=NEW,
         sampling=DRAWN,
         seed=seed,
@@ -150,10 +144,7 @@ def test_rows_do_not_depend_on_each_other(name):
 def test_on_a_mesh(name):
     """Three rows on a mesh whose batch axes have four places: padded, computed, and the padding dropped."""
     model = MODELS[name]
-    variables = variables_of(model)
-    run = lambda: decode.decode_rows(
-        ModelAlone(model), of_module(variables), new=NEW, sampling=Sampling(), vocabulary=NEVER, **arguments(name)
-    )
+    run = lambda: decode.decode_rows(*alone(model), new=NEW, sampling=Sampling(), vocabulary=NEVER, **arguments(name))
     wanted = run()
     types = (jax.sharding.AxisType.Auto,) * 3
     with jax.set_mesh(jax.make_mesh((2, 2, 2), AXES, types)):
@@ -203,6 +194,7 @@ def test_settings_that_make_no_sense(match, settings):
 
 TOKENIZER = ByteTokenizer()
 TEXT_MODEL = t5("tiny", TOKENIZER.vocab_size, **SMALL)
+SPANS = SpanCorruption(TEXT_MODEL, 40).bind(TOKENIZER.vocabulary)
 
 
 @pytest.fixture
@@ -246,27 +238,22 @@ def test_infill_maps_blanks_to_sentinels(answers, text, read, answer, wanted):
 
 def test_infill_and_generate_run():
     filled = infill(
-        ModelAlone(TEXT_MODEL),
-        of_module(variables_of(TEXT_MODEL)),
+        *alone(TEXT_MODEL),
         TOKENIZER,
         "The <X> sat on <Y> mat",
         max_new_tokens=8,
     )
     assert filled.text.startswith("The ") and filled.text.endswith(" mat") and len(filled.pieces) == 2
     model = gpt("tiny", TOKENIZER.vocab_size, **SMALL)
-    variables = variables_of(model)
     how = dict(max_new_tokens=8, temperature=1.0)
-    text = generate(ModelAlone(model), of_module(variables), TOKENIZER, "Once ", seed=1, **how)
-    assert text.startswith("Once ") and text == generate(
-        ModelAlone(model), of_module(variables), TOKENIZER, "Once ", seed=1, **how
-    )
-    assert text != generate(ModelAlone(model), of_module(variables), TOKENIZER, "Once ", seed=2, **how)
-    assert generate(ModelAlone(model), of_module(variables), TOKENIZER, "", max_new_tokens=1) is not None
+    text = generate(*alone(model), TOKENIZER, "Once ", seed=1, **how)
+    assert text.startswith("Once ") and text == generate(*alone(model), TOKENIZER, "Once ", seed=1, **how)
+    assert text != generate(*alone(model), TOKENIZER, "Once ", seed=2, **how)
+    assert generate(*alone(model), TOKENIZER, "", max_new_tokens=1) is not None
 
 
 def test_text_that_cannot_be_decoded():
     gpt2 = gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL)
-    variables = variables_of(gpt2)
     with pytest.raises(UserError, match="no blank in the text; write <X>"):
         infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat sat")
     with pytest.raises(UserError, match="<extra_id_0> stands more than once|<X> stands more than once"):
@@ -280,12 +267,10 @@ def test_text_that_cannot_be_decoded():
     with pytest.raises(UserError, match="the tokenizer has 359 ids, but the model 40"):
         infill(ModelAlone(MODELS["t5"]), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="max_new_tokens=0"):
-        generate(ModelAlone(gpt2), of_module(variables), TOKENIZER, "The cat", max_new_tokens=0)
+        generate(*alone(gpt2), TOKENIZER, "The cat", max_new_tokens=0)
     with pytest.raises(UserError, match="15 tokens and max_new_tokens=6 do not fit into max_length=20 positions"):
-        generate(ModelAlone(gpt2), of_module(variables), TOKENIZER, "x" * 15, max_new_tokens=6)
-    assert (
-        len(generate(ModelAlone(gpt2), of_module(variables), TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15
-    )  # all 20 positions
+        generate(*alone(gpt2), TOKENIZER, "x" * 15, max_new_tokens=6)
+    assert len(generate(*alone(gpt2), TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
 
 
 class Data:
@@ -296,7 +281,7 @@ class Data:
     def __init__(self, **rows):
         self.rows = rows
 
-    def batches(self):
+    def batches(self, phase=None):
         for start in (0, 2):
             yield {name: x[start : start + 2] for name, x in self.rows.items()}
 
@@ -317,7 +302,7 @@ def test_infill_samples(answers):
         segments=np.int32(targets > 0),
         mask=np.array([1, 1, 1, 0], np.float32),
     )
-    metrics, (artefact,) = InfillSamples(count=3).run(ModelAlone(TEXT_MODEL), {}, data)
+    metrics, (artefact,) = InfillSamples(count=3).run(SPANS, {}, data)
     assert metrics == {"infill_exact": 2 / 4}
     assert (artefact.name, artefact.kind) == ("infill", "text")
     assert artefact.value.splitlines()[:3] == [
@@ -326,7 +311,7 @@ def test_infill_samples(answers):
         "  <Y>  model: ' free'  truth: ' self evident'",
     ]
     assert "example 3" in artefact.value
-    _, (few,) = InfillSamples(count=1).run(ModelAlone(TEXT_MODEL), {}, data)
+    _, (few,) = InfillSamples(count=1).run(SPANS, {}, data)
     assert "example 2" not in few.value
 
 
@@ -337,9 +322,9 @@ def test_generate_samples():
     segments[0, 9:18] = 2  # a second document begins after "To be or "
     data = Data(targets=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
     for prefix in (False, True):
-        objective = NextToken(model, 8, prefix)
+        objective = NextToken(model, tokens.shape[1], prefix=prefix)
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
-        metrics, (artefact,) = evaluator.run(objective, of_module(variables_of(model)), data)
+        metrics, (artefact,) = evaluator.run(objective, alone(model)[1], data)
         lines = artefact.value.splitlines()
         assert metrics == {} and len(lines) == 9
         assert lines[0] == "example 1: To be " and lines[2] == "  truth: 'or '"

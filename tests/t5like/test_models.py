@@ -18,6 +18,7 @@ FAMILIES = {
     "t5 1.0": lambda **f: t5("tiny", VOCABULARY, "1.0", **{**SMALL, **f}),
     "gpt": lambda **f: gpt("tiny", VOCABULARY, **{**SMALL, **f}),
     "gpt2": lambda **f: gpt("tiny", VOCABULARY, "gpt2", **{**SMALL, "max_length": 32, **f}),
+    "grouped": lambda **f: gpt("tiny", VOCABULARY, **{**SMALL, "kv_heads": 2, "qk_norm": True, "window": 3, **f}),
     "encoder": lambda **f: Encoder(**{"vocab_size": VOCABULARY, "positions": "relative", **SMALL, **f}),
 }
 PAIRS = ("t5", "t5 1.0")
@@ -69,6 +70,15 @@ def test_loss_sees_the_past_only(family):
     assert ((losses_by_input(model, variables, tokens()) > 0) == np.tri(9, dtype=bool)).all()
 
 
+def test_loss_sees_a_window_of_the_past():
+    near = np.tri(9, dtype=bool) & ~np.tri(9, k=-3, dtype=bool)
+    model, variables = made("grouped", layers=1)
+    assert ((losses_by_input(model, variables, tokens()) > 0) == near).all()
+    model, variables = made("encoder", layers=1, window=3)
+    segments = jnp.ones((2, 9), jnp.int32)  # without, id 0 is padding
+    assert ((losses_by_input(model, variables, tokens(), segments=segments) > 0) == (near | near.T)).all()
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_loss_sees_the_prefix_too(family):
     model, variables = made(family)
@@ -111,7 +121,7 @@ def test_encoder_decoder_sees(family):
     np.testing.assert_allclose(packed[4:], run(source[:, 3:6], target[:, 4:]), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", (*DECODERS, "grouped"))
 @pytest.mark.parametrize("scan", [True, False])
 def test_cache_equals_no_cache(family, scan):
     """Ragged prompts read padded in one call, then one token at a time."""
@@ -244,7 +254,7 @@ def test_every_rule_matches_something():
 def test_flops_are_what_xla_counts(family):
     """Unrolled, for XLA counts a scan's body once; wide layers, for it counts norms and softmax too."""
     wide = {"d_model": 128, "heads": 2, "head_dim": 64, "d_ff": 256, "scan": False, "max_length": 128}
-    model = FAMILIES[family](**wide)
+    model = FAMILIES[family](**wide, **({"kv_heads": 1} if family == "grouped" else {}))
     source, target = jnp.ones((2, 128), jnp.int32), jnp.ones((2, 96), jnp.int32)
     args = (source, target) if family in PAIRS else (source,)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *args))

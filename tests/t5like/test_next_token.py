@@ -129,7 +129,8 @@ def test_the_prefix_is_seen_whole(params):
 
     @jax.jit
     def first_states(inputs):
-        out = MODEL.apply({"params": params["model"]}, inputs, None, segments, positions, jnp.array([5 + 1]), method="hidden")
+        read = inputs, None, segments, positions, jnp.array([5 + 1])
+        out = MODEL.apply({"params": params["model"]}, *read, method="hidden")
         return out[0][0, 0]
 
     base = first_states(inputs)

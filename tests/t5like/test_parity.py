@@ -7,7 +7,7 @@ import pytest
 
 from paradigm import trees
 from t5like import weights
-from t5like.decode import Sampling, decode
+from t5like.decode import ModelAlone, Sampling, decode
 from tests.parity import cases, make
 
 TOLERANCE = 1e-4
@@ -47,7 +47,9 @@ def test_greedy_decoding(golden, ours):
     given = cases.prompt(case)["input_ids"].astype(np.int32)
     inputs, prompts = (given, np.zeros((len(given), 1), np.int32)) if case.startswith("t5") else (None, given)
     lengths, keys = np.full(len(given), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(given))
-    tokens = decode(model, {"params": params}, prompts, lengths, keys, cases.NEW, NoEos(), -1, inputs)
+    tokens = decode(
+        ModelAlone(model), {"params": {"model": params}}, prompts, lengths, keys, cases.NEW, NoEos(), -1, inputs
+    )
     assert np.array_equal(tokens, stored["generated"])
     assert model.tied_scale or len(np.unique(tokens)) > 3  # the tied T5 of random weights repeats what it said
 

@@ -102,6 +102,12 @@ def test_training_is_deterministic(pieces):
     assert tok.train_sentencepiece(CORPUS, 620, extra_ids=0).text_size == 620  # the same model, 20 ids differently used
 
 
+def test_one_saved_under_its_old_name_is_read(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "paradigm_tokenizer.json").rename(tmp_path / "tokenizer.json")
+    assert tok.load_tokenizer(tmp_path) == tokenizer
+
+
 def test_damage_is_named(pieces, tmp_path):
     pieces.save(tmp_path)
     tok.train_sentencepiece(CORPUS, 630, extra_ids=20).save(tmp_path / "other")

@@ -183,6 +183,20 @@ def broken(case, match, **changes):
         broken("gpt2", "attn_pdrop=0.3 is not", config={"attn_pdrop": 0.3}),
         broken("llama", "num_key_value_heads=1 is not", config={"num_key_value_heads": 1}),
         broken("llama", "rope_theta=500000.0 is not", config={"rope_parameters": {"rope_theta": 500000.0}}),
+        broken(
+            "llama",
+            "rope_theta=500000.0 is not",
+            config={"rope_theta": 500000.0, "rope_parameters": {"type": "default"}},
+        ),
+        *(
+            broken("llama", f"{where} of rope_type='{kind}' is not", config={where: {name: kind, "factor": 2.0}})
+            for where in ("rope_parameters", "rope_scaling")
+            for name, kind in (("type", "linear"), ("rope_type", "llama3"), ("type", "yarn"))
+        ),
+        broken("llama", "factor=2.0 in rope_parameters is not", config={"rope_parameters": {"factor": 2.0}}),
+        broken("llama", "partial_rotary_factor=0.5 is not", config={"partial_rotary_factor": 0.5}),
+        broken("llama", "partial_rotary_factor=0.5 is not", config={"rope_scaling": {"partial_rotary_factor": 0.5}}),
+        broken("llama", "rope_scaling='x' is not", config={"rope_scaling": "x"}),
     ],
 )
 def test_files_that_do_not_fit(case, match, changes, tmp_path):

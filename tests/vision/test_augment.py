@@ -75,14 +75,18 @@ def torchvision_boxes(aspect, scale, ratio, count):
     return np.array(found).T
 
 
-@pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
-def test_crops_are_distributed_as_torchvisions(aspect):
-    left, top, width, height = boxes(aspect)
+@pytest.mark.parametrize(
+    "aspect, scale", [(0.4, (0.08, 1.0)), (1.0, (0.08, 1.0)), (2.5, (0.08, 1.0)), (1.0, (0.3, 0.5))]
+)
+def test_crops_are_distributed_as_torchvisions(aspect, scale):
+    left, top, width, height = boxes(aspect, scale)
     assert min(left.min(), top.min()) > -1e-6 and max((left + width).max(), (top + height).max()) < 1 + 1e-6
     shape = width * aspect / height  # in the picture's own geometry
     assert 0.74 < shape.min() < 0.77 and 1.30 < shape.max() < 1.34
-    reference = torchvision_boxes(aspect, (0.08, 1.0), (3 / 4, 4 / 3), 4000)
-    for ours, theirs in zip(boxes(aspect), reference):
+    area = width * height
+    assert scale[0] - 1e-6 < area.min() and area.max() < scale[1] + 1e-6
+    reference = torchvision_boxes(aspect, scale, (3 / 4, 4 / 3), 4000)
+    for ours, theirs in zip((left, top, width, height), reference):
         np.testing.assert_allclose(ours.mean(), theirs.mean(), atol=0.02)
         np.testing.assert_allclose(np.quantile(ours, [0.1, 0.5, 0.9]), np.quantile(theirs, [0.1, 0.5, 0.9]), atol=0.04)
 

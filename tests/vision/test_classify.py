@@ -43,8 +43,9 @@ def test_microbatches():
 
 
 @pytest.mark.parametrize("objective", [VIT, RESNET], ids=["vit", "resnet"])
-def test_sharding(objective):
-    contract.check_sharding(objective, unlabelled, meshes=("data", "mixed"))
+@contract.every_mesh
+def test_sharding(objective, mesh):
+    contract.check_sharding(objective, unlabelled, mesh)
 
 
 def test_abstract_and_weights():

@@ -36,8 +36,9 @@ def test_microbatches():
     contract.check_microbatches(mae(), masked)
 
 
-def test_sharding():
-    contract.check_sharding(mae(), masked)
+@contract.every_mesh
+def test_sharding(mesh):
+    contract.check_sharding(mae(), masked, mesh)
 
 
 def test_abstract():
@@ -132,5 +133,7 @@ def test_impossible_ratios_and_sizes():
     for ratio, kept in ((0.97, 0), (0.0, 16)):
         with pytest.raises(UserError, match=f"MAE.mask_ratio={ratio} keeps {kept} of 16 patches: choose it so that"):
             mae(mask_ratio=ratio)
+    with pytest.raises(UserError, match="MAE: an image of 18 x 18 does not divide .* an image_size such as 16"):
+        mae(augment=Augment(18), encoder=tiny.encoder().clone(image_size=18))
     with pytest.raises(UserError, match="MAE: views of 8 pixels, but the encoder reads 16"):
         mae(augment=Augment(8))

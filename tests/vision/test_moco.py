@@ -8,6 +8,7 @@ import pytest
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.optim import SGD
+from paradigm.schedule import Linear
 from paradigm.step import init_state, make_train_step
 from tests import contract
 from tests.vision import tiny
@@ -36,13 +37,14 @@ def test_microbatches():
     contract.check_microbatches(moco(), tiny.masked, (2,))
 
 
-def test_sharding():
-    contract.check_sharding(moco(), tiny.masked)
+@contract.every_mesh
+def test_sharding(mesh):
+    contract.check_sharding(moco(), tiny.masked, mesh)
 
 
 @pytest.mark.slow
 def test_sharding_with_batch_norm():
-    contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
+    contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked)
 
 
 def test_abstract():
@@ -115,7 +117,7 @@ def test_the_gradient_is_the_official_one():
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_step_pushes_once_and_the_teacher_follows_the_new_weights(microbatches):
-    objective = moco(momentum=0.75)
+    objective = moco(momentum=Linear(peak=0.75, final=0.25, total_steps=4))
     state = jax.jit(lambda: init_state(objective, SGD(0.5), 0))()
     first = jax.device_get(state)
     step = jax.jit(make_train_step(objective, SGD(0.5), microbatches=microbatches))
@@ -130,7 +132,11 @@ def test_a_step_pushes_once_and_the_teacher_follows_the_new_weights(microbatches
     gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, first.params)
     assert max(jax.tree.leaves(gap)) > 1e-2  # new weights are not the old ones
     for i in range(1, 4):
+        before = jax.device_get(state.extra["teacher"])
         state, _ = step(state, BATCH(i))
+        m = 0.75 - 0.125 * i  # of this step
+        wanted = jax.tree.map(lambda old, new: m * old + (1 - m) * new, before, state.params)
+        contract.assert_trees_close(state.extra["teacher"], wanted, 1e-6)
     assert state.extra["cursor"] == 0
 
 

@@ -76,11 +76,11 @@ def test_settings():
     assert y.dtype == jnp.bfloat16 and moments["mean"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("kind", contract.MESHES)
-def test_moments_are_those_of_the_global_batch(kind):
+@contract.every_mesh
+def test_moments_are_those_of_the_global_batch(mesh):
     """Rows of different means on every device: a device's own moments would differ much from the batch's."""
     x = inputs(16, 2, 2, 8) * jnp.arange(16.0)[:, None, None, None]
-    module, mesh = BatchNorm(), contract.mesh_of(kind)
+    module, mesh = BatchNorm(), contract.mesh_of(mesh)
     variables, y, moments = run(module, x)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(partition.BATCH))
     with jax.set_mesh(mesh):

@@ -64,6 +64,14 @@ def test_linear_finds_what_is_there_and_no_more():
     assert probe.linear(x[:, :2] * 0 + DRAW.normal(size=(400, 2)), noise, x_test[:, :2], y_test, 4, 200) < 0.6
 
 
+def test_test_pictures_are_standardised_as_the_training_pictures_are():
+    """Pictures of one class alone have that class in their mean: by their own moments they would lose it."""
+    x, y = blobs(400)
+    for label in range(4):
+        one = blobs(400)[0][y == label]
+        assert probe.linear(x, y, one, np.full(len(one), label), 4, 200, learning_rates=(0.1,)) == 1.0
+
+
 def test_the_learning_rate_is_chosen_without_the_test_set(monkeypatch):
     """Of a hopeless and a good rate the good one is taken, whatever the test labels say."""
     x, y = blobs(400)
@@ -139,7 +147,7 @@ def test_an_untrained_batchnorm_has_seen_pictures():
 class Labelled:
     """Pictures with these labels."""
 
-    fingerprint = "labelled"
+    fingerprint, classes = "labelled", None
 
     def __init__(self, labels):
         self.labels = labels

@@ -162,9 +162,10 @@ def batch_of(step):
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_sharded_equals_one_device(bottleneck):
+@contract.every_mesh
+def test_sharded_equals_one_device(bottleneck, mesh):
     encoder = resnet("tiny", depths=(1, 1), bottleneck=bottleneck, zero_init=False, width=0.5)
-    contract.check_sharding(MeanSquare(encoder), batch_of, ("mixed", "fsdp") if bottleneck else tuple(contract.MESHES))
+    contract.check_sharding(MeanSquare(encoder), batch_of, mesh)
 
 
 @pytest.mark.parametrize("depth", ["18", "50", "tiny"])

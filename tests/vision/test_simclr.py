@@ -37,12 +37,13 @@ def test_cached_embeddings_give_the_gradient_of_the_whole_batch():
     contract.check_microbatches(simclr(), tiny.masked)
 
 
-def test_sharding():
-    contract.check_sharding(simclr(), tiny.masked)
+@contract.every_mesh
+def test_sharding(mesh):
+    contract.check_sharding(simclr(), tiny.masked, mesh)
 
 
 def test_sharding_with_batch_norm_in_the_encoder():
-    contract.check_sharding(simclr(encoder=tiny.small_resnet()), tiny.masked, ("mixed",))
+    contract.check_sharding(simclr(encoder=tiny.small_resnet()), tiny.masked)
 
 
 def test_abstract():

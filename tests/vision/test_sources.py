@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import pickle
 import shutil
 import struct
@@ -183,6 +184,23 @@ def test_an_archive_is_read_by_each_process_and_never_unpacked(tmp_path, monkeyp
     source[1]
     assert archive._opened[1] is not mine
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["d.zip"]
+
+
+def test_the_file_system_s_order_decides_nothing(tmp_path, monkeypatch):
+    """Not even by which of two names a linked folder is known."""
+    place = folder(tmp_path / "d", {f"{c}/{i}.png": pixels(i) for i, c in enumerate("abcb")})
+    (place / "z").symlink_to(place / "a")
+    seen = lambda: [(r["label"], r["image"].tobytes()) for r in records(opened(place), "train")]
+    before, walk = (opened(place).fingerprint, seen()), os.walk
+
+    def backwards(*args, **kw):
+        for top, folders, files in walk(*args, **kw):
+            folders.sort(reverse=True)
+            yield top, folders, sorted(files, reverse=True)
+
+    monkeypatch.setattr(os, "walk", backwards)
+    assert (opened(place).fingerprint, seen()) == before
+    assert opened(place).classes == ("a", "b", "c")  # the first of the two names
 
 
 def test_links_that_go_round_in_circles(tmp_path):

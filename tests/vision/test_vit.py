@@ -12,13 +12,14 @@ import pytest
 from flax import linen as nn
 
 from paradigm import partition, trees
+from paradigm.attention import AttentionMask
 from paradigm.cpu_gradients import gelu, gelu_exact
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from tests import contract
 from vision.partition import PARTITION_RULES
-from vision.patches import sincos
+from vision.patches import patchify, sincos, unpatchify
 from vision.vit import ViT, vit
 
 SMALL = {"image_size": 16, "patch": 4, "d_model": 16, "heads": 4, "d_ff": 32, "layers": 2}
@@ -142,6 +143,52 @@ def test_frozen_patches_have_no_gradient():
         assert silent - {"blocks/layers/attention/key/bias"} == ({"embed/kernel", "embed/bias"} if frozen else set())
 
 
+def test_the_mask_token_stands_for_patches():
+    model, variables = made(mask_token=True)
+    x, mask = images(), jax.random.bernoulli(jax.random.key(5), 0.5, (3, 16))
+    run = lambda variables, x, **how: apply(model, variables, x, **how)[0]
+    slope = jax.grad(lambda x: jnp.sum(run(variables, x, mask=mask) ** 2))(x)
+    read = np.abs(slope).reshape(3, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(3, 16) > 0
+    np.testing.assert_array_equal(read, ~mask)
+    # Embedded pixels that equal the token say the same: the positions are the patches' own.
+    p = variables["params"]
+    token = jnp.linalg.lstsq(p["embed"]["kernel"].T, p["mask_token"][0, 0] - p["embed"]["bias"])[0]
+    filled = jnp.where(mask[..., None], token, patchify(x, 4))
+    close(run(variables, unpatchify(filled, 4, (16, 16, 3))), run(variables, x, mask=mask), 1e-3)
+    keep = jnp.asarray([[3, 0, 7], [1, 2, 15], [9, 8, 4]])
+    close(run(variables, unpatchify(filled, 4, (16, 16, 3)), keep=keep), run(variables, x, mask=mask, keep=keep), 1e-3)
+    close(run(variables, x, mask=jnp.zeros((3, 16), bool)), run(variables, x))
+
+
+def test_a_mask_of_attention():
+    """AIM's: the first patches see each other, later ones what came before."""
+    model, variables = made(class_token=False, pool="mean", layers=1)
+    attention = AttentionMask(causal=True, prefix=jnp.array([5, 0, 16]))
+    patches = lambda x: apply(model, variables, x, attention=attention)[1]["patches"][0] @ jnp.arange(1.0, 17.0)
+    slope = jax.jacobian(lambda x0: patches(images().at[0].set(x0)))(images()[0])  # [N, H, W, C]
+    seen = np.abs(slope).reshape(16, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(16, 16) > 0
+    wanted = np.tri(16, dtype=bool)
+    wanted[:, :5] = True
+    np.testing.assert_array_equal(seen, wanted)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_pixels_beyond_the_last_patch_are_not_read(positions):
+    model, variables = made(image_size=19, positions=positions)
+    x = images(2, 19, 19, 3)
+    assert model.grid == (4, 4)
+    close(apply(model, variables, x)[0], apply(made(positions=positions)[0], variables, x[:, :16, :16])[0])
+    close(apply(model, variables, x[:, :, :18])[0], apply(model, variables, x)[0])
+
+
+def test_settings_reach_the_stack():
+    model, variables = made(layer_scale=0.1, drop_path=0.5)
+    assert variables["params"]["blocks"]["layers"]["attention_layer_scale"].shape == (2, 16)
+    keys = jax.random.split(jax.random.key(7), 8)
+    pooled, _ = apply(model, variables, jnp.tile(images(1, 16, 16, 3), (8, 1, 1, 1)), keys=keys)
+    assert model.is_random and 1 < len({x.tobytes() for x in np.round(np.asarray(pooled), 4)}) <= 4
+
+
 def test_dropout_is_by_example():
     model, variables = made(dropout=0.3)
     keys = jax.random.split(jax.random.key(5), 3)
@@ -255,16 +302,11 @@ def batch_of(step):
     return {"image": draw.standard_normal((8, 16, 16, 3)).astype("f4"), "index": index, "mask": np.ones(8, "f4")}
 
 
-@pytest.mark.parametrize(
-    "fields, meshes",
-    [
-        ({"positions": "learned", "registers": 1, "pool": "mean"}, tuple(contract.MESHES)),
-        ({"dropout": 0.1}, ("mixed",)),
-    ],
-)
-def test_sharded_equals_one_device(fields, meshes):
+@pytest.mark.parametrize("fields", [{"positions": "learned", "registers": 1, "pool": "mean"}, {"dropout": 0.1}])
+@contract.every_mesh
+def test_sharded_equals_one_device(fields, mesh):
     encoder = vit("tiny", **SMALL | {"d_model": 32, "heads": 8} | fields)
-    contract.check_sharding(MeanSquare(encoder), batch_of, meshes)
+    contract.check_sharding(MeanSquare(encoder), batch_of, mesh)
 
 
 def test_every_matrix_has_a_rule_and_every_rule_a_matrix():
@@ -297,7 +339,7 @@ def test_flops_are_what_xla_counts(keep):
     "make, text",
     [
         (lambda: vit("tinny"), r"unknown ViT size 'tinny': did you mean 'tiny'\?"),
-        (lambda: vit("b", 224, 15), "not divide into patches of 15 x 15: choose an image_size such as 225"),
+        (lambda: vit("b", 14, 15), "an image of 14 x 14 is smaller than a patch of 15 x 15: choose a larger"),
         (lambda: vit("b", pach=3), r"unknown field of ViT 'pach': did you mean 'patch'\?"),
         (lambda: vit("b", positions="sincoss"), r"unknown positions 'sincoss': did you mean 'sincos'\?"),
         (lambda: vit("b", pool="max"), "unknown pool 'max': choose from class, mean"),
@@ -305,7 +347,9 @@ def test_flops_are_what_xla_counts(keep):
         (lambda: vit("b", d_model=90, heads=3), "a width divisible by 4, and it is 90: choose"),
         (lambda: vit("b", heads=7), "7 heads do not divide d_model=768"),
         (lambda: made()[0].apply(made()[1], images(1, 16, 16, 1)), "images of 1 channels, and the ViT reads 3"),
-        (lambda: made()[0].apply(made()[1], images(1, 18, 16, 3)), "18 x 16 does not divide into patches of 4 x 4"),
+        (lambda: made()[0].apply(made()[1], images(1, 3, 16, 3)), "3 x 16 is smaller than a patch of 4 x 4"),
+        (lambda: made()[0].apply(made()[1], images(1, 16, 16, 3), mask=jnp.ones((1, 16), bool)),
+         "the ViT has no mask token: set mask_token=True"),
     ],
 )  # fmt: skip
 def test_errors_name_the_mistake(make, text):

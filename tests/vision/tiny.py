@@ -60,5 +60,5 @@ class Opened:
     def __init__(self, records, train=None, batch=None):
         self.records, self.train, self._batch = records, train, batch
 
-    def batches(self):
+    def batches(self, phase=None):
         yield self._batch

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import ImageFeatures
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.partition import PARTITION_RULES
 from vision.preprocess import PreprocessImage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageObjective(Objective):
+class ImageObjective(ImageFeatures, Objective):
     """Base of the objectives on images.
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.attention import AttentionMask
+from paradigm.capabilities import Reconstructing
 from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MAE(ImageObjective):
+class MAE(Reconstructing, ImageObjective):
     """Pixels of masked patches from the visible ones.
 
     encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. norm_pixels: targets are
@@ -73,6 +74,13 @@ class MAE(ImageObjective):
             raise UserError(
                 f"MAE: views of {self.augment.size} pixels, but the encoder reads {self.encoder.image_size}: "
                 "make augment's size the encoder's image_size"
+            )
+        if self.encoder.image_size % self.encoder.patch:
+            size, patch = self.encoder.image_size, self.encoder.patch
+            near = max(patch, round(size / patch) * patch)
+            raise UserError(
+                f"MAE: an image of {size} x {size} does not divide into patches of {patch} x {patch}, and what is left "
+                f"over would not be predicted: choose an image_size such as {near}, or a patch that divides {size}"
             )
         if self.norm_pixels and self.encoder.patch**2 * self.encoder.channels < 2:
             raise UserError("MAE.norm_pixels=True, but a patch is one number, which has no deviation: set it to False")

@@ -26,7 +26,7 @@ from vision.objectives.two_views import TwoViews, mean, prefixed
 class MoCoV3(TwoViews):
     """Both views' queries against the other view's keys.
 
-    momentum: m, or a Schedule: Cosine(peak=0.99, final=1.0, total_steps=the run's) is the paper's.
+    momentum: m, or a Schedule: Cosine(peak=0.99, final=1.0), over the run, is the paper's.
     temperature: 0.2 for a ViT, 1.0 for a ResNet. projector_layers: 3 for a ViT, 2 for a ResNet. hidden: the width
     of the heads' hidden layers. output: the embedding's. predictor_norm: BatchNorm on the predictor's output, as the
     official code has it for a ViT and not for a ResNet.

@@ -24,7 +24,7 @@ class TwoViews(ImageObjective):
         """
         count = len(views)
         keys = None
-        if ctx.train and getattr(self.encoder, "dropout", 0.0):
+        if ctx.train and self.encoder.is_random:
             keys = [ctx.keys(f"dropout/{i}", index) for i in range(count)]
         if apart and self.encoder.has_batch_norm:
             each = [self.apply("encoder", variables, x, ctx=ctx, keys=keys and keys[i]) for i, x in enumerate(views)]

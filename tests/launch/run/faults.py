@@ -42,12 +42,11 @@ TEXT = [
     "--gin_param=TextData.source = '{directory}/corpus'",
     "--gin_param=TextData.valid = 0.2",
     "--gin_param=TextData.tokenizer = 'bytes'",
-    "--gin_param=vocab_size = 359",
     "--gin_param=NextToken.length = 64",
     "--gin_param=Experiment.batch_size = 8",
-    "--gin_param=total_steps = 100",
+    "--gin_param=Experiment.total_steps = 100",
 ]
-OTHER = ["--gin_param=Experiment.batch_size = 32", "--gin_param=total_steps = 60"]
+OTHER = ["--gin_param=Experiment.batch_size = 32", "--gin_param=Experiment.total_steps = 60"]
 
 
 def run_flags(objective):

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.aot import dry_run
 from launch.run import evaluation, loop, step_metrics, writers
 from launch.run.program import Program
 from launch.storage.checkpoint import Checkpoints
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import Loss
+from paradigm.optim import AdamW
+from paradigm.schedule import Linear
 from tests import contract, miniatures
 from tests.launch import small
 
@@ -62,6 +65,13 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(tmp_path, st
     with pytest.raises(UserError, match=wanted):
         loop.train(experiment, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] <= 13
+
+
+def test_a_schedule_that_ends_before_the_run_is_told_at_the_start_and_in_a_dry_run(tmp_path, capsys):
+    short = small.experiment(optimizer=AdamW(Linear(0.01, total_steps=1)), total_steps=2)
+    warning = "warning: optimizer.learning_rate: Linear ends at step 1 of 2 and stays at 0: leave its total_steps out"
+    loop.train(short, tmp_path)
+    assert capsys.readouterr().err.count(warning) == 1 and warning in dry_run.report(short)
 
 
 # --- the first state -------------------------------------------------------------------------------------------------
@@ -290,6 +300,12 @@ def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypat
 
 def test_profile_traces_into_the_run_directory(tmp_path):
     loop.train(small.experiment(total_steps=4, eval_every=100), tmp_path, profile=(2, 3))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_profile_of_a_run_that_goes_on_in_the_midst_of_it(tmp_path):
+    loop.train(small.experiment(total_steps=3, eval_every=100), tmp_path)
+    loop.train(small.experiment(total_steps=5, eval_every=100), tmp_path, profile=(2, 4))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 

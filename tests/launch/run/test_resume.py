@@ -18,6 +18,7 @@ from launch.run import loop
 from launch.storage.checkpoint import Checkpoints
 from paradigm import optim
 from paradigm.combine import Stages
+from paradigm.errors import UserError
 from paradigm.schedule import Linear
 from t5like.data import TextData
 from t5like.models import gpt, t5
@@ -96,6 +97,32 @@ def test_a_longer_run_equals_the_shorter_one_gone_on(tmp_path):
     assert [row for row in again if "valid/loss" not in row] == [row for row in rows if "valid/loss" not in row]
 
 
+def test_fewer_steps_than_were_taken_are_nothing_to_do(tmp_path, capsys):
+    """Nothing is compiled, trained, removed or written; another experiment is refused all the same."""
+    experiment = small.experiment(total_steps=6, save_every=2, eval_every=100, keep=3)
+    loop.train(experiment, tmp_path, config="Experiment.seed = 0")
+    seen = lambda: {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in tmp_path.rglob("*")}
+    before, _ = seen(), capsys.readouterr()
+    done = loop.train(dataclasses.replace(experiment, total_steps=4), tmp_path, config="Experiment.seed = 0")
+    assert capsys.readouterr().out == f"step 6 of 4: nothing to do in {tmp_path}\n"
+    assert (done.step, done.interrupted, done.metrics) == (6, False, {}) and seen() == before
+    with pytest.raises(UserError, match="holds the run of another experiment"):
+        loop.train(dataclasses.replace(experiment, total_steps=4), tmp_path, config="Experiment.seed = 1")
+    assert seen() == before
+
+
+def test_fewer_steps_than_a_damaged_checkpoint_has_are_taken_from_the_whole_one(tmp_path):
+    experiment = small.experiment(total_steps=6, save_every=2, eval_every=100)
+    whole, _ = finish(dataclasses.replace(experiment, total_steps=4), tmp_path / "whole")
+    loop.train(experiment, tmp_path / "damaged")
+    for step in (4, 6):
+        found = [p for p in (tmp_path / f"damaged/checkpoints/{step}/state").rglob("*") if p.is_file()]
+        max(found, key=lambda p: p.stat().st_size).write_bytes(b"")
+    done = loop.train(dataclasses.replace(experiment, total_steps=4), tmp_path / "damaged")
+    assert done.step == 4
+    contract.assert_trees_equal(jax.device_get(done.state), whole)
+
+
 def test_on_another_mesh_the_next_losses_agree(tmp_path):
     """Same examples and keys; sums are added in another order."""
     experiment = small.experiment(total_steps=6, log_every=1)
@@ -141,7 +168,7 @@ def test_text_from_files_through_other_workers(name, corpus, tmp_path, monkeypat
 
 def test_the_command_ends_well_on_sigterm(corpus, tmp_path):
     """Exit code 0, a checkpoint of the step it stopped at, and no traceback from anybody."""
-    bindings = ["Experiment.evaluators = ()", "Experiment.save_every = 100000", "total_steps = 100000"]
+    bindings = ["Experiment.evaluators = ()", "Experiment.save_every = 100000", "Experiment.total_steps = 100000"]
     bindings += [f"TextData.source = '{corpus}'", "TextData.valid = 0.2", "NextToken.length = 64"]
     flags = [f"--gin_param={binding}" for binding in bindings] + [f"--workdir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "launch.train", "--gin_file=runs/smoke/next_token.gin", *flags]

@@ -25,6 +25,7 @@ from launch.storage.checkpoint import Checkpoints
 from launch.storage.sync import WorkdirSync
 from paradigm import storage
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from tests import contract
 from tests.launch import small
 from tests.launch.storage.emulator import Emulator
@@ -35,7 +36,7 @@ STEPS = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Tells:
+class Tells(Evaluator):
     """An evaluator whose artefact goes to samples/."""
 
     def run(self, objective, variables, data):

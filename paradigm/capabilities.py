@@ -1,0 +1,176 @@
+"""What only some objectives can do, by name, and the one function that asks for it.
+
+An objective declares a capability by inheriting it. An evaluator (or `launch.load`) asks with `ask`, which looks
+through combinators as well, however deep, and gives a Part: the objective that has it, and how its variables
+and batches are taken from those of the whole.
+"""
+
+import dataclasses
+from typing import Any
+
+from paradigm import combine
+from paradigm.errors import UserError
+from paradigm.objective import Objective
+
+
+class Capability:
+    """Base of the capabilities. can: what such an objective does, for the sentence "X cannot ..."."""
+
+    can = ""
+
+
+class HasModel(Capability):
+    """model: the Flax module that a notebook asks for."""
+
+    can = "show one model"
+    model: Any
+
+
+class TextScoring(Capability):
+    """Scores tokens of text one by one, so that other ways of scoring the same tokens can stand beside it.
+
+    Its batches hold `text_bytes` float32 [B].
+    """
+
+    can = "score tokens of text"
+
+    def scored(self, batch):
+        """(targets int [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
+        raise NotImplementedError
+
+
+class Infilling(HasModel):
+    """Writes what blanks hide: its batches are a text's (t5like/corrupt.py), and `model` is an EncoderDecoder."""
+
+    can = "fill blanks"
+
+
+class Generating(HasModel, TextScoring):
+    """Predicts a text from left to right. model: a Decoder. prefix: whether it sees a prompt both ways.
+
+    Its batches hold `inputs`, `targets` and `segments` int32 [B, L] (t5like/corrupt.py); targets are what is scored.
+    """
+
+    can = "continue a text"
+    prefix: bool
+
+
+class ImageFeatures(HasModel):
+    """Has an encoder of pictures, in the module `encoder`.
+
+    views: an Augment for each view. host_image_size: pixels a side that `preprocess` gives. Its batches hold `image`,
+    `aspect` and `label`.
+    """
+
+    can = "encode pictures"
+    encoder: Any
+    host_image_size: int
+
+    def view(self, batch):
+        """The plain view of a batch's pictures, float32 [B, H, W, C], normalised."""
+        raise NotImplementedError
+
+    def features(self, variables, images):
+        """float32 [B, H, W, C], normalised -> (pooled [B, D], intermediates), in evaluation."""
+        raise NotImplementedError
+
+
+class PairEmbedding(Capability):
+    """Embeds pictures and texts in one space."""
+
+    can = "embed pictures and texts"
+
+    def view(self, batch):
+        """The plain view of a batch's pictures, float32 [B, H, W, C], normalised."""
+        raise NotImplementedError
+
+    def embed_images(self, variables, images):
+        """float32 [B, H, W, C], normalised -> unit vectors float32 [B, E]."""
+        raise NotImplementedError
+
+    def embed_texts(self, variables, tokens):
+        """int32 [B, L] -> unit vectors float32 [B, E]."""
+        raise NotImplementedError
+
+    def tokenize(self, texts, tokenizer=None):
+        """Texts -> int32 [n, L]. tokenizer: the data's, where the objective has none of its own."""
+        raise NotImplementedError
+
+
+class Reconstructing(ImageFeatures):
+    """Makes pictures whole again."""
+
+    can = "reconstruct pictures"
+
+    def reconstruct(self, variables, images, keys):
+        """float32 [B, H, W, C], normalised, keys [B] -> {"masked", "reconstructed"}, pictures alike."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """An objective inside another one. names: of the parts that lead to it; () where it is the whole itself."""
+
+    whole: Any
+    objective: Any
+    names: tuple[str, ...] = ()
+
+    def variables(self, variables):
+        """Its variables, of those that the whole's `variables` gave."""
+        for name in self.names:
+            variables = combine.part_variables(variables, name)
+        return variables
+
+    def batch(self, batch):
+        """Its batch, of one of the whole's."""
+        for name in self.names:
+            batch = combine.part_batch(batch, name)
+        return batch
+
+    @property
+    def phase(self):
+        """The phase of the whole whose batches it has a share in; None for the first one."""
+        return next((name for name in self.names[:1] if name in self.whole.phases()), None)
+
+    def batches(self, data):
+        """Its validation batches, numpy, of the data that an evaluator is given."""
+        return map(self.batch, data.batches(self.phase))
+
+
+def parts(objective):
+    """Parts of an objective: itself, and all that it is made of, depth first."""
+
+    def walk(one, names):
+        yield Part(objective, one, names)
+        for name, inner in one.parts:
+            yield from walk(inner, (*names, name))
+
+    return walk(objective, ())
+
+
+def ask(capability, objective, who, instead=None):
+    """The first Part of the objective that has the capability.
+
+    Args:
+        capability: one of the classes above. who: the evaluator or function that needs it. instead: what a person may
+            do where it is not to be had; None: leave the evaluator out.
+
+    Raises:
+        UserError: no part has it. It says which objectives do, of those that are imported.
+    """
+    for part in parts(objective):
+        if isinstance(part.objective, capability):
+            return part
+    names = sorted({kind.__name__ for kind in _inheritors(capability)})
+    able = f"{', '.join(names)} can" if names else "no objective that is imported can"
+    instead = instead or f"take {who} from Experiment.evaluators"
+    raise UserError(f"{who}: {type(objective).__name__} cannot {capability.can}, {able}: {instead}")
+
+
+def _inheritors(kind):
+    """The public objectives among the subclasses: those that give a loss, and are no mere bases."""
+    for one in kind.__subclasses__():
+        yield from _inheritors(one)
+        if issubclass(one, Objective) and not one.__name__.startswith("_"):
+            if (one.loss, one.full_batch_loss) != (Objective.loss, Objective.full_batch_loss):
+                yield one

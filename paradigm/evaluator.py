@@ -1,0 +1,29 @@
+"""The contract of an evaluator: what is measured or shown of an objective during and after training."""
+
+from paradigm.capabilities import ask
+
+
+class Evaluator:
+    """Base of all evaluators: a frozen dataclass of settings, named in Experiment.evaluators.
+
+    needs: the capability that an objective must have for it (see paradigm.capabilities), or None.
+
+    `data`, of both functions, has `train` (a Dataset), `batches(phase)` of the validation set, `records(split)` and
+    `tokenizer` (None for data without text), as launch.run.data.Data.
+    """
+
+    needs = None
+
+    def check(self, objective, data):
+        """Raises UserError for what can be told before the first step: it is called then, and must be quick."""
+        del data
+        if self.needs is not None:
+            self.part(objective)
+
+    def run(self, objective, variables, data):
+        """({name: number}, [Artefact]) of an objective in these variables, those of the whole objective."""
+        raise NotImplementedError
+
+    def part(self, objective):
+        """The Part of the objective that this evaluator is about. Raises UserError where there is none."""
+        return ask(self.needs, objective, type(self).__name__)
