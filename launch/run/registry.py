@@ -179,6 +179,8 @@ def _explain(message: str, origin: str) -> str:
     if match := re.match(r"No configurable matching (?:reference )?'@?(?:.*/)?([\w.]+)(?:\(\))?'", first):
         return f"{where}unknown name '{match[1]}'{_nearest(match[1], _registered)}"
     if match := re.match(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", first):
+        if match[2] in ("vocab_size", "extra_ids"):  # in configurations of before
+            return f"{where}{match[1]} has no parameter '{match[2]}': the data's vocabulary says it, so leave it out"
         return (
             f"{where}{match[1]} has no parameter '{match[2]}'{_nearest(match[2], _parameters(_registered[match[1]]))}"
         )
