@@ -4,11 +4,11 @@
     python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
-T5 v1.0 and v1.1, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other image
-objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the average
-where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer
-reads. The second writes a checkpoint of parameters alone, and prints the model that a gin file has to describe. Nothing
-is written over.
+T5 v1.0 and v1.1, mT5, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other
+image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the
+average where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what
+AutoTokenizer reads. The second writes a checkpoint of parameters alone, and prints the modules that a gin file has to
+describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
 import pathlib
@@ -19,6 +19,7 @@ from launch.run import cli, pretrained
 from launch.storage import filesystem
 from paradigm.errors import UserError
 
+read = pretrained.read
 FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
 
 
@@ -47,29 +48,28 @@ def to_hf(workdir, out, step=None):
         workdir: a run directory. out: a directory, new or empty. step: as `launch.load` takes it.
 
     Raises:
-        UserError: as `launch.load` and the `write` of t5like.weights, vision.weights and multimodal.weights.
+        UserError: as `launch.load` and `paradigm.hf.write`.
     """
     from launch import load
-    from multimodal.objectives.base import ImageText
-    from vision.objectives.base import ImageObjective
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
-    out = _empty(out)
-    if isinstance(run.objective, ImageText):
-        from multimodal import weights
+    out, objective = _empty(out), run.objective
+    package = _package(objective)
+    left = package.write_objective(out, objective, run.variables()["params"])
+    told = f"step {run.step} of {workdir} -> {out}" + (f", without {', '.join(left)}" if left else "")
+    ends = package.texts_end(objective)
+    remarks = [] if ends is None else _tokenizer(run, out, ends)
+    return "\n".join([told, *(f"note: {line}" for line in remarks)])
 
-        weights.write(out, run.objective, run.variables()["params"])
-        remarks = _tokenizer(run, out, True) if run.objective.tokenizer is None else []
-    elif isinstance(run.objective, ImageObjective):
-        _images(run, out)
-        remarks = []
-    else:
-        from t5like import weights
-        from t5like.models import EncoderDecoder
 
-        weights.write(out, run.model, run.variables()["params"]["model"])
-        remarks = _tokenizer(run, out, isinstance(run.model, EncoderDecoder))
-    return "\n".join([f"step {run.step} of {workdir} -> {out}", *(f"note: {line}" for line in remarks)])
+def _package(objective):
+    """The hf of the package whose models these are, by what their modules are called."""
+    from multimodal import hf as pairs
+    from t5like import hf as text
+    from vision import hf as images
+
+    names = objective.modules()
+    return text if "model" in names else pairs if "text" in names else images
 
 
 def _tokenizer(run, out, ends):
@@ -90,30 +90,15 @@ def to_checkpoint(source, out):
         source: a directory of save_pretrained. out: a directory, new or empty.
 
     Raises:
-        UserError: as the `read` of t5like.weights, vision.weights and multimodal.weights.
+        UserError: as `paradigm.hf.read`.
     """
     from launch.storage.checkpoint import Checkpoints
 
     out = _empty(out)
-    model, params = pretrained.read(pathlib.Path(source).expanduser())
+    modules, params = read(source)
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(0, {"params": params}, {"next_index": 0, "objective": None, "source": str(source)})
-    if isinstance(model, dict):
-        return f"{source} -> --init_from={out}, or under other heads --init_partly_from={out}\n{model}"
-    return f"{source} -> --init_from={out}\n{model}"
-
-
-def _images(run, out):
-    """Writes the encoder of a run on images, with its decoder when it is MAE's."""
-    from vision import weights
-    from vision.objectives import MAE
-
-    names, entries = ("encoder",), {}
-    if isinstance(run.objective, MAE):
-        names = ("encoder", "decoder")
-        entries = {"mask_ratio": run.objective.mask_ratio, "norm_pix_loss": run.objective.norm_pixels}
-    modules, params = run.objective.modules(), run.variables()["params"]
-    weights.write(out, {n: modules[n][0] for n in names}, {n: params[n] for n in names}, **entries)
+    return f"{source} -> --init_from={out}, or under other heads --init_partly_from={out}\n{modules}"
 
 
 def _empty(out):

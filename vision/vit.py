@@ -78,7 +78,7 @@ class ViT(Architecture, kw_only=True):
         return Stack(**self.shared(**how) | changes)
 
     @nn.compact
-    def __call__(self, images, *, train=False, keys=None, keep=None, mask=None, attention=AttentionMask()):
+    def __call__(self, images, *, train=False, keys=None, keep=None, mask=None, attention=None):
         """images float32 [B, H, W, C] -> (pooled [B, D], intermediates).
 
         Args:
@@ -108,6 +108,7 @@ class ViT(Architecture, kw_only=True):
         first, table = self._positions(grid)
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
+        attention = AttentionMask() if attention is None else attention
         x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, keys=keys)
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:

@@ -181,7 +181,7 @@ def abstract_params(objective: "Objective"):
 def flatten(value: Any, path: str = "") -> dict[str, str]:
     """An experiment as {'objective.model.heads': '6', ...}: every setting in its resolved form, defaults included."""
     if dataclasses.is_dataclass(value):
-        linen = ("parent", "name") if hasattr(value, "apply") else ()  # fields of a module that are no settings
+        linen = ("parent", "name") if hasattr(value, "clone") else ()  # fields of a module that are no settings
         names = [f.name for f in dataclasses.fields(value) if f.name not in linen]
         own = {path: type(value).__name__} if path else {}
         return own | {k: v for n in names for k, v in flatten(getattr(value, n), f"{path}.{n}".lstrip(".")).items()}

@@ -59,7 +59,7 @@ def initial_state(program, checkpoints, inits=()):
     restored = checkpoints.restore(program.state)
     if restored is not None:
         state, meta = restored
-        also = f" ({', '.join(init.path for init in inits)} is for new runs)" if inits else ""
+        also = f" ({', '.join(str(init.path) for init in inits)} is for new runs)" if inits else ""
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
     wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
@@ -68,10 +68,8 @@ def initial_state(program, checkpoints, inits=()):
         found, found_stats, where, vocabulary = _read(init)
         matched, line = _matched(init, found, wanted, where, alone=len(inits) == 1)
         if twice := sorted(set(matched) & set(given)):
-            others = " and ".join(other.path for other in inits)
-            raise UserError(
-                f"Experiment.init: {twice[0]} is in both of {others}: rename or leave it out in one of them"
-            )
+            others = ", ".join(str(other.path) for other in inits)
+            raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
         given |= {name: x.astype(wanted[name].dtype) for name, x in matched.items()}
         # Running statistics belong to the parameters that were trained with them.
         stats |= {n: x for n, x in found_stats.items() if n in wanted_stats and wanted_stats[n].shape == x.shape}
@@ -146,7 +144,7 @@ def _refuse_drawn(frozen_modules, missing, inits):
         )
     if lost:
         raise UserError(
-            f"{' and '.join(init.path for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has them "
+            f"{' and '.join(str(init.path) for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has them "
             "of other shapes: build the frozen module with the settings of that run"
         )
 

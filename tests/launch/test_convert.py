@@ -12,13 +12,11 @@ import pytest
 from launch import convert, load
 from launch.run import registry
 from launch.storage.checkpoint import Checkpoints
-from multimodal import weights as pair_weights
+from multimodal import hf as pairs
 from paradigm import trees
 from paradigm.errors import UserError
-from t5like import weights
 from tests.launch.test_load import NEXT, SPANS, make_run
 from tests.multimodal import cases, parity
-from vision import weights as image_weights
 
 EXPORTED = {"config.json", "model.safetensors", "tokenizer", "tokenizer.json", "tokenizer_config.json"}
 
@@ -44,7 +42,7 @@ def test_there_and_back(run, tmp_path):
 
 def test_the_best(run, tmp_path):
     convert.to_hf(run, tmp_path, "best")
-    _, params = weights.read(tmp_path)
+    _, params = convert.read(tmp_path)
     assert not any(x.any() for x in jax.tree.leaves(params))  # step 2 of make_run is all zeros
 
 
@@ -72,7 +70,7 @@ def test_command(run, tmp_path):
 def test_a_decoder(tmp_path):
     make_run(tmp_path / "run", NEXT)
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert weights.read(tmp_path / "hf")[0].positions == "rope"
+    assert convert.read(tmp_path / "hf")[0]["model"].positions == "rope"
 
 
 MAE = """
@@ -115,7 +113,7 @@ def test_a_run_on_images(tmp_path):
     other = re.sub(r"MAE\.(decoder|mask).*\n", "", MAE).replace("MAE", "Classify") + "Classify.classes = 3"
     make_run(tmp_path / "classify", other)
     convert.to_hf(tmp_path / "classify", tmp_path / "vit")
-    modules, params = image_weights.read(tmp_path / "vit")
+    modules, params = convert.read(tmp_path / "vit")
     assert set(modules) == {"encoder"} and modules["encoder"].positions == "learned"
     wanted = load(tmp_path / "classify").variables()["params"]["encoder"]
     assert np.array_equal(params["encoder"]["embed"]["kernel"], wanted["embed"]["kernel"])
@@ -126,7 +124,7 @@ def test_pairs_of_towers(tmp_path):
     source = parity.released(cases.load("clip"), tmp_path / "released")
     assert f"--init_from={tmp_path / 'back'}" in convert.to_checkpoint(source, tmp_path / "back")
     _, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
-    _, wanted = pair_weights.read(source)
+    _, wanted = convert.read(source)
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, arrays["params"]), wanted)
 
 
@@ -134,6 +132,6 @@ def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
     make_run(tmp_path / "run", registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text())
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
     assert {path.name for path in (tmp_path / "hf").iterdir()} == EXPORTED
-    objective, params = pair_weights.read(tmp_path / "hf")
+    objective, params = pairs.read_objective(tmp_path / "hf")
     wanted = load(tmp_path / "run").variables()["params"]
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from multimodal import weights
+from multimodal import hf
 from tests.multimodal import cases
 
 
@@ -51,10 +51,10 @@ def main(python):
     with tempfile.TemporaryDirectory() as root:
         for case in cases.CONFIGS:
             golden = cases.load(case)
-            objective, params = weights.read(released(golden, pathlib.Path(root, case + "_released")))
+            objective, params = hf.read_objective(released(golden, pathlib.Path(root, case + "_released")))
             far = largest(run(case, objective, params), golden)
             print(f"{case}: our model from its files; largest difference {far:.1e}")
-            weights.write(pathlib.Path(root, case), objective, params)
+            hf.write_objective(pathlib.Path(root, case), objective, params)
         subprocess.run([python, "-m", "tests.multimodal.reference", "check", root], check=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from multimodal import layouts, weights
+from multimodal import hf
 from multimodal.towers import clip_text, siglip_text
 from paradigm.errors import UserError
 from t5like.tokenizers import (
@@ -82,13 +82,13 @@ def test_weights_bring_the_tokenizer_that_lies_beside_them(clip, tmp_path):
     golden["weights"] = golden["weights"] | {name: cases.weight(name, (clip.vocab_size, 12))}
     path = parity.released(golden, tmp_path)
     clip.save(path)
-    objective, _ = weights.read(path)
+    objective, _ = hf.read_objective(path)
     assert objective.tokenizer == clip and objective.text.end_id == clip.eos_id
     row = objective.tokenize(["a photo of a cat and a dog and a house"])[0]
     assert row[0] == clip.bos_id and row[-1] == clip.eos_id and len(row) == 7
     short = objective.tokenize(["a"])[0]
     assert short.tolist() == [clip.bos_id, *clip.encode("a"), *[clip.eos_id] * 5]
-    assert layouts.config_of(objective)["text_config"]["eos_token_id"] == 2  # written as it was read
+    assert hf.FAMILIES[0].config(hf.read(path)[0])["text_config"]["eos_token_id"] == 2  # written as it was read
 
 
 def test_weights_take_their_own_tokenizer_along(clip, siglip, tmp_path):
@@ -98,13 +98,13 @@ def test_weights_take_their_own_tokenizer_along(clip, siglip, tmp_path):
     }
     for name, objective in objectives.items():
         params = jax.jit(objective.init)(jax.random.key(0))
-        weights.write(tmp_path / name, objective, params)
-        assert weights.read(tmp_path / name)[0].tokenizer == objective.tokenizer
+        hf.write_objective(tmp_path / name, objective, params)
+        assert hf.read_objective(tmp_path / name)[0].tokenizer == objective.tokenizer
         for left in ("config.json", "model.safetensors"):
             (tmp_path / name / left).unlink()
         with pytest.raises(UserError, match="holds a tokenizer and it is not written over"):
-            weights.write(tmp_path / name, objective, params)
-    weights.write(tmp_path / "bytes", tiny.clip(), jax.jit(tiny.clip().init)(jax.random.key(0)))
+            hf.write_objective(tmp_path / name, objective, params)
+    hf.write_objective(tmp_path / "bytes", tiny.clip(), jax.jit(tiny.clip().init)(jax.random.key(0)))
     assert len(list((tmp_path / "bytes").iterdir())) == 2
 
 

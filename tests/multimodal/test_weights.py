@@ -1,6 +1,5 @@
 """CLIP and SigLIP from the transformers library's files and back; its outputs, reproduced by ours (see parity.py)."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,11 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from multimodal import weights
-from multimodal.layouts import Absent
+from multimodal import hf
 from multimodal.towers import clip_text
+from paradigm import hf as files
 from paradigm import trees
 from paradigm.errors import UserError
+from paradigm.hf.family import abstract
 from tests import contract
 from tests.multimodal import cases, parity, tiny
 from vision.vit import vit
@@ -29,19 +29,19 @@ def released(tmp_path, case="clip", change=lambda tensors: tensors, **entries):
 
 @everyone
 def test_outputs_of_the_library(case, tmp_path):
-    objective, params = weights.read(released(tmp_path, case))
+    objective, params = hf.read_objective(released(tmp_path, case))
     assert parity.largest(parity.run(case, objective, params), cases.load(case)) < 1e-4
 
 
 @everyone
 def test_written_files_are_those_that_were_read(case, tmp_path):
-    objective, params = weights.read(released(tmp_path, case))
-    weights.write(tmp_path / "out", objective, params)
+    objective, params = hf.read_objective(released(tmp_path, case))
+    hf.write_objective(tmp_path / "out", objective, params)
     tensors, golden = load_file(tmp_path / "out" / "model.safetensors"), cases.load(case)["weights"]
     assert tensors.keys() == golden.keys()
     for name, x in golden.items():
         np.testing.assert_array_equal(tensors[name], x, err_msg=name)
-    again, same = weights.read(tmp_path / "out")
+    again, same = hf.read_objective(tmp_path / "out")
     contract.assert_trees_equal(params, same)
     assert (again.encoder, again.text.end_id, again.width) == (
         objective.encoder,
@@ -52,13 +52,13 @@ def test_written_files_are_those_that_were_read(case, tmp_path):
 
 def test_the_old_end_is_the_highest_id_of_each_caption(tmp_path):
     """A config that says 2 is pooled where a caption has its highest id, which need not be the last of all ids."""
-    objective, params = weights.read(released(tmp_path, "clip_old"))
+    objective, params = hf.read_objective(released(tmp_path, "clip_old"))
     ids = np.array([[3, 9, 4, 5, 9, 2, 1], [2, 2, 2, 2, 2, 2, 7], [8, 4, 3, 2, 1, 1, 1]])
     pooled, named = objective.text.apply({"params": params["text"]}, ids)
     np.testing.assert_array_equal(pooled, np.asarray(named["tokens"])[np.arange(3), [1, 6, 0]])
-    weights.write(tmp_path / "out", objective, params)
+    hf.write_objective(tmp_path / "out", objective, params)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]["eos_token_id"] == 2
-    assert weights.read(tmp_path / "out")[0].text == objective.text
+    assert hf.read_objective(tmp_path / "out")[0].text == objective.text
 
 
 def test_the_bias_of_patches_becomes_part_of_their_positions(tmp_path):
@@ -66,8 +66,8 @@ def test_the_bias_of_patches_becomes_part_of_their_positions(tmp_path):
     objective = tiny.clip()
     params = jax.tree.map(np.array, jax.jit(objective.init)(jax.random.key(0)))
     params["encoder"]["embed"]["bias"] += np.linspace(-1, 1, 16, dtype=np.float32)
-    weights.write(tmp_path, objective, params)
-    again, same = weights.read(tmp_path)
+    hf.write_objective(tmp_path, objective, params)
+    again, same = hf.read_objective(tmp_path)
     assert not np.any(same["encoder"]["embed"]["bias"])
     image = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     a, b = (o.embed_images({"params": p}, image) for o, p in ((objective, params), (again, same)))
@@ -77,8 +77,8 @@ def test_the_bias_of_patches_becomes_part_of_their_positions(tmp_path):
 def test_a_trained_run_goes_out_and_comes_back(tmp_path):
     for name, objective in (("clip", tiny.clip()), ("siglip", tiny.siglip())):
         params = jax.jit(objective.init)(jax.random.key(3))
-        weights.write(tmp_path / name, objective, params)
-        again, same = weights.read(tmp_path / name, tokenizer=objective.tokenizer)
+        hf.write_objective(tmp_path / name, objective, params)
+        again, same = hf.read_objective(tmp_path / name, tokenizer=objective.tokenizer)
         if name == "siglip":
             contract.assert_trees_equal(jax.tree.map(np.asarray, params), same)
         tokens = objective.tokenize(["abc", "a longer one"])
@@ -90,15 +90,15 @@ def test_a_trained_run_goes_out_and_comes_back(tmp_path):
 
 def test_settings_of_ours_are_kept(tmp_path):
     path = released(tmp_path, "siglip")
-    objective, _ = weights.read(path, locked=("encoder",), host_image_size=99)
-    assert objective.locked == ("encoder",) and objective.host_image_size == 99
+    objective, _ = hf.read_objective(path, host_image_size=99)
+    assert objective.host_image_size == 99
     assert objective.ignore_aspect and objective.text.pool == "last" and not objective.text.causal
-    with pytest.raises(UserError, match="holds a CLIP with width=10; the model has width=12"):
-        weights.read(released(tmp_path), width=12)
+    with pytest.raises(UserError, match="holds a CLIP with image_head.width=10; the model has image_head.width=12"):
+        hf.read_objective(released(tmp_path), width=12)
 
 
 def test_without_its_tokenizer(tmp_path):
-    objective, _ = weights.read(released(tmp_path))
+    objective, _ = hf.read_objective(released(tmp_path))
     with pytest.raises(UserError, match="these weights came without a tokenizer"):
         objective.tokenize(["a"])
 
@@ -119,54 +119,57 @@ def dropped(tensors):
 )
 def test_reading_is_strict(change, message, tmp_path):
     with pytest.raises(UserError, match=f"does not fit the model: {message}"):
-        weights.read(released(tmp_path, change=change))
+        hf.read_objective(released(tmp_path, change=change))
 
 
 def test_old_files_hold_positions_as_numbers(tmp_path):
     ids = {"text_model.embeddings.position_ids": np.arange(7)[None]}
-    _, params = weights.read(released(tmp_path, change=lambda t: t | ids))
+    _, params = hf.read_objective(released(tmp_path, change=lambda t: t | ids))
     assert np.isclose(params["log_scale"], 2.5)
 
 
 @pytest.mark.parametrize(
     "entries,message",
     [
-        ({"model_type": "blip"}, "model_type"),
+        ({"model_type": "blip"}, "is 'blip', which is none of those that can be read: clip, siglip"),
         ({"text_config": {"hidden_act": "swish"}}, "hidden_act"),
         ({"text_config": {"eos_token_id": [7, 9]}}, r"eos_token_id=\[7, 9\] is not one of our models"),
         ({"vision_config": {"image_size": 18, "patch_size": 4}}, "18"),
-        ({"text_config": "small"}, r"config.json describes no CLIP \("),
+        ({"text_config": "small"}, r"config.json describes no CLIP: text_config is 'small'"),
     ],
 )
 def test_configs_that_are_not_ours(entries, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        weights.read(released(tmp_path, **entries))
+        hf.read_objective(released(tmp_path, **entries))
     with pytest.raises(UserError, match="vision_use_head=False has no shared space"):
-        weights.read(released(tmp_path, "siglip", vision_config={"vision_use_head": False}))
+        hf.read_objective(released(tmp_path, "siglip", vision_config={"vision_use_head": False}))
 
 
 def test_nothing_to_read_and_nothing_written_over(tmp_path):
     with pytest.raises(UserError, match="config.json is missing"):
-        weights.read(tmp_path / "nowhere")
+        hf.read_objective(tmp_path / "nowhere")
     path = released(tmp_path)
-    objective, params = weights.read(path)
+    objective, params = hf.read_objective(path)
     with pytest.raises(UserError, match="config.json exists and is not written over"):
-        weights.write(path, objective, params)
+        hf.write_objective(path, objective, params)
     (path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        weights.read(path)
+        hf.read_objective(path)
 
 
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"encoder": vit("tiny", 16, 4, **tiny.TOWER, positions="learned", pool="class")}, "has encoder='ClipViT'"),
+        (
+            {"encoder": vit("tiny", 16, 4, **tiny.TOWER, positions="learned", pool="class")},
+            "no encoder: ViT, .* written: CLIP .encoder: ClipViT",
+        ),
         ({"text": clip_text("tiny", 259, 8, **tiny.TOWER, causal=False)}, "text.causal=True.*text.causal=False"),
         ({"text": clip_text("tiny", 259, 8, **tiny.TOWER, bias=False)}, "text.bias=False cannot be written"),
-        ({"image_projection": "affine"}, "image_projection='affine' cannot be written"),
-        ({"image_pool": "map"}, "image_pool='map' cannot be written"),
+        ({"image_projection": "affine"}, "image_head.projection='affine' cannot be written"),
+        ({"image_pool": "map"}, "image_head.tower=True cannot be written"),
         (
-            {"text": clip_text("tiny", 259, 8, **tiny.TOWER, end_id=2), "tokenizer": Absent(259, eos_id=2)},
+            {"text": clip_text("tiny", 259, 8, **tiny.TOWER, end_id=2), "tokenizer": hf.Absent(259, eos_id=2)},
             "takes an end id of 2 for the highest: text.end_id=2 cannot be written",
         ),
     ],
@@ -174,25 +177,15 @@ def test_nothing_to_read_and_nothing_written_over(tmp_path):
 def test_what_the_library_cannot_say(change, message, tmp_path):
     objective = tiny.clip(**change)
     with pytest.raises(UserError, match=message):
-        weights.write(tmp_path, objective, jax.eval_shape(objective.init, jax.random.key(0)))
-
-
-def test_what_has_no_layout(tmp_path):
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Other(type(tiny.clip())):
-        pass
-
-    fields = {f.name: getattr(tiny.clip(), f.name) for f in dataclasses.fields(tiny.clip())}
-    with pytest.raises(UserError, match="the transformers library has no Other; what can be written: CLIP"):
-        weights.write(tmp_path, Other(**fields), {})
+        hf.write_objective(tmp_path, objective, jax.eval_shape(objective.init, jax.random.key(0)))
 
 
 def test_defaults_of_the_library(tmp_path):
     """A config that says nothing is the library's own: CLIP B/32 and SigLIP B/16."""
-    from multimodal import layouts
-
     for kind, patch, width, vocabulary in (("clip", 32, 512, 49408), ("siglip", 16, 768, 32000)):
-        objective = layouts.FAMILIES[kind].model({"model_type": kind}, None)
-        assert (objective.encoder.patch, objective.width, objective.text.vocab_size) == (patch, width, vocabulary)
-        leaves = dict(trees.named_leaves(jax.eval_shape(objective.init, jax.random.key(0))))
-        assert {p for leaf in layouts.FAMILIES[kind].leaves(objective) for p in leaf.paths} == set(leaves)
+        family = {f.model_type: f for f in hf.FAMILIES}[kind]
+        modules = family.modules(files.Config({"model_type": kind}, family.title), {})
+        assert (modules["encoder"].patch, modules["text_head"].width) == (patch, width)
+        assert modules["text"].vocab_size == vocabulary
+        leaves = dict(trees.named_leaves(abstract(family, modules)))
+        assert {p for leaf in files.leaves_of(family, modules) for p in leaf.paths} == set(leaves)

@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from paradigm import tensor_files
-from t5like import weights
+from paradigm.hf import CONFIG, TENSORS
+from t5like import hf
 from tests.parity import cases
 
 
 def released(golden, directory):
     """The directory, with the golden's config.json and weights as a released checkpoint has them."""
     directory = pathlib.Path(directory)
-    (directory / tensor_files.CONFIG).write_text(json.dumps(golden["config"]))
-    save_file(golden["weights"], directory / tensor_files.TENSORS, metadata={"format": "pt"})
+    (directory / CONFIG).write_text(json.dumps(golden["config"]))
+    save_file(golden["weights"], directory / TENSORS, metadata={"format": "pt"})
     return directory
 
 
@@ -63,11 +63,11 @@ def main():
         for case in cases.CONFIGS:
             golden, source = cases.load(case), pathlib.Path(root, case + "_released")
             source.mkdir()
-            model, params = weights.read(released(golden, source))
-            logits, loss, scored = run(model, params, golden["inputs"])
+            modules, params = hf.read(released(golden, source))
+            logits, loss, scored = run(modules["model"], params["model"], golden["inputs"])
             far = max(np.abs(logits - golden["logits"])[scored].max(), abs(loss - golden["loss"]))
             print(f"{case}: our model from its files; largest difference {far:.1e}")
-            weights.write(pathlib.Path(root, case), model, params)
+            hf.write(pathlib.Path(root, case), modules, params)
         subprocess.run([python, "-m", "tests.parity.reference", "check", root], check=True)
     subprocess.run([sys.executable, "-m", "tests.parity.vision", f"--reference={python}"], check=True)
 

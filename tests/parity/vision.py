@@ -19,8 +19,9 @@ import numpy as np
 from paradigm import trees
 from tests.parity import vision_cases as cases
 from tests.parity.make import released
-from vision import layouts, weights
+from vision import hf
 from vision.augment import no_views
+from vision.hf.mae import MAE_FAMILY
 from vision.objectives.mae import MAE
 from vision.resnet import resnet
 
@@ -78,8 +79,8 @@ def _mae(modules, params, images, golden):
     np.put_along_axis(logits, hidden[..., None], np.asarray(predicted), 1)
     mask = np.zeros(ids_shuffle.shape, np.float32)
     np.put_along_axis(mask, hidden, 1.0, 1)
-    slopes, leaves = dict(trees.named_leaves(slopes)), {x.name: x for x in layouts.FAMILIES["vit_mae"].leaves(modules)}
-    packed = {f"slope:{n}": leaves[n].pack([np.asarray(slopes[leaves[n].paths[0]])]) for n in cases.SLOPES}
+    slopes, leaves = dict(trees.named_leaves(slopes)), {x.name: x for x in MAE_FAMILY.leaves(modules)}
+    packed = {f"slope:{n}": leaves[n].how.pack([np.asarray(slopes[leaves[n].paths[0]])]) for n in cases.SLOPES}
     return {"loss": loss, "logits": logits, "mask": mask, **packed}
 
 
@@ -136,10 +137,10 @@ def write_goldens(python):
                 continue
             source = pathlib.Path(root, case + "_released")
             source.mkdir()
-            modules, params = weights.read(released(golden, source))
+            modules, params = hf.read(released(golden, source))
             far = largest(run(modules, params, golden), golden)
             print(f"{case}: our model from its files; largest difference {far:.1e}")
-            weights.write(pathlib.Path(root, case), modules, params)
+            hf.write(pathlib.Path(root, case), modules, params)
         subprocess.run([python, "-m", "tests.parity.vision_reference", "check", root], check=True)
 
 

@@ -129,9 +129,8 @@ def test_the_prefix_is_seen_whole(params):
 
     @jax.jit
     def first_states(inputs):
-        read = inputs, None, segments, positions, jnp.array([5 + 1])
-        out = MODEL.apply({"params": params["model"]}, *read, method="hidden")
-        return out[0][0, 0]
+        how = {"prefix": jnp.array([5 + 1]), "method": "hidden"}
+        return MODEL.apply({"params": params["model"]}, inputs, None, segments, positions, **how)[0][0, 0]
 
     base = first_states(inputs)
     changes = [float(jnp.abs(first_states(inputs.at[0, s].set(9)) - base).max()) > 0 for s in range(LENGTH)]

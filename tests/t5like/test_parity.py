@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paradigm import trees
-from t5like import weights
+from t5like import hf
 from t5like.decode import ModelAlone, Sampling, decode
 from tests.parity import cases, make
 
@@ -29,7 +29,8 @@ def golden(request):
 def ours(golden, tmp_path_factory):
     """(model, params) read from the files that the reference was run on."""
     case, stored = golden
-    return weights.read(make.released(stored, tmp_path_factory.mktemp(case)))
+    modules, params = hf.read(make.released(stored, tmp_path_factory.mktemp(case)))
+    return modules["model"], params["model"]
 
 
 def test_logits_and_loss(golden, ours):

@@ -7,7 +7,7 @@ import pytest
 from paradigm import trees
 from tests.parity import make, vision
 from tests.parity import vision_cases as cases
-from vision import weights
+from vision import hf
 
 TOLERANCE = 1e-4
 VITS = ("vit", "vit_mae")
@@ -22,7 +22,7 @@ def golden(request):
 def ours(golden, tmp_path_factory):
     """(modules, params) read from the files that the reference was run on."""
     case, stored = golden
-    return weights.read(make.released(stored, tmp_path_factory.mktemp(case)))
+    return hf.read(make.released(stored, tmp_path_factory.mktemp(case)))
 
 
 def test_outputs(golden, ours):

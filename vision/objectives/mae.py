@@ -18,7 +18,7 @@ from flax import linen as nn
 from paradigm.attention import AttentionMask
 from paradigm.capabilities import Reconstructing
 from paradigm.errors import UserError
-from paradigm.layers import Dense
+from paradigm.layers import Dense, Embed
 from paradigm.objective import Loss, Term
 from paradigm.partition import BATCH, constrain
 from vision.objectives.base import ImageObjective
@@ -26,29 +26,44 @@ from vision.patches import patchify, sincos, unpatchify
 
 
 class Decoder(nn.Module):
-    """Latents of kept patches [B, 1 + n, D], ids_shuffle [B, N] -> pixels of the masked [B, N - n, P]."""
+    """Latents of kept patches [B, 1 + n, D], ids_shuffle [B, N] -> pixels of the masked [B, N - n, P].
+
+    d_ff: of its blocks; None is 4 * width. positions: sincos, fixed, or learned: positions/embedding [1 + N, width].
+    """
 
     encoder: Any
     width: int = 512
     layers: int = 8
     heads: int = 16
+    d_ff: int | None = None
+    positions: str = "sincos"
+
+    @property
+    def hidden(self):
+        """F."""
+        return 4 * self.width if self.d_ff is None else self.d_ff
 
     @nn.nowrap
     def stack(self, **changes):
         """The blocks: the encoder's kind, at this width."""
-        how = {"d_model": self.width, "d_ff": 4 * self.width, "heads": self.heads, "layers": self.layers}
+        how = {"d_model": self.width, "d_ff": self.hidden, "heads": self.heads, "layers": self.layers}
         return self.encoder.stack(**how, **changes)
 
     @nn.compact
     def __call__(self, latent, ids_shuffle):
         e = self.encoder
-        side, kept, masked = e.image_size // e.patch, latent.shape[1] - 1, ids_shuffle.shape[1] - latent.shape[1] + 1
+        kept, masked = latent.shape[1] - 1, ids_shuffle.shape[1] - latent.shape[1] + 1
         dense = lambda n, name: Dense((n,), 1, True, e.init_std, e.dtype, name=name)
         x = dense(self.width, "embed")(latent)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
         mask_tokens = jnp.broadcast_to(mask_token.astype(x.dtype), (len(x), masked, self.width))
-        positions = jnp.asarray(sincos(self.width, side, side), x.dtype)[ids_shuffle]  # [B, N, width], kept ones first
-        x = jnp.concatenate([x[:, :1], x[:, 1:] + positions[:, :kept], mask_tokens + positions[:, kept:]], 1)
+        if self.positions == "learned":
+            table = Embed(1 + ids_shuffle.shape[1], self.width, 0.02, x.dtype, name="positions")(slice(None))
+            first, table = table[:1], table[1:]
+        else:
+            first, table = 0.0, jnp.asarray(sincos(self.width, *e.grid), x.dtype)
+        positions = table[ids_shuffle]  # [B, N, width], kept ones first
+        x = jnp.concatenate([x[:, :1] + first, x[:, 1:] + positions[:, :kept], mask_tokens + positions[:, kept:]], 1)
         x, _ = self.stack(name="blocks")(constrain(x, BATCH, None, None), AttentionMask())
         return dense(e.patch**2 * e.channels, "predict")(x[:, 1 + kept :])
 

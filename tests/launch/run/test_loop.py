@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 
 from launch.aot import dry_run
 from launch.run import evaluation, loop, step_metrics, writers
+from launch.run.experiment import Init
 from launch.run.program import Program
+from launch.storage import manifest
 from launch.storage.checkpoint import Checkpoints
 from paradigm import trees
 from paradigm.errors import UserError
@@ -97,7 +100,7 @@ def test_own_checkpoint_before_init_from_before_scratch(tmp_path, capsys):
         contract.assert_trees_equal(older.params, given)
 
     loop.train(dataclasses.replace(new, total_steps=2), tmp_path / "scratch", init_from=tmp_path / "donor")
-    assert "resumed from step 1 (--init_from=" in capsys.readouterr().out
+    assert f"resumed from step 1 ({tmp_path / 'donor'} is for new runs)" in capsys.readouterr().out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +122,9 @@ class Still:
 def test_init_from_another_model_or_from_nothing(tmp_path):
     loop.train(small.experiment(total_steps=1), tmp_path / "donor")
     other = small.experiment(miniatures.TwoTerms(name="tower"))
-    with pytest.raises(UserError, match=r"\(step 1\) does not fit the model: tower/in/kernel: wanted .* found nothing"):
+    with pytest.raises(UserError, match=r"at step 1 does not fit the model: tower/in/kernel: wanted .* found nothing"):
         loop.train(other, tmp_path / "other", init_from=tmp_path / "donor")
-    with pytest.raises(UserError, match="--init_from=.*: no checkpoint there"):
+    with pytest.raises(UserError, match="nothing: no checkpoint there; give a run directory"):
         loop.train(other, tmp_path / "other", init_from=tmp_path / "nothing")
 
 
@@ -133,30 +136,79 @@ def test_init_partly_from_takes_what_matches_and_says_so(tmp_path, capsys):
     assert "started from matching parameters (2 matched, 2 missing, 0 unexpected)" in capsys.readouterr().out
     contract.assert_trees_equal(state.params, {**fresh, "encoder": donor["encoder"]})
     nothing = small.experiment(miniatures.TwoTerms(name="tower"))
-    with pytest.raises(UserError, match="no leaf of --init_partly_from=.* matches the model: it wants .*tower"):
+    with pytest.raises(UserError, match="no leaf of .*donor at step 2 matches the model: it wants .*tower"):
         loop.train(nothing, tmp_path / "nothing", init_partly_from=tmp_path / "donor")
 
 
+ENCODER = (("^encoder/", True),)
+
+
+def test_init_takes_several_sources_under_other_names(tmp_path):
+    of = lambda name, seed: loop.train(
+        small.experiment(miniatures.TwoTerms(name=name), total_steps=2, seed=seed), tmp_path / name
+    ).state.params[name]
+    tower, spare = of("tower", 1), of("spare", 2)
+    both = small.experiment(miniatures.BothEncoders(), total_steps=1, seed=7, optimizer=Still())
+    tower_as_encoder = Init(str(tmp_path / "tower"), rename=(("^tower/", "encoder/"),))
+    place = lambda: tmp_path / f"{len(list(tmp_path.iterdir()))}"
+    start = lambda *inits: loop.train(dataclasses.replace(both, init=inits), place())
+    contract.assert_trees_equal(
+        start(tower_as_encoder, Init(str(tmp_path / "spare"))).state.params, {"encoder": tower, "spare": spare}
+    )
+    with pytest.raises(UserError, match="encoder/in/kernel is in more than one of .*tower, .*tower: rename it"):
+        start(tower_as_encoder, tower_as_encoder)
+    with pytest.raises(UserError, match="tower at step 2 does not fit the model: tower/in/kernel: wanted nothing"):
+        start(Init(str(tmp_path / "tower")), Init(str(tmp_path / "spare")))
+    with pytest.raises(UserError, match="rename 'towr' matches no parameter of .*tower at step 2: correct it"):
+        start(dataclasses.replace(tower_as_encoder, rename=(("towr", "x"),)))
+    with pytest.raises(UserError, match="--init_from=here and --init_partly_from=there: give one of them"):
+        loop.train(both, tmp_path / "two", init_from="here", init_partly_from="there")
+    more = dataclasses.replace(both, objective=ThreeEncoders(), init=(tower_as_encoder, Init(str(tmp_path / "spare"))))
+    with pytest.raises(UserError, match="none of its sources has third/in/kernel and 1 more: add one that has"):
+        loop.train(more, tmp_path / "three")
+
+
 @dataclasses.dataclass(frozen=True)
-class Tuned(miniatures.BothEncoders):
-    """Calls another objective's tower its encoder, and keeps some as they come."""
-
-    locked: tuple = ("encoder",)
-
-    def adopt(self, params):
-        return {"encoder": params["tower"]}
+class ThreeEncoders(miniatures.BothEncoders):
+    def init(self, key):
+        return {**super().init(key), **miniatures.Miniature("third").init(key)}
 
 
-def test_init_partly_from_under_other_names_and_never_without_what_is_locked(tmp_path):
+def test_a_frozen_module_comes_whole_or_not_at_all(tmp_path):
     donor = loop.train(small.experiment(miniatures.TwoTerms(name="tower"), total_steps=2), tmp_path / "donor")
-    tuned, start = small.experiment(Tuned(), total_steps=1, seed=7, optimizer=Still()), tmp_path / "donor"
-    state = loop.train(tuned, tmp_path / "new", init_partly_from=start).state
-    contract.assert_trees_equal(state.params["encoder"], donor.state.params["tower"])
-    more = dataclasses.replace(tuned, objective=Tuned(locked=("encoder", "spare")))
-    with pytest.raises(UserError, match=r"lacks spare/in/kernel and 1 more of what is locked, or has them of other sh"):
-        loop.train(more, tmp_path / "more", init_partly_from=start)
-    with pytest.raises(UserError, match="encoder is locked, and without --init_partly_from=DIR it would stay"):
-        loop.train(tuned, tmp_path / "scratch")
+    init = Init(str(tmp_path / "donor"), rename=(("^tower/", "encoder/"),), strict=False)
+    tuned = small.experiment(miniatures.BothEncoders(), total_steps=1, freeze=ENCODER, init=(init,))
+    state = loop.train(tuned, tmp_path / "new").state
+    contract.assert_trees_equal(state.frozen["encoder"], donor.state.params["tower"])
+    half = dataclasses.replace(init, rename=(("^tower/in", "encoder/in"),))
+    with pytest.raises(UserError, match=r"donor lacks encoder/out/kernel of what is frozen, or has them of other shap"):
+        loop.train(dataclasses.replace(tuned, init=(half,)), tmp_path / "half")
+    with pytest.raises(UserError, match="encoder is frozen, and without Experiment.init or --init_partly_from=DIR it"):
+        loop.train(dataclasses.replace(tuned, init=()), tmp_path / "scratch")
+
+
+def test_what_is_frozen_is_saved_once_and_known_by_its_bytes(tmp_path):
+    frozen = small.experiment(total_steps=6, save_every=2, eval_every=100, freeze=(("/in/", True),))
+    whole = loop.train(frozen, tmp_path / "whole").state
+    loop.train(dataclasses.replace(frozen, total_steps=4), tmp_path / "run")
+    kept = Checkpoints(tmp_path / "run" / "frozen")
+    stamp = (kept.directory / "0" / "manifest.json").stat().st_mtime_ns
+    resumed = loop.train(frozen, tmp_path / "run").state
+    contract.assert_trees_equal(jax.device_get(whole), jax.device_get(resumed))
+    assert kept.steps() == [0] and (kept.directory / "0" / "manifest.json").stat().st_mtime_ns == stamp
+    for step in (4, 6):
+        where = tmp_path / "run" / "checkpoints" / str(step)
+        tree = (where / "state" / "_METADATA").read_text()
+        assert "opt_state" in tree and "frozen" not in tree and manifest.read(where)["frozen"] == kept.digest(0)
+    _, arrays, _ = Checkpoints(tmp_path / "run" / "checkpoints").arrays(only=("params",))
+    contract.assert_trees_equal(arrays["params"], jax.device_get(whole.all_params))
+
+    other = dataclasses.replace(frozen, seed=5)
+    loop.train(other, tmp_path / "other")
+    shutil.rmtree(kept.directory)
+    shutil.copytree(tmp_path / "other" / "frozen", kept.directory)
+    with pytest.raises(UserError, match="frozen is not what checkpoint 6 was made with"):
+        loop.train(dataclasses.replace(frozen, total_steps=8), tmp_path / "run")
 
 
 def test_init_from_brings_running_statistics(tmp_path):

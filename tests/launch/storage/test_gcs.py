@@ -399,7 +399,7 @@ def test_a_new_run_starts_from_a_bucket(emulator, tmp_path):
         params = Checkpoints("gs://bucket/first/checkpoints").arrays(step, only=("params",))[1]["params"]
         done = loop.train(dataclasses.replace(experiment(**zero), total_steps=1), tmp_path / how, **{how: url})
         contract.assert_trees_equal(jax.device_get(done.state.params), params)
-    with pytest.raises(UserError, match="--init_from=gs://bucket/absent: no checkpoint there"):
+    with pytest.raises(UserError, match="gs://bucket/absent: no checkpoint there"):
         loop.train(experiment(), tmp_path / "third", init_from="gs://bucket/absent")
 
 

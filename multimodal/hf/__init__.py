@@ -1,0 +1,118 @@
+"""CLIP and SigLIP, as the transformers library writes them: as modules and parameters, and as an objective.
+
+clip, params = hf.read_objective("clip-vit-base-patch32")
+image = clip.embed_images({"params": params}, clip.view(batch))
+text = clip.embed_texts({"params": params}, clip.tokenize(["a photo of a cat"]))
+probabilities = jax.nn.softmax(clip.logits(params, image, text))
+hf.write_objective("exported", clip, params)
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+from multimodal import objectives
+from multimodal.hf.clip import CLIP
+from multimodal.hf.siglip import SIGLIP
+from multimodal.views import clip_views, siglip_views
+from paradigm import hf
+from paradigm.errors import UserError
+from t5like import tokenizers
+from t5like.vocabulary import Vocabulary
+
+FAMILIES = (CLIP, SIGLIP)
+read = functools.partial(hf.read, families=FAMILIES)
+write = functools.partial(hf.write, families=FAMILIES)
+_OBJECTIVES = {"clip": (objectives.CLIP, clip_views), "siglip": (objectives.SigLIP, siglip_views)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """The place of a tokenizer that did not come with the weights: what is known of its ids."""
+
+    vocab_size: int
+    eos_id: int = 1
+    pad_id: int = 1
+
+    @property
+    def vocabulary(self):
+        return Vocabulary(self.vocab_size, pad=self.pad_id, eos=self.eos_id)
+
+    def encode(self, text):
+        raise UserError("these weights came without a tokenizer: give one to the objective that reads texts")
+
+
+def read_objective(path, tokenizer=None, **changes):
+    """An objective and its parameters, from a directory that the transformers library's save_pretrained wrote.
+
+    Args:
+        path: as `paradigm.hf.read`.
+        tokenizer: of the captions; None is the one whose files lie there too, and without them ids alone can be read.
+        changes: fields of the objective in place of what config.json says: augment, host_image_size ...
+
+    Returns:
+        (CLIP or SigLIP, params): params a nested dict of float32 numpy arrays, layers stacked.
+
+    Raises:
+        UserError: as `paradigm.hf.read`; changes that compute something else.
+    """
+    modules, params = read(path)
+    [family] = hf.family_of(modules, FAMILIES)
+    kind, views = _OBJECTIVES[family.model_type]
+    encoder, text, image_head = modules["encoder"], modules["text"], modules["image_head"]
+    tokenizer = tokenizer or tokenizers.beside(path, family.model_type)
+    fields = {
+        "encoder": encoder,
+        "text": text,
+        "width": image_head.width,
+        "image_pool": "encoder" if image_head.tower is None else "map",
+        "image_projection": image_head.projection,
+        "text_projection": modules["text_head"].projection,
+        "augment": views(encoder.image_size),
+        "host_image_size": encoder.image_size,
+        "tokenizer": tokenizer or Absent(text.vocab_size, 1 if text.end_id is None else text.end_id),
+    }
+    objective = kind(**fields | changes)
+    for field, ours, theirs in hf.differences(family, _modules(objective), modules):
+        raise UserError(f"{path} holds a {family.title} with {field}={theirs!r}; the model has {field}={ours!r}")
+    return objective, params
+
+
+def write_objective(path, objective, params):
+    """Writes config.json, model.safetensors and the tokenizer, if it is CLIP's or SigLIP's own, into a directory.
+
+    Args: as `paradigm.hf.write`. objective: a CLIP with a ClipViT and a causal text tower, or a SigLIP with attention
+        pooling.
+
+    Raises:
+        UserError: as `paradigm.hf.write`; a tokenizer is there already.
+    """
+    tokenizer = objective.tokenizer
+    own = isinstance(tokenizer, (tokenizers.ClipTokenizer, tokenizers.SigLipTokenizer))
+    if own and any(tokenizers.beside(path, kind) for kind in _OBJECTIVES):
+        raise UserError(f"{path} holds a tokenizer and it is not written over: choose another directory")
+    left = write(path, _modules(objective), params, text_config=_ids(objective))
+    if own:
+        tokenizer.save(pathlib.Path(path))
+    return left
+
+
+def texts_end(objective):
+    """True: captions end with eos, as the run's tokenizer, which goes along, is to have it; None: it has its own."""
+    return True if objective.tokenizer is None else None
+
+
+def _ids(objective):
+    """What an objective knows for config.json beside its modules: the ids of its tokenizer."""
+    ids = {
+        "bos_token_id": objective.vocabulary.bos,
+        "eos_token_id": objective.vocabulary.end,
+        "pad_token_id": objective.vocabulary.filler,
+    }
+    if objective.text.pool != "last":
+        del ids["eos_token_id"]  # where the tower is pooled, which it knows
+    return ids
+
+
+def _modules(objective):
+    return {name: module for name, (module, _) in objective.modules().items()}

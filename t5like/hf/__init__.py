@@ -1,0 +1,28 @@
+"""T5 (v1.0, v1.1 and mT5), GPT-2 and the Llama family, as the transformers library writes them.
+
+modules, params = hf.read("flan-t5-small")
+logits, intermediates = modules["model"].apply({"params": params["model"]}, inputs, decoder_inputs)
+hf.write("exported", modules, params)
+"""
+
+import functools
+
+from paradigm import hf
+from t5like.hf.gpt2 import GPT2
+from t5like.hf.llama import LLAMA
+from t5like.hf.t5 import MT5, T5
+from t5like.models import EncoderDecoder
+
+FAMILIES = (T5, MT5, GPT2, LLAMA)
+read = functools.partial(hf.read, families=FAMILIES)
+write = functools.partial(hf.write, families=FAMILIES)
+
+
+def write_objective(path, objective, params):
+    """Writes the model of an objective; as `paradigm.hf.write`."""
+    return write(path, {name: module for name, (module, _) in objective.modules().items()}, params)
+
+
+def texts_end(objective):
+    """Whether texts end with eos, as the run's tokenizer, which goes along, is to have it."""
+    return type(objective.modules()["model"][0]) is EncoderDecoder

@@ -1,0 +1,46 @@
+"""What the families of text models share: one module, named `model`."""
+
+import functools
+
+import jax.numpy as jnp
+
+from paradigm.hf import Family
+from t5like.models import EncoderDecoder
+
+OUTPUT = "lm_head.weight"
+
+
+def decoder_layers(model):
+    return model.layers if model.decoder_layers is None else model.decoder_layers
+
+
+def _inputs(modules):
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return {"model": (tokens, tokens) if isinstance(modules["model"], EncoderDecoder) else (tokens,)}
+
+
+def text_family(title, model_type, kind, positions, model, config, leaves, **how):
+    """A Family of one module. model: (Config, Tensors) -> ours. config: ours -> dict. leaves: ours -> [Leaf] of paths
+    below `model`. positions: by which families of one kind are told apart."""
+    return Family(
+        title,
+        model_type,
+        kinds={"model": kind},
+        modules=lambda config, tensors: {"model": model(config, tensors)},
+        config=lambda modules: config(modules["model"]),
+        leaves=lambda modules: leaves(modules["model"]),
+        inputs=_inputs,
+        when=lambda modules: modules["model"].positions == positions,
+        root="model/",
+        meaning={"head_dim": lambda m: m.head_width, "decoder_layers": decoder_layers},
+        **{"free": frozenset({"max_length"})} | how,
+    )
+
+
+def prefixed(prefix):
+    """name -> the same below a prefix that some files leave out."""
+    return functools.partial(_prefixed, prefix)
+
+
+def _prefixed(prefix, name):
+    return name if name.startswith((prefix, "lm_head.")) else prefix + name

@@ -1,0 +1,33 @@
+"""ViT and ViT-MAE, as the transformers library writes them.
+
+    modules, params = hf.read("vit-mae-base")
+    pooled, intermediates = modules["encoder"].apply({"params": params["encoder"]}, images)
+    hf.write("exported", modules, params)
+
+The library's poolers and classifiers, which no encoder of ours has, are left aside.
+"""
+
+import functools
+
+from paradigm import hf
+from vision.hf.mae import MAE_FAMILY
+from vision.hf.vit import VIT
+from vision.objectives.mae import MAE
+
+FAMILIES = (VIT, MAE_FAMILY)
+read = functools.partial(hf.read, families=FAMILIES)
+write = functools.partial(hf.write, families=FAMILIES)
+
+
+def write_objective(path, objective, params):
+    """Writes the encoder of an objective, and MAE's decoder; as `paradigm.hf.write`."""
+    entries = {}
+    if isinstance(objective, MAE):
+        entries = {"mask_ratio": objective.mask_ratio, "norm_pix_loss": objective.norm_pixels}
+    return write(path, {name: module for name, (module, _) in objective.modules().items()}, params, **entries)
+
+
+def texts_end(objective):
+    """None: no tokenizer goes along."""
+    del objective
+    return None

@@ -1,0 +1,119 @@
+"""ViT: the library's with learned positions; names are those of the released files, which its version 5 translates."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm.hf import Constant, Family, Leaf, Patches, Table, dense, norm, plain, stacked
+from paradigm.hf.config import inverse
+from vision.patches import sincos
+from vision.vit import ViT
+
+ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
+# How tokens are pooled, and positions: the library keeps a table of fixed ones too (see `positions`).
+FREE = frozenset({"pool", "positions"})
+MEANING = {"head_dim": lambda m: m.head_width}
+POSITIONS = "vit.embeddings.position_embeddings"
+_BARE = ("embeddings.", "encoder.", "layernorm.", "pooler.")  # how names begin where the encoder is alone
+
+
+def image_inputs(vit):
+    return (jnp.zeros((1, vit.image_size, vit.image_size, vit.channels)),)
+
+
+def rename(name):
+    return "vit." + name if name.startswith(_BARE) else name
+
+
+def vit_model(config, positions):
+    dropout = config.get("hidden_dropout_prob", 0.0)
+    config.only(qkv_bias=True, attention_probs_dropout_prob=dropout)
+    return ViT(
+        d_model=config.get("hidden_size"),
+        heads=config.get("num_attention_heads"),
+        d_ff=config.get("intermediate_size"),
+        layers=config.get("num_hidden_layers"),
+        image_size=config.get("image_size"),
+        patch=config.get("patch_size"),
+        channels=config.get("num_channels"),
+        activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
+        eps=config.get("layer_norm_eps", 1e-12),
+        dropout=dropout,
+        positions=positions,
+    )
+
+
+def vit_config(modules):
+    vit = modules["encoder"]
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": vit.d_model,
+        "num_attention_heads": vit.heads,
+        "intermediate_size": vit.d_ff,
+        "num_hidden_layers": vit.layers,
+        "image_size": vit.image_size,
+        "patch_size": vit.patch,
+        "num_channels": vit.channels,
+        "hidden_act": inverse(ACTIVATIONS).get(vit.activation, "gelu"),
+        "layer_norm_eps": vit.eps,
+        "hidden_dropout_prob": vit.dropout,
+        "attention_probs_dropout_prob": vit.dropout,
+        "qkv_bias": True,
+    }
+
+
+def blocks(count, theirs, ours, also=None):
+    """Leaves of a Stack's layers."""
+    rows = [
+        *norm("layernorm_before", "attention_norm"),
+        *(r for name in ("query", "key", "value") for r in dense(f"attention.attention.{name}", f"attention/{name}")),
+        *dense("attention.output.dense", "attention/out", 2),
+        *norm("layernorm_after", "mlp_norm"),
+        *dense("intermediate.dense", "mlp/up"),
+        *dense("output.dense", "mlp/down"),
+    ]
+    return stacked(count, theirs + ".{}", ours, rows, also and also + ".{}")
+
+
+def fixed_positions(vit, width):
+    """[1, 1 + N, width], the class token's zero first: in the files a tensor, with us a formula."""
+    table = sincos(width, *vit.grid)
+    return np.concatenate([np.zeros_like(table[:1]), table])[None]
+
+
+def positions(name, kind, path, vit, width):
+    """The Leaf of a table of positions of this kind: learned or sincos."""
+    if kind == "learned":
+        return Leaf(name, (path,), Table(1))
+    what = "the table of fixed sine and cosine positions that the model has: give one with positions='learned'"
+    return Leaf(name, (), Constant(fixed_positions(vit, width), what))
+
+
+def vit_leaves(modules):
+    vit = modules["encoder"]
+    return [
+        Leaf("vit.embeddings.cls_token", ("encoder/class_token",)),
+        positions(POSITIONS, vit.positions, "encoder/positions/embedding", vit, vit.d_model),
+        Leaf("vit.embeddings.patch_embeddings.projection.weight", ("encoder/embed/kernel",), Patches(vit.patch)),
+        Leaf("vit.embeddings.patch_embeddings.projection.bias", ("encoder/embed/bias",)),
+        *blocks(vit.layers, "vit.encoder.layer", "encoder/blocks"),
+        *plain(norm("vit.layernorm", "encoder/blocks/norm")),
+    ]
+
+
+VIT = Family(
+    "ViT",
+    "vit",
+    kinds={"encoder": ViT},
+    modules=lambda config, tensors: {"encoder": vit_model(config, "learned")},
+    config=vit_config,
+    leaves=vit_leaves,
+    inputs=lambda modules: {"encoder": image_inputs(modules["encoder"])},
+    free=FREE,
+    meaning=MEANING,
+    ignored=r"(vit\.)?pooler\..*|classifier\..*|vit\.embeddings\.mask_token|decoder\..*",
+    rename=rename,
+    written=lambda name: name.removeprefix("vit."),  # a bare encoder's names have no prefix
+    irrelevant=("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings"),
+    heads=True,
+)
