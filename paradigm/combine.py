@@ -49,6 +49,13 @@ class Combined(Objective):
         if "ema" in names:
             raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
 
+    def bind(self, vocabulary):
+        return dataclasses.replace(self, parts=tuple((name, part.bind(vocabulary)) for name, part in self.parts))
+
+    @property
+    def data_vocabulary(self):
+        return next((v for _, part in self.parts if (v := part.data_vocabulary) is not None), None)
+
     @property
     def full_batch(self):
         return any(part.full_batch for _, part in self.parts)

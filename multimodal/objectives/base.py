@@ -14,7 +14,7 @@ from multimodal.towers import PROJECTIONS, Head
 from paradigm.capabilities import PairEmbedding
 from paradigm.errors import UserError, choose
 from paradigm.objective import EVALUATION, MAIN, Loss
-from t5like.tokenizer import EOS
+from t5like.vocabulary import Vocabulary, fit_rows
 from vision.heads import l2_normalize
 from vision.objectives.base import ImageObjective
 
@@ -39,6 +39,8 @@ class ImageText(PairEmbedding, ImageObjective):
     CLIP the two share what probability the caption gets; SigLIP labels one a yes and the other a no, and even chances
     are then the best answer. Rows of mask 0 are nobody's negatives.
 
+    vocabulary: of the captions: the tokenizer's own where the tower brings one, else given by `bind`.
+
     Raises UserError when towers, heads, views and tokenizer do not fit each other.
     """
 
@@ -49,6 +51,7 @@ class ImageText(PairEmbedding, ImageObjective):
     text_projection: str = "linear"
     image_pool: str = "encoder"
     ignore_aspect: bool = False
+    vocabulary: Vocabulary | None = None
 
     full_batch = True
 
@@ -71,28 +74,41 @@ class ImageText(PairEmbedding, ImageObjective):
                 f"{name}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make augment's size "
                 "the encoder's image_size"
             )
-        ids = getattr(self.tokenizer, "vocab_size", 0)
-        if ids > self.text.vocab_size:
+        if self.tokenizer is not None or self.vocabulary is not None:
+            self._fit(self.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary)
+        PreprocessPair(super().preprocess, self.text.length)  # raises now rather than in a data worker
+
+    def _fit(self, vocabulary):
+        """Gives the text tower rows for these ids, and the one that it is pooled at."""
+        name = type(self).__name__
+        text = fit_rows(self.text, vocabulary, f"text tower of {name}")
+        if text.pool == "end" and text.end_id is None:
+            text = text.clone(end_id=vocabulary.end)
+        if text.pool == "end" and text.end_id != vocabulary.end:
             raise UserError(
-                f"{name}: the tokenizer has {ids} ids and the text tower {self.text.vocab_size}: set the tower's "
-                f"vocab_size to {ids}"
+                f"{name}: captions end with the id {vocabulary.end} and the text tower is pooled at {text.end_id}: set "
+                f"the tower's end_id={vocabulary.end}, or leave it out"
             )
-        end = getattr(self.tokenizer, "eos_id", EOS)
-        if self.text.pool == "end" and self.text.end_id != end:
+        if text.pool == "highest" and vocabulary.end != vocabulary.size - 1:
             raise UserError(
-                f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
-                f"tower's end_id={end}"
+                f"{name}: captions end with the id {vocabulary.end}, which is not the highest, and the text tower is "
+                f"pooled at that: set the tower's pool='end'"
             )
-        if self.text.pool == "highest" and end != ids - 1:
-            raise UserError(
-                f"{name}: captions end with the id {end}, which is not the highest, and the text tower is pooled at "
-                f"that: set the tower's pool='end' and end_id={end}"
-            )
-        _ = self.preprocess  # raises now rather than in a data worker
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "vocabulary", vocabulary)
+
+    @property
+    def data_vocabulary(self):
+        return self.vocabulary if self.tokenizer is None else None
+
+    def bind(self, vocabulary):
+        return self if self.tokenizer is not None else dataclasses.replace(self, vocabulary=vocabulary)
 
     @functools.cached_property
     def preprocess(self):
-        return PreprocessPair(super().preprocess, self.text.length, self.tokenizer)
+        if self.vocabulary is None:
+            raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
+        return PreprocessPair(super().preprocess, self.text.length, self.tokenizer, self.vocabulary)
 
     def batch_spec(self, batch_size, phase=MAIN):
         if batch_size < 2:

@@ -10,7 +10,7 @@ import difflib
 import pathlib
 
 from launch.run import registry
-from launch.run.experiment import flatten
+from launch.run.experiment import bound, flatten
 
 HERE = pathlib.Path(__file__).parent
 SHORT = 0.3  # a difference is written if it has fewer lines than this share of the whole
@@ -41,7 +41,7 @@ def golden(run: str) -> pathlib.Path:
 
 
 def dump(run: str) -> list[str]:
-    return [f"{name}: {value}\n" for name, value in flatten(registry.parse([run])).items()]
+    return [f"{name}: {value}\n" for name, value in flatten(bound(registry.parse([run]))).items()]
 
 
 def goldens() -> dict[pathlib.Path, str]:

@@ -17,7 +17,7 @@ from paradigm.objective import Context
 from paradigm.optim import AdamW
 from paradigm.step import init_state, make_train_step
 from t5like.models import Encoder, gpt
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 from tests.multimodal import tiny
 from tests.vision import tiny as pictures
 from vision.resnet import resnet

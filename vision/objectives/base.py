@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from paradigm import trees
 from paradigm.capabilities import ImageFeatures
 from paradigm.objective import MAIN, Objective, rows_spec
+from vision.augment import Augment
 from vision.partition import PARTITION_RULES
 from vision.preprocess import PreprocessImage
 from vision.views import draw_views, view_groups
@@ -36,8 +37,8 @@ class ImageObjective(ImageFeatures, Objective):
     def __post_init__(self):
         size = self.encoder.image_size
 
-        def sized(x):  # an Augment, a number of views, or a tuple of such
-            return tuple(map(sized, x)) if isinstance(x, tuple | list) else x if isinstance(x, int) else x.sized(size)
+        def sized(x):  # an Augment, or groups of them with their numbers
+            return tuple(map(sized, x)) if isinstance(x, tuple) else x.sized(size) if isinstance(x, Augment) else x
 
         object.__setattr__(self, "augment", sized(self.augment))
         object.__setattr__(self, "host_image_size", self.host_image_size or size)
