@@ -14,6 +14,7 @@ import pytest
 from paradigm.dataset import Dataset
 from paradigm.optim import AdamW
 from tests import contract
+from tests.t5like.vocabularies import t5_like
 
 REPO = pathlib.Path(__file__).parent.parent
 TEXT = (REPO / "docs" / "contributing.md").read_text()
@@ -36,7 +37,7 @@ def test_it_is_short_and_stands_on_public_names():
     lines = [line for line in (CODE + GIN).splitlines() if line.strip()]
     assert len(lines) < 90
     for module, names in re.findall(r"^from (\S+) import (.*)$", CODE, re.MULTILINE):
-        assert module.split(".")[0] in ("paradigm", "t5like") and not re.search(r"\b_", names)
+        assert module.split(".")[0] in ("paradigm", "t5like", "typing") and not re.search(r"\b_", names)
     assert "launch" not in CODE
 
 
@@ -52,12 +53,13 @@ class Windows:
 
 
 def test_it_passes_the_contract(masked):
-    objective = masked.MaskedLM(length=32, d_model=16, layers=1)
+    small = masked.Encoder(vocab_size=None, positions="relative", d_model=16, heads=4, d_ff=32, layers=1)
+    objective = masked.MaskedLM(small, length=32).bind(t5_like(359, extra_ids=100))
     batch_of = Dataset(Windows(), objective.preprocess, 8, seed=1).batch
     batch = batch_of(0)
-    hidden = batch["tokens"] != batch["targets"]
-    assert hidden.any() and not (hidden & (batch["chosen"] == 0)).any()
-    assert 0.05 < batch["chosen"].mean() < 0.25 and (batch["tokens"][hidden] == 358).mean() > 0.6
+    hidden = batch["inputs"] != batch["targets"]
+    assert hidden.any() and not (hidden & (batch["weights"] == 0)).any()
+    assert 0.05 < batch["weights"].mean() < 0.25 and (batch["inputs"][hidden] == 358).mean() > 0.6
     contract.check_resume(objective, AdamW(1e-3), batch_of)
     contract.check_microbatches(objective, batch_of)
     contract.check_sharding(objective, batch_of)
