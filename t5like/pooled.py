@@ -30,8 +30,9 @@ class PooledText(TextModel, kw_only=True):
     max_length: L, of the table of positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
     pool: end, the output at the first `end_id` (None: the vocabulary's; the last place where there is none); highest,
-        at the first of a row's highest id, which is the end of a text where no id lies above the end's (openai/CLIP model.py); or last, that of
-        the last place, which is padding after all but the longest texts and, without causality, has seen them whole.
+        at the first of a row's highest id, which is the end of a text where no id lies above the end's (openai/CLIP
+        model.py); or last, that of the last place, which is padding after all but the longest texts and, without
+        causality, has seen them whole.
 
     intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
     """
