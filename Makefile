@@ -21,7 +21,7 @@ test: venv
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: venv  # slow tests too, compiled as a run is
-	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' $(PY) -m pytest -n 2 --dist loadfile
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -43,7 +43,7 @@ def image_fields(side, defaults):
 def text_fields(side, defaults):
     length = side.get("max_position_embeddings", defaults["length"])
     vocabulary = side.get("vocab_size", defaults["vocab_size"])
-    return stack_fields(side, defaults) | {"vocab_size": vocabulary, "length": length}
+    return stack_fields(side, defaults) | {"vocab_size": vocabulary, "max_length": length}
 
 
 def sides(modules, kind):

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from multimodal import hf, tokenizers
-from multimodal.tokenizers import ClipTokenizer, SigLipTokenizer, clip_tokenizer, siglip_tokenizer
+from multimodal import hf
 from multimodal.towers import clip_text, siglip_text
 from paradigm.errors import UserError
-from t5like.tokenizer import train_sentencepiece
+from t5like.tokenizers import (
+    ClipTokenizer,
+    SigLipTokenizer,
+    beside,
+    clip_tokenizer,
+    siglip_tokenizer,
+    train_sentencepiece,
+)
 from tests.multimodal import tiny
 from tests.parity import make
 from tests.parity import pairs_cases as cases
@@ -123,4 +129,4 @@ def test_what_is_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="holds no merges of CLIP"):
         clip_tokenizer(tmp_path)
-    assert tokenizers.beside(tmp_path, "siglip") is None
+    assert beside(tmp_path, "siglip") is None
