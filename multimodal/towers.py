@@ -116,14 +116,14 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     return model
 
 
-def clip_text(size, vocab_size, length=77, **overrides: Any):
+def clip_text(size, vocab_size=None, length=77, **overrides: Any):
     """CLIP's text tower: causal, pooled at the end token (Radford et al. 2021, section 2.4; openai/CLIP model.py).
 
     First weights are openai/CLIP's but for an MLP's first kernel: width ** -0.5, where it has (2 width) ** -0.5.
 
     Args:
         size: tiny, b, l, h: the image tower that it goes with.
-        vocab_size: the tokenizer's. length: tokens of a caption.
+        vocab_size: rows of its table; None: as many as the vocabulary has ids. length: tokens of a caption.
         overrides: any field of TextTower.
 
     Raises:
@@ -134,7 +134,7 @@ def clip_text(size, vocab_size, length=77, **overrides: Any):
     return _text_tower(fields | {"vocab_size": vocab_size, "max_length": length}, overrides)
 
 
-def siglip_text(size, vocab_size, length=64, **overrides: Any):
+def siglip_text(size, vocab_size=None, length=64, **overrides: Any):
     """SigLIP's text tower: every token sees all, pooled at the last place (Zhai et al. 2023, section 4; big_vision).
 
     Args: as `clip_text`; size is a ViT's, since both towers are of one.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.attention import AttentionMask
+from paradigm.errors import UserError
 from paradigm.layers import Embed
 from paradigm.partition import BATCH, constrain
 from t5like.models import TextModel
@@ -28,16 +29,17 @@ class PooledText(TextModel, kw_only=True):
 
     max_length: L, of the table of positions.
     causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
-    pool: end, the output at the first `end_id` (the last place where there is none); highest, at the first of a row's
-        highest id, which is the end of a text where no id lies above the end's (openai/CLIP model.py); or last, that of
-        the last place, which is padding after all but the longest texts and, without causality, has seen them whole.
+    pool: end, the output at the first `end_id` (None: the vocabulary's; the last place where there is none); highest,
+        at the first of a row's highest id, which is the end of a text where no id lies above the end's (openai/CLIP
+        model.py); or last, that of the last place, which is padding after all but the longest texts and, without
+        causality, has seen them whole.
 
     intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
     """
 
     causal: bool = True
     pool: str = "end"
-    end_id: int = 1
+    end_id: int | None = None
     positions: str = "learned"
     tied: bool = True
 
@@ -62,6 +64,8 @@ class PooledText(TextModel, kw_only=True):
 
     def __call__(self, tokens, *, keys=None):
         """keys: typed PRNG keys [B] for dropout, or None. Raises UserError for more tokens than there are positions."""
+        if self.pool == "end" and self.end_id is None:
+            raise UserError("the text tower has no end_id: objective.bind(vocabulary) gives it one, or set it")
         x = self.embedded(tokens, jnp.arange(tokens.shape[1]))
         mask = AttentionMask(self.causal, window=self.window)
         stack = self.decoder if self.causal else self.encoder

@@ -17,7 +17,7 @@ from paradigm.objective import Context
 from paradigm.optim import AdamW
 from paradigm.step import init_state, make_train_step
 from t5like.models import Encoder, gpt
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 from tests.multimodal import tiny
 from tests.vision import tiny as pictures
 from vision.resnet import resnet
@@ -329,3 +329,9 @@ def test_sizes_that_do_not_exist():
     tower = clip_text("tiny", 300, 4)
     with pytest.raises(UserError, match="5 tokens, but max_length=4 learned positions: raise max_length"):
         tower.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))
+
+
+def test_a_resnet_tower_reads_views_of_any_size():
+    objective = tiny.clip(encoder=pictures.small_resnet())
+    assert objective.encoder.image_size != pictures.SIZE and objective.views[0].size == pictures.SIZE
+    assert objective.flops(objective.batch_spec(8)) > 0 and "image_head" in objective.modules()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from paradigm import trees
 from paradigm.capabilities import ImageFeatures
 from paradigm.objective import MAIN, Objective, rows_spec
+from vision.augment import Augment
 from vision.partition import PARTITION_RULES
 from vision.preprocess import PreprocessImage
 from vision.views import draw_views, view_groups
@@ -24,13 +25,23 @@ class ImageObjective(ImageFeatures, Objective):
     """Base of the objectives on images.
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
-    augment: an Augment, or groups of views (see vision.views); the first one's `plain` view is what is evaluated.
-    host_image_size: pixels a side that the host hands over.
+    augment: an Augment, or groups of views (see vision.views); the first one's `plain` view is what is evaluated. One
+        without a size has the encoder's image_size.
+    host_image_size: pixels a side that the host hands over; None: the encoder's image_size.
     """
 
     encoder: Any
     augment: Any
-    host_image_size: int
+    host_image_size: int | None = None
+
+    def __post_init__(self):
+        size = self.encoder.image_size
+
+        def sized(x):  # an Augment, or groups of them with their numbers
+            return tuple(map(sized, x)) if isinstance(x, tuple) else x.sized(size) if isinstance(x, Augment) else x
+
+        object.__setattr__(self, "augment", sized(self.augment))
+        object.__setattr__(self, "host_image_size", self.host_image_size or size)
 
     @property
     def groups(self):
