@@ -92,10 +92,10 @@ class TextTower(Architecture, kw_only=True):
     @nn.compact
     def __call__(self, tokens, *, keys=None):
         """keys: typed PRNG keys [B] for dropout, or None. Raises UserError for more tokens than there are positions."""
-        if self.vocab_size is None or (self.pool == "end" and self.end_id is None):
-            raise UserError("the text tower has no vocab_size or end_id: objective.bind(vocabulary) gives it both")
         if tokens.shape[1] > self.length:
             raise UserError(f"captions of {tokens.shape[1]} tokens, and the text tower has {self.length} positions")
+        if self.vocab_size is None or (self.pool == "end" and self.end_id is None):
+            raise UserError("the text tower has no vocab_size or end_id: objective.bind(vocabulary) gives it both")
         x = Table(self.vocab_size, self.d_model, self.embed_std, self.dtype, name="embed")(tokens)
         places = jnp.arange(tokens.shape[1])
         x = x + Embed(self.length, self.d_model, self.position_std, self.dtype, name="positions")(places)

@@ -58,7 +58,9 @@ def test_infill(spans):
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, run.variables(), {"params": state.extra["ema"]})
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(run.params))
-    logits, _, _ = run.objective.apply("model", run.variables("online"), np.ones((1, 8), np.int32), np.ones((1, 4), np.int32))
+    logits, _, _ = run.objective.apply(
+        "model", run.variables("online"), np.ones((1, 8), np.int32), np.ones((1, 4), np.int32)
+    )
     assert logits.shape == (1, 4, 384)
     assert "sat on" in str(run.infill("The <X> sat on <Y> mat", max_new_tokens=4))
     assert "params" not in repr(run)

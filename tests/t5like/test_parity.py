@@ -49,7 +49,7 @@ def test_greedy_decoding(golden, ours):
     inputs, prompts = (given, np.zeros((len(given), 1), np.int32)) if case.startswith("t5") else (None, given)
     lengths, keys = np.full(len(given), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(given))
     tokens = decode(
-        ModelAlone(model), {"params": {"model": params}}, prompts, lengths, keys, cases.NEW, NoEos(), -1, inputs
+        ModelAlone(model), {"params": {"model": params}}, prompts, lengths, keys, cases.NEW, NoEos(), -1, inputs, inputs
     )
     assert np.array_equal(tokens, stored["generated"])
     assert model.tied_scale or len(np.unique(tokens)) > 3  # the tied T5 of random weights repeats what it said
