@@ -23,7 +23,7 @@ TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     _DEFAULT.tokenizer,
     "bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the text); a SentencePiece model, "
-    "tokenizer.json, merges.txt beside vocab.json, or vocab.txt; a directory that holds one of these, or a saved one.",
+    "tokenizer.json, merges.txt beside vocab.json, or vocab.txt; a directory with one of these or a saved tokenizer.",
 )
 EXTRA_IDS = flags.DEFINE_integer(
     "extra_ids", None, "Sentinels; 100 unless given, and none above a tokenizer's file that is not like T5's.", 0

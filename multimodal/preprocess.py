@@ -29,7 +29,8 @@ class PreprocessPair:
     image: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
     it; None takes the ids that the data brought. vocabulary: of those ids.
 
-    Of several captions, training takes one by the example's own rng, and validation the first.
+    Of several captions, training takes one by the shared stream "caption", so that all parts of a combination see the
+    same one, and validation the first.
     """
 
     image: PreprocessImage
@@ -52,7 +53,7 @@ class PreprocessPair:
             found = (example["caption"],)
         if not found:
             raise UserError(f"a record has no {field}, only {', '.join(sorted(example))}: PairData gives them")
-        chosen = found[int(rng.integers(len(found))) if train and len(found) > 1 else 0]
+        chosen = found[int(rng.shared("caption").integers(len(found))) if train and len(found) > 1 else 0]
         row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length, self.vocabulary)
         return {**self.image(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
 

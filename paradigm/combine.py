@@ -17,7 +17,10 @@ from paradigm.schedule import as_schedule
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessParts:
-    """Runs the preprocess of each part named, on the same example, under 'part/key'."""
+    """Runs the preprocess of each part named, on the same example, under 'part/key', each with random draws of its own.
+
+    What they draw by rng.shared(name) is one draw for all of them (see paradigm.dataset.ExampleRng).
+    """
 
     parts: tuple  # ((name, preprocess), ...)
     choose: Any = None  # step -> names of the parts that are read; None: all
@@ -27,7 +30,7 @@ class PreprocessParts:
         out = {}
         for name, preprocess in self.parts:
             if names is None or name in names:
-                out.update({f"{name}/{k}": v for k, v in preprocess(example, rng, step, train).items()})
+                out.update({f"{name}/{k}": v for k, v in preprocess(example, rng.part(name), step, train).items()})
         return out
 
 

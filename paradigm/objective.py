@@ -136,7 +136,7 @@ class Objective:
     @property
     def preprocess(self):
         """On the host: a picklable, numpy-only object, preprocess(example, rng, step, train) -> dict
-        of arrays of fixed shapes.
+        of arrays of fixed shapes. rng: a paradigm.dataset.ExampleRng.
 
         step is index // global batch; train=False asks for the fixed validation settings. It runs in data workers,
         where no jax backend may start.

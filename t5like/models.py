@@ -44,8 +44,8 @@ class TextModel(Architecture, kw_only=True):
 
     vocab_size: V; None until a vocabulary says it (objective.bind). layers: of each stack. window: of its attention to
     itself, or None (see AttentionMask). tied: the output kernel is the embedding. tied_scale: logits times
-    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. max_length: rows of the table of
-    learned positions. remat, scan: see Stack.
+    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. position_std: of learned positions',
+    None is embed_std; max_length: rows of their table. remat, scan: see Stack.
     """
 
     vocab_size: int | None
@@ -54,16 +54,20 @@ class TextModel(Architecture, kw_only=True):
     tied: bool = False
     tied_scale: bool = False
     embed_std: float = 1.0
+    position_std: float | None = None
     max_length: int | None = None
     remat: str = "none"
     scan: bool = True
 
+    table = Embed
+
     def setup(self):
         if self.vocab_size is None:
             raise UserError("the model has no vocab_size: objective.bind(vocabulary) gives it one, or set it")
-        self.embed = Embed(self.vocab_size, self.d_model, self.embed_std, self.dtype)
+        self.embed = self.table(self.vocab_size, self.d_model, self.embed_std, self.dtype)
         if self.positions == "learned":
-            self.learned = Embed(self.max_length, self.d_model, self.embed_std, self.dtype, name="positions")
+            std = self.embed_std if self.position_std is None else self.position_std
+            self.learned = Embed(self.max_length, self.d_model, std, self.dtype, name="positions")
         if not self.tied:
             self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
 

@@ -144,8 +144,8 @@ def _refuse_drawn(frozen_modules, missing, inits):
         )
     if lost:
         raise UserError(
-            f"{' and '.join(str(init.path) for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has them "
-            "of other shapes: build the frozen module with the settings of that run"
+            f"{' and '.join(str(init.path) for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has "
+            "them of other shapes: build the frozen module with the settings of that run"
         )
 
 

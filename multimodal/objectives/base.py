@@ -26,7 +26,7 @@ class ImageText(PairEmbedding, ImageObjective):
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
     encoder, augment, host_image_size: see ImageObjective; a pair has one view.
-    text: a TextTower. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
+    text: a PooledText. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
         it; None takes the ids that the data have.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
@@ -56,6 +56,7 @@ class ImageText(PairEmbedding, ImageObjective):
     full_batch = True
 
     def __post_init__(self):
+        super().__post_init__()
         name = type(self).__name__
         choose(f"{name}.image_pool", self.image_pool, dict.fromkeys(("encoder", "map")))
         for side, tower in (("image", self.encoder), ("text", self.text)):
@@ -65,10 +66,10 @@ class ImageText(PairEmbedding, ImageObjective):
                     f"{name}: the {side} tower gives {tower.features} features and the shared space has {self.width}: "
                     f"set width={tower.features}, or {side}_projection='linear'"
                 )
-        if self.image_pool == "map" and not hasattr(self.encoder, "head_width"):
+        if self.image_pool == "map" and self.encoder.grid is None:
             raise UserError(f"{name}.image_pool='map' reads patches: choose a ViT, or image_pool='encoder'")
         nominal = self.encoder.image_size
-        if hasattr(self.encoder, "grid") and self.views[0].size != nominal:
+        if self.encoder.grid is not None and self.views[0].size != nominal:
             raise UserError(
                 f"{name}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make augment's size "
                 "the encoder's image_size"
@@ -123,8 +124,7 @@ class ImageText(PairEmbedding, ImageObjective):
     def modules(self):
         by_map = self.image_pool == "map"
         dtype = self.encoder.dtype
-        patches = getattr(self.encoder, "grid", (1, 1))
-        image = (1, int(np.prod(patches)), self.encoder.features) if by_map else (1, self.encoder.features)
+        image = (1, int(np.prod(self.encoder.grid)), self.encoder.features) if by_map else (1, self.encoder.features)
         image_head = Head(self.width, self.image_projection, self.encoder if by_map else None, dtype=dtype)
         return {
             **super().modules(),
@@ -196,7 +196,7 @@ class ImageText(PairEmbedding, ImageObjective):
     def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
         heads = self.modules()
-        patches = int(np.prod(getattr(self.encoder, "grid", (0,))))
+        patches = int(np.prod(self.encoder.grid or (0,)))
         image, text = heads["image_head"][0], heads["text_head"][0]
         return {
             "encoder": self.encoder.flops(rows),

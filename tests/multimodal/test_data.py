@@ -7,7 +7,7 @@ import pytest
 
 from multimodal.data import PairData
 from multimodal.preprocess import PreprocessPair, to_row
-from paradigm.dataset import Dataset
+from paradigm.dataset import Dataset, ExampleRng
 from paradigm.errors import UserError
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
@@ -52,10 +52,10 @@ def test_an_example_holds_what_a_batch_does():
         "cut": ("float32", ()),
     }
     assert found["cut"] == 1 and found["tokens"].tolist() == [*ids("abc"), 1] and found["label"] == 2
-    drawn = [preprocess(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
+    drawn = [preprocess(record, ExampleRng(i), 0, True)["cut"] for i in range(64)]
     assert 16 < sum(drawn) < 48  # either caption
-    assert all(preprocess(record, np.random.default_rng(i), 0, False)["cut"] for i in range(64))  # the first
-    assert drawn == [preprocess(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
+    assert all(preprocess(record, ExampleRng(i), 0, False)["cut"] for i in range(64))  # the first
+    assert drawn == [preprocess(record, ExampleRng(i), 0, True)["cut"] for i in range(64)]
 
 
 def test_a_tower_may_bring_its_own_tokenizer():

@@ -330,5 +330,11 @@ def test_sizes_that_do_not_exist():
     with pytest.raises(UserError, match="pool"):
         siglip_text("b", 300, pool="first")
     tower = clip_text("tiny", 300, 4)
-    with pytest.raises(UserError, match="captions of 5 tokens, and the text tower has 4 positions"):
+    with pytest.raises(UserError, match="5 tokens, but max_length=4 learned positions: raise max_length"):
         tower.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))
+
+
+def test_a_resnet_tower_reads_views_of_any_size():
+    objective = tiny.clip(encoder=pictures.small_resnet())
+    assert objective.encoder.image_size != pictures.SIZE and objective.views[0].size == pictures.SIZE
+    assert objective.flops(objective.batch_spec(8)) > 0 and "image_head" in objective.modules()

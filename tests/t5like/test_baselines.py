@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paradigm.dataset import Dataset
+from paradigm.errors import UserError
 from t5like.baselines import BigramBaseline, UnigramBaseline, kneser_ney, previous_tokens, token_pairs, training_windows
 from t5like.models import gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
@@ -126,6 +127,14 @@ def test_bigram_scores_the_models_targets():
     assert metrics == {"bigram/nll": pytest.approx(nats / count), "bigram/bits_per_byte": pytest.approx(bits / size)}
     unigram = UnigramBaseline().run(NEXT, None, data)[0]
     assert metrics["bigram/bits_per_byte"] < unigram["unigram/bits_per_byte"]
+
+
+def test_left_to_right_counting_needs_such_an_objective():
+    UnigramBaseline().check(SPANS, None)
+    with pytest.raises(
+        UserError, match="^BigramBaseline: SpanCorruption cannot continue a text, .*NextToken.* can: take"
+    ):
+        BigramBaseline().check(SPANS, None)
 
 
 def test_document_starts():

@@ -273,6 +273,21 @@ def test_text_that_cannot_be_decoded():
     assert len(generate(*alone(gpt2), TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
 
 
+def test_samples_that_cannot_be_had_are_told_before_the_first_step():
+    gpt2 = NextToken(gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL), 20)
+    GenerateSamples(prompt_tokens=15, max_new_tokens=5).check(gpt2, None)
+    with pytest.raises(UserError, match="a prompt of 15 tokens and max_new_tokens=6 do not fit into max_length=20 pos"):
+        GenerateSamples(prompt_tokens=15, max_new_tokens=6).check(gpt2, None)
+    with pytest.raises(
+        UserError, match="^GenerateSamples: SpanCorruption cannot continue a text, .*NextToken.* can: tak"
+    ):
+        GenerateSamples().check(SPANS, None)
+    with pytest.raises(
+        UserError, match="^InfillSamples: NextToken cannot fill blanks, .*SpanCorruption.* can: take Inf"
+    ):
+        InfillSamples().check(gpt2, None)
+
+
 class Data:
     """What evaluators are given: two validation batches, the last padded."""
 

@@ -39,7 +39,7 @@ def test_resume():
 def test_microbatches():
     contract.check_microbatches(VIT, unlabelled)
     with pytest.raises(UserError, match="couples the examples of a batch"):
-        make_train_step(RESNET, SGD(1e-2), microbatches=2)
+        tiny.traced(RESNET, SGD(1e-2), microbatches=2)
 
 
 @pytest.mark.parametrize("objective", [VIT, RESNET], ids=["vit", "resnet"])

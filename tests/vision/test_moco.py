@@ -70,10 +70,12 @@ def test_the_loss_is_the_official_one(version, layers, temperature):
     objective, batch = moco(version), tiny.masked(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(3))
-    extra["teacher"] = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
+    extra["teacher"]["params"] = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
     loss = jax.jit(objective.loss)(params, extra, batch, CTX)
     query, key = objective.augment_views(batch, CTX)
-    q, k = embedded(objective, params, query, layers), embedded(objective, extra["teacher"], key, layers)
+    q, k = (
+        embedded(objective, tree, view, layers) for tree, view in ((params, query), (extra["teacher"]["params"], key))
+    )
     queue, total, right = np.float64(extra["queue"]), 0.0, 0
     for i in range(6):
         logits = np.array([q[i] @ k[i]] + [q[i] @ old for old in queue]) / temperature
@@ -94,7 +96,7 @@ def test_the_gradient_is_the_official_one():
     extra = objective.init_extra(params, jax.random.key(3))
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, extra, batch, CTX).value()))(params)
     query, key = objective.augment_views(batch, CTX)
-    k, queue = embedded(objective, extra["teacher"], key, 2), np.float64(extra["queue"])
+    k, queue = embedded(objective, extra["teacher"]["params"], key, 2), np.float64(extra["queue"])
     pooled = np.float64(objective.features({"params": params}, query)[0])
 
     def by_hand(head):
@@ -127,16 +129,16 @@ def test_a_step_pushes_once_and_the_teacher_follows_the_new_weights(microbatches
     assert np.abs(state.extra["queue"][:8] - first.extra["queue"][:8]).max(1).min() > 0.1
     keys = objective.loss(first.params, first.extra, BATCH(0), CTX).rows["keys"]
     np.testing.assert_allclose(state.extra["queue"][:8], keys, atol=1e-4)  # in the batch's order, however it is cut
-    wanted = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, first.extra["teacher"], state.params)
-    contract.assert_trees_close(state.extra["teacher"], wanted, 1e-6)
+    wanted = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, first.extra["teacher"]["params"], state.params)
+    contract.assert_trees_close(state.extra["teacher"]["params"], wanted, 1e-6)
     gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, first.params)
     assert max(jax.tree.leaves(gap)) > 1e-2  # new weights are not the old ones
     for i in range(1, 4):
-        before = jax.device_get(state.extra["teacher"])
+        before = jax.device_get(state.extra["teacher"]["params"])
         state, _ = step(state, BATCH(i))
         m = 0.75 - 0.125 * i  # of this step
         wanted = jax.tree.map(lambda old, new: m * old + (1 - m) * new, before, state.params)
-        contract.assert_trees_close(state.extra["teacher"], wanted, 1e-6)
+        contract.assert_trees_close(state.extra["teacher"]["params"], wanted, 1e-6)
     assert state.extra["cursor"] == 0
 
 
@@ -144,14 +146,15 @@ def test_batch_norm_of_the_teacher_is_its_own():
     """Each encoder has the moments of its own view, and running statistics of its own."""
     objective = moco(encoder=tiny.small_resnet())
     state, _ = contract.run(objective, SGD(0.0), BATCH, 0, 1)
-    student = state.extra["batch_stats"]
-    for view, stats in zip(objective.augment_views(BATCH(0), CTX), (student, student["teacher"])):
+    student, teacher = state.extra["batch_stats"], state.extra["teacher"]
+    for view, stats in zip(objective.augment_views(BATCH(0), CTX), (student, teacher["batch_stats"])):
         variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
         _, seen = objective.encoder.apply(variables, view, train=True, mutable=["moments"])
         wanted = 0.1 * seen["moments"]["stem"]["norm"]["mean"]
         np.testing.assert_allclose(variables["batch_stats"]["stem"]["norm"]["mean"], wanted, rtol=1e-4, atol=1e-6)
-    teacher = objective.variables(state.params, state.extra, "teacher")
-    assert teacher["batch_stats"] is student["teacher"] and teacher["params"] is state.extra["teacher"]
+    assert set(student) == set(teacher["batch_stats"]) == {"encoder"}
+    assert set(teacher["params"]) == {"encoder", "projector"}
+    assert objective.variables(state.params, state.extra, "teacher") is teacher
 
 
 def test_what_a_person_can_set_wrong():
@@ -163,4 +166,4 @@ def test_what_a_person_can_set_wrong():
     with pytest.raises(UserError, match="MoCoV1.temperature=-1 must be positive"):
         moco(MoCoV1, temperature=-1)
     with pytest.raises(UserError, match="MoCoV2 couples the examples of a batch"):
-        make_train_step(moco(encoder=tiny.small_resnet()), SGD(0.1), microbatches=2)
+        tiny.traced(moco(encoder=tiny.small_resnet()), SGD(0.1), microbatches=2)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.run import registry
+from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.optim import AdamW
@@ -16,6 +18,7 @@ from vision.objectives import MoCoV3
 
 BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
+FREEZE = (("^encoder/embed/", True),)
 
 
 class Centred(MoCoV3):
@@ -29,7 +32,7 @@ class Centred(MoCoV3):
 
 def moco(**changes):
     # Without LayerNorm's last bias, whose gradient is nothing but rounding: the head's BatchNorm takes it off again.
-    encoder = tiny.encoder(norm="rms", frozen_patches=True)
+    encoder = tiny.encoder(norm="rms")
     fields = {
         "encoder": encoder,
         "augment": tiny.views(),
@@ -96,7 +99,7 @@ def test_the_loss_and_its_gradient_are_the_official_ones(predictor_norm, rows):
     batch = BATCH(0) if rows == 8 else tiny.masked(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(0))
-    teacher = extra["teacher"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"])
+    teacher = extra["teacher"]["params"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])
     draw = np.random.default_rng(1)
     pooled = {name: draw.normal(size=(8, 2, 16)).astype(np.float32) for name in ("online", "teacher")}
 
@@ -124,19 +127,42 @@ def test_either_view_is_asked_for_the_other_of_the_teacher():
     objective, batch = moco(), BATCH(0)
     params = tiny.params(objective)
     extra = objective.init_extra(params, jax.random.key(0))
-    extra["teacher"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"])  # at the start it is the student
+    teacher = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])  # at the start it is the student
+    extra["teacher"]["params"] = teacher
     seen, _ = objective.encode(params, extra, batch, CTX)
-    for name, tree in (("online", params), ("teacher", extra["teacher"])):
+    for name, tree in (("online", params), ("teacher", teacher)):
         for i, view in enumerate(objective.augment_views(batch, CTX)):
             wanted, _ = objective.features({"params": tree}, view)
             np.testing.assert_allclose(seen[name][:, i], wanted, atol=1e-5)
     assert np.abs(seen["teacher"] - seen["online"]).max() > 0.1
 
 
-def test_the_patch_projection_has_no_gradient():
-    _, _, grads = contract.gradients(moco(), BATCH, "main")
-    assert not np.any(grads["encoder"]["embed"]["kernel"])
-    assert np.any(grads["encoder"]["blocks"]["layers"]["mlp"]["up"]["kernel"])
+def test_the_frozen_patch_projection_stays_as_it_was_drawn():
+    """As the paper's runs have it: no gradient and no decay, of the teacher either; all else is trained."""
+    runs = ("smoke/moco_v3", "small/moco_v3", "moco_v3_vitb_imagenet")
+    assert {registry.parse([f"runs/{name}.gin"]).freeze for name in runs} == {FREEZE}
+    objective, optimizer = moco(), AdamW(1e-2, weight_decay=0.1)
+    start = jax.jit(lambda: init_state(objective, optimizer, 0, freeze=FREEZE))()
+    patches = {"encoder/embed/kernel", "encoder/embed/bias"}
+    assert {name for name, _ in trees.named_leaves(start.frozen)} == patches
+    assert not any(name.endswith(tuple(patches)) for name, _ in trees.named_leaves(start.opt_state))
+    state, _ = contract.run(objective, optimizer, BATCH, 0, 2, start)
+    contract.assert_trees_equal(state.frozen, start.frozen)
+    teachers = [s.extra["teacher"]["params"]["encoder"]["embed"]["kernel"] for s in (start, state)]
+    np.testing.assert_allclose(*teachers, rtol=1e-6)
+    for (name, new), old in zip(trees.named_leaves(state.params), jax.tree.leaves(start.params)):
+        assert np.any(new != old), name
+
+
+def test_the_others_have_the_gradient_that_they_had():
+    objective = moco()
+    _, _, whole = contract.gradients(objective, BATCH, "main")
+    assert np.any(whole["encoder"]["embed"]["kernel"]), "it would be trained if it were not frozen"
+    frozen = jax.jit(lambda: init_state(objective, contract.UnitStep(), 0, freeze=FREEZE))()
+    state, _ = contract.run(objective, contract.UnitStep(), BATCH, 0, 1, frozen)
+    del whole["encoder"]["embed"]
+    assert jax.tree.structure(state.opt_state) == jax.tree.structure(whole)
+    contract.assert_trees_close(state.opt_state, whole, 1e-5)
 
 
 def test_the_teacher_follows_the_new_weights_by_the_schedule():
@@ -150,10 +176,10 @@ def test_the_teacher_follows_the_new_weights_by_the_schedule():
         # Official: m of step t + 1 = 1 - 0.5 (1 + cos(pi (t + 1) / total)) (1 - 0.5), before the keys of that step.
         m = 1 - 0.5 * (1 + np.cos(np.pi * (i + 1) / 4)) * 0.5
         follow = lambda old, new: m * old + (1 - m) * new
-        wanted = {name: jax.tree.map(follow, before.extra["teacher"][name], state.params[name])
+        wanted = {name: jax.tree.map(follow, before.extra["teacher"]["params"][name], state.params[name])
                   for name in ("encoder", "projector")}  # fmt: skip
-        contract.assert_trees_close(state.extra["teacher"], wanted, 1e-5)
-    assert set(state.extra["teacher"]) == {"encoder", "projector"}
+        contract.assert_trees_close(state.extra["teacher"]["params"], wanted, 1e-5)
+    assert set(state.extra["teacher"]["params"]) == {"encoder", "projector"}
 
 
 def test_running_statistics_of_student_and_teacher():
@@ -163,17 +189,16 @@ def test_running_statistics_of_student_and_teacher():
     variables = {"params": state.params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
     moments = [objective.encoder.apply(variables, x, train=True, mutable=["moments"])[1]["moments"] for x in (a, b)]
     wanted = 0.1 * sum(m["stem"]["norm"]["mean"] for m in moments) / 2
-    student = state.extra["batch_stats"]
-    for stats in (student, student["teacher"]):
+    student, teacher = state.extra["batch_stats"], state.extra["teacher"]
+    for stats in (student, teacher["batch_stats"]):
         np.testing.assert_allclose(stats["encoder"]["stem"]["norm"]["mean"], wanted, rtol=1e-4, atol=1e-6)
-    assert set(student) == {"encoder", "projector", "predictor", "teacher"}
-    assert set(student["teacher"]) == {"encoder", "projector"}
-    teacher = objective.variables(state.params, state.extra, "teacher")
-    assert teacher["batch_stats"] is student["teacher"] and teacher["params"] is state.extra["teacher"]
+    assert set(student) == {"encoder", "projector", "predictor"}
+    assert set(teacher["batch_stats"]) == {"encoder", "projector"}
+    assert objective.variables(state.params, state.extra, "teacher") is teacher
 
 
 def test_what_a_person_can_set_wrong():
     with pytest.raises(UserError, match="MoCoV3.temperature=0 must be positive"):
         moco(temperature=0)
     with pytest.raises(UserError, match="couples the examples of a batch"):
-        make_train_step(moco(encoder=tiny.small_resnet()), AdamW(0.1), microbatches=2)
+        tiny.traced(moco(encoder=tiny.small_resnet()), AdamW(0.1), microbatches=2)

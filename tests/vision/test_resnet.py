@@ -12,8 +12,8 @@ from paradigm import partition, trees
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
+from paradigm.teacher import update_batch_stats
 from tests import contract
-from vision.objectives.base import update_batch_stats
 from vision.partition import PARTITION_RULES
 from vision.resnet import Block, ResNet, resnet
 
@@ -124,27 +124,19 @@ class MeanSquare(Objective):
     """The least objective on an encoder with batch statistics: (pooled - target)^2."""
 
     encoder: ResNet
-    has_batch_norm = True
 
     def batch_spec(self, batch_size, phase="main"):
         image = (batch_size, 16, 16, 3)
         return {"image": jax.ShapeDtypeStruct(image, jnp.float32), **rows_spec(batch_size)}
 
-    def init(self, key):
-        return {"encoder": self.encoder.init(key, jnp.zeros((1, 16, 16, 3)))["params"]}
-
-    def init_extra(self, params, key):
-        return {"batch_stats": self.encoder.init(key, jnp.zeros((1, 16, 16, 3)))["batch_stats"]}
+    def modules(self):
+        return {"encoder": (self.encoder, jnp.zeros((1, 16, 16, 3)))}
 
     def loss(self, params, extra, batch, ctx):
-        variables = {"params": params["encoder"], **extra}
-        (pooled, _), seen = self.encoder.apply(variables, batch["image"], train=True, mutable=["moments"])
+        pooled, _, moments = self.apply("encoder", self.variables(params, extra), batch["image"], ctx=ctx)
         error = jnp.mean(jnp.square(pooled - jnp.sin(jnp.arange(pooled.shape[1]))), 1)
         term = Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())
-        return Loss({"error": term}, stats=dict(trees.named_leaves(seen["moments"])))
-
-    def update_extra(self, extra, params, loss, ctx):
-        return {"batch_stats": update_batch_stats(extra["batch_stats"], loss.stats)}
+        return Loss({"error": term}, stats=moments)
 
     @property
     def partition_rules(self):

@@ -8,7 +8,6 @@ import pytest
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.optim import LARS
-from paradigm.step import make_train_step
 from tests import contract
 from tests.vision import tiny
 from vision.objectives import SimCLR
@@ -56,7 +55,7 @@ def test_weights_depend_on_the_batch_alone():
 
 def test_batch_norm_in_the_encoder_takes_no_microbatches():
     with pytest.raises(UserError, match="SimCLR couples the examples of a batch"):
-        make_train_step(simclr(encoder=tiny.small_resnet()), LARS(0.1), microbatches=2)
+        tiny.traced(simclr(encoder=tiny.small_resnet()), LARS(0.1), microbatches=2)
 
 
 def reference(a, b, temperature):

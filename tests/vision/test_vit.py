@@ -134,13 +134,17 @@ def test_registers_are_read_by_the_stack_and_left_out():
     assert slope.shape == (1, 3, 16) and (np.abs(slope).max((0, 2)) > 0).all()
 
 
-def test_frozen_patches_have_no_gradient():
-    """MoCo v3: neither kernel nor bias; all else has."""
-    for frozen in (True, False):
-        model, variables = made(frozen_patches=frozen)
-        slope = jax.grad(lambda v: jnp.sum(apply(model, v, images())[0] ** 2))(variables)["params"]
-        silent = {n for n, g in trees.named_leaves(slope) if not np.abs(g).max() > 0}
-        assert silent - {"blocks/layers/attention/key/bias"} == ({"embed/kernel", "embed/bias"} if frozen else set())
+def test_everything_has_a_gradient_but_what_is_frozen():
+    """MoCo v3's frozen patch projection: neither kernel nor bias; all else has."""
+    model, variables = made()
+    for freeze in ((), (("^embed/", True),)):
+        trained, frozen = trees.split(variables["params"], freeze)
+        output = lambda p, frozen=frozen: apply(model, {"params": trees.merge(p, frozen)}, images())[0]
+        slope = dict(trees.named_leaves(jax.grad(lambda p: jnp.sum(output(p) ** 2))(trained)))
+        silent = {name for name, g in slope.items() if not np.abs(g).max() > 0}
+        assert silent <= {"blocks/layers/attention/key/bias"}
+        missing = {name for name, _ in trees.named_leaves(variables["params"])} - set(slope)
+        assert missing == ({"embed/kernel", "embed/bias"} if freeze else set())
 
 
 def test_the_mask_token_stands_for_patches():
@@ -278,15 +282,15 @@ class MeanSquare(Objective):
         image = (batch_size, 16, 16, 3)
         return {"image": jax.ShapeDtypeStruct(image, jnp.float32), **rows_spec(batch_size)}
 
-    def init(self, key):
-        return {"encoder": self.encoder.init(key, jnp.zeros((1, 16, 16, 3)))["params"]}
+    def modules(self):
+        return {"encoder": (self.encoder, jnp.zeros((1, 16, 16, 3)))}
 
     def loss(self, params, extra, batch, ctx):
         keys, keep = ctx.keys("dropout", batch["index"]), None
         if self.encoder.registers:
             draw = jax.vmap(lambda k: jax.random.permutation(k, 16)[:5])
             keep = draw(ctx.keys("mask", batch["index"]))
-        pooled, _ = self.encoder.apply({"params": params["encoder"]}, batch["image"], keys=keys, keep=keep)
+        pooled, _, _ = self.apply("encoder", {"params": params}, batch["image"], ctx=ctx, keys=keys, keep=keep)
         target = jnp.sin(jnp.arange(pooled.shape[1]))
         error = jnp.mean(jnp.square(pooled - target), 1)
         return Loss({"error": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())})

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from paradigm.step import init_state, make_train_step
 from vision.augment import Augment
 from vision.resnet import resnet
 from vision.vit import vit
@@ -52,6 +53,12 @@ def masked(step):
 @functools.lru_cache
 def params(objective):
     return jax.jit(objective.init)(jax.random.key(1))
+
+
+def traced(objective, optimizer, batch_size=8, freeze=(), **settings):
+    """(state, metrics) after a step, as shapes: what refuses an objective does so before anything is compiled."""
+    state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, freeze=freeze))
+    return jax.eval_shape(make_train_step(objective, optimizer, **settings), state, objective.batch_spec(batch_size))
 
 
 class Opened:

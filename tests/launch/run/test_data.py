@@ -3,11 +3,16 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from launch.run.data import Data
-from paradigm.combine import Alternate
+from paradigm.combine import Alternate, Stages
 from paradigm.errors import UserError
+from paradigm.objective import Loss, Term
+from paradigm.schedule import FINAL, Linear
+from paradigm.step import make_eval_step
 from t5like.tokenizers import ByteTokenizer
 from tests import miniatures
 from tests.launch import small
@@ -59,6 +64,45 @@ def test_a_run_reads_data_of_its_own_vocabulary_alone(tmp_path):
             wanted = f"another vocabulary: the run has {name}, and the data has 359 ids, bytes:100"
             with pytest.raises(UserError, match=wanted):
                 opened(tmp_path, objective)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """preprocess: every number is the schedule's value at the step."""
+
+    schedule: Any
+
+    def __call__(self, example, rng, step, train):
+        return {"x": np.full(miniatures.WIDTH, self.schedule(step), np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled(miniatures.TwoTerms):
+    schedule: Any = Linear(peak=1.0, final=5.0, total_steps=1000)
+
+    @property
+    def preprocess(self):
+        return Fill(self.schedule)
+
+    def loss(self, params, extra, batch, ctx):
+        mask = batch["mask"]
+        return Loss({"x": Term(jnp.sum(batch["x"][:, 0] * mask), mask.sum(), self.schedule(ctx.step))})
+
+
+@pytest.mark.parametrize("combine", [Stages, Alternate])
+def test_every_phase_is_evaluated_at_the_final_step(tmp_path, combine):
+    """On the host and on the device, whichever phase is current then."""
+    how = {"boundaries": (10,)} if combine is Stages else {"pattern": ("a", "b")}
+    later = Scheduled(schedule=Linear(peak=1.0, final=7.0, total_steps=10**6))
+    objective = combine(parts=(("a", Scheduled()), ("b", later)), **how)
+    data = opened(tmp_path, objective)[0]
+    for phase, value in (("a", 5.0), ("b", 7.0)):
+        (batch, *_) = data.batches(phase)
+        assert set(batch) == {f"{phase}/x", "index", "mask"} and (batch[f"{phase}/x"] == value).all()
+        metrics = make_eval_step(objective, phase=phase)({}, {"a": {}, "b": {}}, batch)
+        total, weight = metrics[f"loss/{phase}/x"]
+        assert total / weight == value * value
+    assert data.train.batch(0)["a/x"][0, 0] == 1.0 and FINAL > 10**6
 
 
 def test_evaluators_can_remember_by_data_and_read_it_again(tmp_path):
