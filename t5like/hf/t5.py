@@ -24,7 +24,9 @@ def _model(config, tied, tied_scale, feed_forward_proj="relu", positions="relati
     activation, function, gated = config.choose("feed_forward_proj", feed_forward_proj, ACTIVATIONS)
     config.only(dense_act_fn=function, is_gated_act=gated)
     config.only(relative_attention_num_buckets=32, relative_attention_max_distance=128)
-    config.only(pad_token_id=0, decoder_start_token_id=0)  # ours pads with 0, and begins with it
+    config.only(
+        is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0
+    )  # ours pads with 0, and begins with it
     return EncoderDecoder(
         vocab_size=config.get("vocab_size"),
         d_model=config.get("d_model"),
