@@ -16,6 +16,8 @@ ACTIVATIONS = {
     "gated-silu": ("gated_silu", "silu", True),
 }
 _NAMES = inverse({name: ours for name, (ours, *_) in ACTIVATIONS.items()})
+# In released files, and read by no version of the library: relative positions have no end.
+_OLD = ("n_positions", "scalable_attention")
 # Old files have a bias that cross-attention never used.
 _IGNORED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 
@@ -118,13 +120,13 @@ def _family(title, model_type, model, architecture, positions="relative", **how)
     return text_family(title, model_type, EncoderDecoder, positions, model, config, _leaves, **how)
 
 
-T5 = _family("T5", "t5", _t5, "T5ForConditionalGeneration")
+T5 = _family("T5", "t5", _t5, "T5ForConditionalGeneration", irrelevant=_OLD)
 MT5 = _family(
     "mT5",
     "mt5",
     _mt5,
     "MT5ForConditionalGeneration",
-    irrelevant=("tie_word_embeddings", "scale_decoder_outputs"),
+    irrelevant=(*_OLD, "tie_word_embeddings", "scale_decoder_outputs"),
 )
 UMT5 = _family(
     "UMT5",
@@ -132,4 +134,5 @@ UMT5 = _family(
     lambda config, tensors: _t5(config, tensors, feed_forward_proj="gated-gelu", positions="relative_per_layer"),
     "UMT5ForConditionalGeneration",
     positions="relative_per_layer",
+    irrelevant=_OLD,
 )
