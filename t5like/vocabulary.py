@@ -112,6 +112,6 @@ def same(found, wanted, found_in, wanted_in):
     if not alike:
         name = lambda v: f"{v.size:,} ids" + (f", {v.fingerprint[:40]}" if v.fingerprint else "")
         raise UserError(
-            f"another vocabulary: {found_in} has {name(found)}, and {wanted_in} {name(wanted)}. Ids of one mean "
+            f"another vocabulary: {found_in} has {name(found)}, and {wanted_in} has {name(wanted)}. Ids of one mean "
             "nothing to the other: use data of the same tokenizer (launch.prepare --tokenizer=RUN/tokenizer)"
         )

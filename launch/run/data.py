@@ -31,10 +31,8 @@ class Data:
         prepared = _build(experiment.data, directory, objective.raw_length)
         self.tokenizer = getattr(prepared, "tokenizer", None)
         self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
-        name = (
-            f"{type(experiment.data).__name__} ({prepared.directory})" if hasattr(prepared, "directory") else "the data"
-        )
-        same(objective.data_vocabulary, self.vocabulary, "the run", name)
+        where = getattr(prepared, "directory", "")
+        same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         held_out = prepared.source("valid")
         self.valid = {

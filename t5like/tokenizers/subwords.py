@@ -267,7 +267,9 @@ def train_bpe(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=(
     library.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     how = dict(special_tokens=["<pad>", "</s>"], initial_alphabet=sorted(alphabet), show_progress=False)
-    return _trained(library, trainers.BpeTrainer, how, 2 + 256, texts, vocab_size, extra_ids, max_bytes, specials)
+    texts = _taken(texts, max_bytes)
+    trained = _trained(library, trainers.BpeTrainer, how, 2 + 256, texts, vocab_size, extra_ids, specials)
+    return _finished(trained, {}, extra_ids, specials)
 
 
 def train_wordpiece(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=()):
@@ -277,15 +279,17 @@ def train_wordpiece(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, spec
     """
     from tokenizers import models, trainers
 
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names, texts = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], list(_taken(texts, max_bytes))
     library = _bert(models.WordPiece(unk_token="[UNK]"), lowercase=True)
-    how = dict(special_tokens=names, show_progress=False)
-    return _trained(
-        library, trainers.WordPieceTrainer, how, len(names), texts, vocab_size, extra_ids, max_bytes, specials
-    )
+    # The trainer numbers letters inside words as it meets them, in no fixed order; told beforehand, they have one.
+    words = lambda text: library.pre_tokenizer.pre_tokenize_str(library.normalizer.normalize_str(text))
+    inside = sorted({letter for text in texts for word, _ in words(text) for letter in word[1:]})
+    how = dict(special_tokens=[*names, *(f"##{letter}" for letter in inside)], show_progress=False)
+    trained = _trained(library, trainers.WordPieceTrainer, how, len(names), texts, vocab_size, extra_ids, specials)
+    return _finished(_bert(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"), True), {}, extra_ids, specials)
 
 
-def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, max_bytes, specials):
+def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, specials):
     above = extra_ids + len(specials)
     if vocab_size <= least + above:
         raise UserError(
@@ -293,15 +297,7 @@ def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, max_byt
             f"that are always there; use {least + above + 256} or more"
         )
 
-    def taken():
-        left = max_bytes
-        for text in texts:
-            yield text[:left]
-            left -= len(text)
-            if left <= 0:
-                return
-
-    library.train_from_iterator(taken(), trainer(vocab_size=vocab_size - above, **how))
+    library.train_from_iterator(texts, trainer(vocab_size=vocab_size - above, **how))
     found = library.get_vocab_size() + above
     if library.get_vocab_size() <= least:
         raise UserError("tokenizer: there is no text to learn a vocabulary from; name a source that holds some")
@@ -313,4 +309,13 @@ def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, max_byt
         raise UserError(
             f"tokenizer: the characters of this text need a vocabulary of at least {found}, not {vocab_size}"
         )
-    return _finished(library, {}, extra_ids, specials)
+    return library
+
+
+def _taken(texts, max_bytes):
+    """Texts in order until so many characters are taken."""
+    for text in texts:
+        yield text[:max_bytes]
+        max_bytes -= len(text)
+        if max_bytes <= 0:
+            return

@@ -164,7 +164,7 @@ def test_long_captions_are_cut_and_keep_their_end():
     exact = preprocess({**record, "caption": "abcdefg"}, None, 0, True)
     assert exact["tokens"][-1] == 1 and exact["cut"] == 0.0
     np.testing.assert_array_equal(tiny.clip().tokenize(["ab", "abcdefg"])[1], exact["tokens"])
-    no_tokenizer = tiny.clip(tokenizer=None)
+    no_tokenizer = tiny.clip(tokenizer=None).bind(ByteTokenizer(0).vocabulary)
     np.testing.assert_array_equal(no_tokenizer.tokenize(["abcdefg"], ByteTokenizer(0))[0], exact["tokens"])
     batch = tiny.batch_of(masked=3)(0)
     loss = tiny.clip().loss(params_of(tiny.clip()), {}, batch, EVALUATE)
@@ -173,7 +173,7 @@ def test_long_captions_are_cut_and_keep_their_end():
 
 def test_a_tokenizer_with_a_first_token():
     class Bos(ByteTokenizer):
-        bos_id = 2
+        own = {"pad": 0, "eos": 1, "bos": 2}
 
     row, cut = tiny.clip(tokenizer=Bos(0)).preprocess.tokens("abcdefg")
     assert row.tolist() == [2, *[ord(c) + 3 for c in "abcdef"], 1] and cut
@@ -293,7 +293,10 @@ def test_a_locked_resnet_keeps_its_statistics():
     [
         ({"image_projection": "none", "width": 32}, "the image tower gives 16 features and the shared space has 32"),
         ({"text_projection": "none", "width": 32}, "set width=16, or text_projection='linear'"),
-        ({"text": clip_text("tiny", 100, 8)}, "the tokenizer has 259 ids and the text tower 100"),
+        (
+            {"text": clip_text("tiny", 100, 8)},
+            "the tokenizer has 259 ids but the text tower of CLIP 100: set its vocab_size to 259",
+        ),
         ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
         ({"locked": ("encodr",)}, "CLIP.locked.*encoder"),
         (

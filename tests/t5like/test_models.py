@@ -113,8 +113,8 @@ def test_encoder_decoder_sees(family):
         assert (changed(run(source, other(target, i)), plain) == (np.arange(9) >= i)).all()
     for i in range(7):
         assert changed(run(other(source, i), target), plain).all()
-    padded = source.at[0, 5:].set(0)
-    np.testing.assert_allclose(run(padded, target), run(padded[:, :5], target), atol=1e-5)
+    real = jnp.int32(source > 0).at[0, 5:].set(0)
+    np.testing.assert_allclose(run(source, target, input_segments=real), run(source[:, :5], target), atol=1e-5)
     of_inputs, of_targets = jnp.array([[1, 1, 1, 2, 2, 2, 0]] * 2), jnp.array([[1] * 4 + [2] * 5] * 2)
     packed = run(source, target, input_segments=of_inputs, target_segments=of_targets)
     np.testing.assert_allclose(packed[:4], run(source[:, :3], target[:, :4]), atol=1e-5)
@@ -144,14 +144,15 @@ def test_cache_equals_no_cache(family, scan):
 @pytest.mark.parametrize("family", PAIRS)
 def test_encoder_decoder_cache_equals_no_cache(family):
     model, variables = made(family)
-    source, target = tokens(length=7).at[0, 5:].set(0), tokens(seed=1)
-    whole, _ = model.apply(variables, source, target)
-    encoded, _ = model.apply(variables, source, method="encode")
+    source, target = tokens(length=7), tokens(seed=1)
+    how = {"input_segments": jnp.ones_like(source).at[0, 5:].set(0)}
+    whole, _ = model.apply(variables, source, target, **how)
+    encoded, _ = model.apply(variables, source, method="encode", **how)
     cache = model.new_cache(2, 12)
     for step in range(9):
         given = encoded if step == 0 else None  # the source's keys and values stay in the cache
         now = target[:, step : step + 1]
-        hidden, intermediates = model.apply(variables, given, source, now, cache=cache, method="decode")
+        hidden, intermediates = model.apply(variables, given, now, cache=cache, method="decode", **how)
         logits, cache = model.apply(variables, hidden, method="score"), intermediates["cache"]
         np.testing.assert_allclose(logits[:, 0], whole[:, step], atol=2e-5)
 
@@ -276,7 +277,7 @@ def test_flops_are_what_xla_counts(family):
         (lambda: gpt("1.5g", 99), r"unknown GPT size '1.5g': did you mean '1.5b'\?"),
         (lambda: gpt("small", 99, "gpt3"), r"unknown GPT style 'gpt3': did you mean 'gpt2'\?"),
         (lambda: gpt("small", 99, heads=7), "7 heads do not divide d_model=768: choose a divisor as heads"),
-        (lambda: gpt("small", None), "vocab_size=None: a model needs the number of its tokenizer's ids"),
+        (lambda: gpt("small", 0), "vocab_size=0: a model needs the number of its tokenizer's ids"),
         (lambda: made("gpt2")[0].init(jax.random.key(0), tokens(length=33)), "33 tokens, but max_length=32 learned"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_run_reads_data_of_its_own_vocabulary_alone(tmp_path):
     others = dataclasses.replace(own, fingerprint="sentencepiece:abc"), learnt(ByteTokenizer(50).vocabulary)
     for other, name in zip(others, ("359 ids, sentencepiece:abc", "309 ids")):
         for objective in (Text(data_vocabulary=other), turns(other)):
-            wanted = f"another vocabulary: the run has {name}, and the data 359 ids, bytes:100"
+            wanted = f"another vocabulary: the run has {name}, and the data has 359 ids, bytes:100"
             with pytest.raises(UserError, match=wanted):
                 opened(tmp_path, objective)
 
