@@ -66,7 +66,7 @@ ROWS = (
     ("paradigm/dataset.py", "int(mix64(self.seed, _REPLACE, index, attempt)[0]", "int(mix64(self.seed, _REPLACE, attempt)[0]", "paradigm/test_dataset", "replacements_are_drawn"),
     ("paradigm/dataset.py", "mix64(self.seed, _EPOCH, int(k), epoch)", "mix64(self.seed, _EPOCH, int(k))", "paradigm/test_dataset", "epochs_hold"),
     ("paradigm/dataset.py", "zip(index, _seeds(*words, index))", "zip(index, _seeds(*words, rows))", "paradigm/test_dataset", "example_is_a_function or restart"),
-    ("paradigm/dataset.py", "np.where(index < ends[-1], which, -1)", "which", "paradigm/test_dataset", "evaluation"),
+    ("paradigm/dataset.py", "record is not None for row", "True for row", "paradigm/test_dataset", "evaluation"),
     ("paradigm/dataset.py", "step if self.train else FINAL", "step", "paradigm/test_dataset", "evaluation"),
     ("paradigm/dataset.py", "np.floor(ends + uniform[:, None])", "np.floor(ends)", "paradigm/test_dataset", "mixture"),
     # t5like
@@ -77,7 +77,7 @@ ROWS = (
     ("t5like/corrupt.py", "rng.integers(have - length + 1)", "rng.integers(have - length)", "t5like/test_corrupt", "longer_window"),
     ("t5like/corrupt.py", '["byte_lengths"][tokens[predicted]]', '["byte_lengths"][tokens]', "t5like/test_corrupt", "prefix or next_token"),
     ("t5like/corrupt.py", "(np.arange(self.length) >= prefix)", "(np.arange(self.length) > prefix)", "t5like/test_corrupt", "prefix or next_token"),
-    ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole"),
+    ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole or value_and_gradient or depends"),
     ("t5like/corrupt.py", "places - np.maximum.accumulate(np.where(begins, places, 0))", "places - 0 * np.maximum.accumulate(np.where(begins, places, 0))", "t5like/test_corrupt or t5like/test_next_token", "shift or next_token or documents"),
     ("t5like/objectives/base.py", 'batch["weights"] * batch["mask"][:, None]', 'batch["weights"]', "t5like/test_span_corruption", "value_and_gradient"),
     ("t5like/decode.py", "before < self.top_p", "p < self.top_p", "t5like/test_decode", "probability or draws"),
@@ -121,6 +121,7 @@ def mistaken(row, folder):
     shutil.copytree(REPO, folder, ignore=skip, dirs_exist_ok=True)
     path = pathlib.Path(folder, file)
     text = path.read_text()
+    assert text.count(old) == 1, f"{file} has changed meanwhile: {old}"
     path.write_text(text.replace(old, new))
 
 
