@@ -287,7 +287,10 @@ def test_locked_parameters_get_no_gradient(locked):
 
 def test_a_locked_resnet_keeps_its_statistics():
     """And then its examples do not couple, so that microbatches are allowed."""
-    objective, optimizer = tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125, image_size=pictures.SIZE)), AdamW(1e-3)
+    objective, optimizer = (
+        tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125, image_size=pictures.SIZE)),
+        AdamW(1e-3),
+    )
     assert objective.has_batch_norm() and not objective.has_batch_norm(("encoder",))
     with pytest.raises(UserError, match="CLIP couples the examples of a batch"):
         pictures.traced(objective, optimizer, microbatches=2)
