@@ -33,7 +33,11 @@ def report(experiment, topology, devices, mesh=None):
     program = Program(experiment, mesh)
     phases = {phase: compile_phase(program, phase, topology) for phase in program.batch}
     worst = max(phases, key=lambda p: (not phases[p]["fits"], phases[p]["bytes_per_chip"]))
-    advice = [f"{phase}: {line}" for phase, found in phases.items() for line in _advice(experiment, found, topology)]
+    advice = [
+        f"{phase}: {line}"
+        for phase, found in phases.items()
+        for line in _advice(experiment, found, topology, program.state.frozen_modules)
+    ]
     first = {"topology": topology.name, "slices": topology.slices, "chips": topology.chips}
     first["mesh"] = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
     several = {"phases": phases} if len(phases) > 1 else {}
