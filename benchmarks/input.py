@@ -18,7 +18,8 @@ from launch.run import cli
 from launch.run.loader import batches
 from paradigm.dataset import Dataset
 from t5like.corrupt import SpanNoise
-from t5like.data import META, TextData
+from t5like.data import TextData
+from t5like.windows import META
 
 DATA = flags.DEFINE_string("data", "stdlib", "A prepared directory or any source; see launch.prepare.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "sentencepiece:8192", "Its tokenizer, if it is not prepared.")

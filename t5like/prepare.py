@@ -26,8 +26,8 @@ from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from paradigm.storage import sync
 from t5like import sources
-from t5like.data import FORMAT, META, encode_window, padding, read_meta
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
+from t5like.windows import FORMAT, META, encode_window, padding, read_meta
 
 PLAN = "plan.json"  # what an unfinished directory is going to be
 JOB_BYTES = 2 << 20  # of text, at least; a large corpus has about JOBS jobs

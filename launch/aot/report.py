@@ -33,7 +33,11 @@ def report(experiment, topology, devices, mesh=None):
     program = Program(experiment, mesh)
     phases = {phase: compile_phase(program, phase, topology) for phase in program.batch}
     worst = max(phases, key=lambda p: (not phases[p]["fits"], phases[p]["bytes_per_chip"]))
-    advice = [f"{phase}: {line}" for phase, found in phases.items() for line in _advice(experiment, found, topology)]
+    advice = [
+        f"{phase}: {line}"
+        for phase, found in phases.items()
+        for line in _advice(experiment, found, topology, program.state.frozen_modules)
+    ]
     first = {"topology": topology.name, "slices": topology.slices, "chips": topology.chips}
     first["mesh"] = ",".join(f"{axis}:{size}" for axis, size in mesh.shape.items())
     several = {"phases": phases} if len(phases) > 1 else {}
@@ -151,7 +155,7 @@ def _out_of_memory(text):
     return float(number) * 1024 ** ("KMGT".index(unit) + 1)
 
 
-def _advice(experiment, found, topology):
+def _advice(experiment, found, topology, frozen=()):
     """Which term is too large, and what to change, in the order of what costs least."""
     if found["fits"]:
         return
@@ -171,7 +175,7 @@ def _advice(experiment, found, topology):
             if path.endswith(".remat") and value != "'full'":
                 changes.append(f"recompute activations: set the {path.split('.')[-2]}'s remat = 'full' (now {value})")
         shape = mesh_shape(experiment.mesh, topology.chips)
-        if parts := _parts(experiment, shape["data"] * shape["fsdp"], found):
+        if parts := _parts(experiment, shape["data"] * shape["fsdp"], found, frozen):
             changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
         if 2 * shape["tensor"] <= topology.chips:
             changes.append(f"split each layer over more chips: tensor:{2 * shape['tensor']} in --mesh")
@@ -179,9 +183,9 @@ def _advice(experiment, found, topology):
     yield f"{largest} is what is too large; in turn: {'; '.join(changes)}"
 
 
-def _parts(experiment, ways, found):
+def _parts(experiment, ways, found, frozen=()):
     """So many microbatches as may fit, by doubling, or as many as the rows allow; None where none can be cut."""
-    if experiment.objective.has_batch_norm():
+    if experiment.objective.has_batch_norm(frozen):
         return None
     parts, least = None, found["temporaries"] / max(found["hbm_per_chip"] - found["arguments"], 1)
     more = 2 * experiment.microbatches

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from t5like.data import PreparedText
+from t5like.windows import PreparedText
 
 
 def prepare(*arguments):

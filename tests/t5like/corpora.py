@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from t5like.data import PreparedText, TextData
+from t5like.data import TextData
 from t5like.prepare import prepare
+from t5like.windows import PreparedText
 
 WORDS = "the a of ship whale sea Ahab captain white old said upon with and harpoon storm, night. day!\n".split(" ")
 

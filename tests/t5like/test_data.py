@@ -19,8 +19,9 @@ from paradigm.errors import UserError
 from paradigm.schedule import Linear
 from t5like import prepare as P
 from t5like.corrupt import NextTokenWindows, SpanNoise
-from t5like.data import PreparedText, TextData, TextMixture, decode_window, encode_window
+from t5like.data import TextData, TextMixture
 from t5like.tokenizers import ByteTokenizer
+from t5like.windows import PreparedText, decode_window, encode_window
 from tests.t5like.corpora import documents, files, make, text, windows
 
 BYTES = ByteTokenizer().vocabulary

@@ -1,0 +1,176 @@
+"""A prepared directory and its windows of tokens: what launch.prepare writes and training reads.
+
+It holds meta.json (written last: its presence means that all the rest is whole), tokenizer/, and ArrayRecord shards
+`train-00000-of-00007.array_record`, `valid-...`. One record is one window: W tokens in the smallest unsigned type that
+holds the vocabulary, then the uint32 places at which another document begins, then, for a window that its text does not
+fill, the number of tokens it has.
+"""
+
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+from paradigm.errors import UserError
+from t5like.tokenizers import load_tokenizer
+
+FORMAT = "paradigm-text-1"
+META = "meta.json"
+
+
+class PreparedText:
+    """A prepared directory, opened.
+
+    window: tokens a window. tokenizer. meta: what meta.json says (counts of documents, tokens, bytes, padding).
+    Raises UserError if the directory is not whole.
+    """
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.meta = read_meta(self.directory)
+        self.window = self.meta["settings"]["window"]
+        self.fingerprint = self.meta["fingerprint"]
+        for shard in self.meta["shards"]["train"] + self.meta["shards"]["valid"]:
+            path = self.directory / shard["file"]
+            size = path.stat().st_size if path.exists() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                raise UserError(f"{path} {found}: run launch.prepare into {self.directory} again")
+
+    @functools.cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.directory / "tokenizer")
+
+    def source(self, split="train"):
+        """The windows of 'train' or 'valid', as a source for paradigm.dataset.Dataset."""
+        shards = self.meta["shards"][split]
+        if not shards:
+            raise UserError(f"{self.directory} has no {split} windows: prepare it with --valid above 0")
+        return WindowSource(
+            tuple(str(self.directory / s["file"]) for s in shards),
+            tuple(s["windows"] for s in shards),
+            self.window,
+            self.meta["dtype"],
+            self.tokenizer.byte_lengths,
+            self.tokenizer.vocabulary,
+            f"{self.fingerprint}/{split}",
+        )
+
+
+class WindowSource:
+    """Random access to the windows of some shards; picklable, since files are opened when first read.
+
+    A record is {"tokens": int32 [W], "segments": int32 [W] (1, 2 .. the window's documents, 0 padding), "byte_lengths":
+    float32 [vocabulary], the same array in every record}.
+    """
+
+    def __init__(self, paths, counts, window, dtype, byte_lengths, vocabulary, fingerprint):
+        self.pad = padding(vocabulary)
+        self.paths, self.counts, self.window, self.dtype = paths, counts, window, np.dtype(dtype)
+        self.byte_lengths, self.fingerprint = byte_lengths, fingerprint
+        self._ends = np.cumsum(counts)
+        self._readers = {}
+        self._one_document = np.ones(window, np.int32)
+        self._one_document.flags.writeable = False
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": {}}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._one_document.flags.writeable = False
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, position):
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions):
+        positions = np.asarray(positions)
+        shards = np.searchsorted(self._ends, positions, side="right")
+        places = positions - self._ends[shards] + np.asarray(self.counts)[shards]
+        records = [None] * len(positions)
+        for shard in np.unique(shards):
+            rows = np.flatnonzero(shards == shard)
+            for row, raw in zip(rows.tolist(), self._reader(int(shard)).read(places[rows].tolist())):
+                records[row] = self._decode(raw)
+        return records
+
+    def name(self, position):
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        return f"{self.paths[shard]} window {position - self._ends[shard] + self.counts[shard]}"
+
+    def _reader(self, shard):
+        reader = self._readers.get(shard)
+        if reader is None:
+            from array_record.python.array_record_module import ArrayRecordReader
+
+            reader = ArrayRecordReader(
+                self.paths[shard], "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=1 << 12
+            )
+            if reader.num_records() != self.counts[shard]:
+                raise UserError(
+                    f"{self.paths[shard]} has {reader.num_records()} windows instead of "
+                    f"{self.counts[shard]}: prepare it again"
+                )
+            self._readers[shard] = reader
+        return reader
+
+    def _decode(self, raw):
+        tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document, self.pad)
+        return {"tokens": tokens, "segments": segments, "byte_lengths": self.byte_lengths}
+
+
+def padding(vocabulary):
+    """The id that stands for padding in a window alone; None where the vocabulary has no such id."""
+    return vocabulary.pad if vocabulary.pad != vocabulary.end else None
+
+
+def encode_window(tokens, starts, window, dtype, pad=0):
+    """Bytes of one window. tokens: int [n], n <= window. starts: places in (0, n) at which a document begins.
+
+    pad: the id after the tokens; None: 0, and the number of tokens stands twice, since 0 may be text.
+    """
+    padded = np.full(window, pad or 0, dtype)
+    padded[: len(tokens)] = tokens
+    ends = [len(tokens)] * ((2 if pad is None else 1) if len(tokens) < window else 0)
+    marks = np.concatenate([starts, ends])
+    return padded.tobytes() + marks.astype("<u4").tobytes()
+
+
+def decode_window(raw, window, dtype, one_document=None, pad=0):
+    """(tokens int32 [window], segments int32 [window]) of a record; ValueError if it cannot be one.
+
+    pad: as it was encoded. one_document: an array of ones [window] to hand out, rather than make, where nothing but one
+    document is inside.
+    """
+    size = window * np.dtype(dtype).itemsize
+    if len(raw) < size or (len(raw) - size) % 4:
+        raise ValueError(f"a record of {len(raw)} bytes is not a window of {window} tokens")
+    tokens = np.frombuffer(raw, dtype, window).astype(np.int32)
+    if len(raw) == size:
+        return tokens, np.ones(window, np.int32) if one_document is None else one_document
+    marks = np.frombuffer(raw, "<u4", offset=size)
+    segments = np.zeros(window, np.int32)
+    segments[marks] = 1
+    segments = segments.cumsum(dtype=np.int32) + 1
+    twice = len(marks) > 1 and marks[-1] == marks[-2]
+    if twice if pad is None else tokens[-1] == pad:  # then the last mark is where padding begins
+        segments[marks[-1] :] = 0
+    return tokens, segments
+
+
+def read_meta(directory):
+    """meta.json of a prepared directory. Raises UserError if it is not one, or of another format."""
+    path = pathlib.Path(directory) / META
+    try:
+        meta = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory} holds no prepared corpus (no {META}): run launch.prepare") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): prepare the corpus again") from None
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{path} is of format {meta.get('format')!r}, this version reads {FORMAT!r}: prepare it again")
+    return meta
