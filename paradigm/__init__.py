@@ -4,5 +4,6 @@
 CONFIGURABLE = {
     "combine": ("Sum", "Alternate", "Stages"),
     "schedule": ("Constant", "Linear", "Cosine", "Steps", "Rsqrt", "WSD"),
+    "rope": ("LinearScaling", "Llama3Scaling", "YarnScaling"),
     "optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon", "LayerDecay"),
 }

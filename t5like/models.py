@@ -1,18 +1,21 @@
 """Text models from one Stack: Encoder, Decoder, EncoderDecoder, and their sizes by name, `t5(...)` and `gpt(...)`.
 
-Parameter paths (n layers stacked in front; H heads, K head dim, D model, F hidden, V vocabulary):
+Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D model, F hidden, V vocabulary):
 
     embed/embedding                         [V, D]      shared by encoder and decoder
     positions/embedding                     [T, D]      learned positions only
-    encoder|decoder/relative_bias/embedding [32, H]     relative positions only
+    encoder|decoder/relative_bias/embedding [32, H]     relative positions only (per layer: below layers/)
     encoder|decoder/layers/...              leaves with a leading n:
         attention_norm|cross_norm|mlp_norm/scale [D]    (/bias [D] with norm="layer")
-        attention|cross/query|key|value/kernel   [D, H, K]  (/bias [H, K] with bias=True)
+        attention|cross/query|key|value/kernel   [D, H, K]  (/bias [H, K] with bias=True); of key and value G for H
+        attention|cross/query_norm|key_norm/scale [K]       qk_norm only
         attention|cross/out/kernel               [H, K, D]  (/bias [D])
+        attention|cross|mlp_layer_scale          [D]        layer_scale only
         mlp/gate/kernel                          [D, F]     gated only: the activated half (T5's wi_0)
         mlp/up/kernel                            [D, F]     (/bias [F]; T5's wi or wi_1)
         mlp/down/kernel                          [F, D]     (/bias [D]; T5's wo)
-    encoder|decoder/norm/scale              [D]         (/bias [D])
+    encoder|decoder/norm/scale              [D]         (/bias [D]) not with norm_place="post"
+    encoder|decoder/pre_norm/scale          [D]         (/bias [D]) input_norm only
     logits/kernel                           [D, V]      untied only
 
 An Encoder has `encoder/`, a Decoder `decoder/`, an EncoderDecoder both. Every call returns (output, intermediates): a

@@ -87,7 +87,7 @@ def gradients(objective, batch_of, phase, microbatches=1, mesh=None):
         state, metrics = _step(objective, UnitStep(), phase=phase, microbatches=microbatches)(start, batch)
     else:
         step = make_train_step(objective, UnitStep(), phase=phase, microbatches=microbatches)
-        layout = partition.state_shardings(jax.eval_shape(lambda: start), objective.partition_rules, mesh)
+        layout = partition.state_shardings(jax.eval_shape(lambda: start), objective.all_partition_rules, mesh)
         rows = partition.batch_shardings(objective.batch_spec(len(batch["index"]), phase), mesh)
         with jax.set_mesh(mesh):
             compiled = jax.jit(step, in_shardings=(layout, rows), out_shardings=(layout, None))
@@ -128,7 +128,7 @@ def check_abstract(objective, optimizer, batch_of, batch_size, **settings):
     """Every phase compiles from ShapeDtypeStructs alone, and those are the shapes of the batches that come."""
     state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, settings.get("ema")))
     mesh = mesh_of("mixed")
-    layout = partition.state_shardings(state, objective.partition_rules, mesh)
+    layout = partition.state_shardings(state, objective.all_partition_rules, mesh)
     for phase, first in objective.phases().items():
         assert objective.phase(first) == phase
         spec = objective.batch_spec(batch_size, phase)

@@ -65,8 +65,8 @@ ROWS = (
     # paradigm: data
     ("paradigm/dataset.py", "int(mix64(self.seed, _REPLACE, index, attempt)[0]", "int(mix64(self.seed, _REPLACE, attempt)[0]", "paradigm/test_dataset", "replacements_are_drawn"),
     ("paradigm/dataset.py", "mix64(self.seed, _EPOCH, int(k), epoch)", "mix64(self.seed, _EPOCH, int(k))", "paradigm/test_dataset", "epochs_hold"),
-    ("paradigm/dataset.py", "generators(self.seed, _EXAMPLE, int(self.train), index)", "generators(self.seed, _EXAMPLE, int(self.train), rows)", "paradigm/test_dataset", "example_is_a_function or restart"),
-    ("paradigm/dataset.py", "np.where(index < ends[-1], which, -1)", "which", "paradigm/test_dataset", "evaluation"),
+    ("paradigm/dataset.py", "zip(index, _seeds(*words, index))", "zip(index, _seeds(*words, rows))", "paradigm/test_dataset", "example_is_a_function or restart"),
+    ("paradigm/dataset.py", "record is not None for row", "True for row", "paradigm/test_dataset", "evaluation"),
     ("paradigm/dataset.py", "step if self.train else FINAL", "step", "paradigm/test_dataset", "evaluation"),
     ("paradigm/dataset.py", "np.floor(ends + uniform[:, None])", "np.floor(ends)", "paradigm/test_dataset", "mixture"),
     # t5like
@@ -75,13 +75,13 @@ ROWS = (
     ("t5like/corrupt.py", "if text < plan.raw:", "if False:", "t5like/test_corrupt", "padding_is_not_masked"),
     ("t5like/corrupt.py", "if train and have > length else 0", "if have > length else 0", "t5like/test_corrupt", "longer_window"),
     ("t5like/corrupt.py", "rng.integers(have - length + 1)", "rng.integers(have - length)", "t5like/test_corrupt", "longer_window"),
-    ("t5like/corrupt.py", "[tokens[prefix:]].sum", "[tokens].sum", "t5like/test_corrupt", "prefix_lengths"),
-    ("t5like/objectives/next_token.py", '>= batch["prefix"][:, None]', '> batch["prefix"][:, None]', "t5like/test_next_token", "value_and_gradient"),
-    ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole"),
-    ("t5like/objectives/next_token.py", "places - jax.lax.cummax(jnp.where(starts, places, 0), axis=1)", "places", "t5like/test_next_token", "documents_are_shifted"),
-    ("t5like/objectives/span_corruption.py", '(targets != PAD) * batch["mask"][:, None]', "(targets != PAD)", "t5like/test_span_corruption or t5like/test_contract", "value_and_gradient"),
+    ("t5like/corrupt.py", '["byte_lengths"][tokens[predicted]]', '["byte_lengths"][tokens]', "t5like/test_corrupt", "prefix or next_token"),
+    ("t5like/corrupt.py", "(np.arange(self.length) >= prefix)", "(np.arange(self.length) > prefix)", "t5like/test_corrupt", "prefix or next_token"),
+    ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole or value_and_gradient or depends"),
+    ("t5like/corrupt.py", "places - np.maximum.accumulate(np.where(begins, places, 0))", "places - 0 * np.maximum.accumulate(np.where(begins, places, 0))", "t5like/test_corrupt or t5like/test_next_token", "shift or next_token or documents"),
+    ("t5like/objectives/base.py", 'batch["weights"] * batch["mask"][:, None]', 'batch["weights"]', "t5like/test_span_corruption", "value_and_gradient"),
     ("t5like/decode.py", "before < self.top_p", "p < self.top_p", "t5like/test_decode", "probability or draws"),
-    ("t5like/decode.py", "jnp.where(done, 0, choose(hidden, step))", "choose(hidden, step)", "t5like/test_decode", "after_eos"),
+    ("t5like/decode.py", "jnp.where(done, filler, choose(hidden, step))", "choose(hidden, step)", "t5like/test_decode", "after_eos"),
     ("t5like/decode.py", "visible = lengths if prefix else None", "visible = None", "t5like/test_decode", "cached_is_uncached"),
     # vision
     ("vision/objectives/moco.py", 'self.embed(extra["teacher"], key, batch, ctx)', 'self.embed(self.variables(params, extra), key, batch, ctx)', "vision/test_moco", "official"),
@@ -102,6 +102,15 @@ ROWS = (
     ("multimodal/zero_shot.py", "best[top : top + chunk, None] - TIE", "best[top : top + chunk, None] + TIE", "multimodal/test_zero_shot", "ties"),
     ("multimodal/zero_shot.py", "answers[:, None] - drawn, 0)", "answers[:, None], 0)", "multimodal/test_zero_shot", "chance"),
     ("multimodal/zero_shot.py", "np.searchsorted(chosen, y)", "y", "multimodal/test_zero_shot", "named_in_words or label"),
+    # probes, evaluation, runs, checkpoints, files
+    ("vision/probe.py", "(x_test - center) / scale", "(x_test - x_test.mean(0)) / (x_test.std(0) + 1e-6)", "vision/test_probe", "standardised"),
+    ("vision/probe.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),
+    ("t5like/sources.py", "for file in sorted(files):", "for file in files:", "t5like/test_sources", "file_system"),
+    ("t5like/baselines.py", "i * size // wanted", "i", "t5like/test_baselines", "spread"),
+    ("launch/run/evaluation.py", '"online" if self._experiment.ema is None else "ema"', '"online"', "launch/test_evaluate", "average_of_weights"),
+    ("launch/run/loop.py", "last = stop.asked(step), step >= total", "last = stop.asked(step), step == total + 1", "launch/run/test_resume", "resume or step"),
+    ("launch/storage/checkpoint.py", "*list(whole)[-self._keep :]", "*list(whole)[-self._keep - 1 :]", "launch/storage/test_checkpoint", "keeps_the_newest"),
+    ("paradigm/combine.py", "zip((0,) + tuple(self.boundaries), self.boundaries)", "zip((-1,) + tuple(self.boundaries), self.boundaries)", "paradigm/test_contract", "combinator_errors"),
 )  # fmt: skip
 
 
@@ -112,6 +121,7 @@ def mistaken(row, folder):
     shutil.copytree(REPO, folder, ignore=skip, dirs_exist_ok=True)
     path = pathlib.Path(folder, file)
     text = path.read_text()
+    assert text.count(old) == 1, f"{file} has changed meanwhile: {old}"
     path.write_text(text.replace(old, new))
 
 

@@ -82,6 +82,11 @@ class Augment:
         """The same, of `size` pixels where it has no size of its own."""
         return self if self.size is not None else dataclasses.replace(self, size=size)
 
+    def _side(self):
+        if self.size is None:
+            raise UserError("Augment.size is not set: an objective gives it its encoder's image_size, elsewhere set it")
+        return self.size
+
     def __call__(self, image, aspect, keys):
         """A random view of each picture.
 
@@ -93,6 +98,7 @@ class Augment:
         Returns:
             float32 [B, size, size, C], normalised.
         """
+        size = self._side()
         draws = iter(jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys).T)  # one call, one row a decision
         take = lambda n: jnp.stack([next(draws) for _ in range(n)])  # [n, B]
         happens = lambda probability: next(draws) < probability
@@ -102,7 +108,7 @@ class Augment:
         box = (
             random_box(sizes, place, aspect, self.scale, self.ratio) if self.crop == "random" else self._middle(aspect)
         )
-        x = resample(image, box, self.size, self.filter, happens(self.flip))
+        x = resample(image, box, size, self.filter, happens(self.flip))
 
         colour = x.shape[1] == 3
         shift = happens(self.jitter)
@@ -127,7 +133,8 @@ class Augment:
 
     def plain(self, image, aspect):
         """The evaluation's view, float32 [B, size, size, C]: the short side to size / centre, then the middle."""
-        return self._normalised(resample(image, self._middle(aspect), self.size, self.filter))
+        size = self._side()
+        return self._normalised(resample(image, self._middle(aspect), size, self.filter))
 
     def undo(self, x):
         """Pixels in [0, 1] of normalised views [..., C]."""

@@ -151,7 +151,7 @@ def _out_of_memory(text):
     return float(number) * 1024 ** ("KMGT".index(unit) + 1)
 
 
-def _advice(experiment, found, topology):
+def _advice(experiment, found, topology, frozen=()):
     """Which term is too large, and what to change, in the order of what costs least."""
     if found["fits"]:
         return
@@ -171,7 +171,7 @@ def _advice(experiment, found, topology):
             if path.endswith(".remat") and value != "'full'":
                 changes.append(f"recompute activations: set the {path.split('.')[-2]}'s remat = 'full' (now {value})")
         shape = mesh_shape(experiment.mesh, topology.chips)
-        if parts := _parts(experiment, shape["data"] * shape["fsdp"], found):
+        if parts := _parts(experiment, shape["data"] * shape["fsdp"], found, frozen):
             changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
         if 2 * shape["tensor"] <= topology.chips:
             changes.append(f"split each layer over more chips: tensor:{2 * shape['tensor']} in --mesh")
@@ -179,9 +179,9 @@ def _advice(experiment, found, topology):
     yield f"{largest} is what is too large; in turn: {'; '.join(changes)}"
 
 
-def _parts(experiment, ways, found):
+def _parts(experiment, ways, found, frozen=()):
     """So many microbatches as may fit, by doubling, or as many as the rows allow; None where none can be cut."""
-    if experiment.objective.has_batch_norm():
+    if experiment.objective.has_batch_norm(frozen):
         return None
     parts, least = None, found["temporaries"] / max(found["hbm_per_chip"] - found["arguments"], 1)
     more = 2 * experiment.microbatches

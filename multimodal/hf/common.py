@@ -15,7 +15,7 @@ MEANING = {
 }
 IGNORED = r".*\.position_ids"  # old files hold positions as numbers
 # The projections' width stands above; old files have a dropout that nothing reads.
-SIDE_IRRELEVANT = ("projection_dim", "dropout")
+SIDE_IRRELEVANT = ("projection_dim", "dropout", "tie_word_embeddings")
 
 
 def stack_fields(side, defaults):

@@ -11,7 +11,7 @@ IRRELEVANT = frozenset(
     tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_cache use_return_dict
 
     chunk_size_feed_forward gradient_checkpointing initializer_factor initializer_range classifier_dropout
-    is_encoder_decoder is_decoder cross_attention_hidden_size
+    _num_labels is_decoder cross_attention_hidden_size
 
     bad_words_ids begin_suppress_tokens bos_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
@@ -20,7 +20,8 @@ IRRELEVANT = frozenset(
     suppress_tokens temperature top_k top_p typical_p
     """.split()
 )
-_LIBRARY = {"add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {}}  # of every old file
+# Of every model, where it says nothing of its own.
+_LIBRARY = {"is_encoder_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {}}
 _NEEDED = object()
 
 
@@ -85,7 +86,7 @@ class Config:
 
     def finish(self):
         """Raises UserError for an entry that nobody read and that is not known to be without effect; null is unset."""
-        self.only(**_LIBRARY)
+        self.only(**{name: value for name, value in _LIBRARY.items() if name not in self._known})
         for name, value in self.entries.items():
             if name not in self._known and value is not None:
                 self.refuse(name, "we do not know what this entry does")

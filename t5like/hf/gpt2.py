@@ -9,7 +9,8 @@ ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_ex
                "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
 # Of heads that classify; the order of the softmax's arithmetic; n_ctx is what old files call n_positions beside it.
 _IRRELEVANT = ("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-               "summary_use_proj", "reorder_and_upcast_attn", "n_ctx")  # fmt: skip
+               "summary_use_proj", "reorder_and_upcast_attn", "n_ctx",
+    "predict_special_tokens")  # fmt: skip
 
 
 def _model(config, tensors):

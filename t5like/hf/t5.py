@@ -16,6 +16,8 @@ ACTIVATIONS = {
     "gated-silu": ("gated_silu", "silu", True),
 }
 _NAMES = inverse({name: ours for name, (ours, *_) in ACTIVATIONS.items()})
+# In released files, and read by no version of the library: relative positions have no end.
+_OLD = ("n_positions", "scalable_attention")
 # Old files have a bias that cross-attention never used.
 _IGNORED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 
@@ -24,7 +26,9 @@ def _model(config, tied, tied_scale, feed_forward_proj="relu", positions="relati
     activation, function, gated = config.choose("feed_forward_proj", feed_forward_proj, ACTIVATIONS)
     config.only(dense_act_fn=function, is_gated_act=gated)
     config.only(relative_attention_num_buckets=32, relative_attention_max_distance=128)
-    config.only(pad_token_id=0, decoder_start_token_id=0)  # ours pads with 0, and begins with it
+    config.only(
+        is_encoder_decoder=True, pad_token_id=0, decoder_start_token_id=0
+    )  # ours pads with 0, and begins with it
     return EncoderDecoder(
         vocab_size=config.get("vocab_size"),
         d_model=config.get("d_model"),
@@ -116,13 +120,13 @@ def _family(title, model_type, model, architecture, positions="relative", **how)
     return text_family(title, model_type, EncoderDecoder, positions, model, config, _leaves, **how)
 
 
-T5 = _family("T5", "t5", _t5, "T5ForConditionalGeneration")
+T5 = _family("T5", "t5", _t5, "T5ForConditionalGeneration", irrelevant=_OLD)
 MT5 = _family(
     "mT5",
     "mt5",
     _mt5,
     "MT5ForConditionalGeneration",
-    irrelevant=("tie_word_embeddings", "scale_decoder_outputs"),
+    irrelevant=(*_OLD, "tie_word_embeddings", "scale_decoder_outputs"),
 )
 UMT5 = _family(
     "UMT5",
@@ -130,4 +134,5 @@ UMT5 = _family(
     lambda config, tensors: _t5(config, tensors, feed_forward_proj="gated-gelu", positions="relative_per_layer"),
     "UMT5ForConditionalGeneration",
     positions="relative_per_layer",
+    irrelevant=_OLD,
 )

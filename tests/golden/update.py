@@ -13,7 +13,7 @@ from launch.run import registry
 from launch.run.experiment import bound, flatten
 
 HERE = pathlib.Path(__file__).parent
-SHORT = 0.5  # a difference is written if it has fewer lines than this share of the whole
+SHORT = 0.3  # a difference is written if it has fewer lines than this share of the whole
 
 
 def runs() -> list[str]:

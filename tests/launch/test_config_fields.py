@@ -98,3 +98,19 @@ def test_an_entry_that_nobody_knows_is_refused(case):
                 modules(changed)
             (changed[where] if where else changed)["some_new_trick"] = None
             assert modules(changed) == modules(config)
+
+
+def test_what_old_released_files_hold_beside_it():
+    """As t5-small's and CLIP's, of versions that wrote every default of the library, generation's too."""
+    old = {"output_past": True, "pruned_heads": {}, "is_decoder": False, "add_cross_attention": False, "top_k": 50}
+    old |= {"tie_encoder_decoder": False, "task_specific_params": {"translation": {"prefix": "x"}}, "num_beams": 1}
+    assert modules(CONFIGS["t5_v1_0"] | old | {"n_positions": 512}) == modules(CONFIGS["t5_v1_0"])
+    clip = copy.deepcopy(CONFIGS["clip"])
+    for side in ("text_config", "vision_config"):
+        clip[side] |= old | {"tie_word_embeddings": True, "dropout": 0.0}
+        clip[f"{side}_dict"] = None
+    assert modules(clip) == modules(CONFIGS["clip"])
+    with pytest.raises(UserError, match="text_config.add_cross_attention=True is not one of our models"):
+        modules(clip | {"text_config": clip["text_config"] | {"add_cross_attention": True}})
+    with pytest.raises(UserError, match="a T5 with tie_encoder_decoder=True is not one of our models"):
+        modules(CONFIGS["t5_v1_0"] | {"tie_encoder_decoder": True})

@@ -43,10 +43,10 @@ class Caption(ImageText):
 
     def encode(self, params, extra, batch, ctx):
         images = self.views[0](batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
-        _, image, _ = self.apply("encoder", params, {}, images, ctx)
-        _, text, _ = self.apply("text", params, {}, batch["tokens"], ctx)
-        captioner = self.modules()["captioner"][0]
-        x, _ = captioner.apply({"params": params["captioner"]}, text["tokens"], image["patches"])
+        variables = self.variables(params, extra)
+        _, image, _ = self.apply("encoder", variables, images, ctx=ctx)
+        _, text, _ = self.apply("text", variables, batch["tokens"], ctx=ctx)
+        x, _, _ = self.apply("captioner", variables, text["tokens"], image["patches"], ctx=ctx)
         logits, targets = x[:, :-1] @ params["text"]["embed"]["embedding"].T, batch["tokens"][:, 1:]
         weights = (targets > 0) * batch["mask"][:, None]
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

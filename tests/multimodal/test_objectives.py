@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,18 @@ from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.optim import AdamW
-from paradigm.step import init_state, make_train_step
+from paradigm.step import init_state
 from t5like.models import Encoder, gpt
+from t5like.objectives import NextToken
 from t5like.tokenizers import ByteTokenizer
+from tests import contract
 from tests.multimodal import tiny
 from tests.vision import tiny as pictures
 from vision.resnet import resnet
 
 EVALUATE = Context(0, train=False)
 BATCH = tiny.batch_of()(0)
+LIT = (("^encoder/", True),)
 
 
 def params_of(objective, seed=1):
@@ -182,6 +186,10 @@ def test_a_tokenizer_with_a_first_token():
 # ---- Towers ----------------------------------------------------------------------------------------------------------
 
 
+def names(tree):
+    return [name for name, _ in trees.named_leaves(tree)]
+
+
 def shapes(params):
     return {name: x.shape for name, x in trees.named_leaves(params)}
 
@@ -191,10 +199,9 @@ def test_text_towers_have_the_parameters_of_text_models():
     own = shapes(params_of(tiny.clip())["text"])
     style = {"activation": "gelu", "tied": True, "max_length": tiny.LENGTH, **tiny.TOWER}
     model = gpt("tiny", tiny.VOCAB, "gpt2", **style)
-    params = model.init(jax.random.key(0), jnp.ones((1, 4), jnp.int32))["params"]
-    assert own == shapes(params) and tiny.clip().adopt(params) == {"text": params}
-    pairs = jax.eval_shape(tiny.siglip().init, jax.random.key(0))
-    assert tiny.clip().adopt(pairs) is pairs
+    run = shapes(jax.eval_shape(NextToken(model=model, length=4).init, jax.random.key(0)))
+    renamed = {re.sub("^model/", "text/", name): shape for name, shape in run.items()}  # as Init.rename does
+    assert renamed == {f"text/{name}": shape for name, shape in own.items()}
     fields = {"vocab_size": tiny.VOCAB, "positions": "learned", "max_length": tiny.LENGTH, "tied": True}
     encoder = Encoder(**fields, **tiny.TOWER, activation="gelu", norm="layer", bias=True)
     own = shapes(params_of(tiny.siglip())["text"])
@@ -237,52 +244,67 @@ def test_clip_normalises_before_its_blocks():
 # ---- Locked towers ---------------------------------------------------------------------------------------------------
 
 
-def test_a_locked_tower_does_not_move():
-    objective = tiny.clip(locked=["encoder"])
-    optimizer = AdamW(1e-2, weight_decay=0.1, freeze=((r"^encoder/", True),))
-    state = jax.jit(lambda: init_state(objective, optimizer, 0))()
-    after, _ = jax.jit(make_train_step(objective, optimizer))(state, tiny.batch_of()(0))
-    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), state.params, after.params)
-    assert not any(jax.tree.leaves(moved["encoder"]))
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_locked_tower_does_not_move(microbatches):
+    """Neither by its gradient nor by weight decay; all else does."""
+    objective, optimizer = tiny.clip(), AdamW(1e-2, weight_decay=0.1)
+    state = jax.jit(lambda: init_state(objective, optimizer, 0, freeze=LIT))()
+    after, _ = contract.run(objective, optimizer, tiny.batch_of(), 0, 1, state, microbatches=microbatches)
+    assert after.frozen_modules == ("encoder",) and "encoder" not in after.params
+    assert set(names(after.frozen)) == {n for n in names(params_of(objective)) if n.startswith("encoder/")}
+    contract.assert_trees_equal(after.frozen, jax.device_get(state.frozen))
     for name in ("image_head", "text", "text_head", "log_scale"):
-        assert any(jax.tree.leaves(moved[name])), name
-    assert "encoder" not in after.opt_state["mu"]
+        pairs = zip(jax.tree.leaves(after.params[name]), jax.tree.leaves(state.params[name]))
+        assert all(np.any(new != old) for new, old in pairs), name
+    assert not any("encoder/" in name.replace("text/", "") for name in names(after.opt_state))
     spec = objective.batch_spec(8)
-    assert objective.flops(spec) < 0.75 * tiny.clip().flops(spec)
+    assert objective.flops(spec, after.frozen_modules) < 0.75 * objective.flops(spec)
 
 
 def test_the_file_that_locks_the_image_tower_freezes_all_of_it():
     run = registry.parse(["runs/smoke/clip.gin", "objectives/lit.gin"])
-    leaves = run.optimizer.leaves(jax.eval_shape(run.objective.init, jax.random.key(0)))
-    assert run.objective.locked == ("encoder",)
-    assert {leaf.name.split("/")[0] for leaf in leaves if leaf.frozen} == {"encoder"}
-    assert not any(leaf.name.startswith("encoder/") for leaf in leaves if not leaf.frozen)
+    state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, run.seed, run.ema, freeze=run.freeze))
+    every = names(jax.eval_shape(run.objective.init, jax.random.key(0)))
+    assert names(state.frozen) == [name for name in every if name.startswith("encoder/")]
+    assert len(names(state.frozen)) == 24 and state.frozen_modules == ("encoder",)
+    assert names(state.params) == [name for name in every if not name.startswith("encoder/")]
 
 
-def test_locked_parameters_get_no_gradient():
-    batch = tiny.batch_of()(0)
-    params = params_of(tiny.siglip())
-    for locked in (("encoder",), ("text", "text_head")):
-        objective = tiny.siglip(locked=locked)
-        grads = jax.jit(jax.grad(lambda p, o=objective: o.loss(p, {}, batch, EVALUATE).value()))(params)
-        for name, tree in grads.items():
-            assert any(np.any(g) for g in jax.tree.leaves(tree)) == (name not in locked), name
+@pytest.mark.parametrize("locked", [("encoder",), ("text", "text_head")])
+def test_locked_parameters_get_no_gradient(locked):
+    """The others have the gradient that they would have without."""
+    objective, optimizer = tiny.siglip(), contract.UnitStep()
+    _, _, whole = contract.gradients(objective, tiny.batch_of(), "main")
+    freeze = (("^(" + "|".join(locked) + ")/", True),)
+    state = jax.jit(lambda: init_state(objective, optimizer, 0, freeze=freeze))()
+    assert state.frozen_modules == locked
+    grads = contract.run(objective, optimizer, tiny.batch_of(), 0, 1, state)[0].opt_state
+    assert set(grads) == set(whole) - set(locked)
+    for name, tree in whole.items():
+        assert any(np.any(g) for g in jax.tree.leaves(tree)), name
+    contract.assert_trees_close(grads, {name: whole[name] for name in grads}, 1e-5)
 
 
 def test_a_locked_resnet_keeps_its_statistics():
     """And then its examples do not couple, so that microbatches are allowed."""
-    free, locked = (
-        tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125), locked=names) for names in ((), ("encoder",))
+    objective, optimizer = (
+        tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125, image_size=pictures.SIZE)),
+        AdamW(1e-3),
     )
-    assert free.has_batch_norm and not locked.has_batch_norm
+    assert objective.has_batch_norm() and not objective.has_batch_norm(("encoder",))
     with pytest.raises(UserError, match="CLIP couples the examples of a batch"):
-        make_train_step(free, AdamW(1e-3), microbatches=2)
-    params = jax.eval_shape(free.init, jax.random.key(0))
-    extra = jax.eval_shape(lambda: free.init_extra(None, jax.random.key(0)))
-    loss = lambda objective: jax.eval_shape(lambda p, e: objective.loss(p, e, BATCH, Context(0)), params, extra)
-    moments = {f"encoder/{name}" for name, _ in trees.named_leaves(extra["batch_stats"]["encoder"])}
-    assert set(loss(free).stats) == moments and not loss(locked).stats
-    assert locked.update_extra(extra, params, loss(locked), None) is extra
+        pictures.traced(objective, optimizer, microbatches=2)
+    with pytest.raises(UserError, match="CLIP couples the examples of a batch"):  # one kernel of it is not all of it
+        pictures.traced(objective, optimizer, freeze=(("^encoder/stem/", True),), microbatches=2)
+    start = jax.jit(lambda: init_state(objective, optimizer, 0, freeze=LIT))()
+    moments = {f"encoder/{name}" for name in names(start.extra["batch_stats"]["encoder"])}
+    for frozen in ((), ("encoder",)):
+        ctx = Context(0, frozen=frozen)
+        loss = jax.eval_shape(lambda p, e: objective.loss(p, e, BATCH, ctx), start.all_params, start.extra)
+        assert set(loss.stats) == (set() if frozen else moments)
+    after, _ = contract.run(objective, optimizer, tiny.batch_of(), 0, 1, start, microbatches=2)
+    contract.assert_trees_equal((after.frozen, after.extra), jax.device_get((start.frozen, start.extra)))
+    assert np.any(after.params["text_head"]["project"]["kernel"] != start.params["text_head"]["project"]["kernel"])
 
 
 # ---- What does not fit -----------------------------------------------------------------------------------------------
@@ -298,7 +320,6 @@ def test_a_locked_resnet_keeps_its_statistics():
             "the tokenizer has 259 ids but the text tower of CLIP 100: set its vocab_size to 259",
         ),
         ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
-        ({"locked": ("encodr",)}, "CLIP.locked.*encoder"),
         (
             {"text": clip_text("tiny", 300, 8, pool="highest")},
             "captions end with the id 1, which is not the highest",

@@ -39,6 +39,8 @@ MASKS = {
     "causal": (lambda n: AttentionMask(True), False),
     "prefix": (lambda n: AttentionMask(True, jnp.array([3, 5])), True),
     "packed": (lambda n: AttentionMask(True, None, SEGMENTS[:, :n], SEGMENTS[:, :n]), True),
+    "window": (lambda n: AttentionMask(True, window=3), True),
+    "local": (lambda n: AttentionMask(window=3), True),
     "padded": (lambda n: AttentionMask(keys=SEGMENTS[:, :n]), True),
 }
 
@@ -48,7 +50,7 @@ MASKS = {
 def test_the_kernel_is_given_what_the_plain_path_computes(kernel, name, length):
     make, masked = MASKS[name]
     mask, seen = make(length), SEGMENTS[:, None, :length, None] > 0
-    q, k, v = (draw(i, 2, 3, length, 8) for i in range(3))
+    q, k, v = (draw(i, 2, heads, length, 8) for i, heads in enumerate((4, 2, 2)))  # two heads read one key
 
     def both(attend):
         loss = lambda *qkv: jnp.where(seen, attend(*qkv, mask, None, 0.3), 0).astype(jnp.float32).sum()

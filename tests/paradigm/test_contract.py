@@ -183,6 +183,8 @@ def test_clipping_bounds_the_global_norm():
     norm = float(metrics["grad_norm"][0])
     assert norm > 0.1 and norm == float(same["grad_norm"][0])
     contract.assert_trees_close(clipped.opt_state, jax.tree.map(lambda g: g * 0.01 / norm, free.opt_state), 1e-4)
+    below, _ = make_train_step(objective, contract.UnitStep(), clip=2 * norm)(start, batch)
+    contract.assert_trees_equal(below.opt_state, free.opt_state)  # a gradient within the bound is left as it is
 
 
 def test_the_learning_rate_reads_the_step_and_not_a_count():

@@ -71,6 +71,8 @@ def _mae(modules, params, images, golden):
         decoder_width=decoder.width,
         decoder_layers=decoder.layers,
         decoder_heads=decoder.heads,
+        decoder_d_ff=decoder.d_ff,
+        decoder_positions=decoder.positions,
     )
     ids_shuffle = jnp.argsort(jnp.asarray(golden["inputs"]["noise"]), 1)
     (loss, predicted), slopes = _compare(objective, params, images, ids_shuffle)

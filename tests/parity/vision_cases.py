@@ -41,6 +41,10 @@ VIT_MAE = {
     "mask_ratio": 0.75,
     "norm_pix_loss": True,
 }
+# An image that patches do not divide, no bias on query, key and value, another activation.
+VIT_ODD = {**VIT, "image_size": 18, "qkv_bias": False, "hidden_act": "silu", "attention_probs_dropout_prob": 0.2}
+# A decoder of another MLP's width, and tables of positions that are the file's own and no formula's.
+VIT_MAE_ODD = {**VIT_MAE, "num_channels": 3, "decoder_intermediate_size": 20, "qkv_bias": False}
 RESNET_18 = {
     "architectures": ["ResNetModel"],
     "model_type": "resnet",
@@ -54,7 +58,14 @@ RESNET_18 = {
     "downsample_in_bottleneck": False,
 }
 RESNET_50 = {**RESNET_18, "hidden_sizes": [32, 64], "depths": [2, 1], "layer_type": "bottleneck"}
-CONFIGS = {"vit": VIT, "vit_mae": VIT_MAE, "resnet_18": RESNET_18, "resnet_50": RESNET_50}
+CONFIGS = {
+    "vit": VIT,
+    "vit_odd": VIT_ODD,
+    "vit_mae": VIT_MAE,
+    "vit_mae_odd": VIT_MAE_ODD,
+    "resnet_18": RESNET_18,
+    "resnet_50": RESNET_50,
+}
 # Of ViT-MAE's gradient, what is compared: both ends of the chain and what lies between encoder and decoder.
 SLOPES = (
     "vit.embeddings.cls_token",
@@ -73,7 +84,7 @@ def weight(name, shape):
         return np.abs(draw) + np.float32(0.5)
     if len(shape) == 1:
         return draw * np.float32(0.1) + np.float32(name.endswith("weight"))
-    if "embeddings" in name or "token" in name:
+    if "embeddings" in name or "token" in name or "pos_embed" in name:
         return draw * np.float32(0.5)
     return draw / np.float32(np.sqrt(np.prod(shape[1:])))
 
@@ -81,9 +92,9 @@ def weight(name, shape):
 def inputs(case):
     """Arguments of the transformers model, as numpy: pixel_values [B, C, H, W]; for ViT-MAE noise [B, N]."""
     rng = np.random.default_rng(zlib.crc32(case.encode()))
-    side, channels = (32 if case.startswith("resnet") else 16), CONFIGS[case]["num_channels"]
+    side, channels = CONFIGS[case].get("image_size", 32), CONFIGS[case]["num_channels"]
     given = {"pixel_values": rng.standard_normal((2, channels, side, side)).astype(np.float32)}
-    return given | ({"noise": rng.random((2, 16)).astype(np.float32)} if case == "vit_mae" else {})
+    return given | ({"noise": rng.random((2, 16)).astype(np.float32)} if case.startswith("vit_mae") else {})
 
 
 def larger():

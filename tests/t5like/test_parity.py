@@ -46,14 +46,14 @@ def test_greedy_decoding(golden, ours):
     """With our cache, the tokens that the library generates with its own (eos forbidden: it would end too soon)."""
     case, stored = golden
     model, params = ours
-    given = cases.prompt(case)["input_ids"].astype(np.int32)
-    inputs, prompts = (
-        (given, np.zeros((len(given), 1), np.int32)) if "decoder_start_token_id" in stored["config"] else (None, given)
-    )
-    lengths, keys = np.full(len(given), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(given))
-    tokens = decode(
-        ModelAlone(model), {"params": {"model": params}}, prompts, lengths, keys, cases.NEW, NoEos(), -1, inputs, inputs
-    )
+    given = {name: x.astype(np.int32) for name, x in cases.prompt(case).items()}
+    prompts, more = given["input_ids"], {}
+    if "decoder_start_token_id" in stored["config"]:
+        more = {"inputs": prompts, "input_segments": given["attention_mask"]}
+        prompts = np.zeros((len(prompts), 1), np.int32)
+    lengths, keys = np.full(len(prompts), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(prompts))
+    variables = {"params": {"model": params}}
+    tokens = decode(ModelAlone(model), variables, prompts, lengths, keys, cases.NEW, NoEos(), -1, **more)
     assert np.array_equal(tokens, stored["generated"])
     assert case in REPEATING or len(np.unique(tokens)) > 3
 

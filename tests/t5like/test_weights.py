@@ -48,7 +48,7 @@ def write(path, model, params, **entries):
 
 
 def same_meaning(a, b):
-    [family, *_] = files.family_of({"model": a}, hf.FAMILIES)
+    family, _ = files.config_of({"model": a}, hf.FAMILIES)
     return not files.differences(family, {"model": a}, {"model": b})
 
 
@@ -139,6 +139,45 @@ def test_old_names_copies_and_leftovers(tmp_path):
         read(released("t5_v1_0", tmp_path, **{"lm_head.weight": embedding + 1}))
 
 
+def test_old_llamas_hold_frequencies_and_bare_ones_no_prefix(tmp_path):
+    wanted = read(released("llama_31", tmp_path))[1]
+    golden = cases.load("llama_31")
+    old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32) for n in range(3)}
+    assert equal(read(make.released(golden | {"weights": golden["weights"] | old}, tmp_path))[1], wanted)
+    bare = {name.removeprefix("model."): x for name, x in golden["weights"].items()}
+    assert equal(read(make.released(golden | {"weights": bare}, tmp_path))[1], wanted)
+
+
+def test_what_a_mistral_leaves_out(tmp_path):
+    """Its library's defaults are a window of 4096 and 8 key heads; null is no window, and a key head for each head."""
+    family = {f.model_type: f for f in hf.FAMILIES}["mistral"]
+    config = {k: v for k, v in cases.MISTRAL.items() if k not in ("sliding_window", "num_key_value_heads")}
+    config |= {"num_attention_heads": 16}
+    model = lambda **more: family.modules(files.Config(config | more, family.title), {})["model"]
+    assert (model().window, model().kv_heads) == (4096, 8)
+    bare = model(sliding_window=None, num_key_value_heads=None)
+    assert (bare.window, bare.kv_heads) == (None, 16)
+
+
+@pytest.mark.parametrize(
+    "fields, model_type",
+    [
+        ({}, "llama"),
+        ({"kv_heads": 1, "bias": True, "qkv_bias": False, "out_bias": False}, "llama"),
+        ({"window": 5}, "mistral"),
+        ({"qkv_bias": True}, "qwen2"),
+        ({"qkv_bias": True, "window": 5}, "qwen2"),
+        ({"qk_norm": True}, "qwen3"),
+        ({"qk_norm": True, "window": 5}, "qwen3"),
+    ],
+)
+def test_a_decoder_is_written_as_the_family_that_can_say_it(fields, model_type, tmp_path):
+    model = gpt("tiny", 40, **SMALL, **fields)
+    write(tmp_path, model, random_params(model))
+    assert json.loads((tmp_path / files.CONFIG).read_text())["model_type"] == model_type
+    assert same_meaning(model, read(tmp_path)[0])
+
+
 def test_version_5_says_tied_where_it_is_not(tmp_path):
     """It writes tie_word_embeddings=True for every T5; scale_decoder_outputs and the file itself tell."""
     config = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
@@ -150,9 +189,10 @@ def test_version_5_says_tied_where_it_is_not(tmp_path):
         read(released("t5_v1_1", tmp_path, drop=["lm_head.weight"]))
 
 
-def test_shards_and_half_precision(tmp_path):
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16])
+def test_shards_and_half_precision(kind, tmp_path):
     golden = cases.load("llama")
-    half = {name: x.astype(ml_dtypes.bfloat16) for name, x in golden["weights"].items()}
+    half = {name: x.astype(kind) for name, x in golden["weights"].items()}
     names = list(half)
     (tmp_path / files.CONFIG).write_text(json.dumps(golden["config"]))
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}

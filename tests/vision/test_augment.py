@@ -267,3 +267,7 @@ def test_views_without_a_size_have_the_encoders():
         assert pair.augment == augment.moco_v3_views(size)
     small = SimCLR(encoder=encoder, augment=augment.simclr_views(32, centre=0.5))
     assert (small.augment.size, small.augment.centre, small.host_image_size) == (32, 0.5, 112)
+    image, aspect = jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.ones(2)
+    for view in (augment.no_views().plain, lambda *rest: Augment()(*rest, keys(2))):
+        with pytest.raises(UserError, match="^Augment.size is not set: an objective gives it its encoder's"):
+            view(image, aspect)

@@ -19,9 +19,10 @@ VIEWS = tiny.views(jitter=0.8, strength=(0.4, 0.4, 0.4, 0.1))
 
 def simclr(**changes):
     # Without LayerNorm's last bias, whose gradient is nothing but rounding: the head's BatchNorm takes it off again.
+    # It takes off what all views have in common too, and leaves its rounding: these are cut small, to be unlike.
     fields = {
         "encoder": tiny.encoder(norm="rms"),
-        "augment": tiny.views(),
+        "augment": tiny.views(scale=(0.1, 1.0)),
         "host_image_size": tiny.HOST_SIZE,
         "output": 16,
     }
@@ -42,7 +43,8 @@ def test_sharding(mesh):
 
 
 def test_sharding_with_batch_norm_in_the_encoder():
-    contract.check_sharding(simclr(encoder=tiny.small_resnet()), tiny.masked)
+    # Larger cuts: small ones are nearly flat, and its norms divide by what contrast is left.
+    contract.check_sharding(simclr(encoder=tiny.small_resnet(), augment=tiny.views()), tiny.masked)
 
 
 def test_abstract():

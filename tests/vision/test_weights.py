@@ -74,7 +74,7 @@ def test_a_fixed_table_is_read_as_a_learned_one(tmp_path):
     np.testing.assert_allclose(hidden(found, again), hidden(modules, params), atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["vit", "vit_mae"])
+@pytest.mark.parametrize("case", ["vit", "vit_odd", "vit_mae", "vit_mae_odd"])
 def test_what_is_read_is_written(case, tmp_path):
     """Our file holds the released file's tensors, bit for bit, in the released names; and its config."""
     golden = cases.load(case)
@@ -85,7 +85,7 @@ def test_what_is_read_is_written(case, tmp_path):
     kept = {name for name in theirs if not name.startswith("pooler")}
     assert ours.keys() == kept
     for name in kept:
-        exact = not name.endswith(("position_embeddings", "decoder_pos_embed")) or case == "vit"
+        exact = not name.endswith(("position_embeddings", "decoder_pos_embed")) or case != "vit_mae"
         np.testing.assert_allclose(ours[name], theirs[name], atol=0 if exact else 1e-6, err_msg=name)
     config = json.loads((target / files.CONFIG).read_text())
     assert {k: config[k] for k in golden["config"]} == golden["config"]
@@ -111,15 +111,43 @@ def test_prefixes_heads_and_the_newest_names(tmp_path):
     assert equal(read(released("vit_mae", tmp_path, rename=newest))[1], wanted)
 
 
-def test_half_precision(tmp_path):
-    golden = cases.load("vit_mae")
-    half = {name: x.astype(ml_dtypes.bfloat16) for name, x in golden["weights"].items()}
-    (tmp_path / files.CONFIG).write_text(json.dumps(golden["config"]))
-    save_file(half, tmp_path / files.TENSORS)
-    _, params = read(tmp_path)
-    found = params["encoder"]["class_token"]
-    assert found.dtype == np.float32
-    assert np.array_equal(found, half["vit.embeddings.cls_token"].astype(np.float32))
+def half(golden, directory, kind):
+    """The golden as a file of half precision, and its tensors as float32."""
+    tensors = {name: x.astype(kind) for name, x in golden["weights"].items()}
+    (directory / files.CONFIG).write_text(json.dumps(golden["config"]))
+    save_file(tensors, directory / files.TENSORS)
+    return {name: x.astype(np.float32) for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_keeps_the_files_own_numbers(kind, tmp_path):
+    """Tables of positions too: rounded, they are no longer the formula's, and the library computes with them."""
+    tensors = half(cases.load("vit_mae"), tmp_path, kind)
+    modules, params = read(tmp_path)
+    assert modules["encoder"].positions == modules["decoder"].positions == "learned"
+    for name, found in (
+        ("vit.embeddings.cls_token", params["encoder"]["class_token"]),
+        ("vit.embeddings.position_embeddings", params["encoder"]["positions"]["embedding"]),
+        ("decoder.decoder_pos_embed", params["decoder"]["positions"]["embedding"]),
+    ):
+        assert found.dtype == np.float32 and np.array_equal(found.ravel(), tensors[name].ravel()), name
+    hf.write(tmp_path / "out", modules, params)
+    ours = load_file(tmp_path / "out" / files.TENSORS)
+    assert all(np.array_equal(ours[name], x) for name, x in tensors.items())
+
+
+def test_a_decoder_of_any_width_and_the_formulas_tables(tmp_path):
+    modules, _ = read(released("vit_mae", tmp_path))
+    assert (modules["encoder"].positions, modules["decoder"].positions) == ("sincos", "sincos")
+    modules, _ = read(released("vit_mae_odd", tmp_path))
+    assert modules["decoder"].hidden == 20 and modules["decoder"].positions == "learned"
+    fixed = {"encoder": modules["encoder"].clone(positions="sincos")}
+    fixed["decoder"] = modules["decoder"].clone(encoder=fixed["encoder"])
+    with pytest.raises(UserError, match="position_embeddings is not the table .* give one with positions='learned'"):
+        read(tmp_path, fixed)
+    fixed = {**modules, "decoder": modules["decoder"].clone(positions="sincos")}
+    with pytest.raises(UserError, match="decoder_pos_embed is not the table of fixed sine and cosine positions"):
+        read(tmp_path, fixed)
 
 
 def broken(case, match, **changes):

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from paradigm.attention import AttentionMask
 from paradigm.capabilities import Reconstructing
-from paradigm.errors import UserError
+from paradigm.errors import UserError, choose
 from paradigm.layers import Dense, Embed
 from paradigm.objective import Loss, Term
 from paradigm.partition import BATCH, constrain
@@ -73,7 +73,8 @@ class MAE(Reconstructing, ImageObjective):
     """Pixels of masked patches from the visible ones.
 
     encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. norm_pixels: targets are
-    normalised patch by patch. decoder_width, decoder_layers, decoder_heads: of the decoder, for pre-training alone.
+    normalised patch by patch. decoder_width, decoder_layers, decoder_heads, decoder_d_ff, decoder_positions: of the
+    decoder (see Decoder), for pre-training alone.
 
     Raises UserError when the ratio leaves no patch to see or none to predict.
     """
@@ -83,6 +84,8 @@ class MAE(Reconstructing, ImageObjective):
     decoder_width: int = 512
     decoder_layers: int = 8
     decoder_heads: int = 16
+    decoder_d_ff: int | None = None
+    decoder_positions: str = "sincos"
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,6 +101,7 @@ class MAE(Reconstructing, ImageObjective):
                 f"MAE: an image of {size} x {size} does not divide into patches of {patch} x {patch}, and what is left "
                 f"over would not be predicted: choose an image_size such as {near}, or a patch that divides {size}"
             )
+        choose("MAE.decoder_positions", self.decoder_positions, dict.fromkeys(("sincos", "learned")))
         if self.norm_pixels and self.encoder.patch**2 * self.encoder.channels < 2:
             raise UserError("MAE.norm_pixels=True, but a patch is one number, which has no deviation: set it to False")
         if not 0 < self.kept < self.patches:
@@ -118,7 +122,8 @@ class MAE(Reconstructing, ImageObjective):
 
     @property
     def decoder(self):
-        return Decoder(self.encoder, self.decoder_width, self.decoder_layers, self.decoder_heads)
+        sizes = (self.decoder_width, self.decoder_layers, self.decoder_heads, self.decoder_d_ff)
+        return Decoder(self.encoder, *sizes, self.decoder_positions)
 
     def modules(self):
         latent = jnp.zeros((1, 1 + self.kept, self.encoder.d_model))

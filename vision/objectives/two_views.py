@@ -14,6 +14,7 @@ class TwoViews(ImageObjective):
     """
 
     def __post_init__(self):
+        super().__post_init__()
         sizes = [len(group) for group, count in self.groups for _ in range(count)]
         if sizes != [1, 1]:
             raise UserError(
