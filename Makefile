@@ -21,7 +21,7 @@ test: venv
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: venv  # slow tests too, compiled as a run is
-	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' $(PY) -m pytest -n 2 --dist loadfile
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: venv
 	$(VENV)/bin/ruff check .
@@ -31,11 +31,10 @@ golden: venv  # the flat form of every run file, after a change of defaults that
 	$(PY) -m tests.golden.update
 
 PARITY = .venv-parity
-parity: venv  # runs the reference implementations live and writes what tests/t5like/test_parity.py compares with
+parity: venv  # runs the reference implementations live and writes the goldens of tests/parity
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/pip install --quiet torch transformers safetensors numpy
 	$(PY) -m tests.parity.make --reference=$(PARITY)/bin/python
-	$(PY) -m tests.multimodal.parity --reference=$(PARITY)/bin/python
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info

@@ -36,11 +36,11 @@ def main(argv):
 
 
 def measure(folder):
-    raw_length = SpanNoise(10_000, 100, LENGTH.value).raw_length
+    raw_length = SpanNoise(None, LENGTH.value).raw_length
     source = DATA.value
     recipe = TextData(source) if (pathlib.Path(source) / META).exists() else TextData(source, TOKENIZER.value)
     prepared = recipe.build(pathlib.Path(folder) / "data", raw_length, progress=False)
-    noise = SpanNoise(prepared.tokenizer.vocab_size, prepared.tokenizer.extra_ids, LENGTH.value)
+    noise = SpanNoise(prepared.tokenizer.vocabulary, LENGTH.value)
     dataset = Dataset(prepared.source("train"), noise, BATCH.value)
     with batches(dataset, workers=WORKERS.value) as stream:
         for _ in range(WARMUP):
@@ -56,7 +56,7 @@ def measure(folder):
         "benchmark": "input",
         "objective": "span_corruption",
         "data": source,
-        "inputs": batch["inputs"].shape[1],
+        "inputs": batch["encoder_inputs"].shape[1],
         "targets": batch["targets"].shape[1],
         "window": raw_length,
         "batch_size": BATCH.value,

@@ -4,11 +4,11 @@
     python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
-T5 v1.0 and v1.1, mT5, GPT-2 (`gpt.style = 'gpt2'`) and Llama (`gpt.style = 'rope'`); ViT-MAE, and the ViT of any other
-image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the weights that evaluation uses, the
-average where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what
-AutoTokenizer reads. The second writes a checkpoint of parameters alone, and prints the modules that a gin file has to
-describe; --init_from reads such a directory itself too. Nothing is written over.
+T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = 'rope'`), Mistral, Qwen2 and Qwen3;
+ViT-MAE, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the
+weights that evaluation uses, the average where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and
+beside the weights what AutoTokenizer reads. The second writes a checkpoint of parameters alone, and prints the modules
+that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
 import pathlib

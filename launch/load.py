@@ -27,6 +27,8 @@ def load(workdir, step=None):
     import jax
 
     from launch.run import registry
+    from launch.run.data import vocabulary_of_run
+    from launch.run.experiment import bound
     from launch.storage import filesystem
     from launch.storage.workdir import open_run
     from paradigm import trees
@@ -37,6 +39,7 @@ def load(workdir, step=None):
     step, arrays, meta = checkpoints.arrays(step, only=("params", "extra"))
     where = checkpoints.directory / str(step)
     experiment = registry.parse_text(meta["config"], name=f"the configuration in {where}")
+    experiment = bound(experiment, vocabulary_of_run(workdir))
     e = experiment
     wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema, freeze=e.freeze))
     place = lambda abstract, found: jax.tree.map(jax.numpy.asarray, trees.merge_strict(abstract, found, str(where)))
@@ -69,13 +72,12 @@ class Run:
     @property
     def tokenizer(self):
         """The one that the run was trained with."""
-        from launch.storage.sync import at_hand
-        from t5like.tokenizer import load_tokenizer
+        from launch.run.data import tokenizer_of
 
-        if not (self.workdir / "tokenizer").is_dir():
+        found = tokenizer_of(self.workdir)
+        if found is None:
             raise UserError(f"{self.workdir}: its tokenizer/, which belongs to the run, is gone: put it back")
-        with at_hand(self.workdir / "tokenizer") as directory:
-            return load_tokenizer(directory)
+        return found
 
     def variables(self, which=None):
         """Variables for apply: "online", "ema" or "teacher"; None for what evaluation uses (ema, if kept)."""

@@ -22,8 +22,13 @@ OUT = flags.DEFINE_string("out", None, "The directory to write. One that holds o
 TOKENIZER = flags.DEFINE_string(
     "tokenizer",
     _DEFAULT.tokenizer,
-    "bytes, sentencepiece:SIZE (learnt from the text), a .model file, or a saved tokenizer.",
+    "bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the text); a SentencePiece model, "
+    "tokenizer.json, merges.txt beside vocab.json, or vocab.txt; a directory with one of these or a saved tokenizer.",
 )
+EXTRA_IDS = flags.DEFINE_integer(
+    "extra_ids", None, "Sentinels; 100 unless given, and none above a tokenizer's file that is not like T5's.", 0
+)
+SPECIALS = flags.DEFINE_list("specials", [], "Ids to give the tokenizer, as in mask,cls,sep,bos.")
 WINDOW = flags.DEFINE_integer(
     "window", 568, "Tokens a window: what the objective reads (568 fills the 512 inputs of T5's span corruption)."
 )
@@ -62,6 +67,8 @@ def main(argv):
         field=FIELD.value,
         extensions=tuple(EXTENSIONS.value),
         invalid_utf8=INVALID_UTF8.value,
+        extra_ids=EXTRA_IDS.value,
+        specials=tuple(SPECIALS.value),
     )
     prepare(recipe, OUT.value, workers=WORKERS.value)
 

@@ -69,6 +69,7 @@ def main(argv):
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     run = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
     if DRY_RUN.value:
+        run = experiment.bound(run)
         experiment.validate(run, dry_run.stand_in_devices(run.mesh))
         print(dry_run.report(run))
         return

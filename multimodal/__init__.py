@@ -4,7 +4,6 @@
 CONFIGURABLE = {
     "data": ("PairData",),
     "towers": ("clip_vit", "clip_text", "siglip_text"),
-    "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "views": ("clip_views", "siglip_views"),
     "zero_shot": ("ZeroShot", "Retrieval"),
     "visualize": ("Similarity", "Retrieved"),

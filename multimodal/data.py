@@ -15,7 +15,7 @@ import numpy as np
 from multimodal.sources import open_pairs
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
-from t5like.tokenizer import announced_size, get_tokenizer, load_tokenizer
+from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
 
@@ -37,7 +37,8 @@ class PairData:
         otherwise Shapes.label decides. classes: names of the numbers that tar files have.
     group: column whose lines are held out together. split: column that says train, valid or test. valid: share of the
         groups that is held out where nothing else is. valid_glob: names of tar files to hold out instead.
-    tokenizer: bytes, sentencepiece:SIZE (learnt from the training captions) or the path of a saved one.
+    tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the training captions); or the path of
+        one (see t5like/tokenizers).
     channels: 3 or 1. on_broken: a pair without its picture or its text is 'replace'd by another, counted and named, or
         'refuse'd. max_pixels: a larger picture is refused unread. shapes: settings of the source of that name.
 
@@ -81,11 +82,9 @@ class PairData:
         if not 0 < self.max_pixels <= PILLOW_PIXELS:
             raise UserError(f"PairData.max_pixels={self.max_pixels}: it must lie in 1 .. {PILLOW_PIXELS:,}")
 
-    @property
     def vocabulary(self):
-        """(ids, what says so) of the captions' tokenizer; None where only `build` can tell."""
-        size = announced_size(self.tokenizer, self.extra_ids)
-        return size and (size, f"PairData.tokenizer={self.tokenizer!r}")
+        """The captions' Vocabulary, known before they are read; None where its tokenizer is not on this machine."""
+        return vocabulary_of(self.tokenizer, self.extra_ids)
 
     def build(self, cache_dir=None, window=None, progress=True, workers=None):
         """The PreparedPairs of this recipe. cache_dir: where the tokenizer and an index are kept; None keeps nothing.
@@ -107,8 +106,7 @@ class PairData:
 
     def _tokenizer(self, train, cache_dir, progress):
         """The tokenizer, learnt once for a directory."""
-        learnt = self.tokenizer.startswith("sentencepiece:")
-        if not learnt or cache_dir is None:
+        if not is_learnt(self.tokenizer) or cache_dir is None:
             return get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=self.extra_ids)
         directory = pathlib.Path(cache_dir)
         meta, wanted = directory / _META, {"tokenizer": self.tokenizer}

@@ -9,7 +9,7 @@ L = length):
     tokens    int32   [B, L]         [begin] ids of one caption, the end id, then padding; none lacks its end
     cut       float32 [B]            1 where the caption was longer than that and lost its last ids, else 0
 
-The padding id is 0 and the end id 1 where the data's tokenizer made the ids, and nothing stands before them.
+Begin, end and padding are the vocabulary's bos (where it has one), end and pad.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
-from t5like.tokenizer import EOS, PAD
+from t5like.vocabulary import Vocabulary
 from vision.preprocess import PreprocessImage
 
 
@@ -27,14 +27,16 @@ class PreprocessPair:
     """The preprocessing of every objective on pairs (see the top of this file).
 
     image: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
-    it (encode, eos_id, pad_id, and bos_id where captions begin with an id); None takes the ids that the data brought.
+    it; None takes the ids that the data brought. vocabulary: of those ids.
 
-    Of several captions, training takes one by the example's own rng, and validation the first.
+    Of several captions, training takes one by the shared stream "caption", so that all parts of a combination see the
+    same one, and validation the first.
     """
 
     image: PreprocessImage
     length: int
     tokenizer: Any = None
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self):
         if self.length < 2:
@@ -51,21 +53,21 @@ class PreprocessPair:
             found = (example["caption"],)
         if not found:
             raise UserError(f"a record has no {field}, only {', '.join(sorted(example))}: PairData gives them")
-        chosen = found[int(rng.integers(len(found))) if train and len(found) > 1 else 0]
-        row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length)
+        chosen = found[int(rng.shared("caption").integers(len(found))) if train and len(found) > 1 else 0]
+        row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length, self.vocabulary)
         return {**self.image(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
 
     def tokens(self, text, tokenizer=None):
         """(int32 [L], whether text was left out) of a text, by this object's tokenizer or else the given one."""
         t = self.tokenizer or tokenizer
-        return to_row(t.encode(text), self.length, getattr(t, "bos_id", None), t.eos_id, t.pad_id)
+        return to_row(t.encode(text), self.length, t.vocabulary)
 
 
-def to_row(ids, length, begin=None, end=EOS, pad=PAD):
+def to_row(ids, length, vocabulary):
     """(int32 [length]: [begin] ids end pad ..., whether ids were left out). The end is kept whatever is cut."""
-    first = [] if begin is None else [begin]
+    first = [] if vocabulary.bos is None else [vocabulary.bos]
     room = length - len(first) - 1
-    kept = [*first, *ids[:room], end]
-    row = np.full(length, pad, np.int32)
+    kept = [*first, *ids[:room], vocabulary.end]
+    row = np.full(length, vocabulary.filler, np.int32)
     row[: len(kept)] = kept
     return row, len(ids) > room

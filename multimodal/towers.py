@@ -1,13 +1,7 @@
 """Two towers and a shared space: image encoders as CLIP has them, a text encoder, and the heads of both.
 
-An image tower is any encoder of `vision`: images -> (pooled [B, D], intermediates). A text tower is tokens -> (pooled
-[B, D], intermediates). A head takes either to [B, E].
-
-Parameter paths of a text tower (n layers stacked in front):
-
-    embed/embedding [V, D], positions/embedding [L, D]
-    decoder/layers/..., decoder/norm/...    when causal: the names of t5like's Decoder, whose weights fit
-    encoder/layers/..., encoder/norm/...    otherwise: those of its Encoder
+An image tower is any encoder of `vision`: images -> (pooled [B, D], intermediates). A text tower is a t5like.pooled
+model: tokens -> (pooled [B, D], intermediates). A head takes either to [B, E].
 """
 
 from typing import Any
@@ -16,10 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.attention import AttentionMask
-from paradigm.errors import UserError, build, choose
-from paradigm.layers import Dense, Embed
+from paradigm.errors import build, choose
+from paradigm.layers import Dense
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import MLP, Architecture, Attention, Stack
+from paradigm.transformer import MLP, Architecture, Attention
+from t5like.pooled import PooledText
 from vision.vit import VIT_SIZES, ViT
 
 PROJECTIONS = {"linear": False, "affine": True, "none": None}  # whether the projection has a bias
@@ -37,85 +32,16 @@ class ClipViT(ViT, kw_only=True):
     eps: float = 1e-5
 
 
-class Table(Embed):
-    """An Embed whose table is gathered before it is read: rows of a table that is cut by columns would be spread over
-    them, and bringing them back to their examples costs more (XLA's partitioner then keeps a copy of the batch)."""
+class TextTower(PooledText, kw_only=True):
+    """A pooled text model with CLIP's settings (openai/CLIP model.py)."""
 
-    @nn.compact
-    def __call__(self, ids):
-        table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
-        return constrain(table.astype(self.dtype), None, None)[ids]
-
-
-class TextTower(Architecture, kw_only=True):
-    """Tokens int32 [B, L] -> (pooled [B, D], intermediates).
-
-    vocab_size: V. layers: how many. length: L, of the table of positions.
-    causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
-    pool: end, the output at the first `end_id` (the last place where there is none); highest, at the first of a row's
-        highest id, which is the end of a caption where no id lies above the end's (openai/CLIP model.py); or last, that
-        of the last place, which is padding after all but the longest captions and, without causality, has seen them
-        whole.
-    embed_std, position_std: of the two tables.
-    remat, scan: see Stack.
-
-    intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
-    """
-
-    vocab_size: int
-    layers: int
-    length: int
-    causal: bool = True
-    pool: str = "end"
-    end_id: int = 1
     embed_std: float = 0.02
-    position_std: float = 0.01
+    position_std: float | None = 0.01
     norm: str = "layer"
     eps: float = 1e-5
     bias: bool = True
     activation: str = "quick_gelu"
-    init_std: float | str | None = None
     dropout_style: str = "gpt2"
-    remat: str = "none"
-    scan: bool = True
-
-    @property
-    def features(self):
-        """D of the pooled output."""
-        return self.d_model
-
-    @nn.nowrap
-    def stack(self, **changes):
-        return Stack(**self.shared(layers=self.layers, remat=self.remat, scan=self.scan) | changes)
-
-    @nn.compact
-    def __call__(self, tokens, *, keys=None):
-        """keys: typed PRNG keys [B] for dropout, or None. Raises UserError for more tokens than there are positions."""
-        if tokens.shape[1] > self.length:
-            raise UserError(f"captions of {tokens.shape[1]} tokens, and the text tower has {self.length} positions")
-        x = Table(self.vocab_size, self.d_model, self.embed_std, self.dtype, name="embed")(tokens)
-        places = jnp.arange(tokens.shape[1])
-        x = x + Embed(self.length, self.d_model, self.position_std, self.dtype, name="positions")(places)
-        stack = self.stack(name="decoder" if self.causal else "encoder")
-        x, intermediates = stack(constrain(x, BATCH, None, None), AttentionMask(self.causal), keys=keys)
-        return self._pooled(x, tokens), {"tokens": x, **intermediates}
-
-    @nn.nowrap
-    def _pooled(self, x, tokens):
-        """[B, L, D] -> [B, D]."""
-        if self.pool == "last":
-            return x[:, -1]
-        if self.pool == "highest":
-            place = jnp.argmax(tokens, axis=1)
-        else:
-            ends = tokens == self.end_id
-            place = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
-        return constrain(jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0], BATCH, None)
-
-    @nn.nowrap
-    def flops(self, batch):
-        """Forward FLOPs of the products for captions of `length` tokens, all pairs of positions counted."""
-        return self.stack(parent=None).flops(batch, self.length)
 
 
 class Head(nn.Module):
@@ -190,14 +116,14 @@ def clip_vit(size, image_size=224, patch=16, **overrides: Any):
     return model
 
 
-def clip_text(size, vocab_size, length=77, **overrides: Any):
+def clip_text(size, vocab_size=None, length=77, **overrides: Any):
     """CLIP's text tower: causal, pooled at the end token (Radford et al. 2021, section 2.4; openai/CLIP model.py).
 
     First weights are openai/CLIP's but for an MLP's first kernel: width ** -0.5, where it has (2 width) ** -0.5.
 
     Args:
         size: tiny, b, l, h: the image tower that it goes with.
-        vocab_size: the tokenizer's. length: tokens of a caption.
+        vocab_size: rows of its table; None: as many as the vocabulary has ids. length: tokens of a caption.
         overrides: any field of TextTower.
 
     Raises:
@@ -205,10 +131,10 @@ def clip_text(size, vocab_size, length=77, **overrides: Any):
     """
     d_model, layers, heads = choose("CLIP text size", str(size).lower(), CLIP_TEXT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "heads": heads, "d_ff": 4 * d_model, "init_std": d_model**-0.5}
-    return _text_tower(fields | {"vocab_size": vocab_size, "length": length}, overrides)
+    return _text_tower(fields | {"vocab_size": vocab_size, "max_length": length}, overrides)
 
 
-def siglip_text(size, vocab_size, length=64, **overrides: Any):
+def siglip_text(size, vocab_size=None, length=64, **overrides: Any):
     """SigLIP's text tower: every token sees all, pooled at the last place (Zhai et al. 2023, section 4; big_vision).
 
     Args: as `clip_text`; size is a ViT's, since both towers are of one.
@@ -216,7 +142,7 @@ def siglip_text(size, vocab_size, length=64, **overrides: Any):
     d_model, layers, d_ff, heads = choose("ViT size", str(size).lower(), VIT_SIZES)
     fields = {"d_model": d_model, "layers": layers, "heads": heads, "d_ff": d_ff, "init_std": "xavier"}
     fields |= {"embed_std": d_model**-0.5, "position_std": d_model**-0.5, "causal": False, "pool": "last"}
-    fields |= {"eps": 1e-6, "activation": "gelu", "vocab_size": vocab_size, "length": length}
+    fields |= {"eps": 1e-6, "activation": "gelu", "vocab_size": vocab_size, "max_length": length}
     return _text_tower(fields, overrides)
 
 

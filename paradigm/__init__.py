@@ -4,5 +4,5 @@
 CONFIGURABLE = {
     "combine": ("Sum", "Alternate", "Stages"),
     "schedule": ("Constant", "Linear", "Cosine", "Steps", "Rsqrt", "WSD"),
-    "optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon"),
+    "optim": ("AdamW", "Adafactor", "Lion", "SGD", "LARS", "Muon", "LayerDecay"),
 }

@@ -40,7 +40,7 @@ class TextScoring(Capability):
 
 
 class Infilling(HasModel):
-    """Writes what blanks hide: its batches hold `inputs` and `targets`, and `model` is an EncoderDecoder."""
+    """Writes what blanks hide: its batches are a text's (t5like/corrupt.py), and `model` is an EncoderDecoder."""
 
     can = "fill blanks"
 
@@ -48,7 +48,7 @@ class Infilling(HasModel):
 class Generating(HasModel, TextScoring):
     """Predicts a text from left to right. model: a Decoder. prefix: whether it sees a prompt both ways.
 
-    Its batches hold `tokens` and `segments` int32 [B, L], and tokens are what is scored.
+    Its batches hold `inputs`, `targets` and `segments` int32 [B, L] (t5like/corrupt.py); targets are what is scored.
     """
 
     can = "continue a text"

@@ -17,7 +17,10 @@ from paradigm.schedule import as_schedule
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessParts:
-    """Runs the preprocess of each part named, on the same example, under 'part/key'."""
+    """Runs the preprocess of each part named, on the same example, under 'part/key', each with random draws of its own.
+
+    What they draw by rng.shared(name) is one draw for all of them (see paradigm.dataset.ExampleRng).
+    """
 
     parts: tuple  # ((name, preprocess), ...)
     choose: Any = None  # step -> names of the parts that are read; None: all
@@ -27,7 +30,7 @@ class PreprocessParts:
         out = {}
         for name, preprocess in self.parts:
             if names is None or name in names:
-                out.update({f"{name}/{k}": v for k, v in preprocess(example, rng, step, train).items()})
+                out.update({f"{name}/{k}": v for k, v in preprocess(example, rng.part(name), step, train).items()})
         return out
 
 
@@ -45,6 +48,13 @@ class Combined(Objective):
             )
         if "ema" in names:
             raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
+
+    def bind(self, vocabulary):
+        return dataclasses.replace(self, parts=tuple((name, part.bind(vocabulary)) for name, part in self.parts))
+
+    @property
+    def data_vocabulary(self):
+        return next((v for _, part in self.parts if (v := part.data_vocabulary) is not None), None)
 
     @property
     def full_batch(self):

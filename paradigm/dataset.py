@@ -1,7 +1,8 @@
 """Index-pure data sets: example(i) and batch(step) are functions of (seed, i) and of nothing that happened before.
 
 A training stream has no end and no state: its position is a number. Restarts, worker counts and host counts therefore
-cannot change it. A source is anything with
+cannot change it. What is random in an example comes from its ExampleRng, by (seed, index, who draws). A source is
+anything with
 
     __len__()                                number of records
     __getitem__(position) -> dict            one record as numpy arrays; raises if the record is broken
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from paradigm.storage import retry
 
 ROUNDS = 4  # of the shuffle's network, each of two halves
 ATTEMPTS = 16  # draws for the place of a broken record before the source is given up
-_EXAMPLE, _REPLACE, _EPOCH, _BATCH, _SHARE = range(1, 6)  # what a hash is for: streams of one seed never meet
+_EXAMPLE, _REPLACE, _EPOCH, _BATCH, _SHARE, _SHARED, _PART = range(1, 8)  # what a hash is for
 
 
 # ------------------------------------------------------------------------------------------------ hashing and shuffling
@@ -87,10 +89,39 @@ class _Words(np.random.bit_generator.ISeedSequence):
         return self.words
 
 
+def _seeds(*words):
+    """uint64 [..., 4]: what a bit generator needs, for each element of the broadcast words."""
+    return mix64(*(np.asarray(w)[..., None] if np.ndim(w) else w for w in words), np.arange(4, dtype=np.uint64))
+
+
 def generators(*words):
     """One numpy Generator for each element of the broadcast words: a pure function of them."""
-    seeds = mix64(*(np.asarray(w)[..., None] if np.ndim(w) else w for w in words), np.arange(4, dtype=np.uint64))
-    return [np.random.Generator(np.random.PCG64(_Words(s))) for s in seeds.reshape(-1, 4)]
+    return [np.random.Generator(np.random.PCG64(_Words(s))) for s in _seeds(*words).reshape(-1, 4)]
+
+
+class ExampleRng(np.random.Generator):
+    """The randomness of one example on the host. Nothing that somebody draws changes what another one gets.
+
+    It is itself the stream of whoever it was handed to. `part(name)` is the same for a part of a combination, which
+    draws apart from all others: two parts mask other tokens. `shared(name)` is a stream of that name, begun anew at
+    each call and alike for all parts: what is chosen of the example itself, such as one of its captions, is then one
+    choice.
+
+    words: ints that tell the example apart. path: names of the parts that lead here.
+    """
+
+    def __init__(self, *words, path=(), seeds=None):
+        marks = [x for name in path for x in (_PART, zlib.crc32(name.encode()))]
+        super().__init__(np.random.PCG64(_Words(_seeds(*words, *marks) if seeds is None else seeds)))
+        self._words, self._path = words, path
+
+    def part(self, name):
+        """The ExampleRng of a part of the combination."""
+        return ExampleRng(*self._words, path=(*self._path, name))
+
+    def shared(self, name):
+        """A Generator that all parts which ask for this name have alike."""
+        return np.random.Generator(np.random.PCG64(_Words(_seeds(*self._words, _SHARED, zlib.crc32(name.encode())))))
 
 
 # ------------------------------------------------------------------------------------------------------------- datasets
@@ -142,7 +173,8 @@ class Mixture:
 class Dataset:
     """A source (or Mixture) with a preparation, cut into batches.
 
-    source: see the top of this file. preprocess(example, rng, step, train) -> dict of arrays of fixed shapes.
+    source: see the top of this file. preprocess(example, rng, step, train) -> dict of arrays of fixed shapes; rng is an
+    ExampleRng.
     batch_size: examples of the global batch. seed: int. train=True: endless, shuffled anew each epoch, a broken record
     replaced by a draw from (seed, i, attempt). train=False: every record once, in order, prepared as at the step FINAL;
     the last batch is padded, and rows of padding or of a broken record have mask 0.
@@ -205,7 +237,8 @@ class Dataset:
             spare = self._replacement(0, int(index[0]), "every record of this batch is broken", problems)
         else:
             spare = records[int(np.argmax(mask))]
-        rngs = generators(self.seed, _EXAMPLE, int(self.train), index)
+        words = (self.seed, _EXAMPLE, int(self.train))
+        rngs = (ExampleRng(*words, int(i), seeds=seeds) for i, seeds in zip(index, _seeds(*words, index)))
         batch = {}
         for row, (record, rng) in enumerate(zip(records, rngs)):
             record = spare if record is None else record

@@ -124,6 +124,8 @@ class Objective:
 
     # True when `loss` is a composition of `encode` and `full_batch_loss`: the step then accumulates cached embeddings.
     full_batch = False
+    # The Vocabulary by which the ids in the data are read; None for data without ids, and before `bind`.
+    data_vocabulary = None
     # The (name, objective) pairs that a combinator is made of; paradigm.capabilities looks through them.
     parts = ()
     # Tokens that a window of text must hold for `preprocess`; None where records are taken as they come.
@@ -134,12 +136,18 @@ class Objective:
     @property
     def preprocess(self):
         """On the host: a picklable, numpy-only object, preprocess(example, rng, step, train) -> dict
-        of arrays of fixed shapes.
+        of arrays of fixed shapes. rng: a paradigm.dataset.ExampleRng.
 
         step is index // global batch; train=False asks for the fixed validation settings. It runs in data workers,
         where no jax backend may start.
         """
         raise NotImplementedError
+
+    def bind(self, vocabulary):
+        """The objective for data of this vocabulary (t5like.vocabulary.Vocabulary): with its ids, and a model of as
+        many rows. Itself where there is no text. Binding to one vocabulary twice changes nothing."""
+        del vocabulary
+        return self
 
     def preprocess_for(self, phase):
         """What prepares the evaluation batches of a phase, which is read at the step FINAL whatever the phase."""

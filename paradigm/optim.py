@@ -23,7 +23,6 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from paradigm import trees
 from paradigm.errors import UserError
@@ -43,7 +42,7 @@ class Leaf:
     stacked: bool
     rows: int
     decay: float
-    lr_scale: float
+    lr_scale: float | tuple  # one for each layer where they differ
 
     def view(self, x):
         """One layer's parameter as its matrix [rows, columns], or as a vector."""
@@ -56,20 +55,67 @@ class Leaf:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerDecay:
+    """A learning rate that falls from the output to the input (layer-wise decay, Clark et al. 2020, ELECTRA).
+
+    Counted as BEiT's and MAE's code count: layer i of L, from 0, has rate ** (L - i) of it, the embeddings have
+    rate ** (L + 1), and what follows the layers, heads included, has all.
+
+    embeddings: regexes of what comes before the layers. L is the depth of the deepest stack beside them.
+    """
+
+    rate: float
+    embeddings: tuple = (r"(^|/)(embed|positions|class_token|mask_token|registers|pre_norm)(/|$)",)
+
+    def __post_init__(self):
+        if not 0 < self.rate <= 1:
+            raise UserError(f"LayerDecay.rate={self.rate} must lie above 0 and not above 1")
+
+    def factors(self, named):
+        """{name: a number, or a tuple of one for each layer of a stacked leaf} for [(name, leaf)].
+
+        Raises:
+            UserError: when there is no stack of layers.
+        """
+        folder = lambda parts: "".join(f"{part}/" for part in parts)
+        depths = {}
+        for name, x in named:
+            if trees.is_stacked(name):
+                parts = name.split("/")
+                depths[folder(parts[: parts.index(trees.STACKED)])] = x.shape[0]
+        if not depths:
+            raise UserError(f"LayerDecay: no parameter lies in a stack of layers (such as {named[0][0]}): leave it out")
+
+        def factor(name, x):
+            if trees.is_stacked(name):
+                return tuple(self.rate ** (len(x) - i) for i in range(len(x)))
+            if not any(re.search(pattern, name) for pattern in self.embeddings):
+                return 1.0
+            parts = name.split("/")
+            for end in range(len(parts) - 1, -1, -1):  # the nearest module that holds a stack
+                beside = [depth for place, depth in depths.items() if place.startswith(folder(parts[:end]))]
+                if beside:
+                    return self.rate ** (max(beside) + 1)
+
+        return {name: factor(name, x) for name, x in named}
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """Base. A subclass gives `transform`.
 
     learning_rate: float or Schedule, read at the step given.
-    weight_decay: applied to matrices, not to biases, norm scales and relative position biases.
+    weight_decay: float or Schedule; applied to matrices, not to biases, norm scales and relative position biases.
     decay: table of factors on weight_decay, in place of that default.
-    lr_scale: table of factors on the learning rate; default 1.
+    lr_scale: table of factors on the learning rate; default 1. layer_decay: a LayerDecay, which multiplies them.
     matrices: table read before MATRICES.
     """
 
     learning_rate: float | Schedule
-    weight_decay: float = dataclasses.field(default=0.0, kw_only=True)
+    weight_decay: float | Schedule = dataclasses.field(default=0.0, kw_only=True)
     decay: tuple = dataclasses.field(default=(), kw_only=True)
     lr_scale: tuple = dataclasses.field(default=(), kw_only=True)
+    layer_decay: LayerDecay | None = dataclasses.field(default=None, kw_only=True)
     matrices: tuple = dataclasses.field(default=(), kw_only=True)
 
     tables = ("decay", "lr_scale", "matrices")
@@ -126,21 +172,27 @@ class Optimizer:
                         f"{type(self).__name__}.{table}: {pattern!r} matches no parameter (such as {named[0][0]}): "
                         "correct it or leave it out"
                     )
-        return [self._leaf(name, x) for name, x in named]
+        factors = self.layer_decay.factors(named) if self.layer_decay else {}
+        return [self._leaf(name, x, factors.get(name, 1.0)) for name, x in named]
 
-    def _leaf(self, name, x):
+    def _leaf(self, name, x, factor):
         stacked = trees.is_stacked(name)
         rank = len(x.shape) - stacked
         rows = trees.first_match((*self.matrices, *MATRICES), name)
         rows = 0 if rank < 2 else rows + rank if rows < 0 else rows
         decay = trees.first_match(self.decay, name, 1.0 if rows else 0.0)
-        return Leaf(name, stacked, rows, float(decay), float(trees.first_match(self.lr_scale, name, 1.0)))
+        scale = float(trees.first_match(self.lr_scale, name, 1.0))
+        scale = tuple(scale * f for f in factor) if isinstance(factor, tuple) else scale * factor
+        return Leaf(name, stacked, rows, float(decay), scale)
 
     def _view(self, leaf, x):
         return leaf.view(x) if self.sees_matrices else x
 
     def _per_layer(self, leaf, fn, step):
         """fn(leaf, step, *arrays of one layer), over the layers of a stack."""
+        if isinstance(leaf.lr_scale, tuple):
+            one = lambda scale, *arrays: fn(dataclasses.replace(leaf, lr_scale=scale), step, *arrays)
+            return functools.partial(jax.vmap(one), jnp.array(leaf.lr_scale))
         one = functools.partial(fn, leaf, step)
         return jax.vmap(one) if leaf.stacked else one
 
@@ -155,10 +207,12 @@ class Optimizer:
         updates, state = tx.update(g, _filled(tx.init(p), own, step), p)
         return updates.reshape(shape), {m: x.reshape(own[m].shape) for m, x in _fields(state).items() if m in own}
 
-    def _decayed(self, leaf):
+    def _decayed(self, leaf, step):
         """Adds weight_decay * parameter."""
-        rate = self.weight_decay * leaf.decay
-        return optax.add_decayed_weights(rate) if rate else optax.identity()
+        if not (self.weight_decay and leaf.decay):
+            return optax.identity()
+        scheduled = callable(self.weight_decay)
+        return optax.add_decayed_weights((self.weight_decay(step) if scheduled else self.weight_decay) * leaf.decay)
 
     def __post_init__(self):
         for table in self.tables:
@@ -175,7 +229,7 @@ class AdamW(Optimizer):
 
     def transform(self, leaf, lr, step):
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
-        return optax.chain(adam, self._decayed(leaf), optax.scale_by_learning_rate(lr))
+        return optax.chain(adam, self._decayed(leaf, step), optax.scale_by_learning_rate(lr))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +257,7 @@ class Adafactor(Optimizer):
             ),
             optax.clip_by_block_rms(self.clipping_threshold),
             optax.scale_by_param_block_rms(1e-3) if self.multiply_by_parameter_scale else optax.identity(),
-            self._decayed(leaf),
+            self._decayed(leaf, step),
             optax.scale_by_learning_rate(lr),
         )
 
@@ -216,7 +270,9 @@ class Lion(Optimizer):
     b2: float = 0.99
 
     def transform(self, leaf, lr, step):
-        return optax.chain(optax.scale_by_lion(self.b1, self.b2), self._decayed(leaf), optax.scale_by_learning_rate(lr))
+        return optax.chain(
+            optax.scale_by_lion(self.b1, self.b2), self._decayed(leaf, step), optax.scale_by_learning_rate(lr)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +284,7 @@ class SGD(Optimizer):
 
     def transform(self, leaf, lr, step):
         momentum = optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
-        return optax.chain(self._decayed(leaf), momentum, optax.scale_by_learning_rate(lr))
+        return optax.chain(self._decayed(leaf, step), momentum, optax.scale_by_learning_rate(lr))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +301,7 @@ class LARS(Optimizer):
     def transform(self, leaf, lr, step):
         trust = optax.scale_by_trust_ratio(trust_coefficient=self.trust_coefficient)
         return optax.chain(
-            self._decayed(leaf),
+            self._decayed(leaf, step),
             trust if leaf.rows else optax.identity(),
             optax.scale_by_learning_rate(lr),
             optax.trace(self.momentum),
@@ -254,7 +310,7 @@ class LARS(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Muon(Optimizer):
-    """Muon (github.com/KellerJordan/Muon): momentum orthogonalised by Newton-Schulz, for hidden matrices.
+    """Muon (github.com/KellerJordan/Muon, muon.py): momentum orthogonalised by Newton-Schulz, for hidden matrices.
 
     Embeddings, output heads and vectors take AdamW steps at their own learning rate.
 
@@ -285,21 +341,35 @@ class Muon(Optimizer):
         if not leaf.rows or trees.first_match((*self.adam, *self.ADAM), leaf.name, False):
             adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
             lr = leaf.lr_scale * as_schedule(self.adam_learning_rate)(step)
-            return optax.chain(adam, self._decayed(leaf), optax.scale_by_learning_rate(lr))
-        muon = optax.contrib.scale_by_muon(
-            ns_steps=self.newton_schulz_steps, beta=self.momentum, nesterov=self.nesterov, eps=1e-7
-        )
-        return optax.chain(muon, optax.stateless(self._scaled), self._decayed(leaf), optax.scale_by_learning_rate(lr))
+            return optax.chain(adam, self._decayed(leaf, step), optax.scale_by_learning_rate(lr))
+        first = lambda p: optax.TraceState({"mu": jnp.zeros_like(p)})
+        muon = optax.GradientTransformation(first, self._orthogonal)
+        return optax.chain(muon, self._decayed(leaf, step), optax.scale_by_learning_rate(lr))
 
-    def _scaled(self, update, _):
+    def _orthogonal(self, g, state, params=None):
+        """The step of one matrix, and its momentum: an average of gradients, without correction of its first steps."""
+        towards = lambda a, b: self.momentum * a + (1 - self.momentum) * b
+        mu = towards(state.trace["mu"], g)
+        update = newton_schulz(towards(mu, g) if self.nesterov else mu, self.newton_schulz_steps)
         rows, columns = update.shape
         factor = (
             self.consistent_rms * max(rows, columns) ** 0.5 if self.consistent_rms else max(1, columns / rows) ** 0.5
         )
-        return update * factor
+        return update * factor, optax.TraceState({"mu": mu})
 
 
-NOT_STORED = ("count", "ns_coeffs")  # of optax's states: the step is given, and the coefficients are constants
+def newton_schulz(x, steps=5):
+    """A matrix with x's singular vectors and singular values near 1, by a quintic iteration (K. Jordan's Muon)."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / (jnp.linalg.norm(x) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x
+
+
+NOT_STORED = ("count",)  # of optax's states: the step is given
 
 
 def _fields(state):

@@ -98,6 +98,11 @@ def stack(trees):
     return jax.tree.map(lambda *xs: np.stack(xs) if isinstance(xs[0], np.ndarray) else jax.numpy.stack(xs), *trees)
 
 
+def mean(trees):
+    """The mean of trees of one structure, leaf by leaf."""
+    return jax.tree.map(lambda *xs: sum(xs) / len(xs), *trees)
+
+
 def merge_strict(wanted, found, where="checkpoint"):
     """`found`'s leaves in `wanted`'s structure; every leaf must be there with its shape.
 

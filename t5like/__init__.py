@@ -5,5 +5,6 @@ CONFIGURABLE = {
     "data": ("TextData", "TextMixture"),
     "models": ("t5", "gpt"),
     "baselines": ("UnigramBaseline", "BigramBaseline"),
+    "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "decode": ("InfillSamples", "GenerateSamples"),
 }

@@ -12,7 +12,6 @@ import numpy as np
 
 from paradigm.capabilities import Generating, TextScoring
 from paradigm.evaluator import Evaluator
-from t5like.corrupt import UNK
 
 _computed = weakref.WeakKeyDictionary()  # data -> {evaluator: metrics}
 
@@ -61,12 +60,11 @@ class UnigramBaseline(CountingBaseline):
     windows: int = 40_000
 
     def compute(self, part, data):
-        vocab = data.tokenizer.vocab_size
-        counts = np.zeros(vocab, np.int64)
+        v = data.tokenizer.vocabulary
+        counts = np.zeros(v.size, np.int64)
         for tokens, _ in training_windows(data, self.windows):
-            counts += np.bincount(tokens, minlength=vocab)
-        is_word = np.arange(vocab) > UNK
-        is_word &= np.arange(vocab) < vocab - data.tokenizer.extra_ids
+            counts += np.bincount(tokens, minlength=v.size)
+        is_word = v.is_text(np.arange(v.size))
         bits = np.log2(counts[is_word].sum() + is_word.sum()) - np.log2(counts + 1)
         spent = total_bytes = 0.0
         for _, targets, weights, is_text, text_bytes in scored_rows(part, data):
@@ -81,7 +79,7 @@ class BigramBaseline(CountingBaseline):
 
     p(w | v) = max(c(v, w) - d, 0) / c(v) + d T(v) / c(v) * q(w)
     d = n1 / (n1 + 2 n2) from the bigrams seen once and twice; T(v) tokens were seen after v; q(w) is in proportion to
-    the number of tokens seen before w, plus one. A document's first token follows the start id 0, as in the model.
+    the number of tokens seen before w, plus one. A document's first token follows the start id, as in the model.
     Counts are sparse, so the vocabulary may be large. windows: how many training windows to count.
     Metrics: bigram/nll (nats a scored token, eos included) and bigram/bits_per_byte of the text targets.
     """
@@ -91,12 +89,12 @@ class BigramBaseline(CountingBaseline):
     needs = Generating
 
     def compute(self, part, data):
-        pairs = (token_pairs(*window, data.tokenizer.vocab_size) for window in training_windows(data, self.windows))
-        score = kneser_ney(np.concatenate(list(pairs)), data.tokenizer.vocab_size)
+        v = data.tokenizer.vocabulary
+        pairs = (token_pairs(*window, v.size, v.start) for window in training_windows(data, self.windows))
+        score = kneser_ney(np.concatenate(list(pairs)), v.size)
         nats = bits = count = total_bytes = 0.0
         for batch, targets, weights, is_text, text_bytes in scored_rows(part, data):
-            previous = previous_tokens(batch["tokens"], batch["segments"])
-            nll = score(previous, targets) * weights
+            nll = score(batch["inputs"].astype(np.int64), targets) * weights
             nats += float(nll.sum())
             count += float(weights.sum())
             bits += float((nll * is_text).sum()) / math.log(2)
@@ -104,16 +102,16 @@ class BigramBaseline(CountingBaseline):
         return {"bigram/nll": nats / count, "bigram/bits_per_byte": bits / total_bytes}
 
 
-def previous_tokens(tokens, segments):
-    """int64 [..., L]: the token before in the same document, or the start id 0."""
-    previous = np.zeros(tokens.shape, np.int64)
-    previous[..., 1:] = np.where(segments[..., 1:] == segments[..., :-1], tokens[..., :-1], 0)
+def previous_tokens(tokens, segments, start):
+    """int64 [..., L]: the token before in the same document, or the start id."""
+    previous = np.full(tokens.shape, start, np.int64)
+    previous[..., 1:] = np.where(segments[..., 1:] == segments[..., :-1], tokens[..., :-1], start)
     return previous
 
 
-def token_pairs(tokens, segments, vocab):
+def token_pairs(tokens, segments, vocab, start):
     """int64 [n]: previous * vocab + token, for the n tokens of a window that are not padding."""
-    return (previous_tokens(tokens, segments) * vocab + tokens)[segments > 0]
+    return (previous_tokens(tokens, segments, start) * vocab + tokens)[segments > 0]
 
 
 def kneser_ney(pairs, vocab):

@@ -1,5 +1,16 @@
 """Pure numpy noising of token windows: what turns plain text into a denoising problem, on the host.
 
+What they make is the batch of every text objective, a row of it (L tokens that are predicted):
+
+    inputs     int32   [L]   what a decoder reads: the target before in the same document, or the vocabulary's start
+    targets    int32   [L]   what it predicts
+    weights    float32 [L]   of each target in the loss; 0 where nothing is predicted
+    segments   int32   [L]   1, 2 .. the documents of the window, 0 padding
+    positions  int32   [L]   places counted by document
+    text_bytes float32 []    bytes of text that the predicted targets spell
+
+and, of an objective with an encoder, encoder_inputs and encoder_segments int32 [S].
+
 The definitions are those of T5 (Raffel et al. 2020, section 3.1.4 and 3.3.4) and its reference code
 (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py). No jax: this runs in data workers.
 """
@@ -12,8 +23,7 @@ import numpy as np
 
 from paradigm.errors import UserError
 from paradigm.schedule import FINAL
-
-PAD, EOS, UNK = 0, 1, 2
+from t5like.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +111,8 @@ def span_mask(rng, plan):
     return np.repeat(np.arange(2 * plan.spans) % 2 == 1, lengths.ravel())
 
 
-def spans_to_sentinels(tokens, mask, first_sentinel):
-    """Replaces each run of True by one sentinel, counting down from `first_sentinel`.
+def spans_to_sentinels(tokens, mask, sentinels):
+    """Replaces each run of True by a sentinel of its own.
 
     With the noise mask this makes the inputs, with its complement the targets: `noise_span_to_unique_sentinel` and
     `nonnoise_span_to_unique_sentinel` of the reference.
@@ -110,7 +120,7 @@ def spans_to_sentinels(tokens, mask, first_sentinel):
     Args:
         tokens: int [L].
         mask: bool [L].
-        first_sentinel: id of the sentinel of the first run; the next runs have the ids below.
+        sentinels: int [n], the ids of the first run's, the second's and so on.
 
     Returns:
         int32 [L - masked + runs].
@@ -119,7 +129,7 @@ def spans_to_sentinels(tokens, mask, first_sentinel):
     first[1:] &= ~mask[:-1]
     starts = first.nonzero()[0]
     replaced = tokens.astype(np.int32)  # stored ids may be too narrow for the sentinels
-    replaced[starts] = np.arange(first_sentinel, first_sentinel - len(starts), -1)
+    replaced[starts] = sentinels[: len(starts)]
     return replaced[first | ~mask]
 
 
@@ -151,29 +161,30 @@ class SpanNoise:
     "We hold these truths to be self evident" becomes inputs "We hold <X> to be <Y>" and targets "<X> these truths <Y>
     self evident", both closed by eos.
 
-    vocab_size: the tokenizer's, sentinels included (sentinel i is vocab_size - 1 - i). extra_ids: how many sentinels.
-    length: encoder inputs. rate, mean_span: floats, or schedules of the step; shapes are those of the schedules'
-    extremes, the rest is padding, and validation uses the schedules' final values.
-    """
+    vocabulary: of the text, with sentinels and an id that ends it; None for lengths alone. length: encoder inputs.
+    rate, mean_span: floats, or schedules of the step; shapes are those of the schedules' extremes, the rest is padding,
+    and validation uses the schedules' final values."""
 
-    vocab_size: int
-    extra_ids: int
+    vocabulary: Vocabulary | None
     length: int
     rate: Any = 0.15
     mean_span: Any = 3.0
 
     def __post_init__(self):
-        if self.vocab_size < self.extra_ids + UNK + 2:
-            raise UserError(
-                f"span corruption: a vocabulary of {self.vocab_size} has no room for {self.extra_ids} sentinels beside "
-                f"pad, eos, unk and text; raise the vocabulary above {self.extra_ids + UNK + 1} or lower extra_ids"
-            )
         # Between the extremes of a scheduled mean span, rounding may add one to the spans of the corners.
         spans = max(plan.spans for plan in self._corners) + callable(self.mean_span)
-        if spans > self.extra_ids:
+        if self.vocabulary is None:
+            return
+        have = len(self.vocabulary.sentinels)
+        if not self.vocabulary.text_ids:
+            raise UserError(
+                f"span corruption: a vocabulary of {self.vocabulary.size} has no room for text beside {have} sentinels "
+                "and its special ids: choose a larger one, or fewer sentinels"
+            )
+        if spans > have:
             raise UserError(
                 f"span corruption: length {self.length} at rate {extremes(self.rate)[1]:g} and mean_span "
-                f"{extremes(self.mean_span)[0]:g} needs {spans} sentinels but the tokenizer has {self.extra_ids}; "
+                f"{extremes(self.mean_span)[0]:g} needs {spans} sentinels but the tokenizer has {have}; "
                 f"set its extra_ids to at least {spans}, or raise mean_span"
             )
 
@@ -207,7 +218,8 @@ class SpanNoise:
             train: False for the fixed validation settings.
 
         Returns:
-            inputs int32 [length], targets int32 [target_length], text_bytes float32 []: bytes of the masked text.
+            encoder_inputs and encoder_segments [length]; inputs, targets, weights, segments and positions
+            [target_length]; text_bytes: bytes of the masked text. See the top of this file.
         """
         plan = self.plan(step, train)
         read = window(example, plan.raw, rng, train)
@@ -216,24 +228,53 @@ class SpanNoise:
             plan = _plan(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans)
         tokens = example["tokens"][read][: plan.raw]
         mask = span_mask(rng, plan)
-        inputs = np.zeros(self.length, np.int32)
-        inputs[: plan.inputs - 1] = spans_to_sentinels(tokens, mask, self.vocab_size - 1)
-        inputs[plan.inputs - 1] = EOS
-        targets = np.zeros(self.target_length, np.int32)
-        targets[: plan.targets - 1] = spans_to_sentinels(tokens, ~mask, self.vocab_size - 1)
-        targets[plan.targets - 1] = EOS
-        text_bytes = example["byte_lengths"][tokens[mask]].sum(dtype=np.float32)
-        return {"inputs": inputs, "targets": targets, "text_bytes": text_bytes}
+        v, sentinels = self.vocabulary, np.asarray(self.vocabulary.sentinels)
+        read_by_encoder, encoder_segments = _row(spans_to_sentinels(tokens, mask, sentinels), self.length, v)
+        targets, segments = _row(spans_to_sentinels(tokens, ~mask, sentinels), self.target_length, v)
+        return {
+            "encoder_inputs": read_by_encoder,
+            "encoder_segments": encoder_segments,
+            **shifted(targets, segments, v.start),
+            "weights": segments.astype(np.float32),
+            "text_bytes": example["byte_lengths"][tokens[mask]].sum(dtype=np.float32),
+        }
+
+
+def _row(ids, length, vocabulary):
+    """(int32 [length]: ids and the vocabulary's end, then its filler; int32 [length]: 1 on ids and the end)."""
+    row, segments = np.full(length, vocabulary.filler, np.int32), np.zeros(length, np.int32)
+    row[: len(ids)] = ids
+    row[len(ids)] = vocabulary.end
+    segments[: len(ids) + 1] = 1
+    return row, segments
+
+
+def shifted(targets, segments, start):
+    """{"inputs", "targets", "segments", "positions"}, int32 [L]: what is read where each target is to be predicted.
+
+    start: the id that stands before the first token of each document.
+    """
+    begins = np.ones(len(targets), bool)
+    begins[1:] = segments[1:] != segments[:-1]
+    places = np.arange(len(targets), dtype=np.int32)
+    return {
+        "inputs": np.where(begins, start, np.roll(targets, 1)).astype(np.int32),
+        "targets": targets,
+        "segments": segments,
+        "positions": places - np.maximum.accumulate(np.where(begins, places, 0)).astype(np.int32),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenWindows:
     """Windows for next-token prediction, as a data worker cuts them.
 
-    length: tokens a window. prefix: draw a prefix length for each example, uniform over 1 .. text tokens - 1, so that
-    at least one token is read and one is predicted (T5's prefix language modelling; `random_prefix_noise_mask`).
+    vocabulary: of the text. length: tokens a window. prefix: draw a prefix length for each example, uniform over 1 ..
+    text tokens - 1, so that at least one token is read and one is predicted (T5's prefix language modelling;
+    `random_prefix_noise_mask`).
     """
 
+    vocabulary: Vocabulary
     length: int
     prefix: bool = False
 
@@ -256,14 +297,18 @@ class NextTokenWindows:
             step, train: as in SpanNoise; the step changes nothing here.
 
         Returns:
-            tokens int32 [length], segments int32 [length], text_bytes float32 []: bytes of the tokens to be predicted;
-            in prefix mode also prefix int32 [].
+            inputs, targets, weights, segments and positions [length], text_bytes (see the top of this file); in prefix
+            mode also prefix int32 [], the number of tokens that are read and not predicted.
         """
         del step
         read = window(example, self.length, rng, train)
         tokens = example["tokens"][read].astype(np.int32)
         segments = example["segments"][read].astype(np.int32)
         prefix = int(rng.integers(1, max(np.count_nonzero(segments), 2))) if self.prefix else 0
-        text_bytes = example["byte_lengths"][tokens[prefix:]].sum(dtype=np.float32)
-        batch = {"tokens": tokens, "segments": segments, "text_bytes": text_bytes}
+        predicted = (segments > 0) & (np.arange(self.length) >= prefix)
+        batch = {
+            **shifted(tokens, segments, self.vocabulary.start),
+            "weights": predicted.astype(np.float32),
+            "text_bytes": example["byte_lengths"][tokens[predicted]].sum(dtype=np.float32),
+        }
         return {**batch, "prefix": np.int32(prefix)} if self.prefix else batch

@@ -17,7 +17,8 @@ import numpy as np
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from t5like.sources import EXTENSIONS
-from t5like.tokenizer import announced_size, load_tokenizer
+from t5like.tokenizers import load_tokenizer, vocabulary_of
+from t5like.tokenizers.base import checked_specials
 
 FORMAT = "paradigm-text-1"
 META = "meta.json"
@@ -28,12 +29,14 @@ class TextData:
     """Which text a run reads, and how it becomes windows of tokens.
 
     source: stdlib, a file or folder, tfds:NAME (see t5like/sources.py), or a directory that launch.prepare wrote, which
-    is used as it is. tokenizer: bytes, sentencepiece:SIZE (learnt from this text) or the path of a saved one.
-    window: tokens a window; None takes what the objective reads. valid: share of the documents held out, chosen by a
-    hash of their names; a tfds validation split takes its place. valid_glob: names of the documents to hold out
-    instead, such as 'valid/*'. exclude: names to leave out, such as 'test/*' (both may be several, comma-separated).
-    field: where the text stands in jsonl and tfds records. extensions: what is text inside a folder or archive.
-    invalid_utf8: 'replace' (and count) or 'refuse'.
+    is used as it is. tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from this text); or the
+    path of one (see t5like/tokenizers). extra_ids: sentinels; None: 100, and none for a tokenizer's file that is not
+    like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given. window: tokens a
+    window; None takes what the objective reads. valid: share of the documents held out, chosen by a hash of their
+    names; a tfds validation split takes its place. valid_glob: names of the documents to hold out instead, such as
+    'valid/*'. exclude: names to leave out, such as 'test/*' (both may be several, comma-separated). field: where the
+    text stands in jsonl and tfds records. extensions: what is text inside a folder or archive. invalid_utf8: 'replace'
+    (and count) or 'refuse'.
     """
 
     source: str = "stdlib"
@@ -45,9 +48,12 @@ class TextData:
     field: str = "text"
     extensions: tuple[str, ...] = EXTENSIONS
     invalid_utf8: str = "replace"
+    extra_ids: int | None = None
+    specials: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "extensions", tuple(self.extensions))  # gin gives a list
+        object.__setattr__(self, "specials", checked_specials(self.specials))
         if not 0 <= self.valid < 1:
             raise UserError(f"valid={self.valid}: the held-out share of documents must lie in [0, 1)")
         if self.invalid_utf8 not in ("replace", "refuse"):
@@ -57,17 +63,16 @@ class TextData:
 
     @property
     def settings(self):
-        """What meta.json keeps of it."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """What meta.json keeps of it; what came later only where it is used, so that older directories still match."""
+        kept = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {k: v for k, v in kept.items() if k not in ("extra_ids", "specials") or v not in (None, [])}
 
-    @property
     def vocabulary(self):
-        """(ids, what says so) of the tokenizer that the text comes with; None where only `build` can tell."""
+        """The text's Vocabulary, known before it is prepared; None where its tokenizer is not on this machine."""
         source = pathlib.Path(self.source).expanduser()
-        if (source / META).exists():  # it brings its tokenizer
-            return read_meta(source)["vocab_size"], f"TextData.source={self.source!r}"
-        size = announced_size(self.tokenizer)
-        return size and (size, f"TextData.tokenizer={self.tokenizer!r}")
+        if (source / META).exists():
+            return PreparedText(source).tokenizer.vocabulary
+        return vocabulary_of(self.tokenizer, self.extra_ids, self.specials)
 
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The PreparedText of this recipe: the source itself if it is prepared, else made in `cache_dir`, once.
@@ -100,7 +105,7 @@ class TextData:
     def _agree(self, prepared):
         """UserError if the model would be built for other tokens, or other windows, than a prepared directory holds."""
         there = prepared.meta["settings"]
-        same_size = f"sentencepiece:{prepared.meta['vocab_size']}"
+        same_size = f"{self.tokenizer.partition(':')[0]}:{prepared.meta['vocab_size']}"
         for name, asked, alike in (("tokenizer", self.tokenizer, same_size), ("window", self.window, None)):
             if asked not in (getattr(TextData, name), there[name], alike):
                 raise UserError(
@@ -143,6 +148,7 @@ class PreparedText:
             self.window,
             self.meta["dtype"],
             self.tokenizer.byte_lengths,
+            self.tokenizer.vocabulary,
             f"{self.fingerprint}/{split}",
         )
 
@@ -162,10 +168,9 @@ class TextMixture:
         object.__setattr__(self, "parts", tuple(self.parts))  # gin gives lists
         object.__setattr__(self, "weights", tuple(self.weights))
 
-    @property
     def vocabulary(self):
-        """As of TextData: the first part's, since all are of one tokenizer."""
-        return self.parts[0].vocabulary
+        """As of a TextData: the first part's, since all are of one tokenizer."""
+        return self.parts[0].vocabulary()
 
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The MixedText of these parts, each made in a directory of its own under `cache_dir` unless it is prepared.
@@ -208,7 +213,8 @@ class WindowSource:
     float32 [vocabulary], the same array in every record}.
     """
 
-    def __init__(self, paths, counts, window, dtype, byte_lengths, fingerprint):
+    def __init__(self, paths, counts, window, dtype, byte_lengths, vocabulary, fingerprint):
+        self.pad = padding(vocabulary)
         self.paths, self.counts, self.window, self.dtype = paths, counts, window, np.dtype(dtype)
         self.byte_lengths, self.fingerprint = byte_lengths, fingerprint
         self._ends = np.cumsum(counts)
@@ -261,22 +267,32 @@ class WindowSource:
         return reader
 
     def _decode(self, raw):
-        tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document)
+        tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document, self.pad)
         return {"tokens": tokens, "segments": segments, "byte_lengths": self.byte_lengths}
 
 
-def encode_window(tokens, starts, window, dtype):
-    """Bytes of one window. tokens: int [n], n <= window. starts: places in (0, n) at which a document begins."""
-    padded = np.zeros(window, dtype)
+def padding(vocabulary):
+    """The id that stands for padding in a window alone; None where the vocabulary has no such id."""
+    return vocabulary.pad if vocabulary.pad != vocabulary.end else None
+
+
+def encode_window(tokens, starts, window, dtype, pad=0):
+    """Bytes of one window. tokens: int [n], n <= window. starts: places in (0, n) at which a document begins.
+
+    pad: the id after the tokens; None: 0, and the number of tokens stands twice, since 0 may be text.
+    """
+    padded = np.full(window, pad or 0, dtype)
     padded[: len(tokens)] = tokens
-    marks = np.append(starts, len(tokens)) if len(tokens) < window else np.asarray(starts)
+    ends = [len(tokens)] * ((2 if pad is None else 1) if len(tokens) < window else 0)
+    marks = np.concatenate([starts, ends])
     return padded.tobytes() + marks.astype("<u4").tobytes()
 
 
-def decode_window(raw, window, dtype, one_document=None):
+def decode_window(raw, window, dtype, one_document=None, pad=0):
     """(tokens int32 [window], segments int32 [window]) of a record; ValueError if it cannot be one.
 
-    one_document: an array of ones [window] to hand out, rather than make, where nothing but one document is inside.
+    pad: as it was encoded. one_document: an array of ones [window] to hand out, rather than make, where nothing but one
+    document is inside.
     """
     size = window * np.dtype(dtype).itemsize
     if len(raw) < size or (len(raw) - size) % 4:
@@ -288,7 +304,8 @@ def decode_window(raw, window, dtype, one_document=None):
     segments = np.zeros(window, np.int32)
     segments[marks] = 1
     segments = segments.cumsum(dtype=np.int32) + 1
-    if not tokens[-1]:  # id 0 is padding and never text: the last mark is where it begins
+    twice = len(marks) > 1 and marks[-1] == marks[-2]
+    if twice if pad is None else tokens[-1] == pad:  # then the last mark is where padding begins
         segments[marks[-1] :] = 0
     return tokens, segments
 

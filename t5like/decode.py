@@ -23,7 +23,6 @@ from paradigm.objective import Objective
 from paradigm.partition import BATCH, constrain
 from t5like.models import Decoder, EncoderDecoder
 
-START = 0  # the id before the first token, which is also that of padding
 _BLANK = re.compile(r"( ?)(<[XYZ]>|<extra_id_\d+>)")
 _LEAST = 16  # the shortest length that is compiled
 
@@ -81,23 +80,37 @@ class ModelAlone(Objective):
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "new", "sampling", "prefix"))
-def decode(objective, variables, prompts, lengths, keys, new, sampling, eos_id, inputs=None, prefix=False):
+def decode(
+    objective,
+    variables,
+    prompts,
+    lengths,
+    keys,
+    new,
+    sampling,
+    eos_id,
+    inputs=None,
+    input_segments=None,
+    prefix=False,
+    filler=0,
+):
     """The tokens that follow the prompts.
 
     Args:
         objective: one whose model is a Decoder, or an EncoderDecoder with `inputs`.
         variables: of objective.apply.
-        prompts: int32 [B, P], what the decoder is given: START, then tokens; anything after a row's length.
-        lengths: int32 [B], START included.
+        prompts: int32 [B, P], what the decoder is given: the start id, then tokens; anything after a row's length.
+        lengths: int32 [B], the start included.
         keys: typed PRNG keys [B]; a row's draws depend on its own key alone.
         new: how many tokens at most.
         sampling: Sampling.
         eos_id: where a row ends.
-        inputs: int32 [B, S], of the encoder, padded by 0.
+        inputs: int32 [B, S], of the encoder. input_segments: int32 [B, S], 0 where they are padding.
         prefix: whether the positions of a prompt see each other (a prefix language model).
+        filler: what follows eos.
 
     Returns:
-        int32 [B, new]: tokens up to eos, eos included, then 0.
+        int32 [B, new]: tokens up to eos, eos included, then the filler.
     """
     batch, width = prompts.shape
     apply = functools.partial(objective.apply, "model", variables)
@@ -107,14 +120,16 @@ def decode(objective, variables, prompts, lengths, keys, new, sampling, eos_id, 
             visible = lengths if prefix else None
             hidden, intermediates, _ = apply(tokens, prefix=visible, cache=cache, method="hidden")
         else:
-            hidden, intermediates, _ = apply(encoded, inputs, tokens, cache=cache, method="decode")
+            hidden, intermediates, _ = apply(
+                encoded, tokens, input_segments=input_segments, cache=cache, method="decode"
+            )
         return hidden, intermediates["cache"]
 
     def choose(hidden, step):  # [B, 1, D] -> [B]
         logits = apply(hidden, method="score")[0][:, 0]
         return sampling.choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
 
-    encoded = None if inputs is None else apply(inputs, method="encode")[0]
+    encoded = None if inputs is None else apply(inputs, None, input_segments, method="encode")[0]
     hidden, cache = run(prompts, objective.model.new_cache(batch, width + new), encoded)
     cache = {**cache, "index": lengths}  # what the padding of a prompt wrote will be written over before it is seen
     token = choose(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1), 0)
@@ -126,19 +141,20 @@ def decode(objective, variables, prompts, lengths, keys, new, sampling, eos_id, 
     def advance(state):
         step, token, tokens, done, cache = state
         hidden, cache = run(token[:, None], cache, None)
-        token = jnp.where(done, 0, choose(hidden, step))
+        token = jnp.where(done, filler, choose(hidden, step))
         return step + 1, token, tokens.at[:, step].set(token), done | (token == eos_id), cache
 
-    tokens = jnp.zeros((batch, new), jnp.int32).at[:, 0].set(token)
+    tokens = jnp.full((batch, new), filler, jnp.int32).at[:, 0].set(token)
     tokens = jax.lax.while_loop(unfinished, advance, (1, token, tokens, token == eos_id, cache))[2]
     return constrain(tokens, None, None)  # every process can read it
 
 
-def decode_rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0, inputs=None, prefix=False):
     """`decode` for lists of rows of any lengths, on the host.
 
     Args:
-        prompts: list of int arrays, without START; for an EncoderDecoder usually empty.
+        vocabulary: its start goes before each prompt, and its end id ends a row.
+        prompts: list of int arrays, without start; for an EncoderDecoder usually empty.
         inputs: list of int arrays for an EncoderDecoder, eos included.
 
     Returns:
@@ -151,23 +167,25 @@ def decode_rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, 
         raise UserError(f"max_new_tokens={new}: ask for 1 or more")
     model, count, rows = objective.model, len(prompts), _whole_rows(len(prompts))
     _check_room(model, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
-    prompts = [np.r_[START, row] for row in prompts]
+    prompts = [np.r_[vocabulary.start, row] for row in prompts]
     width = lambda texts: min(_rounded(max(map(len, texts))), _room(model))
     index = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.uint32)
     tokens = decode(
         objective,
         variables,
-        _padded(prompts, width(prompts), rows),
+        _padded(prompts, width(prompts), rows, vocabulary.filler),
         np.resize([len(row) for row in prompts], rows).astype(np.int32),
         rng.per_example(rng.key(seed, "decode"), index),
         new,
         sampling,
-        eos_id,
-        None if inputs is None else _padded(inputs, width(inputs), rows),
+        vocabulary.end,
+        None if inputs is None else _padded(inputs, width(inputs), rows, vocabulary.filler),
+        None if inputs is None else _padded([np.ones(len(row)) for row in inputs], width(inputs), rows),
         prefix,
+        vocabulary.filler,
     )
     tokens = np.asarray(jax.device_get(tokens))[:count]
-    ends = [np.flatnonzero(row == eos_id) for row in tokens]
+    ends = [np.flatnonzero(row == vocabulary.end) for row in tokens]
     return [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends)]
 
 
@@ -195,9 +213,9 @@ def _whole_rows(count):
     return -(-count // ways) * ways
 
 
-def _padded(rows, width, count):
-    """int32 [count, width] from rows of any lengths, padded by 0; the first rows again where there are too few."""
-    out = np.zeros((count, width), np.int32)
+def _padded(rows, width, count, filler=0):
+    """int32 [count, width] from rows of any lengths, filled up; the first rows again where there are too few."""
+    out = np.full((count, width), filler, np.int32)
     for i in range(count):
         row = rows[i % len(rows)]
         out[i, : len(row)] = row
@@ -234,16 +252,17 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
         UserError: no blank in the text or one of them twice; a model without an encoder or of another vocabulary.
     """
     _check(objective.model, EncoderDecoder, tokenizer, "infill", "generate(prompt)")
+    v = tokenizer.vocabulary
     ids = tokenizer.encode_prompt(_BLANK.sub(r"\2", text))
-    blanks = [i for i in ids.tolist() if _is_sentinel(i, tokenizer)]
+    blanks = [i for i in ids.tolist() if i in v.sentinels]
     if not blanks:
         raise UserError("infill: there is no blank in the text; write <X>, <Y>, <Z> or <extra_id_3> where one is")
     if len(set(blanks)) < len(blanks):
         twice = next(match[2] for match, i in zip(_BLANK.finditer(text), blanks) if blanks.count(i) > 1)
         raise UserError(f"infill: {twice} stands more than once in the text; give each blank a name of its own")
-    sampling, inputs = Sampling(temperature, top_k, top_p, tokenizer.vocab_size), np.r_[ids, tokenizer.eos_id]
-    (found,) = decode_rows(objective, variables, [[]], max_new_tokens, sampling, seed, tokenizer.eos_id, [inputs])
-    spans = spans_of(found, tokenizer)
+    sampling, inputs = Sampling(temperature, top_k, top_p, v.size), np.r_[ids, v.end]
+    (found,) = decode_rows(objective, variables, [[]], max_new_tokens, sampling, v, seed, [inputs])
+    spans = spans_of(found, v)
     spaces = [match[1] for match in _BLANK.finditer(text)]
     pieces = [tokenizer.decode(spans.get(i, [])).removeprefix(space) for i, space in zip(blanks, spaces)]
     filled = iter(pieces)
@@ -277,8 +296,8 @@ def generate(
     _check(objective.model, Decoder, tokenizer, "generate", 'infill("The <X> sat")')
     ids = tokenizer.encode(prompt)
     sampling = Sampling(temperature, top_k, top_p, tokenizer.vocab_size)
-    eos_id = tokenizer.eos_id
-    (found,) = decode_rows(objective, variables, [ids], max_new_tokens, sampling, seed, eos_id, prefix=prefix)
+    v = tokenizer.vocabulary
+    (found,) = decode_rows(objective, variables, [ids], max_new_tokens, sampling, v, seed, prefix=prefix)
     return tokenizer.decode(np.r_[ids, found])
 
 
@@ -290,14 +309,10 @@ def _check(model, kind, tokenizer, what, instead):
         raise UserError(f"{what}: the tokenizer has {sizes}; take the one that the model was trained with")
 
 
-def _is_sentinel(i, tokenizer):
-    return tokenizer.vocab_size - tokenizer.extra_ids <= i < tokenizer.vocab_size
-
-
-def spans_of(ids, tokenizer):
+def spans_of(ids, vocabulary):
     """{sentinel id: the ids after it} of a target such as "<X> these truths <Y> self evident"; the first of equals."""
     ids = np.asarray(ids)
-    marks = [*np.flatnonzero([_is_sentinel(i, tokenizer) for i in ids]).tolist(), len(ids)]
+    marks = [*np.flatnonzero(np.isin(ids, vocabulary.sentinels)).tolist(), len(ids)]
     spans = {}
     for mark, end in zip(marks, marks[1:]):
         spans.setdefault(int(ids[mark]), ids[mark + 1 : end])
@@ -326,7 +341,8 @@ class InfillSamples(Evaluator):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
         part = self.part(objective)
         rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
-        inputs, targets = [[x[x > 0] for x in rows[name]] for name in ("inputs", "targets")]
+        inputs = [x[real > 0] for x, real in zip(rows["encoder_inputs"], rows["encoder_segments"])]
+        targets = [x[real > 0] for x, real in zip(rows["targets"], rows["segments"])]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         new = rows["targets"].shape[1]
         found = decode_rows(
@@ -335,13 +351,13 @@ class InfillSamples(Evaluator):
             [[]] * len(inputs),
             new,
             sampling,
+            tokenizer.vocabulary,
             self.seed,
-            tokenizer.eos_id,
             inputs,
         )
         shown, right, total = [], 0, 0
         for n, (source, target, ours) in enumerate(zip(inputs, targets, found), 1):
-            truth, ours = spans_of(target, tokenizer), spans_of(ours, tokenizer)
+            truth, ours = (spans_of(x, tokenizer.vocabulary) for x in (target, ours))
             shown.append(f"example {n}: {_one_line(tokenizer.decode(source))}")
             for i, span in truth.items():
                 wanted, filled = (_one_line(tokenizer.decode(x)) for x in (span, ours.get(i, [])))
@@ -375,7 +391,7 @@ class GenerateSamples(Evaluator):
         """({}, [Artefact "generate"])."""
         part = self.part(objective)
         rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
-        windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["tokens"], rows["segments"])]
+        windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["targets"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
         found = decode_rows(
@@ -384,8 +400,8 @@ class GenerateSamples(Evaluator):
             prompts,
             self.max_new_tokens,
             sampling,
+            tokenizer.vocabulary,
             self.seed,
-            tokenizer.eos_id,
             prefix=part.objective.prefix,
         )
         shown = []

@@ -8,7 +8,7 @@ import json
 import pathlib
 
 from paradigm.errors import UserError
-from t5like.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from t5like.tokenizers import ByteTokenizer, SentencePieceTokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json")
 _SPACE = "\u2581"

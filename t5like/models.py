@@ -42,25 +42,32 @@ PARTITION_RULES = (
 class TextModel(Architecture, kw_only=True):
     """What the three share: the embedding, the output kernel and the fields of stacks.
 
-    vocab_size: V. layers: of each stack. window: of its attention to itself, or None (see AttentionMask). tied: the
-    output kernel is the embedding. tied_scale: logits times d_model ** -0.5 when tied (T5 v1.0). embed_std: of the
-    embedding's initialiser. max_length: rows of the table of learned positions. remat, scan: see Stack.
+    vocab_size: V; None until a vocabulary says it (objective.bind). layers: of each stack. window: of its attention to
+    itself, or None (see AttentionMask). tied: the output kernel is the embedding. tied_scale: logits times
+    d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. position_std: of learned positions',
+    None is embed_std; max_length: rows of their table. remat, scan: see Stack.
     """
 
-    vocab_size: int
+    vocab_size: int | None
     layers: int
     window: int | None = None
     tied: bool = False
     tied_scale: bool = False
     embed_std: float = 1.0
+    position_std: float | None = None
     max_length: int | None = None
     remat: str = "none"
     scan: bool = True
 
+    table = Embed
+
     def setup(self):
-        self.embed = Embed(self.vocab_size, self.d_model, self.embed_std, self.dtype)
+        if self.vocab_size is None:
+            raise UserError("the model has no vocab_size: objective.bind(vocabulary) gives it one, or set it")
+        self.embed = self.table(self.vocab_size, self.d_model, self.embed_std, self.dtype)
         if self.positions == "learned":
-            self.learned = Embed(self.max_length, self.d_model, self.embed_std, self.dtype, name="positions")
+            std = self.embed_std if self.position_std is None else self.position_std
+            self.learned = Embed(self.max_length, self.d_model, std, self.dtype, name="positions")
         if not self.tied:
             self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
 
@@ -105,10 +112,9 @@ class Encoder(TextModel, kw_only=True):
     def hidden(self, tokens, keys=None, segments=None):
         """int32 [B, L] -> (hidden [B, L, D], intermediates).
 
-        segments: int32 [B, L], 0 is padding; None: id 0 is padding.
+        segments: int32 [B, L], 0 is padding; None: nothing is.
         """
-        keys_seen = tokens if segments is None else segments
-        mask = AttentionMask(queries=segments, keys=keys_seen, window=self.window)
+        mask = AttentionMask(queries=segments, keys=segments, window=self.window)
         embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
         hidden, intermediates = self.encoder(embedded, mask, keys=keys)
         return hidden, {"embedded": embedded, **intermediates}
@@ -135,7 +141,7 @@ class Decoder(TextModel, kw_only=True):
         """int32 [B, L] -> (hidden [B, L, D], intermediates).
 
         Args:
-            tokens_in: token t-1 at position t, 0 at the start of a document.
+            tokens_in: token t-1 at position t, the vocabulary's start id at the start of a document.
             keys: typed PRNG keys [B] for dropout, or None.
             segments: int32 [B, L]; a token sees its own segment only.
             positions: int32 [B, L], restarting with each segment; None counts from the start of the row.
@@ -192,27 +198,26 @@ class EncoderDecoder(TextModel, kw_only=True):
     def encode(self, inputs, keys=None, input_segments=None):
         """int32 [B, S] -> (encoded [B, S, D], intermediates).
 
-        input_segments: int32 [B, S]; None takes id 0 as padding.
+        input_segments: int32 [B, S], 0 is padding; None: nothing is.
         """
-        keys_seen = inputs if input_segments is None else input_segments
-        mask = AttentionMask(queries=input_segments, keys=keys_seen, window=self.window)
+        mask = AttentionMask(queries=input_segments, keys=input_segments, window=self.window)
         embedded = self.embedded(inputs, jnp.arange(inputs.shape[1])[None])
         encoded, intermediates = self.encoder(embedded, mask, keys=_fold(keys, 0))
         return encoded, {"embedded": embedded, **intermediates}
 
-    def decode(self, encoded, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None, cache=None):
+    def decode(self, encoded, decoder_inputs, keys=None, input_segments=None, target_segments=None, cache=None):
         """int32 [B, L] -> (hidden [B, L, D], intermediates).
 
         Args:
             encoded: [B, S, D]; None when the cache already holds the source's keys and values.
-            inputs: int32 [B, S], what was encoded: where it is 0 nothing is seen, unless segments say otherwise.
-            decoder_inputs: targets shifted right, 0 at the start.
+            decoder_inputs: targets shifted right, the vocabulary's start id first.
+            input_segments: int32 [B, S], of what was encoded; 0 is not seen. target_segments: int32 [B, L], or None.
             cache: from `new_cache`; intermediates["cache"] is the next one. Its first use must bring `encoded`.
         """
         offset = 0 if cache is None else cache["index"]
         positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(offset, (-1, 1))
         mask = AttentionMask(True, None, target_segments, target_segments, offset, self.window)
-        to_source = AttentionMask(queries=target_segments, keys=inputs if input_segments is None else input_segments)
+        to_source = AttentionMask(queries=target_segments, keys=input_segments)
         embedded = self.embedded(decoder_inputs, positions)
         hidden, intermediates = self.decoder(
             embedded,
@@ -228,7 +233,7 @@ class EncoderDecoder(TextModel, kw_only=True):
     def hidden(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
         """int32 [B, S] and [B, L] -> (decoder's hidden [B, L, D], intermediates)."""
         encoded, of_encoder = self.encode(inputs, keys, input_segments)
-        hidden, intermediates = self.decode(encoded, inputs, decoder_inputs, keys, input_segments, target_segments)
+        hidden, intermediates = self.decode(encoded, decoder_inputs, keys, input_segments, target_segments)
         return hidden, {**intermediates, **{f"encoder/{k}": v for k, v in of_encoder.items()}, "encoded": encoded}
 
     def __call__(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
@@ -305,12 +310,12 @@ GPT_SIZES |= {
 }
 
 
-def t5(size, vocab_size, version="1.1", **overrides):
+def t5(size, vocab_size=None, version="1.1", **overrides):
     """A T5 EncoderDecoder by name (Raffel et al. 2020; v1.1: gated GELU after Shazeer 2020, no dropout, untied).
 
     Args:
         size: tiny, small, base, large, xl or 3b, xxl or 11b (v1.0: 3b and 11b only).
-        vocab_size: the tokenizer's, sentinels included.
+        vocab_size: rows of its tables; None: as the vocabulary has ids, rounded up (objective.bind).
         version: "1.1", or "1.0" (ReLU, tied with logits scaled by d_model ** -0.5, dropout 0.1).
         overrides: any field of EncoderDecoder.
 
@@ -333,12 +338,12 @@ def t5(size, vocab_size, version="1.1", **overrides):
     return _checked(build(EncoderDecoder, fields, overrides))
 
 
-def gpt(size, vocab_size, style="rope", **overrides):
+def gpt(size, vocab_size=None, style="rope", **overrides):
     """A Decoder by name.
 
     Args:
         size: tiny, 124m or small, 355m or medium, 774m or large, 1.5b or xl (GPT-2's), 1b.
-        vocab_size: the tokenizer's.
+        vocab_size: as of `t5`.
         style: rope (rotary positions, RMSNorm, gated SiLU of width 8/3 D, untied) or gpt2 (learned positions, tanh
             GELU, LayerNorm, biases, tied; Radford et al. 2019).
         overrides: any field of Decoder.
@@ -374,7 +379,7 @@ def gpt(size, vocab_size, style="rope", **overrides):
 
 
 def _checked(model):
-    if model.vocab_size is None or model.vocab_size < 1:
-        raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids")
+    if model.vocab_size is not None and model.vocab_size < 1:
+        raise UserError(f"vocab_size={model.vocab_size}: a model needs the number of its tokenizer's ids, or None")
     assert model.head_width > 0  # raises now rather than in the first trace
     return model

@@ -26,8 +26,8 @@ from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from paradigm.storage import sync
 from t5like import sources
-from t5like.data import FORMAT, META, encode_window, read_meta
-from t5like.tokenizer import get_tokenizer, load_tokenizer
+from t5like.data import FORMAT, META, encode_window, padding, read_meta
+from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 
 PLAN = "plan.json"  # what an unfinished directory is going to be
 JOB_BYTES = 2 << 20  # of text, at least; a large corpus has about JOBS jobs
@@ -121,9 +121,10 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
         same_settings(out, plan["settings"], settings)
         _same_source(out, plan, recipe, listing)
         return plan
-    if progress and recipe.tokenizer.startswith("sentencepiece:"):
+    if progress and is_learnt(recipe.tokenizer):
         print(f"learning a vocabulary ({recipe.tokenizer}) ...", file=sys.stderr)
-    tokenizer = get_tokenizer(recipe.tokenizer, texts=lambda: _sample(recipe, pieces, held_out))
+    texts = lambda: _sample(recipe, pieces, held_out)
+    tokenizer = get_tokenizer(recipe.tokenizer, texts, recipe.extra_ids, recipe.specials)
     for leftover in ("tokenizer.tmp", "tokenizer"):
         shutil.rmtree(out / leftover, ignore_errors=True)
     for leftover in [*out.glob("train-*"), *out.glob("valid-*")]:
@@ -132,7 +133,8 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
     for file in (out / "tokenizer.tmp").iterdir():
         sync(file)
     os.rename(out / "tokenizer.tmp", out / "tokenizer")
-    highest = tokenizer.vocab_size - tokenizer.extra_ids - 1
+    v = tokenizer.vocabulary
+    highest = max(v.text_ranges[-1][1] - 1, v.end, v.unk or 0, padding(v) or 0)
     plan = {
         "format": FORMAT,
         "settings": settings,
@@ -252,8 +254,11 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
     """Writes the shards of one job, then its record, and returns the record."""
     out = pathlib.Path(out)
     tokenizer = load_tokenizer(out / "tokenizer")
+    v = tokenizer.vocabulary
     bad = {"documents": 0, "bytes": 0, "first": None}
-    shards = {s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"]) for s in ("train", "valid")}
+    shards = {
+        s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"], padding(v)) for s in ("train", "valid")
+    }
     with _errors_as_user_errors(out), contextlib.ExitStack() as stack:
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)
@@ -267,7 +272,7 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
                     bad["first"] = bad["first"] or name
                 if text:
                     shard = shards["valid" if held_out(name) else "train"]
-                    shard.add(np.append(tokenizer.encode(text), np.int32(tokenizer.eos_id)), len(raw))
+                    shard.add(np.append(tokenizer.encode(text), np.int32(v.end)), len(raw))
         record = {"plan": _digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
         _write_json(out / _record_name(job, jobs), record)
     return record
@@ -276,8 +281,8 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
 class _Shard:
     """Joins documents, cuts them into windows and writes them aside; `close` puts the file in its place."""
 
-    def __init__(self, path, window, dtype):
-        self.path, self.window, self.dtype = path, window, dtype
+    def __init__(self, path, window, dtype, pad):
+        self.path, self.window, self.dtype, self.pad = path, window, dtype, pad
         self.aside = path.with_name(path.name + ".tmp")
         self.writer = None
         self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
@@ -300,7 +305,7 @@ class _Shard:
 
             self.writer = ArrayRecordWriter(str(self.aside), WRITER)
         inside = self.starts[(self.starts > begin) & (self.starts < end)] - begin
-        self.writer.write(encode_window(self.tokens[begin:end], inside, self.window, self.dtype))
+        self.writer.write(encode_window(self.tokens[begin:end], inside, self.window, self.dtype, self.pad))
         self.counts["windows"] += 1
 
     def close(self):

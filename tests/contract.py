@@ -7,6 +7,7 @@ Nearly all of the time goes into compiling, so a step is compiled once for all t
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -136,10 +137,17 @@ def check_abstract(objective, optimizer, batch_of, batch_size, **settings):
         with jax.set_mesh(mesh):
             step = make_train_step(objective, optimizer, phase=phase, **settings)
             shardings = layout, partition.batch_shardings(spec, mesh)
-            compiled = jax.jit(step, in_shardings=shardings, out_shardings=(layout, None), donate_argnums=0)
+            whole = {"donate_argnums": 0, "keep_unused": True}
+            compiled = jax.jit(step, in_shardings=shardings, out_shardings=(layout, None), **whole)
             compiled = compiled.lower(state, spec).compile()
-        assert compiled.memory_analysis().argument_size_in_bytes > 0
-        assert objective.flops(spec) > 0
+        shares = jax.tree.map(_bytes_of_a_device, (state, spec), shardings)
+        assert compiled.memory_analysis().argument_size_in_bytes == sum(jax.tree.leaves(shares))
+        # Twice the rows take twice the products of matrices; a loss over pairs of rows up to four times.
+        assert 2.0 <= objective.flops(objective.batch_spec(2 * batch_size, phase)) / objective.flops(spec) < 3.0
+
+
+def _bytes_of_a_device(leaf, sharding):
+    return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def check_weights(objective, batch_of):

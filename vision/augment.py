@@ -29,9 +29,10 @@ PIXELS = jax.lax.Precision.HIGH  # an accelerator's default precision would lose
 class Augment:
     """A random view, and the plain one.
 
-    size: pixels a side of every view.
+    size: pixels a side of every view; None: those that the objective's encoder reads (see `sized`).
     crop: `random`, a part of `scale` of the area and of a `ratio` width / height, or `centre`, the plain view's part.
-    centre: the plain view resizes the short side to size / centre and cuts the middle out.
+    centre: the plain view resizes the short side to size / centre and cuts the middle out; None is 1, and 0.875 for
+        views above 96 pixels.
     flip, jitter, grey, blur, solarise: their probabilities.
     strength: of the jitter's brightness, contrast, saturation and hue, whose factors are drawn from
         [max(0, 1 - s), 1 + s], hue's shift from [-s, s] of a turn. Pictures of one channel have no saturation, no hue.
@@ -43,11 +44,11 @@ class Augment:
     Raises UserError when a setting is out of its range.
     """
 
-    size: int
+    size: int | None = None
     crop: str = "random"
     scale: tuple = (0.08, 1.0)
     ratio: tuple = (3 / 4, 4 / 3)
-    centre: float = 0.875
+    centre: float | None = 0.875
     flip: float = 0.5
     jitter: float = 0.0
     strength: tuple = (0.0, 0.0, 0.0, 0.0)
@@ -61,6 +62,8 @@ class Augment:
     std: tuple = ()
 
     def __post_init__(self):
+        if self.centre is None and self.size is not None:
+            object.__setattr__(self, "centre", 0.875 if self.size > 96 else 1.0)
         choose("Augment.filter", self.filter, FILTERS)
         choose("Augment.crop", self.crop, dict.fromkeys(("random", "centre")))
         for name in ("flip", "jitter", "grey", "blur", "solarise"):
@@ -70,10 +73,14 @@ class Augment:
             a, b = getattr(self, name)
             if not 0 < a <= b:
                 raise UserError(f"Augment.{name}={(a, b)} must be two rising positive numbers")
-        if self.scale[1] > 1 or not 0 < self.centre <= 1:
+        if self.scale[1] > 1 or self.centre is not None and not 0 < self.centre <= 1:
             raise UserError(f"Augment.scale={self.scale} and Augment.centre={self.centre} are parts of a picture: <= 1")
         if len(self.strength) != 4 or min(self.strength) < 0 or self.strength[3] > 0.5:
             raise UserError(f"Augment.strength={self.strength} must be 4 numbers >= 0, the last, of hue, at most 0.5")
+
+    def sized(self, size):
+        """The same, of `size` pixels where it has no size of its own."""
+        return self if self.size is not None else dataclasses.replace(self, size=size)
 
     def __call__(self, image, aspect, keys):
         """A random view of each picture.
@@ -299,22 +306,17 @@ def solarise(x):
 # ---- Recipes ---------------------------------------------------------------------------------------------------------
 
 
-def _centre(size):
-    """224 of 256 for views that large; small pictures are seen whole."""
-    return 0.875 if size > 96 else 1.0
-
-
-def no_views(size, **changes):
+def no_views(size=None, **changes):
     """The plain view, always."""
-    return Augment(size, **{"crop": "centre", "flip": 0.0, "centre": _centre(size), **changes})
+    return Augment(size, **{"crop": "centre", "flip": 0.0, "centre": None, **changes})
 
 
-def mae_views(size, **changes):
+def mae_views(size=None, **changes):
     """MAE (arXiv:2111.06377, appendix A.1; its main_pretrain.py): a fifth of the area or more, bicubic, and a flip."""
-    return Augment(size, **{"scale": (0.2, 1.0), "filter": "bicubic", "centre": _centre(size), **changes})
+    return Augment(size, **{"scale": (0.2, 1.0), "filter": "bicubic", "centre": None, **changes})
 
 
-def simclr_views(size, strength=1.0, blur=0.5, **changes):
+def simclr_views(size=None, strength=1.0, blur=0.5, **changes):
     """SimCLR (arXiv:2002.05709, appendix A): crop, flip, colours at `strength` in 0.8 of views, grey in 0.2, blur.
 
     On CIFAR the paper has strength=0.5 and blur=0 (appendix B.9). Contrast and saturation are torchvision's blends,
@@ -322,25 +324,25 @@ def simclr_views(size, strength=1.0, blur=0.5, **changes):
     """
     jitter = tuple(strength * s for s in (0.8, 0.8, 0.8, 0.2))
     recipe = {"jitter": 0.8, "strength": jitter, "grey": 0.2, "blur": blur, "filter": "bicubic"}
-    return Augment(size, **{**recipe, "centre": _centre(size), **changes})
+    return Augment(size, **{**recipe, "centre": None, **changes})
 
 
-def moco_v1_views(size, **changes):
+def moco_v1_views(size=None, **changes):
     """MoCo (arXiv:1911.05722, section 3.3; its main_moco.py): crop, grey in 0.2 of views, then all of them jittered."""
     recipe = {"scale": (0.2, 1.0), "grey": 0.2, "grey_first": True, "jitter": 1.0, "strength": (0.4, 0.4, 0.4, 0.4)}
-    return Augment(size, **{**recipe, "centre": _centre(size), **changes})
+    return Augment(size, **{**recipe, "centre": None, **changes})
 
 
-def moco_v2_views(size, blur=0.5, **changes):
+def moco_v2_views(size=None, blur=0.5, **changes):
     """MoCo v2 (arXiv:2003.04297, section 3; its main_moco.py --aug-plus): SimCLR's with weaker colours, and blur."""
     recipe = {"scale": (0.2, 1.0), "jitter": 0.8, "strength": (0.4, 0.4, 0.4, 0.1), "grey": 0.2, "blur": blur}
-    return Augment(size, **{**recipe, "centre": _centre(size), **changes})
+    return Augment(size, **{**recipe, "centre": None, **changes})
 
 
-def moco_v3_views(size, scale=(0.08, 1.0), blur=(1.0, 0.1), solarise=(0.0, 0.2), **changes):
+def moco_v3_views(size=None, scale=(0.08, 1.0), blur=(1.0, 0.1), solarise=(0.0, 0.2), **changes):
     """MoCo v3 (arXiv:2104.02057; its main_moco.py): a pair after BYOL, which differ in blur and solarisation.
 
     The official runs crop from 0.08 of the area on with a ViT, from 0.2 on with a ResNet.
     """
-    recipe = {"scale": scale, "jitter": 0.8, "strength": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "centre": _centre(size)}
+    recipe = {"scale": scale, "jitter": 0.8, "strength": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "centre": None}
     return tuple(Augment(size, **{**recipe, "blur": b, "solarise": s, **changes}) for b, s in zip(blur, solarise))

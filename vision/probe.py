@@ -73,7 +73,7 @@ class Probes(Evaluator):
 
     def check(self, objective, data):
         super().check(objective, data)
-        _check_labels(*map(_some_labels, self.records(data)))
+        _check_labels(*(_some_labels(*pair) for pair in zip(self.records(data), ("training", "validation"))))
 
     def run(self, objective, variables, data):
         """({method: accuracy, 'random/' + method: accuracy}, [])."""
@@ -181,18 +181,23 @@ def features(objective, variables, source):
     return np.concatenate(xs), np.concatenate(ys)
 
 
-def _some_labels(source, count=8):
-    """int [n], the labels of a few records of a source: of its first `count` that can be read, if so many are near."""
-    labels = []
+def _some_labels(source, split, count=8):
+    """int [n], the labels of the first `count` records of a source that can be read, if so many are near.
+
+    Raises UserError where none is: some broken records are left out when their turn comes, but not all.
+    """
+    labels, last = [], None
     for i in range(min(len(source), 4 * count)):
         try:
             labels.append(int(source[i].get("label", -1)))
         except UserError:
             raise
-        except Exception:  # a broken record, which is told when its turn comes
-            continue
+        except Exception as error:
+            last = f"{source.name(i)}: {error}"
         if len(labels) == count:
             break
+    if not labels:
+        raise UserError(f"none of the first {i + 1} {split} pictures can be read ({last}): the data are damaged")
     return np.array(labels, np.int64)
 
 

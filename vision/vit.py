@@ -86,7 +86,8 @@ class ViT(Architecture, kw_only=True):
             keys: typed PRNG keys [B] for dropout, or None for none.
             keep: int32 [B, n], the only patches that are read, in this order; None is all N.
             mask: bool [B, N], the patches in whose place, but for their position, stands the mask token; None is none.
-            attention: who sees whom among class token, registers and patches, in this order (AIM: causal with prefix).
+            attention: AttentionMask of class token, registers and patches, in this order (AIM: causal with a prefix);
+                None is that all see all.
 
         Raises:
             UserError: an image of other channels or smaller than a patch, or a mask for a ViT without mask token.

@@ -6,7 +6,7 @@ import time
 
 from launch.aot import hlo
 from launch.aot.dry_run import bytes_on_device, readable
-from launch.run.experiment import flatten, validate
+from launch.run.experiment import bound, flatten, validate
 from launch.run.mesh import make_mesh, mesh_shape, parse_mesh
 from launch.run.program import Program
 from paradigm.errors import UserError
@@ -27,7 +27,7 @@ def report(experiment, topology, devices, mesh=None):
     Raises:
         UserError: the experiment is invalid on that mesh.
     """
-    experiment = dataclasses.replace(experiment, mesh=mesh or fitting_mesh(experiment, topology.chips))
+    experiment = dataclasses.replace(bound(experiment), mesh=mesh or fitting_mesh(experiment, topology.chips))
     validate(experiment, topology.chips)
     mesh = make_mesh(experiment.mesh, devices)
     program = Program(experiment, mesh)

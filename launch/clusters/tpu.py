@@ -90,7 +90,7 @@ class TPU:
             "rm -rf ~/paradigm.new && mkdir -p ~/paradigm ~/paradigm.new && tar xzf ~/paradigm.tgz -C ~/paradigm.new",
             "rsync -a --delete --exclude=.venv ~/paradigm.new/ ~/paradigm/ && cd ~/paradigm",
             "test -x ~/.local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh",
-            "test -x .venv/bin/python || ~/.local/bin/uv venv --quiet --python=3.11 .venv",
+            "test -x .venv/bin/python || ~/.local/bin/uv venv --quiet --python=3.13 .venv",
             f"~/.local/bin/uv pip install --quiet --python=.venv/bin/python --editable '.[{extras}]'",
         ]
         if self.pod.nfs:

@@ -5,16 +5,17 @@ import itertools
 import jax
 
 from launch.run.loader import batches
-from paradigm.capabilities import parts
+from launch.storage.sync import at_hand
 from paradigm.dataset import Dataset
-from paradigm.errors import UserError
+from t5like.tokenizers import load_tokenizer
+from t5like.vocabulary import same
 
 
 class Data:
     """An experiment's training stream and its validation sets.
 
     train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it.
-    records(split): the source that "train" or "valid" is read from. tokenizer: of the prepared data, or None.
+    records(split): the source that "train" or "valid" is read from. tokenizer, vocabulary: of the data, or None.
     fingerprint: changes whenever the training stream would.
 
     Args:
@@ -29,8 +30,11 @@ class Data:
         objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
         prepared = _build(experiment.data, directory, objective.raw_length)
         self.tokenizer = getattr(prepared, "tokenizer", None)
-        for part in parts(objective) if self.tokenizer else ():
-            _agree(part.objective, self.tokenizer)
+        self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
+        name = (
+            f"{type(experiment.data).__name__} ({prepared.directory})" if hasattr(prepared, "directory") else "the data"
+        )
+        same(objective.data_vocabulary, self.vocabulary, "the run", name)
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         held_out = prepared.source("valid")
         self.valid = {
@@ -51,6 +55,20 @@ class Data:
             yield from itertools.islice(ahead, self._limit)
 
 
+def tokenizer_of(workdir):
+    """The tokenizer that a run was trained with, in a run directory; None where there is none."""
+    if not (workdir / "tokenizer").is_dir():
+        return None
+    with at_hand(workdir / "tokenizer") as directory:
+        return load_tokenizer(directory)
+
+
+def vocabulary_of_run(workdir):
+    """The Vocabulary that a run was trained with, in a run directory; None where there is none."""
+    tokenizer = tokenizer_of(workdir)
+    return tokenizer and tokenizer.vocabulary
+
+
 def _build(recipe, directory, window):
     """Prepared by process 0 alone, then opened by all, where the directory is on a file system that they share.
 
@@ -64,19 +82,3 @@ def _build(recipe, directory, window):
         recipe.build(directory, window=window)
     multihost_utils.sync_global_devices("data are prepared")
     return recipe.build(directory, window=window, progress=False)
-
-
-def _agree(objective, tokenizer):
-    """Raises UserError where the objective would read the tokenizer's ids otherwise than they were written."""
-    name = type(objective).__name__
-    for field in ("vocab_size", "extra_ids"):
-        wanted, found = getattr(objective, field, None), getattr(tokenizer, field)
-        if wanted not in (None, found):
-            raise UserError(f"{name}.{field}={wanted} but the data's tokenizer has {found}: set {name}.{field}={found}")
-    for module in ("model", "text"):  # `text`: the text tower beside one for images
-        ids = getattr(getattr(objective, module, None), "vocab_size", None)
-        if ids is not None and ids < tokenizer.vocab_size:
-            raise UserError(
-                f"the {module} of {name} has {ids} ids and the data's tokenizer {tokenizer.vocab_size}: "
-                f"set the {module}'s vocab_size={tokenizer.vocab_size}"
-            )

@@ -1,7 +1,6 @@
 """One training run as a value: what gin builds, what the loop reads, what a notebook may write by hand."""
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +86,25 @@ class Experiment:
             object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
 
 
+def bound(experiment: Experiment, vocabulary=None) -> Experiment:
+    """The experiment with its objective for the vocabulary of its data, or for the one that a checkpoint names.
+
+    vocabulary: t5like.vocabulary.Vocabulary, of a run whose data may be elsewhere; None asks the data. Where they don't
+    know, or have no text, the objective stays as it is; to bind twice changes nothing.
+    """
+    if vocabulary is None:
+        vocabulary = recipe_vocabulary(experiment.data)
+    if vocabulary is None:
+        return experiment
+    return dataclasses.replace(experiment, objective=experiment.objective.bind(vocabulary))
+
+
+def recipe_vocabulary(recipe):
+    """The Vocabulary of what a recipe will build; None of data without text, and where it cannot be known here."""
+    ask = getattr(recipe, "vocabulary", None)  # recipes of images have none, nor need those of others
+    return ask() if callable(ask) else None
+
+
 def validate(experiment: Experiment, device_count: int) -> None:
     """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
     if problems := list(_problems(experiment, device_count)):
@@ -119,8 +137,6 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"choose a multiple of {e.microbatches}"
         )
     yield from _mesh_problems(e, device_count)
-    if found := getattr(e.data, "vocabulary", None):
-        yield from vocabulary_problems(e, *found)
 
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
@@ -152,17 +168,6 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
         yield str(error)
 
 
-def vocabulary_problems(experiment: Experiment, size: int, tokenizer: str) -> Iterator[str]:
-    """What is wrong with the settings called vocab_size, given data of `size` ids (sentinels included)."""
-    for path, value in flatten(experiment.objective).items():
-        if module := re.search(r"(model|text)\.vocab_size$", path):  # a table of more rows than ids does no harm
-            if int(value) < size:
-                name = module[1]
-                yield f"{tokenizer} has {size} ids but the {name} {value}: set its vocab_size to {size} or more"
-        elif path.endswith("vocab_size") and int(value) != size:
-            yield f"{tokenizer} has {size} ids but the objective expects {value}: set its vocab_size to {size}"
-
-
 def abstract_params(objective: "Objective"):
     """The parameter tree as ShapeDtypeStructs."""
     import jax
@@ -182,4 +187,6 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
         return own | {k: v for n in names for k, v in flatten(getattr(value, n), f"{path}.{n}".lstrip(".")).items()}
     if isinstance(value, tuple) and any(dataclasses.is_dataclass(v) or isinstance(v, tuple) for v in value):
         return {k: v for i, item in enumerate(value) for k, v in flatten(item, f"{path}[{i}]").items()}
+    if isinstance(value, tuple) and len(value) > 16:  # the ids of sentinels
+        return {path: f"({value[0]!r}, {value[1]!r} .. {value[-1]!r}: {len(value)})"}
     return {path: getattr(value, "__name__", repr(value))}

@@ -4,12 +4,15 @@ import functools
 import re
 
 from launch.run import pretrained
+from launch.run.data import vocabulary_of_run
 from launch.run.experiment import Init
 from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
 from paradigm import rng, trees
 from paradigm.errors import UserError
 from paradigm.step import init_state
+
+TABLES = ("embed/embedding", "logits/kernel")  # the parameters that have a row for each id
 
 
 def make_state(experiment, given=None, stats=None):
@@ -60,9 +63,9 @@ def initial_state(program, checkpoints, inits=()):
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
     wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
-    given, stats, lines = {}, {}, []
+    given, stats, lines, vocabularies = {}, {}, [], []
     for init in inits:
-        found, found_stats, where = _read(init)
+        found, found_stats, where, vocabulary = _read(init)
         matched, line = _matched(init, found, wanted, where, alone=len(inits) == 1)
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
@@ -71,6 +74,8 @@ def initial_state(program, checkpoints, inits=()):
         # Running statistics belong to the parameters that were trained with them.
         stats |= {n: x for n, x in found_stats.items() if n in wanted_stats and wanted_stats[n].shape == x.shape}
         lines.append(line)
+        if vocabulary is not None and any(name.endswith(TABLES) for name in matched):
+            vocabularies.append((where, vocabulary))
     missing = [name for name in wanted if name not in given]
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
@@ -78,16 +83,17 @@ def initial_state(program, checkpoints, inits=()):
     _refuse_drawn(program.state.frozen_modules, missing, inits)
     if not inits:
         return program.init, fresh, "started from scratch"
+    fresh["vocabularies"] = vocabularies  # which the data have to be of, once they are there
     return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
 
 
 def _read(init):
-    """({name: array}, the same of batch statistics, what to call it) of a source, renamed."""
+    """({name: array}, the same of batch statistics, what to call it, its Vocabulary or None) of a source, renamed."""
     path, step = filesystem.as_path(init.path), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
     if pretrained.is_pretrained(path):
-        params, stats, where = pretrained.read(path)[1], {}, f"{init.path}"
+        params, stats, where, vocabulary = pretrained.read(path)[1], {}, f"{init.path}", None
     else:
         found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
         if found is None:
@@ -97,11 +103,11 @@ def _read(init):
             )
         step, arrays, _ = found
         params, stats = arrays["params"], arrays.get("extra", {}).get("batch_stats", {})
-        where = f"{path} at step {step}"
+        where, vocabulary = f"{path} at step {step}", vocabulary_of_run(path)
     for pattern, _ in init.rename:
         if not any(re.search(pattern, name) for name, _ in trees.named_leaves(params)):
             raise UserError(f"Experiment.init: rename {pattern!r} matches no parameter of {where}: correct it")
-    return _renamed(init, params), _renamed(init, stats), where
+    return _renamed(init, params), _renamed(init, stats), where, vocabulary
 
 
 def _renamed(init, tree):
@@ -138,8 +144,8 @@ def _refuse_drawn(frozen_modules, missing, inits):
         )
     if lost:
         raise UserError(
-            f"{' and '.join(str(init.path) for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has them "
-            "of other shapes: build the frozen module with the settings of that run"
+            f"{' and '.join(str(init.path) for init in inits)} lacks {lost[0]}{_more(lost)} of what is frozen, or has "
+            "them of other shapes: build the frozen module with the settings of that run"
         )
 
 

@@ -23,7 +23,7 @@ import jax
 from launch.run.data import Data
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import flatten, validate, warnings
+from launch.run.experiment import bound, flatten, validate, warnings
 from launch.run.initial import initial_state, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
@@ -36,6 +36,7 @@ from launch.storage import workdir as run_directory
 from launch.storage.checkpoint import Checkpoints
 from launch.storage.sync import WorkdirSync
 from paradigm.errors import UserError
+from t5like.vocabulary import same
 
 UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
 
@@ -83,6 +84,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             peers = closing.enter_context(Peers(config, run_directory.versions()))
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
+                experiment = bound(experiment)
                 validate(experiment, jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
@@ -126,6 +128,8 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     if data.tokenizer is not None and jax.process_index() == 0:
         data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
 
+    for where, vocabulary in meta.get("vocabularies", ()):
+        same(vocabulary, data.vocabulary, where, f"the data in {files.local / 'data'}")
     state = made.result()
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):

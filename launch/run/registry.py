@@ -25,7 +25,6 @@ from paradigm.errors import UserError
 
 # Each says in its CONFIGURABLE what gin files may name; besides, all of its objectives can be named.
 PACKAGES = ("paradigm", "t5like", "vision", "multimodal")
-ROWS = 128  # a model's table has a multiple of so many rows, as released T5s have
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}
@@ -99,28 +98,10 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     for param in params:
         _parse(param, "--gin_param")
     with _in_one_line(sources[-1][1] if sources else "--gin_param"):
-        _vocabulary_of_data()
         gin.finalize()
         experiment = gin.get_configurable("Experiment")()
     _refuse_unread(set().union(*map(_bound, params)), _bound(gin.operative_config_str()))
     return experiment
-
-
-def _vocabulary_of_data() -> None:
-    """Gives the macros vocab_size and vocab_rows, where they are used and nobody has set them, what the data say.
-
-    vocab_size: the ids of the data's tokenizer. vocab_rows: a model's table for them, a multiple of 128, so that it
-    divides over devices. They then stand in the operative configuration like any other.
-    """
-    text = gin.config_str()
-    missing = {"vocab_size", "vocab_rows"} & set(re.findall(r"%(\w+)", text)) - _bound(text)
-    recipe = gin.query_parameter("Experiment.data") if missing and "\nExperiment.data = @" in text else None
-    found = recipe and getattr(recipe.scoped_configurable_fn(), "vocabulary", None)
-    if found:
-        rows = -(-found[0] // ROWS) * ROWS
-        for name, value in {"vocab_size": found[0], "vocab_rows": rows}.items():
-            if name in missing:
-                _parse(f"{name} = {value}", "the data's vocabulary")
 
 
 def _parse(text: str, origin: str) -> None:
@@ -198,6 +179,8 @@ def _explain(message: str, origin: str) -> str:
     if match := re.match(r"No configurable matching (?:reference )?'@?(?:.*/)?([\w.]+)(?:\(\))?'", first):
         return f"{where}unknown name '{match[1]}'{_nearest(match[1], _registered)}"
     if match := re.match(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", first):
+        if match[2] in ("vocab_size", "extra_ids"):  # in configurations of before
+            return f"{where}{match[1]} has no parameter '{match[2]}': the data's vocabulary says it, so leave it out"
         return (
             f"{where}{match[1]} has no parameter '{match[2]}'{_nearest(match[2], _parameters(_registered[match[1]]))}"
         )

@@ -11,12 +11,14 @@ import dataclasses
 import functools
 import pathlib
 
-from multimodal import objectives, tokenizers
+from multimodal import objectives
 from multimodal.hf.clip import CLIP
 from multimodal.hf.siglip import SIGLIP
 from multimodal.views import clip_views, siglip_views
 from paradigm import hf
 from paradigm.errors import UserError
+from t5like import tokenizers
+from t5like.vocabulary import Vocabulary
 
 FAMILIES = (CLIP, SIGLIP)
 read = functools.partial(hf.read, families=FAMILIES)
@@ -31,6 +33,10 @@ class Absent:
     vocab_size: int
     eos_id: int = 1
     pad_id: int = 1
+
+    @property
+    def vocabulary(self):
+        return Vocabulary(self.vocab_size, pad=self.pad_id, eos=self.eos_id)
 
     def encode(self, text):
         raise UserError("these weights came without a tokenizer: give one to the objective that reads texts")
@@ -64,7 +70,7 @@ def read_objective(path, tokenizer=None, **changes):
         "text_projection": modules["text_head"].projection,
         "augment": views(encoder.image_size),
         "host_image_size": encoder.image_size,
-        "tokenizer": tokenizer or Absent(text.vocab_size, text.end_id),
+        "tokenizer": tokenizer or Absent(text.vocab_size, 1 if text.end_id is None else text.end_id),
     }
     objective = kind(**fields | changes)
     for field, ours, theirs in hf.differences(family, _modules(objective), modules):
@@ -99,9 +105,9 @@ def texts_end(objective):
 def _ids(objective):
     """What an objective knows for config.json beside its modules: the ids of its tokenizer."""
     ids = {
-        "bos_token_id": getattr(objective.tokenizer, "bos_id", None),
-        "eos_token_id": getattr(objective.tokenizer, "eos_id", 1),
-        "pad_token_id": getattr(objective.tokenizer, "pad_id", 0),
+        "bos_token_id": objective.vocabulary.bos,
+        "eos_token_id": objective.vocabulary.end,
+        "pad_token_id": objective.vocabulary.filler,
     }
     if objective.text.pool != "last":
         del ids["eos_token_id"]  # where the tower is pooled, which it knows

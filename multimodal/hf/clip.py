@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from multimodal.hf.common import (  # fmt: skip
+from multimodal.hf.common import (
     FREE,
     IGNORED,
     MEANING,

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from paradigm.hf import MEANING as ARCHITECTURE
 from paradigm.hf import Leaf, Patches, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 
@@ -9,7 +10,6 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact", "gelu_pytorch_t
                "relu": "relu"}  # fmt: skip
 FREE = frozenset({"std", "dropout"})
 MEANING = {
-    "head_dim": lambda m: m.head_width,
     "end_id": lambda m: m.end_id if m.pool == "end" else None,  # others do not read it
     "tower": lambda m: m.tower is not None,  # the encoder, which is compared itself
 }
@@ -20,8 +20,8 @@ SIDE_IRRELEVANT = ("projection_dim", "dropout")
 
 def stack_fields(side, defaults):
     """Fields of a tower from its Config. defaults: the library's (CLIPTextConfig and the like)."""
-    side.only(attention_dropout=0.0)
     return {
+        "attention_dropout": side.get("attention_dropout", 0.0),
         "d_model": side.get("hidden_size", defaults["hidden_size"]),
         "d_ff": side.get("intermediate_size", defaults["intermediate_size"]),
         "layers": side.get("num_hidden_layers", 12),
@@ -43,7 +43,7 @@ def image_fields(side, defaults):
 def text_fields(side, defaults):
     length = side.get("max_position_embeddings", defaults["length"])
     vocabulary = side.get("vocab_size", defaults["vocab_size"])
-    return stack_fields(side, defaults) | {"vocab_size": vocabulary, "length": length}
+    return stack_fields(side, defaults) | {"vocab_size": vocabulary, "max_length": length}
 
 
 def sides(modules, kind):
@@ -59,6 +59,7 @@ def sides(modules, kind):
             "num_attention_heads": tower.heads,
             "hidden_act": inverse(ACTIVATIONS).get(tower.activation, "gelu"),
             "layer_norm_eps": tower.eps,
+            "attention_dropout": ARCHITECTURE["attention_dropout"](tower),
         }
 
     return {

@@ -1,6 +1,6 @@
 """SigLIP: a ViT pooled by attention, and a text tower that sees all and is pooled at the last place."""
 
-from multimodal.hf.common import (  # fmt: skip
+from multimodal.hf.common import (
     FREE,
     IGNORED,
     MEANING,

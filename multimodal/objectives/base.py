@@ -14,7 +14,7 @@ from multimodal.towers import PROJECTIONS, Head
 from paradigm.capabilities import PairEmbedding
 from paradigm.errors import UserError, choose
 from paradigm.objective import EVALUATION, MAIN, Loss
-from t5like.tokenizer import EOS
+from t5like.vocabulary import Vocabulary, fit_rows
 from vision.heads import l2_normalize
 from vision.objectives.base import ImageObjective
 
@@ -26,7 +26,7 @@ class ImageText(PairEmbedding, ImageObjective):
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
     encoder, augment, host_image_size: see ImageObjective; a pair has one view.
-    text: a TextTower. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
+    text: a PooledText. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
         it; None takes the ids that the data have.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
@@ -39,6 +39,8 @@ class ImageText(PairEmbedding, ImageObjective):
     CLIP the two share what probability the caption gets; SigLIP labels one a yes and the other a no, and even chances
     are then the best answer. Rows of mask 0 are nobody's negatives.
 
+    vocabulary: of the captions: the tokenizer's own where the tower brings one, else given by `bind`.
+
     Raises UserError when towers, heads, views and tokenizer do not fit each other.
     """
 
@@ -49,10 +51,12 @@ class ImageText(PairEmbedding, ImageObjective):
     text_projection: str = "linear"
     image_pool: str = "encoder"
     ignore_aspect: bool = False
+    vocabulary: Vocabulary | None = None
 
     full_batch = True
 
     def __post_init__(self):
+        super().__post_init__()
         name = type(self).__name__
         choose(f"{name}.image_pool", self.image_pool, dict.fromkeys(("encoder", "map")))
         for side, tower in (("image", self.encoder), ("text", self.text)):
@@ -62,36 +66,49 @@ class ImageText(PairEmbedding, ImageObjective):
                     f"{name}: the {side} tower gives {tower.features} features and the shared space has {self.width}: "
                     f"set width={tower.features}, or {side}_projection='linear'"
                 )
-        if self.image_pool == "map" and not hasattr(self.encoder, "head_width"):
+        if self.image_pool == "map" and self.encoder.grid is None:
             raise UserError(f"{name}.image_pool='map' reads patches: choose a ViT, or image_pool='encoder'")
         nominal = self.encoder.image_size
-        if hasattr(self.encoder, "grid") and self.views[0].size != nominal:
+        if self.encoder.grid is not None and self.views[0].size != nominal:
             raise UserError(
                 f"{name}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make augment's size "
                 "the encoder's image_size"
             )
-        ids = getattr(self.tokenizer, "vocab_size", 0)
-        if ids > self.text.vocab_size:
+        if self.tokenizer is not None or self.vocabulary is not None:
+            self._fit(self.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary)
+        PreprocessPair(super().preprocess, self.text.length)  # raises now rather than in a data worker
+
+    def _fit(self, vocabulary):
+        """Gives the text tower rows for these ids, and the one that it is pooled at."""
+        name = type(self).__name__
+        text = fit_rows(self.text, vocabulary, f"text tower of {name}")
+        if text.pool == "end" and text.end_id is None:
+            text = text.clone(end_id=vocabulary.end)
+        if text.pool == "end" and text.end_id != vocabulary.end:
             raise UserError(
-                f"{name}: the tokenizer has {ids} ids and the text tower {self.text.vocab_size}: set the tower's "
-                f"vocab_size to {ids}"
+                f"{name}: captions end with the id {vocabulary.end} and the text tower is pooled at {text.end_id}: set "
+                f"the tower's end_id={vocabulary.end}, or leave it out"
             )
-        end = getattr(self.tokenizer, "eos_id", EOS)
-        if self.text.pool == "end" and self.text.end_id != end:
+        if text.pool == "highest" and vocabulary.end != vocabulary.size - 1:
             raise UserError(
-                f"{name}: captions end with the id {end} and the text tower is pooled at {self.text.end_id}: set the "
-                f"tower's end_id={end}"
+                f"{name}: captions end with the id {vocabulary.end}, which is not the highest, and the text tower is "
+                f"pooled at that: set the tower's pool='end'"
             )
-        if self.text.pool == "highest" and end != ids - 1:
-            raise UserError(
-                f"{name}: captions end with the id {end}, which is not the highest, and the text tower is pooled at "
-                f"that: set the tower's pool='end' and end_id={end}"
-            )
-        _ = self.preprocess  # raises now rather than in a data worker
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "vocabulary", vocabulary)
+
+    @property
+    def data_vocabulary(self):
+        return self.vocabulary if self.tokenizer is None else None
+
+    def bind(self, vocabulary):
+        return self if self.tokenizer is not None else dataclasses.replace(self, vocabulary=vocabulary)
 
     @functools.cached_property
     def preprocess(self):
-        return PreprocessPair(super().preprocess, self.text.length, self.tokenizer)
+        if self.vocabulary is None:
+            raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
+        return PreprocessPair(super().preprocess, self.text.length, self.tokenizer, self.vocabulary)
 
     def batch_spec(self, batch_size, phase=MAIN):
         if batch_size < 2:
@@ -107,8 +124,7 @@ class ImageText(PairEmbedding, ImageObjective):
     def modules(self):
         by_map = self.image_pool == "map"
         dtype = self.encoder.dtype
-        patches = getattr(self.encoder, "grid", (1, 1))
-        image = (1, int(np.prod(patches)), self.encoder.features) if by_map else (1, self.encoder.features)
+        image = (1, int(np.prod(self.encoder.grid)), self.encoder.features) if by_map else (1, self.encoder.features)
         image_head = Head(self.width, self.image_projection, self.encoder if by_map else None, dtype=dtype)
         return {
             **super().modules(),
@@ -180,7 +196,7 @@ class ImageText(PairEmbedding, ImageObjective):
     def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
         heads = self.modules()
-        patches = int(np.prod(getattr(self.encoder, "grid", (0,))))
+        patches = int(np.prod(self.encoder.grid or (0,)))
         image, text = heads["image_head"][0], heads["text_head"][0]
         return {
             "encoder": self.encoder.flops(rows),

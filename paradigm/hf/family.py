@@ -16,7 +16,19 @@ from paradigm.hf import files
 from paradigm.hf.config import Config
 
 # Fields of a module that say how it is initialised, trained or compiled, and not what it computes.
-FREE = frozenset("init_std embed_std position_std token_std dropout_style dtype remat scan parent name".split())
+FREE = frozenset(
+    "init_std embed_std position_std token_std dropout_style drop_path dtype remat scan parent name".split()
+)
+# Fields of an Architecture that may be None, or that nothing reads, as what they come to.
+MEANING = {
+    "head_dim": lambda m: m.head_width,
+    "kv_heads": lambda m: m.key_heads,
+    "qkv_bias": lambda m: m.bias if m.qkv_bias is None else m.qkv_bias,
+    "out_bias": lambda m: m.bias if m.out_bias is None else m.out_bias,
+    "attention_dropout": lambda m: m.dropout if m.attention_dropout is None else m.attention_dropout,
+    "rope_theta": lambda m: m.rope_theta if m.positions == "rope" else None,
+    "rope_scaling": lambda m: m.rope_scaling if m.positions == "rope" else None,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +41,7 @@ class Family:
     leaves: our modules -> [Leaf], whose paths begin with `root`.
     inputs: our modules -> {name: tuple of example inputs}.
     free: fields that decide nothing, beside FREE; those of one module alone as module.field.
-    meaning: {field: module -> value} of fields that may be None.
+    meaning: {field: module -> value} of fields that may be None, beside MEANING.
     scalars: names of the parameters [] beside the modules.
     ignored: regex of the table's names that files hold and no model of ours reads.
     rename: name in a file -> name in the table. written: name in the table -> name in our file.
@@ -163,7 +175,7 @@ def differences(family, modules, others):
         prefix = "" if name == "model" else f"{name}."
         for field in type(b).__dataclass_fields__:
             if not {field, prefix + field} & (FREE | family.free):
-                value = family.meaning.get(field, lambda m, field=field: getattr(m, field))
+                value = (MEANING | family.meaning).get(field, lambda m, field=field: getattr(m, field))
                 found.append((prefix + field, value(a), value(b)))
     return [(field, ours, theirs) for field, ours, theirs in found if ours != theirs]
 

@@ -1,4 +1,4 @@
-"""T5 (v1.0, v1.1 and mT5), GPT-2 and the Llama family, as the transformers library writes them.
+"""T5 (v1.0, v1.1), mT5, UMT5, GPT-2, Llama, Mistral, Qwen2 and Qwen3, as the transformers library writes them.
 
 modules, params = hf.read("flan-t5-small")
 logits, intermediates = modules["model"].apply({"params": params["model"]}, inputs, decoder_inputs)
@@ -9,11 +9,11 @@ import functools
 
 from paradigm import hf
 from t5like.hf.gpt2 import GPT2
-from t5like.hf.llama import LLAMA
-from t5like.hf.t5 import MT5, T5
+from t5like.hf.llama import LLAMAS
+from t5like.hf.t5 import MT5, T5, UMT5
 from t5like.models import EncoderDecoder
 
-FAMILIES = (T5, MT5, GPT2, LLAMA)
+FAMILIES = (T5, MT5, UMT5, GPT2, *LLAMAS)
 read = functools.partial(hf.read, families=FAMILIES)
 write = functools.partial(hf.write, families=FAMILIES)
 

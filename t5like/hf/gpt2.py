@@ -1,11 +1,12 @@
 """GPT-2: a Decoder with learned positions."""
 
-from paradigm.hf import Leaf, dense, norm, plain, stacked
+from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 from t5like.hf.common import OUTPUT, prefixed, text_family
 from t5like.models import Decoder
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu", "silu": "silu",
+               "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
 # Of heads that classify; the order of the softmax's arithmetic; n_ctx is what old files call n_positions beside it.
 _IRRELEVANT = ("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
                "summary_use_proj", "reorder_and_upcast_attn", "n_ctx")  # fmt: skip
@@ -14,7 +15,7 @@ _IRRELEVANT = ("summary_activation", "summary_first_dropout", "summary_proj_to_l
 def _model(config, tensors):
     del tensors
     dropout = config.get("resid_pdrop", 0.1)
-    config.only(attn_pdrop=dropout, embd_pdrop=dropout, add_cross_attention=False)
+    config.only(embd_pdrop=dropout, add_cross_attention=False)
     config.only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     width = config.get("n_embd")
     return Decoder(
@@ -30,6 +31,7 @@ def _model(config, tensors):
         positions="learned",
         max_length=config.get("n_positions"),
         dropout=dropout,
+        attention_dropout=config.get("attn_pdrop", 0.1),
         dropout_style="gpt2",
         tied=config.get("tie_word_embeddings", True),
     )
@@ -47,7 +49,7 @@ def _config(model):
         "n_inner": model.d_ff,
         "activation_function": inverse(ACTIVATIONS).get(model.activation, "gelu_new"),
         "layer_norm_epsilon": model.eps,
-        "attn_pdrop": model.dropout,
+        "attn_pdrop": MEANING["attention_dropout"](model),
         "embd_pdrop": model.dropout,
         "resid_pdrop": model.dropout,
         "tie_word_embeddings": model.tied,

@@ -21,74 +21,64 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Infilling, TextScoring
-from paradigm.errors import UserError
-from paradigm.objective import MAIN, Objective, rows_spec
-from t5like.corrupt import PAD, UNK, SpanNoise
+from paradigm.capabilities import Infilling
+from paradigm.objective import MAIN, rows_spec
+from t5like.corrupt import SpanNoise
 from t5like.models import PARTITION_RULES
+from t5like.objectives.base import TextObjective, text_spec
 from t5like.scoring import score_text
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(Infilling, TextScoring, Objective):
+class SpanCorruption(Infilling, TextObjective):
     """Sequence-to-sequence denoising of masked spans.
 
-    model: an EncoderDecoder. vocab_size: the tokenizer's, sentinels included; extra_ids: how many sentinels it has.
-    length: encoder inputs, eos included. rate: share of tokens masked; mean_span: mean tokens a span; each a float or a
-    schedule of the step. z_loss: coefficient of log(Z)^2, 1e-4 in T5X.
+    model: an EncoderDecoder. length: encoder inputs, eos included. rate: share of tokens masked; mean_span: mean tokens
+    a span; each a float or a schedule of the step. z_loss: coefficient of log(Z)^2, 1e-4 in T5X.
 
-    Raises UserError for settings that no window can satisfy, and for a vocabulary too small for the sentinels.
+    Raises UserError for settings that no window can satisfy and, once bound, for a vocabulary with too few sentinels.
     """
 
     model: Any
-    vocab_size: int
     length: int = 512
     rate: Any = 0.15
     mean_span: Any = 3.0
-    extra_ids: int = 100
     z_loss: float = 1e-4
 
     def __post_init__(self):
-        if self.model.vocab_size < self.vocab_size:
-            raise UserError(
-                f"span corruption: the tokenizer has {self.vocab_size} ids but the model only {self.model.vocab_size}; "
-                f"set the model's vocab_size to {self.vocab_size} or more"
-            )
-        _ = self.preprocess  # raises now rather than in a data worker
+        _ = self._noise  # raises now rather than in a data worker
 
     @functools.cached_property
+    def _noise(self):
+        return SpanNoise(self.vocabulary, self.length, self.rate, self.mean_span)
+
+    @property
     def preprocess(self):
-        return SpanNoise(self.vocab_size, self.extra_ids, self.length, self.rate, self.mean_span)
+        return self.known and self._noise
 
     @property
     def raw_length(self):
         """Tokens a data window must hold."""
-        return self.preprocess.raw_length
+        return self._noise.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
         ints = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
         return {
-            "inputs": ints(self.length),
-            "targets": ints(self.preprocess.target_length),
-            "text_bytes": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+            "encoder_inputs": ints(self.length),
+            "encoder_segments": ints(self.length),
+            **text_spec(batch_size, self._noise.target_length),
             **rows_spec(batch_size),
         }
 
     def modules(self):
         return {"model": (self.model, (jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)))}
 
-    def scored(self, batch):
-        """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
-        targets = batch["targets"]
-        is_text = (targets > UNK) & (targets < self.vocab_size - self.extra_ids)
-        return targets, (targets != PAD) * batch["mask"][:, None], is_text
-
     def loss(self, params, extra, batch, ctx):
         targets, weights, is_text = self.scored(batch)
-        decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))  # id 0 starts the decoder
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
         variables, how = self.variables(params, extra), {"ctx": ctx, "method": "hidden"}
-        hidden, _, _ = self.apply("model", variables, batch["inputs"], decoder_inputs, keys, **how)
+        read = batch["encoder_inputs"], batch["inputs"], keys, batch["encoder_segments"]
+        hidden, _, _ = self.apply("model", variables, *read, **how)
         kernel = self.model.output_kernel(params["model"])
         text_bytes = batch["text_bytes"] * batch["mask"]
         return score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
@@ -98,8 +88,8 @@ class SpanCorruption(Infilling, TextScoring, Objective):
         return PARTITION_RULES
 
     def throughput(self, batch_spec):
-        return "tokens", batch_spec["inputs"].size + batch_spec["targets"].size
+        return "tokens", batch_spec["encoder_inputs"].size + batch_spec["targets"].size
 
     def forward_flops(self, batch_spec):
-        (batch, source), (_, length) = batch_spec["inputs"].shape, batch_spec["targets"].shape
+        (batch, source), (_, length) = batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape
         return {"model": self.model.flops(batch, source, length)}

@@ -1,16 +1,19 @@
-"""Writes tests/golden/NAME.txt: every shipped run file as one setting a line, defaults included.
+"""Writes tests/golden/NAME.txt: a run file as one setting a line, defaults included.
 
     python -m tests.golden.update        (or: make golden)
 
-A change of a default anywhere then shows in review as a change of the runs that it reaches.
+A change of a default anywhere then shows in review as a change of the runs that it reaches. Recorded are the runs of
+papers and one of every other objective, each in full or, where fewer lines say it, as a difference from an earlier one.
 """
 
+import difflib
 import pathlib
 
 from launch.run import registry
-from launch.run.experiment import flatten
+from launch.run.experiment import bound, flatten
 
 HERE = pathlib.Path(__file__).parent
+SHORT = 0.5  # a difference is written if it has fewer lines than this share of the whole
 
 
 def runs() -> list[str]:
@@ -18,15 +21,51 @@ def runs() -> list[str]:
     return sorted(path.relative_to(registry.SHIPPED).as_posix() for path in registry.SHIPPED.glob("runs/**/*.gin"))
 
 
+def objective_of(run: str) -> str:
+    return type(registry.parse([run]).objective).__name__
+
+
+def recorded() -> list[str]:
+    """The runs of papers, directly below runs/, and the first of any objective that none of them trains."""
+    papers = [run for run in runs() if run.count("/") == 1]
+    known, others = set(map(objective_of, papers)), []
+    for run in (run for run in runs() if run not in papers):
+        if objective_of(run) not in known:
+            known.add(objective_of(run))
+            others.append(run)
+    return papers + others
+
+
 def golden(run: str) -> pathlib.Path:
     return HERE / (run.removeprefix("runs/").removesuffix(".gin").replace("/", "-") + ".txt")
 
 
-def dump(run: str) -> str:
-    return "".join(f"{name}: {value}\n" for name, value in flatten(registry.parse([run])).items())
+def dump(run: str) -> list[str]:
+    return [f"{name}: {value}\n" for name, value in flatten(bound(registry.parse([run]))).items()]
+
+
+def goldens() -> dict[pathlib.Path, str]:
+    """The text of each file: a dump, or `like NAME` and the lines that go (-) and come (+)."""
+    whole, texts = {}, {}
+    for run in recorded():
+        lines = dump(run)
+        ways = [["like " + golden(other).stem + "\n", *_difference(there, lines)] for other, there in whole.items()]
+        shortest = min(ways, key=len, default=lines)
+        if len(shortest) >= SHORT * len(lines):
+            whole[run] = shortest = lines
+        texts[golden(run)] = "".join(shortest)
+    return texts
+
+
+def _difference(old, new):
+    return [line for line in difflib.ndiff(old, new) if line[0] in "+-"]
 
 
 if __name__ == "__main__":
-    for run in runs():
-        golden(run).write_text(dump(run))
-        print(golden(run))
+    texts = goldens()
+    for path in HERE.glob("*.txt"):
+        if path not in texts:
+            path.unlink()
+    for path, text in texts.items():
+        path.write_text(text)
+        print(path)

@@ -16,7 +16,8 @@ from multimodal import hf as pairs
 from paradigm import trees
 from paradigm.errors import UserError
 from tests.launch.test_load import NEXT, SPANS, make_run
-from tests.multimodal import cases, parity
+from tests.parity import make
+from tests.parity import pairs_cases as cases
 
 EXPORTED = {"config.json", "model.safetensors", "tokenizer", "tokenizer.json", "tokenizer_config.json"}
 
@@ -121,7 +122,7 @@ def test_a_run_on_images(tmp_path):
 
 def test_pairs_of_towers(tmp_path):
     """A released CLIP as a checkpoint: a tree for each tower, the very numbers."""
-    source = parity.released(cases.load("clip"), tmp_path / "released")
+    source = make.released(cases.load("clip"), tmp_path / "released")
     assert f"--init_from={tmp_path / 'back'}" in convert.to_checkpoint(source, tmp_path / "back")
     _, arrays, _ = Checkpoints(tmp_path / "back" / "checkpoints").arrays(only=("params",))
     _, wanted = convert.read(source)

@@ -10,10 +10,11 @@ import pytest
 import launch.load  # the function must win over anything that importing submodules leaves behind
 from launch import load
 from launch.run import registry
+from launch.run.experiment import bound
 from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
 from paradigm.step import init_state
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 
 CONFIG = """
 Experiment.objective = @{objective}()
@@ -24,16 +25,15 @@ Experiment.batch_size = 8
 Experiment.ema = {ema}
 {objective}.model = @{model}()
 {model}.size = 'tiny'
-{model}.vocab_size = 359
 AdamW.learning_rate = 0.001
 """
-SPANS = CONFIG.format(objective="SpanCorruption", model="t5", ema=0.9) + "SpanCorruption.vocab_size = 359"
+SPANS = CONFIG.format(objective="SpanCorruption", model="t5", ema=0.9)
 NEXT = CONFIG.format(objective="NextToken", model="gpt", ema=None) + "NextToken.length = 32"
 
 
 def make_run(workdir, text, tokenizer=None):
     """A run directory as training leaves it, at steps 2 (all zeros) and 4."""
-    experiment = registry.parse_text(text)
+    experiment = bound(registry.parse_text(text))
     config = registry.operative_config()
     state = jax.jit(lambda: init_state(experiment.objective, experiment.optimizer, 0, experiment.ema))()
     if "ema" in state.extra:  # which starts as the parameters
@@ -58,8 +58,10 @@ def test_infill(spans):
     jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, run.variables(), {"params": state.extra["ema"]})
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(run.params))
-    logits, _ = run.model.apply(run.variables("online"), np.ones((1, 8), np.int32), np.ones((1, 4), np.int32))
-    assert logits.shape == (1, 4, 359)
+    logits, _, _ = run.objective.apply(
+        "model", run.variables("online"), np.ones((1, 8), np.int32), np.ones((1, 4), np.int32)
+    )
+    assert logits.shape == (1, 4, 384)
     assert "sat on" in str(run.infill("The <X> sat on <Y> mat", max_new_tokens=4))
     assert "params" not in repr(run)
 
@@ -84,11 +86,11 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="checkpoints: no checkpoint there yet"):
         load(tmp_path)
     make_run(tmp_path, NEXT)
-    registry.parse_text(NEXT.replace("359", "512"))
+    registry.parse_text(NEXT + "\ngpt.vocab_size = 512")
     arrays = Checkpoints(tmp_path / "checkpoints").arrays()[1]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(6, arrays, {"config": registry.operative_config()})
-    with pytest.raises(UserError, match=r"6 does not fit the model: .*: wanted \(512, \d+\), found \(359, \d+\)"):
+    with pytest.raises(UserError, match=r"6 does not fit the model: .*: wanted \(512, \d+\), found \(384, \d+\)"):
         load(tmp_path)
     with pytest.raises(UserError, match="its tokenizer/, which belongs to the run, is gone"):
         (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")

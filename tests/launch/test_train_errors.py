@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 
 from launch.run import experiment, registry
 from paradigm.errors import UserError
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 
 REPO = pathlib.Path(__file__).parent.parent.parent
 T5, GPT = "runs/smoke/span_corruption.gin", "runs/smoke/next_token.gin"
@@ -42,7 +41,7 @@ def test_the_command_says_one_line_and_exits_with_2(flags, text, tmp_path):
 
 def failure(run, *params, devices=8):
     with pytest.raises(UserError) as error:
-        experiment.validate(registry.parse([run], params), devices)
+        experiment.validate(experiment.bound(registry.parse([run], params)), devices)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -57,12 +56,13 @@ def failure(run, *params, devices=8):
     (GPT, "gpt.style = 'gpt3'", "unknown GPT style 'gpt3': did you mean 'gpt2'?"),
     (T5, "Experiment.batch_size = 12", "Experiment.batch_size=12 does not divide over data x fsdp = 1 x 8 devices"),
     (T5, "Experiment.mesh = 'tensor:8'", "does not divide over mesh axis 'tensor' of 8 devices"),
-    (T5, "SpanCorruption.vocab_size = 60", "span corruption: a vocabulary of 60 has no room for 100 sentinels"),
-    (T5, "SpanCorruption.vocab_size = 50_000", "the tokenizer has 50000 ids but the model only"),
+    (T5, "t5.vocab_size = 300", "the tokenizer has 359 ids but the model 300: set its vocab_size to 359 or more"),
+    (T5, "SpanCorruption.vocab_size = 359", "SpanCorruption has no parameter 'vocab_size'"),
+    (T5, "TextData.extra_ids = 5", "needs 7 sentinels but the tokenizer has 5; set its extra_ids to at least 7"),
     (T5, "SpanCorruption.rate = 1.5", "rate must lie strictly between 0 and 1"),
-    (T5, "SpanCorruption.vocab_size = 300",
-     "TextData.tokenizer='bytes' has 359 ids but the objective expects 300: set its vocab_size to 359"),
-    (GPT, "gpt.vocab_size = 300", "TextData.tokenizer='bytes' has 359 ids but the model 300: set its vocab_size to "),
+    (GPT, "gpt.vocab_size = 300", "the tokenizer has 359 ids but the model 300: set its vocab_size to 359 or more"),
+    (T5, "TextData.tokenizer = 'sentencpiece:640'", "did you mean 'sentencepiece:8192'?"),
+    (T5, "TextData.specials = ['musk']", "'musk' is no special id that can be given; choose among bos, eos"),
 ])  # fmt: skip
 def test_each_mistake_is_named(run, param, text):
     assert text in failure(run, param)
@@ -70,19 +70,24 @@ def test_each_mistake_is_named(run, param, text):
 
 def test_the_data_s_tokenizer_decides_the_vocabulary(tmp_path):
     """A recipe's own, a saved one, or that of a prepared directory, whatever tokenizer the recipe names beside it."""
-    sizes = lambda run: (run.objective.vocab_size, run.objective.model.vocab_size)
-    assert sizes(registry.parse([T5], ["TextData.tokenizer = 'sentencepiece:9000'"])) == (9000, 9088)
-    kept = registry.operative_config()
-    assert sizes(registry.parse_text(kept, ["TextData.tokenizer = 'bytes'"])) == (9000, 9088)
-    (tmp_path / "meta.json").write_text(json.dumps({"format": "paradigm-text-1", "vocab_size": 500}))
-    prepared = f"TextData.source = '{tmp_path}'"
-    assert sizes(registry.parse([T5], [prepared])) == (500, 512)
-    experiment.validate(registry.parse([T5], [prepared]), 8)
+    of = lambda run, *params: experiment.bound(registry.parse([run], params)).objective
+    sizes = lambda *params: (of(T5, *params).vocabulary.size, of(T5, *params).model.vocab_size)
+    assert sizes("TextData.tokenizer = 'sentencepiece:9000'") == (9000, 9088)
+    assert sizes("TextData.tokenizer = 'bytes'", "TextData.specials = ['mask', 'cls']") == (361, 384)
+    assert sizes("t5.vocab_size = 1000") == (359, 1000)
+    (tmp_path / "meta.json").write_text(
+        json.dumps(
+            dict(format="paradigm-text-1", settings={"window": 64}, fingerprint="x", shards=dict(train=[], valid=[]))
+        )
+    )
+    ByteTokenizer(241).save(tmp_path / "tokenizer")
+    assert sizes(f"TextData.source = '{tmp_path}'") == (500, 512)
     ByteTokenizer(150).save(tmp_path / "saved")
-    assert registry.parse([GPT], [f"TextData.tokenizer = '{tmp_path}/saved'"]).objective.model.vocab_size == 512
-    wanted = re.escape(f"TextData.source='{tmp_path}' has 500 ids but the objective expects 359")
-    with pytest.raises(UserError, match=wanted):
-        experiment.validate(registry.parse([T5], [prepared, "SpanCorruption.vocab_size = 359"]), 8)
+    bound = of(GPT, f"TextData.tokenizer = '{tmp_path}/saved'")
+    assert bound.model.vocab_size == 512 and bound.vocabulary == ByteTokenizer(150).vocabulary
+    elsewhere = registry.parse([GPT], ["TextData.tokenizer = '/not/here/tokenizer'"])
+    assert experiment.bound(elsewhere) == elsewhere  # as a laptop looks at a pod's run
+    assert experiment.bound(elsewhere, ByteTokenizer(5).vocabulary).objective.model.vocab_size == 384
 
 
 def test_a_length_is_written_once_and_a_schedule_that_ends_before_the_run_is_told():

@@ -14,11 +14,13 @@ from multimodal.objectives.base import ImageText
 from multimodal.zero_shot import Retrieval
 from paradigm.attention import AttentionMask
 from paradigm.combine import Sum
+from paradigm.dataset import Dataset
 from paradigm.objective import Context, Loss, Term
 from t5like.models import PARTITION_RULES
 from tests import contract
 from tests.multimodal import tiny
-from tests.multimodal.pairs import opened, plain
+from tests.multimodal.pairs import opened, plain, table
+from tests.vision.pictures import folder
 from tests.vision.tiny import Opened
 
 
@@ -82,6 +84,22 @@ def test_one_pair_of_towers_learns_from_both():
     contract.assert_trees_close(whole, jax.tree.map(lambda a, b: a + 2 * b, clip, caption), 1e-5)
     for tower in ("encoder", "text"):
         assert all(any(np.any(x) for x in jax.tree.leaves(g[tower])) for g in (clip, caption))
+
+
+def test_both_parts_see_one_caption_of_a_picture(tmp_path):
+    """Of several, drawn anew for each example."""
+    names = [f"{letter}{k}" for k in range(8) for letter in "ab"]
+    folder(tmp_path, {f"{k}.png": np.full((4, 4, 3), k, np.uint8) for k in range(16)})
+    lines = [
+        (f"{k}.png", *(f"{name} {n}" for n in "1234"), "train" if k < 12 else "valid") for k, name in enumerate(names)
+    ]
+    prepared = opened(table(tmp_path, ("image", *"wxyz", "part"), *lines), text=[*"wxyz"], split="part")
+    stream = Dataset(prepared.source(), COCA.preprocess, 12, 0)
+    drawn = [stream.batch(step) for step in range(4)]
+    for batch in drawn:
+        np.testing.assert_array_equal(batch["clip/tokens"], batch["caption/tokens"])
+    which = {int(row[3]) - 3 for batch in drawn for row in batch["clip/tokens"]}
+    assert which == {ord(n) for n in "1234"}
 
 
 @pytest.mark.slow

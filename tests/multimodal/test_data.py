@@ -7,14 +7,16 @@ import pytest
 
 from multimodal.data import PairData
 from multimodal.preprocess import PreprocessPair, to_row
-from paradigm.dataset import Dataset
+from paradigm.dataset import Dataset, ExampleRng
 from paradigm.errors import UserError
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
+from t5like.vocabulary import Vocabulary
 from tests.multimodal.pairs import opened, plain, records, table
 from tests.vision.pictures import folder, pixels
 from vision.preprocess import PreprocessImage
 from vision.synthetic_scenes import Shapes
 
+BYTES = ByteTokenizer(0).vocabulary
 IMAGE = PreprocessImage(4, 3)
 
 
@@ -32,15 +34,15 @@ def test_captions_become_rows_that_end():
         ("abcd", 4, [*ids("abc"), 1], True),
         ("", 3, [1, 0, 0], False),
     ):
-        row, left_out = to_row(ids(text), length)
+        row, left_out = to_row(ids(text), length, BYTES)
         assert row.tolist() == wanted and row.dtype == np.int32 and left_out == cut
-    row, left_out = to_row(ids("abc"), 4, begin=7, end=9, pad=9)
+    row, left_out = to_row(ids("abc"), 4, Vocabulary(300, pad=9, bos=7, eos=9))
     assert row.tolist() == [7, *ids("ab"), 9] and left_out
 
 
 def test_an_example_holds_what_a_batch_does():
     record = {"image": pixels(0), "label": 2, "captions": ("abcd", "b"), "tokens": (ids("abcd"), ids("b"))}
-    preprocess = pickle.loads(pickle.dumps(PreprocessPair(IMAGE, 4)))
+    preprocess = pickle.loads(pickle.dumps(PreprocessPair(IMAGE, 4, vocabulary=BYTES)))
     found = preprocess(record, None, 0, False)
     assert {name: (np.asarray(x).dtype.name, np.shape(x)) for name, x in found.items()} == {
         "image": ("uint8", (4, 4, 3)),
@@ -50,15 +52,15 @@ def test_an_example_holds_what_a_batch_does():
         "cut": ("float32", ()),
     }
     assert found["cut"] == 1 and found["tokens"].tolist() == [*ids("abc"), 1] and found["label"] == 2
-    drawn = [preprocess(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
+    drawn = [preprocess(record, ExampleRng(i), 0, True)["cut"] for i in range(64)]
     assert 16 < sum(drawn) < 48  # either caption
-    assert all(preprocess(record, np.random.default_rng(i), 0, False)["cut"] for i in range(64))  # the first
-    assert drawn == [preprocess(record, np.random.default_rng(i), 0, True)["cut"] for i in range(64)]
+    assert all(preprocess(record, ExampleRng(i), 0, False)["cut"] for i in range(64))  # the first
+    assert drawn == [preprocess(record, ExampleRng(i), 0, True)["cut"] for i in range(64)]
 
 
 def test_a_tower_may_bring_its_own_tokenizer():
     class Upper(ByteTokenizer):
-        bos_id = 258
+        own = {**ByteTokenizer.own, "bos": 258}
 
         def encode(self, text):
             return super().encode(text.upper())
@@ -94,7 +96,7 @@ def test_broken_pairs_are_counted_named_and_replaced(tmp_path):
     named = {}
     for split in ("train", "valid"):
         source = prepared.source(split)
-        batch, problems = Dataset(source, PreprocessPair(IMAGE, 16), len(source), train=False).read(0)
+        batch, problems = Dataset(source, PreprocessPair(IMAGE, 16, vocabulary=BYTES), len(source), train=False).read(0)
         assert batch["mask"].sum() == len(source) - len(problems)
         named |= {problem.record[-8:]: problem.error for problem in problems}
     assert {name: error.split(" ")[0] for name, error in named.items()} == {
@@ -103,7 +105,7 @@ def test_broken_pairs_are_counted_named_and_replaced(tmp_path):
         "(07.png)": "it",  # has no text
     }
     assert named["(05.png)"] == "cannot identify image file"
-    stream = Dataset(prepared.source(), PreprocessPair(IMAGE, 16), len(prepared.source()))
+    stream = Dataset(prepared.source(), PreprocessPair(IMAGE, 16, vocabulary=BYTES), len(prepared.source()))
     batch, problems = stream.read(0)
     assert problems and batch["mask"].all()
     assert (batch["tokens"] == stream.batch(0)["tokens"]).all()

@@ -1,5 +1,6 @@
 """CLIP and SigLIP as their papers write them, what is locked, what a caption is, and what does not fit."""
 
+import dataclasses
 import math
 import pickle
 import re
@@ -19,7 +20,7 @@ from paradigm.optim import AdamW
 from paradigm.step import init_state
 from t5like.models import Encoder, gpt
 from t5like.objectives import NextToken
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 from tests import contract
 from tests.multimodal import tiny
 from tests.vision import tiny as pictures
@@ -168,7 +169,7 @@ def test_long_captions_are_cut_and_keep_their_end():
     exact = preprocess({**record, "caption": "abcdefg"}, None, 0, True)
     assert exact["tokens"][-1] == 1 and exact["cut"] == 0.0
     np.testing.assert_array_equal(tiny.clip().tokenize(["ab", "abcdefg"])[1], exact["tokens"])
-    no_tokenizer = tiny.clip(tokenizer=None)
+    no_tokenizer = tiny.clip(tokenizer=None).bind(ByteTokenizer(0).vocabulary)
     np.testing.assert_array_equal(no_tokenizer.tokenize(["abcdefg"], ByteTokenizer(0))[0], exact["tokens"])
     batch = tiny.batch_of(masked=3)(0)
     loss = tiny.clip().loss(params_of(tiny.clip()), {}, batch, EVALUATE)
@@ -177,7 +178,7 @@ def test_long_captions_are_cut_and_keep_their_end():
 
 def test_a_tokenizer_with_a_first_token():
     class Bos(ByteTokenizer):
-        bos_id = 2
+        vocabulary = dataclasses.replace(ByteTokenizer(0).vocabulary, bos=2)
 
     row, cut = tiny.clip(tokenizer=Bos(0)).preprocess.tokens("abcdefg")
     assert row.tolist() == [2, *[ord(c) + 3 for c in "abcdef"], 1] and cut
@@ -263,8 +264,9 @@ def test_a_locked_tower_does_not_move(microbatches):
 
 def test_the_file_that_locks_the_image_tower_freezes_all_of_it():
     run = registry.parse(["runs/smoke/clip.gin", "objectives/lit.gin"])
-    state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, run.seed, run.ema, freeze=run.freeze))
-    every = names(jax.eval_shape(run.objective.init, jax.random.key(0)))
+    objective = run.objective.bind(ByteTokenizer(0).vocabulary)
+    state = jax.eval_shape(lambda: init_state(objective, run.optimizer, run.seed, run.ema, freeze=run.freeze))
+    every = names(jax.eval_shape(objective.init, jax.random.key(0)))
     assert names(state.frozen) == [name for name in every if name.startswith("encoder/")]
     assert len(names(state.frozen)) == 24 and state.frozen_modules == ("encoder",)
     assert names(state.params) == [name for name in every if not name.startswith("encoder/")]
@@ -287,7 +289,8 @@ def test_locked_parameters_get_no_gradient(locked):
 
 def test_a_locked_resnet_keeps_its_statistics():
     """And then its examples do not couple, so that microbatches are allowed."""
-    objective, optimizer = tiny.clip(encoder=resnet("tiny", depths=(1,), width=0.125, image_size=pictures.SIZE)), AdamW(1e-3)
+    encoder = resnet("tiny", depths=(1,), width=0.125, image_size=pictures.SIZE)
+    objective, optimizer = tiny.clip(encoder=encoder), AdamW(1e-3)
     assert objective.has_batch_norm() and not objective.has_batch_norm(("encoder",))
     with pytest.raises(UserError, match="CLIP couples the examples of a batch"):
         pictures.traced(objective, optimizer, microbatches=2)
@@ -312,7 +315,7 @@ def test_a_locked_resnet_keeps_its_statistics():
     [
         ({"image_projection": "none", "width": 32}, "the image tower gives 16 features and the shared space has 32"),
         ({"text_projection": "none", "width": 32}, "set width=16, or text_projection='linear'"),
-        ({"text": clip_text("tiny", 100, 8)}, "the tokenizer has 259 ids and the text tower 100"),
+        ({"text": clip_text("tiny", 100, 8)}, "the tokenizer has 259 ids but the text tower of CLIP 100: set its vocab_size to 259"),
         ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
         (
             {"text": clip_text("tiny", 300, 8, pool="highest")},
@@ -345,5 +348,11 @@ def test_sizes_that_do_not_exist():
     with pytest.raises(UserError, match="pool"):
         siglip_text("b", 300, pool="first")
     tower = clip_text("tiny", 300, 4)
-    with pytest.raises(UserError, match="captions of 5 tokens, and the text tower has 4 positions"):
+    with pytest.raises(UserError, match="5 tokens, but max_length=4 learned positions: raise max_length"):
         tower.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))
+
+
+def test_a_resnet_tower_reads_views_of_any_size():
+    objective = tiny.clip(encoder=pictures.small_resnet())
+    assert objective.encoder.image_size != pictures.SIZE and objective.views[0].size == pictures.SIZE
+    assert objective.flops(objective.batch_spec(8)) > 0 and "image_head" in objective.modules()

@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from multimodal import hf, tokenizers
-from multimodal.tokenizers import ClipTokenizer, SigLipTokenizer, clip_tokenizer, siglip_tokenizer
+from multimodal import hf
 from multimodal.towers import clip_text, siglip_text
 from paradigm.errors import UserError
-from t5like.tokenizer import train_sentencepiece
-from tests.multimodal import cases, parity, tiny
+from t5like.tokenizers import (
+    ClipTokenizer,
+    SigLipTokenizer,
+    beside,
+    clip_tokenizer,
+    siglip_tokenizer,
+    train_sentencepiece,
+)
+from tests.multimodal import tiny
+from tests.parity import make
+from tests.parity import pairs_cases as cases
 
-GOLDEN = json.loads((cases.GOLDENS / "clip_tokenizer.json").read_text())  # CLIPTokenizer 5.23 on these merges
+GOLDEN = json.loads((cases.HERE / "clip_tokenizer.json").read_text())  # CLIPTokenizer 5.23 on these merges
 MERGES = "\n".join(GOLDEN["merges"]).encode()
 
 
@@ -74,7 +82,7 @@ def test_weights_bring_the_tokenizer_that_lies_beside_them(clip, tmp_path):
     golden["config"] = golden["config"] | {"text_config": side}
     name = "text_model.embeddings.token_embedding.weight"
     golden["weights"] = golden["weights"] | {name: cases.weight(name, (clip.vocab_size, 12))}
-    path = parity.released(golden, tmp_path)
+    path = make.released(golden, tmp_path)
     clip.save(path)
     objective, _ = hf.read_objective(path)
     assert objective.tokenizer == clip and objective.text.end_id == clip.eos_id
@@ -121,4 +129,4 @@ def test_what_is_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="holds no merges of CLIP"):
         clip_tokenizer(tmp_path)
-    assert tokenizers.beside(tmp_path, "siglip") is None
+    assert beside(tmp_path, "siglip") is None

@@ -14,7 +14,10 @@ from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.hf.family import abstract
 from tests import contract
-from tests.multimodal import cases, parity, tiny
+from tests.multimodal import tiny
+from tests.parity import make
+from tests.parity import pairs as parity
+from tests.parity import pairs_cases as cases
 from vision.vit import vit
 
 everyone = pytest.mark.parametrize("case", cases.CONFIGS)
@@ -24,7 +27,7 @@ def released(tmp_path, case="clip", change=lambda tensors: tensors, **entries):
     golden = cases.load(case)
     golden["config"] = golden["config"] | entries
     golden["weights"] = change(dict(golden["weights"]))
-    return parity.released(golden, tmp_path / "released")
+    return make.released(golden, tmp_path / "released")
 
 
 @everyone

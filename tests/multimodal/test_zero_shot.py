@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import tracemalloc
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from multimodal.zero_shot import TIE, Retrieval, ZeroShot, by_chance, class_vect
 from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from t5like.tokenizers import ByteTokenizer
 from tests.multimodal.pairs import opened, table
 from tests.vision import tiny as pictures
 from tests.vision.pictures import folder
@@ -37,7 +39,7 @@ class Oracle(PairEmbedding):
 
     @property
     def preprocess(self):
-        return PreprocessPair(PreprocessImage(2, 3), 24)
+        return PreprocessPair(PreprocessImage(2, 3), 24, vocabulary=ByteTokenizer(0).vocabulary)
 
     def init(self, key):
         return {"text": jnp.zeros((3, 3)), "image": jnp.zeros((3, 3))}
@@ -235,6 +237,11 @@ def test_what_evaluators_refuse(data, tmp_path):
     plain = Data(opened(table(tmp_path, ("image", "caption"), *((f"{i}.png", f"c{i}") for i in range(4)))))
     with pytest.raises(UserError, match=r"^ZeroShot: the data have no names of classes: set PairData.label"):
         ZeroShot().run(Oracle(), KNOWS, plain)
+    with pytest.raises(UserError, match=r"^ZeroShot: the data have no names of classes"):  # before the first step
+        ZeroShot().check(Oracle(), plain)
+    for evaluator in (Retrieval(split="test"), visualize.Similarity(split="test"), visualize.Retrieved(split="test")):
+        with pytest.raises(UserError, match=r"has no test split"):
+            evaluator.check(Oracle(), plain)
     with pytest.raises(UserError, match=r"has no test split"):
         Retrieval(split="test").run(Oracle(), KNOWS, plain)
     simclr = SimCLR(encoder=pictures.encoder(), augment=pictures.views(), host_image_size=pictures.HOST_SIZE)
@@ -243,6 +250,12 @@ def test_what_evaluators_refuse(data, tmp_path):
             UserError, match=r"^\w+: SimCLR cannot embed pictures and texts, .*CLIP, .*SigLIP.* can: take"
         ):
             evaluator.run(simclr, KNOWS, plain)
+        with pytest.raises(UserError, match=r"^\w+: SimCLR cannot embed pictures and texts"):
+            evaluator.check(simclr, plain)
+    images = types.SimpleNamespace(records=ImageData("digits").build(progress=False).source)
+    for evaluator in (Retrieval(), visualize.Similarity(), visualize.Retrieved()):
+        with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs"):
+            evaluator.check(Oracle(), images)
     with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs, or leave Retrieval"):
         zero_shot.captions_of(Subset(ImageData("digits").build(progress=False).source("valid"), 2, 0), 0)
 

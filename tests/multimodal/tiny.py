@@ -4,7 +4,7 @@ import numpy as np
 
 from multimodal.objectives import CLIP, SigLIP
 from multimodal.towers import clip_text, clip_vit, siglip_text
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
 from vision.vit import vit
 
@@ -15,7 +15,7 @@ TOWER = {"d_model": 16, "heads": 2, "d_ff": 32, "layers": 2}
 def clip(**changes):
     fields = {
         "encoder": clip_vit("tiny", tiny.SIZE, 4, **TOWER),
-        "text": clip_text("tiny", VOCAB, LENGTH, **TOWER),
+        "text": clip_text("tiny", None, LENGTH, **TOWER),
         "tokenizer": ByteTokenizer(extra_ids=0),
         "augment": tiny.views(),
         "host_image_size": tiny.HOST_SIZE,
@@ -28,7 +28,7 @@ def siglip(**changes):
     encoder = vit("tiny", tiny.SIZE, 4, **TOWER, positions="learned", class_token=False, pool="mean", activation="gelu")
     fields = {
         "encoder": encoder,
-        "text": siglip_text("tiny", VOCAB, LENGTH, **TOWER),
+        "text": siglip_text("tiny", None, LENGTH, **TOWER),
         "tokenizer": ByteTokenizer(extra_ids=0),
         "augment": tiny.views(),
         "host_image_size": tiny.HOST_SIZE,

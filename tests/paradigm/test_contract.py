@@ -234,6 +234,17 @@ def test_sum_is_the_sum_of_its_parts():
     contract.check_sharding(total, batch_of)
 
 
+def test_the_parts_of_a_sum_draw_apart():
+    """What one part draws does not change with the others, and is not what they draw."""
+    parts = tuple((name, miniatures.TwoTerms()) for name in "abc")
+    batch = batches(Sum(parts=parts))(0)
+    drawn = [batch[f"{name}/x"] for name in "abc"]
+    assert len({x.tobytes() for x in drawn}) == 3
+    turned = batches(Sum(parts=parts[:0:-1]))(0)
+    for name in "bc":
+        np.testing.assert_array_equal(batch[f"{name}/x"], turned[f"{name}/x"])
+
+
 def test_stages_change_the_phase_at_their_boundary():
     stages = Stages(parts=(("first", miniatures.TwoTerms()), ("second", miniatures.Signs())), boundaries=(3,))
     assert [stages.phase(i) for i in range(5)] == ["first"] * 3 + ["second"] * 2

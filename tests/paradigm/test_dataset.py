@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from paradigm.dataset import Dataset, Mixture, feistel, generators, mix64
+from paradigm.dataset import Dataset, ExampleRng, Mixture, feistel, generators, mix64
 from paradigm.errors import UserError
 from paradigm.schedule import FINAL
 
@@ -222,6 +222,37 @@ def test_errors_of_the_preparation_are_not_broken_records():
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_who_draws_does_not_change_what_others_get():
+    whole = lambda: ExampleRng(5, 1, 1, 70)
+    draws = whole().random(3).tolist()
+    assert draws == generators(5, 1, 1, np.array([70]))[0].random(3).tolist()
+    a, b = whole().part("a"), whole().part("b")
+    shared = [rng.shared("caption").random(3).tolist() for rng in (whole(), a, b, a.part("b"), a)]
+    assert all(other == shared[0] for other in shared)  # one choice for all, however often it is asked for
+    own = [rng.random(3).tolist() for rng in (a, b, whole().part("a").part("b"), whole().part("b").part("a"))]
+    other = [whole().shared("crop").random(3).tolist(), ExampleRng(5, 1, 1, 71).shared("caption").random(3).tolist()]
+    assert len({tuple(x) for x in (draws, shared[0], *own, *other)}) == 8
+    used = whole()
+    used.random(7), used.shared("caption").random(), used.part("b").random()
+    assert used.part("a").random(3).tolist() == own[0] and used.shared("caption").random(3).tolist() == shared[0]
+
+
+class Parts:
+    """Notes its own draw, a part's and the shared one."""
+
+    def __call__(self, example, rng, step, train):
+        draws = {"own": rng.random(), "part": rng.part("a").random(), "shared": rng.shared("x").random()}
+        return {name: np.float64(x) for name, x in draws.items()}
+
+
+def test_each_example_has_its_streams_wherever_it_is_read():
+    data = Dataset(Numbers(50), Parts(), 8, seed=3)
+    whole, some = data.batch(2), data.batch(2, [5, 1])
+    for name in ("own", "part", "shared"):
+        assert len(set(whole[name])) == 8 and some[name].tolist() == whole[name][[5, 1]].tolist()
+    assert (data.batch(2)["own"] == [g.random() for g in generators(3, 1, 1, 16 + np.arange(8))]).all()
 
 
 @pytest.mark.parametrize("size, batch", [(10, 4), (8, 4), (3, 8)])

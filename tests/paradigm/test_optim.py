@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 import pytest
 
 from paradigm import optim, trees
@@ -117,12 +116,6 @@ def plain(seed):
 MATRIX = lambda params: jax.tree.map(lambda p: p.ndim == 2, params)
 
 
-def muon(params, nesterov=True):
-    matrices = optax.contrib.muon(LR, eps=1e-7, weight_decay=0.1, consistent_rms=0.2, nesterov=nesterov)
-    vectors = optax.adam(0.01, b2=0.95, eps=1e-10)
-    return optax.partition({True: matrices, False: vectors}, MATRIX)
-
-
 @pytest.mark.parametrize(
     "ours, theirs",
     [
@@ -139,11 +132,6 @@ def muon(params, nesterov=True):
         ),
         (OPTIMIZERS[5], lambda p: optax.sgd(LR)),
         (OPTIMIZERS[6], lambda p: optax.lars(LR, 0.1, MATRIX, trust_ratio_mask=MATRIX, momentum=0.9)),
-        (optim.Muon(LR, adam_learning_rate=0.01, weight_decay=0.1, consistent_rms=0.2), muon),
-        (
-            optim.Muon(LR, adam_learning_rate=0.01, weight_decay=0.1, consistent_rms=0.2, nesterov=False),
-            lambda p: muon(p, nesterov=False),
-        ),
     ],
     ids=name_of,
 )
@@ -169,6 +157,39 @@ def test_a_kernel_of_three_axes_is_its_matrix(optimizer):
     ours, _ = run(optimizer, layer(0), grads)
     theirs, _ = run(optimizer, flat(layer(0)), [flat(g) for g in grads])
     assert_close(flat(ours), theirs)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_the_original(nesterov):
+    """muon.py of github.com/KellerJordan/Muon, step by step: `muon_update`, `adam_update` and what is done with them.
+
+    Its matrices are [outputs, inputs], and its bfloat16 is float32 here.
+    """
+
+    def newton_schulz(g):
+        x = g.T if g.shape[0] > g.shape[1] else g
+        x = x / (np.linalg.norm(x) + 1e-7)
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        return x.T if g.shape[0] > g.shape[1] else x
+
+    params, grads = plain(0), [plain(t) for t in range(1, 6)]
+    grads[0] = jax.tree.map(lambda x: 1e-3 * x, grads[0])  # a correction of the first steps would show
+    ours, _ = run(optim.Muon(LR, adam_learning_rate=0.01, weight_decay=0.1, nesterov=nesterov), params, grads)
+    for name in "abc":
+        p, momentum = params[name]["kernel"].T.astype(np.float64), 0.0
+        for t, g in enumerate(grads):
+            g = g[name]["kernel"].T
+            momentum = 0.95 * momentum + 0.05 * g
+            update = newton_schulz(0.05 * g + 0.95 * momentum if nesterov else momentum)
+            p = p * (1 - LR(t) * 0.1) - LR(t) * max(1, p.shape[0] / p.shape[1]) ** 0.5 * update
+        np.testing.assert_allclose(ours[name]["kernel"], p.T, atol=2e-5)
+    p, first, second = params["norm"]["scale"], 0.0, 0.0
+    for t, g in enumerate(g["norm"]["scale"] for g in grads):
+        first, second = 0.9 * first + 0.1 * g, 0.95 * second + 0.05 * g * g
+        p = p - 0.01 * first / (1 - 0.9 ** (t + 1)) / (np.sqrt(second / (1 - 0.95 ** (t + 1))) + 1e-10)
+    np.testing.assert_allclose(ours["norm"]["scale"], p, rtol=1e-5)
 
 
 def test_muon_makes_every_layer_orthogonal():
@@ -289,6 +310,59 @@ def test_lr_scale_reaches_every_leaf(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
+def test_layer_decay_is_a_table_of_unrolled_layers(optimizer):
+    n, steps = 3, 3
+    grads = [([layer((t, i)) for i in range(n)], others(t)) for t in range(1, steps + 1)]
+    by_layer = dataclasses.replace(optimizer, layer_decay=optim.LayerDecay(0.5), lr_scale=(("mlp/", 2.0),))
+    a, a_state = run(by_layer, stacked([layer(i) for i in range(n)], others(0)), [stacked(*g) for g in grads])
+    # By hand: layer i of 3 at 0.5 ** (3 - i), the embedding one below; the shared bias, the last norm, the logits at 1.
+    table = [(f"layer_{i}/mlp/", 2 * 0.5 ** (n - i)) for i in range(n)]
+    table += [(f"layer_{i}/", 0.5 ** (n - i)) for i in range(n)] + [("^embed/", 0.5 ** (n + 1))]
+    by_hand = dataclasses.replace(optimizer, lr_scale=tuple(table))
+    b, _ = run(by_hand, unrolled([layer(i) for i in range(n)], others(0)), [unrolled(*g) for g in grads])
+    decoder = b["decoder"] | {"layers": trees.stack([b["decoder"].pop(f"layer_{i}") for i in range(n)])}
+    decoder = {k: v for k, v in decoder.items() if not k.startswith("layer_")}
+    assert_close(a, b | {"decoder": decoder}, 2e-5 if isinstance(optimizer, optim.Muon) else 2e-6)
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    plain_state = optimizer.init(stacked([layer(i) for i in range(n)], others(0)))
+    assert shapes(a_state) == shapes(plain_state)
+
+
+def test_layer_decay_in_a_tree_of_modules():
+    """Each module's embeddings go by its own depth; what has no layers beside it is a head."""
+    x = lambda *shape: np.zeros(shape, np.float32)
+    tower = lambda n: {
+        "embed": {"kernel": x(4, 4)},
+        "class_token": x(1, 1, 4),
+        "positions": {"embedding": x(3, 4)},
+        "blocks": {"layers": {"mlp": {"up": {"kernel": x(n, 4, 4)}}}, "norm": {"scale": x(4)}},
+    }
+    params = {"encoder": tower(3), "text": tower(2), "classifier": {"output": {"kernel": x(4, 2), "bias": x(2)}}}
+    scale = {leaf.name: leaf.lr_scale for leaf in optim.AdamW(0.1, layer_decay=optim.LayerDecay(0.5)).leaves(params)}
+    assert scale == {
+        "classifier/output/bias": 1.0,
+        "classifier/output/kernel": 1.0,
+        **{f"encoder/{name}": 0.5**4 for name in ("class_token", "embed/kernel", "positions/embedding")},
+        **{f"text/{name}": 0.5**3 for name in ("class_token", "embed/kernel", "positions/embedding")},
+        "encoder/blocks/layers/mlp/up/kernel": (0.125, 0.25, 0.5),
+        "text/blocks/layers/mlp/up/kernel": (0.25, 0.5),
+        "encoder/blocks/norm/scale": 1.0,
+        "text/blocks/norm/scale": 1.0,
+    }
+
+
+@pytest.mark.parametrize("optimizer", [o for o in OPTIMIZERS if o.weight_decay], ids=name_of)
+def test_a_scheduled_weight_decay_is_that_of_its_step(optimizer):
+    params, g = stacked([layer(0), layer(1)], others(0)), stacked([layer(2), layer(3)], others(1))
+    rising = dataclasses.replace(optimizer, weight_decay=Linear(peak=0.0, final=0.4, total_steps=20))
+    fixed = dataclasses.replace(optimizer, weight_decay=0.1)
+    first = lambda o, step: jax.jit(o.update)(g, o.init(params), params, jnp.int32(step))[0]
+    assert_close(first(rising, 5), first(fixed, 5), 1e-5)
+    none = first(dataclasses.replace(optimizer, weight_decay=0.0), 0)
+    assert_close(first(rising, 0), none, 1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
 def test_state_mirrors_the_parameters_paths(optimizer):
     params = jax.eval_shape(lambda: stacked([layer(0), layer(1)], others(0)))
     shapes = {n: x.shape for n, x in trees.named_leaves(params)}
@@ -320,6 +394,11 @@ def test_state_mirrors_the_parameters_paths(optimizer):
             lambda: optim.SGD(0.1, lr_scale=(("(", 2.0),)),
             r"SGD.lr_scale: \('\(', 2.0\) is not \(regular expression, value\)",
         ),
+        (
+            lambda: optim.SGD(0.1, layer_decay=optim.LayerDecay(0.5)),
+            r"LayerDecay: no parameter lies in a stack of layers",
+        ),
+        (lambda: optim.LayerDecay(0.0), r"LayerDecay.rate=0.0 must lie above 0 and not above 1"),
         (lambda: optim.SGD(0.1, decay=("bias",)), r"SGD.decay: 'bias' is not \(regular expression, value\)"),
     ],
 )

@@ -83,7 +83,50 @@ LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 1,
 }
-CONFIGS = {"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "gpt2": GPT2, "llama": LLAMA}
+# Settings that released models have: each with key heads for groups of heads, and what else tells it from LLAMA.
+_GROUPED = {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+_LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_31 = {
+    **{**_GROUPED, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "rope_theta": 50.0,
+    "rope_scaling": {**_LLAMA3, "original_max_position_embeddings": 16},
+}
+LLAMA_YARN = {
+    **{**_GROUPED, "hidden_act": "gelu"},
+    "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 30.0},
+}
+_NO_BIAS = {name: x for name, x in _GROUPED.items() if not name.endswith("bias")}
+MISTRAL = {
+    **{**_NO_BIAS, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 5},
+    "rope_scaling": {"type": "linear", "factor": 3.0},
+}
+QWEN2 = {
+    **{**_NO_BIAS, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_theta": 1e6},
+    **{"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
+}
+QWEN3 = {
+    **{**_NO_BIAS, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "tie_word_embeddings": True},
+    **{"use_sliding_window": False, "sliding_window": None, "max_window_layers": 2},
+}
+MT5 = {
+    **T5_V1_1,
+    "architectures": ["MT5ForConditionalGeneration"],
+    "model_type": "mt5",
+    "feed_forward_proj": "gated-silu",
+}
+UMT5 = {**T5_V1_1, "architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5", "num_decoder_layers": 2}
+GPT2_SILU = {**GPT2, "activation_function": "silu", "attn_pdrop": 0.3, "n_inner": 20}
+CONFIGS = {
+    **{"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "mt5": MT5, "umt5": UMT5, "gpt2": GPT2, "gpt2_silu": GPT2_SILU},
+    **{
+        "llama": LLAMA,
+        "llama_31": LLAMA_31,
+        "llama_yarn": LLAMA_YARN,
+        "mistral": MISTRAL,
+        "qwen2": QWEN2,
+        "qwen3": QWEN3,
+    },
+}
 
 
 def weight(name, shape):
@@ -100,11 +143,11 @@ def inputs(case):
     """Arguments of the transformers model, as numpy: one full row and one with padding in it.
 
     T5: input_ids [B, S], attention_mask [B, S] (padded at the end), decoder_input_ids [B, L], labels [B, L].
-    GPT-2, Llama: input_ids [B, L], attention_mask [B, L] (padded at the front), position_ids [B, L], labels [B, L].
+    Decoders: input_ids [B, L], attention_mask [B, L] (padded at the front), position_ids [B, L], labels [B, L].
     """
     rng = np.random.default_rng(zlib.crc32(case.encode()))
     draw = lambda *shape: rng.integers(3, 40, size=shape)
-    if case in ("gpt2", "llama"):
+    if "decoder_start_token_id" not in CONFIGS[case]:
         mask = np.ones((2, 21), np.int64)
         mask[1, :6] = 0
         tokens = draw(2, 21) * mask
@@ -115,7 +158,7 @@ def inputs(case):
             "position_ids": positions,
             "labels": np.where(positions > 0, tokens, PAD),  # a first token is predicted by nothing
         }
-    source, target = (27, 24) if case == "t5_v1_0" else (150, 140)
+    source, target = (150, 140) if case == "t5_v1_1" else (27, 24)
     mask = np.ones((2, source), np.int64)
     mask[1, source - 9 :] = 0
     labels = draw(2, target)

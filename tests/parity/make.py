@@ -25,6 +25,7 @@ from tests.parity import cases
 def released(golden, directory):
     """The directory, with the golden's config.json and weights as a released checkpoint has them."""
     directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).write_text(json.dumps(golden["config"]))
     save_file(golden["weights"], directory / TENSORS, metadata={"format": "pt"})
     return directory
@@ -58,7 +59,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", required=True, help="a Python that has torch, transformers and safetensors")
     python = parser.parse_args().reference
-    subprocess.run([python, "-m", "tests.parity.reference", "goldens"], check=True)
+    for what in ("goldens", "configs"):
+        subprocess.run([python, "-m", "tests.parity.reference", what], check=True)
     with tempfile.TemporaryDirectory() as root:
         for case in cases.CONFIGS:
             golden, source = cases.load(case), pathlib.Path(root, case + "_released")
@@ -69,7 +71,8 @@ def main():
             print(f"{case}: our model from its files; largest difference {far:.1e}")
             hf.write(pathlib.Path(root, case), modules, params)
         subprocess.run([python, "-m", "tests.parity.reference", "check", root], check=True)
-    subprocess.run([sys.executable, "-m", "tests.parity.vision", f"--reference={python}"], check=True)
+    for others in ("vision", "pairs"):
+        subprocess.run([sys.executable, "-m", f"tests.parity.{others}", f"--reference={python}"], check=True)
 
 
 if __name__ == "__main__":

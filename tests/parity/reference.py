@@ -1,6 +1,7 @@
 """The transformers library's side of the comparison; run by tests.parity.make under a Python that has torch.
 
 python -m tests.parity.reference goldens        writes tests/parity/CASE.npz
+python -m tests.parity.reference configs        writes tests/parity/configs.json
 python -m tests.parity.reference check ROOT     loads ROOT/CASE, which we wrote, and compares it with the goldens
 """
 
@@ -14,7 +15,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from tests.parity import cases
+from tests.parity import cases, pairs_cases, vision_cases
 
 TOLERANCE = 1e-4
 
@@ -28,7 +29,7 @@ def shapes(case):
     config = model_class(case).config_class(**cases.CONFIGS[case])
     state = {name: list(x.shape) for name, x in model_class(case)(config).state_dict().items()}
     tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
-    if cases.CONFIGS[case].get("tie_word_embeddings", True):
+    if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
         tied.append("lm_head.weight")
     return {name: shape for name, shape in state.items() if name not in tied}
 
@@ -59,6 +60,17 @@ def goldens():
         print(f"{path.name}: {path.stat().st_size} bytes, loss {loss:.4f}, largest logit {np.abs(logits).max():.2f}")
 
 
+def configs():
+    """Every entry that the library writes for these models, and for those of the other files: configs.json."""
+    found = {}
+    for of_kind in (cases, vision_cases, pairs_cases):
+        for case, config in of_kind.CONFIGS.items():
+            if config["model_type"] != "resnet":
+                kind = getattr(transformers, config["architectures"][0]).config_class
+                found[case] = kind(**config).to_dict() | {"architectures": config["architectures"]}
+    (cases.HERE / "configs.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
 def check(root):
     for case in cases.CONFIGS:
         golden = cases.load(case)
@@ -70,4 +82,4 @@ def check(root):
 
 
 if __name__ == "__main__":
-    check(sys.argv[2]) if sys.argv[1] == "check" else goldens()
+    {"goldens": goldens, "configs": configs, "check": check}[sys.argv[1]](*sys.argv[2:])

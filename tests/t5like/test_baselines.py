@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from paradigm.dataset import Dataset
+from paradigm.errors import UserError
 from t5like.baselines import BigramBaseline, UnigramBaseline, kneser_ney, previous_tokens, token_pairs, training_windows
-from t5like.corrupt import EOS
 from t5like.models import gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer(20)
 VOCAB = TOKENIZER.vocab_size
@@ -29,7 +29,7 @@ class Windows:
             tokens = words[rng.integers(4, size=length)].ravel()[:length].copy()
             segments = np.ones(length, np.int32)
             segments[length // 3 :] = 2
-            tokens[length // 3 - 1] = EOS
+            tokens[length // 3 - 1] = TOKENIZER.eos_id
             if i == count - 1:
                 tokens[-5:] = segments[-5:] = 0
             self.rows.append({"tokens": tokens, "segments": segments, "byte_lengths": TOKENIZER.byte_lengths})
@@ -58,8 +58,8 @@ class Data:
         return (self.valid.batch(step) for step in range(len(self.valid)))
 
 
-SPANS = SpanCorruption(t5("tiny", VOCAB), VOCAB, length=40, extra_ids=20)
-NEXT = NextToken(gpt("tiny", VOCAB), 32)
+SPANS = SpanCorruption(t5("tiny"), length=40).bind(TOKENIZER.vocabulary)
+NEXT = NextToken(gpt("tiny"), 32).bind(TOKENIZER.vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_unigram(objective):
     total, bits, size = sum(counts.values()), 0.0, 0.0
     for batch in data.batches():
         for b in np.flatnonzero(batch["mask"]):
-            row = batch["targets" if objective is SPANS else "tokens"][b].tolist()
+            row = batch["targets"][b].tolist()
             for token in row[int(batch["prefix"][b]) if "prefix" in batch else 0 :]:
                 if 2 < token < VOCAB - 20:
                     bits -= math.log2(counts[token] / total)
@@ -110,12 +110,12 @@ def test_kneser_ney_by_the_formula():
 def test_bigram_scores_the_models_targets():
     data = Data(NEXT)
     metrics, _ = BigramBaseline().run(NEXT, None, data)
-    rows = [token_pairs(r["tokens"], r["segments"], VOCAB) for r in data.train.source.rows]
+    rows = [token_pairs(r["tokens"], r["segments"], VOCAB, 0) for r in data.train.source.rows]
     score = kneser_ney(np.concatenate(rows), VOCAB)
     nats = bits = count = size = 0.0
     for batch in data.batches():
         for b in np.flatnonzero(batch["mask"]):
-            tokens, segments = batch["tokens"][b].tolist(), batch["segments"][b].tolist()
+            tokens, segments = batch["targets"][b].tolist(), batch["segments"][b].tolist()
             for t, token in enumerate(tokens):
                 if segments[t] == 0:
                     continue
@@ -129,10 +129,18 @@ def test_bigram_scores_the_models_targets():
     assert metrics["bigram/bits_per_byte"] < unigram["unigram/bits_per_byte"]
 
 
+def test_left_to_right_counting_needs_such_an_objective():
+    UnigramBaseline().check(SPANS, None)
+    with pytest.raises(
+        UserError, match="^BigramBaseline: SpanCorruption cannot continue a text, .*NextToken.* can: take"
+    ):
+        BigramBaseline().check(SPANS, None)
+
+
 def test_document_starts():
     tokens, segments = np.array([5, 6, 7, 8, 9, 0]), np.array([1, 1, 2, 2, 2, 0])
-    assert previous_tokens(tokens, segments).tolist() == [0, 5, 0, 7, 8, 0]
-    assert token_pairs(tokens, segments, 100).tolist() == [5, 506, 7, 708, 809]
+    assert previous_tokens(tokens, segments, 0).tolist() == [0, 5, 0, 7, 8, 0]
+    assert token_pairs(tokens, segments, 100, 0).tolist() == [5, 506, 7, 708, 809]
 
 
 def test_a_large_vocabulary_is_sparse():

@@ -11,7 +11,7 @@ from paradigm.dataset import Dataset
 from t5like.models import gpt, t5
 from t5like.objectives.next_token import NextToken
 from t5like.objectives.span_corruption import SpanCorruption
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
 from tests import contract
 
 B, VOCAB = 8, 384
@@ -19,9 +19,9 @@ TINY = {"d_model": 16, "heads": 4, "head_dim": 8, "d_ff": 32, "layers": 2, "drop
 T5 = t5("tiny", VOCAB, **TINY)
 GPT = gpt("tiny", VOCAB, **TINY)
 OBJECTIVES = {
-    "span_corruption": SpanCorruption(T5, 359, length=32),
-    "next_token": NextToken(GPT, length=24),
-    "prefix_lm": NextToken(GPT, length=24, prefix=True),
+    "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
+    "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
+    "prefix_lm": NextToken(GPT, length=24, prefix=True).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
 everyone = pytest.mark.parametrize("name", list(OBJECTIVES))

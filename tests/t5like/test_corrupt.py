@@ -13,8 +13,10 @@ import pytest
 from paradigm.errors import UserError
 from paradigm.schedule import Cosine, Linear
 from t5like import corrupt
+from tests.t5like.vocabularies import elsewhere, t5_like
 
 VOCAB, EXTRA = 1000, 100
+T5 = t5_like(VOCAB, EXTRA)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def slow_sides(tokens, mask):
                 sentinel -= 1
                 out.append(sentinel)
             previous = noisy
-        sides.append(out + [corrupt.EOS])
+        sides.append(out + [T5.eos])
     return sides
 
 
@@ -126,30 +128,31 @@ def test_masks():
     "length, rate, mean_span", [(64, 0.15, 3.0), (512, 0.15, 3.0), (128, 0.5, 3.0), (99, 0.3, 1.0)]
 )
 def test_against_the_slow_definition(length, rate, mean_span):
-    noise = corrupt.SpanNoise(VOCAB, EXTRA, length, rate, mean_span)
+    noise = corrupt.SpanNoise(T5, length, rate, mean_span)
     ex = example(noise.raw_length)
     for seed in range(50):
         out = noise(ex, np.random.default_rng(seed), 0, True)
         mask = corrupt.span_mask(np.random.default_rng(seed), noise.plan(0))
         inputs, targets = slow_sides(ex["tokens"], mask)
-        assert out["inputs"].tolist() == inputs and out["targets"].tolist() == targets
+        assert out["encoder_inputs"].tolist() == inputs and out["targets"].tolist() == targets
         assert len(inputs) == length and len(targets) == noise.target_length
-        assert out["inputs"].dtype == out["targets"].dtype == np.int32 and out["text_bytes"].dtype == np.float32
+        assert out["encoder_inputs"].dtype == out["targets"].dtype == np.int32 and out["text_bytes"].dtype == np.float32
         assert reconstruct(inputs, targets) == ex["tokens"].tolist()
         assert out["text_bytes"] == sum(ex["byte_lengths"][t] for t in targets if 2 < t < VOCAB - EXTRA)
 
 
 def test_sentinels_of_a_large_vocabulary_do_not_wrap():
-    noise = corrupt.SpanNoise(70_000, 100, 64)
+    noise = corrupt.SpanNoise(t5_like(70_000, 100), 64)
     ex = {**example(noise.raw_length), "byte_lengths": np.ones(70_000, np.float32)}
     out = noise(ex, np.random.default_rng(0), 0, True)
     assert out["targets"][0] == 69_999
 
 
 def test_determined_by_the_generator_alone():
-    noise = corrupt.SpanNoise(VOCAB, EXTRA, 64, Ramp(0.1, 0.3))
+    noise = corrupt.SpanNoise(T5, 64, Ramp(0.1, 0.3))
     ex = example(noise.raw_length)
-    run = lambda seed, step=50, train=True, n=noise: n(ex, np.random.default_rng(seed), step, train)["inputs"].tolist()
+    made = lambda seed, step=50, train=True, n=noise: n(ex, np.random.default_rng(seed), step, train)
+    run = lambda *a, **how: made(*a, **how)["encoder_inputs"].tolist()
     assert run([7, 3]) == run([7, 3]) == run([7, 3], n=pickle.loads(pickle.dumps(noise)))
     assert run([7, 3]) != run([7, 4])
     assert run(1, step=0, train=False) == run(1, step=90, train=False)
@@ -166,39 +169,39 @@ def test_determined_by_the_generator_alone():
     ],
 )
 def test_schedules_keep_shapes(rate, mean_span):
-    noise = corrupt.SpanNoise(VOCAB, 200, 200, rate, mean_span)
+    noise = corrupt.SpanNoise(t5_like(VOCAB, 200), 200, rate, mean_span)
     ex = example(noise.raw_length)
     for step in range(0, 130):
         out = noise(ex, np.random.default_rng(step), step, True)
-        assert out["inputs"].shape == (200,) and out["targets"].shape == (noise.target_length,)
-        fixed = corrupt.SpanNoise(VOCAB, 200, 200, corrupt.at(rate, step), corrupt.at(mean_span, step))
-        ends = [int(np.flatnonzero(out[k] == corrupt.EOS)[0]) + 1 for k in ("inputs", "targets")]
+        assert out["encoder_inputs"].shape == (200,) and out["targets"].shape == (noise.target_length,)
+        fixed = corrupt.SpanNoise(t5_like(VOCAB, 200), 200, corrupt.at(rate, step), corrupt.at(mean_span, step))
+        ends = [int(np.flatnonzero(out[k] == T5.eos)[0]) + 1 for k in ("encoder_inputs", "targets")]
         assert 198 <= ends[0] <= 200 and abs(ends[1] - fixed.target_length) <= 2
-        assert not out["inputs"][ends[0] :].any() and not out["targets"][ends[1] :].any()
+        assert not out["encoder_inputs"][ends[0] :].any() and not out["targets"][ends[1] :].any()
     assert noise.plan(0, train=False) == noise.plan(10**6)
 
 
 def test_a_longer_window_is_read_at_random_places_in_training_only():
-    noise = corrupt.SpanNoise(VOCAB, EXTRA, 64)
+    noise = corrupt.SpanNoise(T5, 64)
     ex = {**example(noise.raw_length + 30), "tokens": np.arange(3, noise.raw_length + 33)}
-    first = lambda seed, train: noise(ex, np.random.default_rng(seed), 0, train)["inputs"][0]
+    first = lambda seed, train: noise(ex, np.random.default_rng(seed), 0, train)["encoder_inputs"][0]
     assert {first(s, True) for s in range(400)} == set(range(3, 34))
     assert {first(s, False) for s in range(20)} == {3}
 
 
 def test_padding_is_not_masked():
-    noise = corrupt.SpanNoise(VOCAB, EXTRA, 64)
+    noise = corrupt.SpanNoise(T5, 64)
     for padding in (1, 20, noise.raw_length - 2):
         ex = example(noise.raw_length, padding=padding)
         out = noise(ex, np.random.default_rng(0), 0, True)
         strip = lambda a: a[: np.flatnonzero(a)[-1] + 1].tolist()
-        assert reconstruct(strip(out["inputs"]), strip(out["targets"])) == ex["tokens"][:-padding].tolist()
+        assert reconstruct(strip(out["encoder_inputs"]), strip(out["targets"])) == ex["tokens"][:-padding].tolist()
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(vocab_size=102), "vocabulary of 102 has no room for 100 sentinels .* above 103 or lower extra_ids"),
+        (dict(vocabulary=t5_like(103, 100)), "a vocabulary of 103 has no room for text beside 100 sentinels"),
         (
             dict(length=4096),
             "rate 0.15 and mean_span 3 needs 227 sentinels but .* has 100; set its extra_ids to at least 227",
@@ -212,37 +215,69 @@ def test_padding_is_not_masked():
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(UserError, match=message):
-        corrupt.SpanNoise(**{"vocab_size": VOCAB, "extra_ids": EXTRA, "length": 512, **settings})
+        corrupt.SpanNoise(**{"vocabulary": T5, "length": 512, **settings})
 
 
 def test_windows_too_short():
     with pytest.raises(UserError, match="100 tokens but the objective reads 568: prepare the data with window=568"):
-        corrupt.SpanNoise(VOCAB, EXTRA, 512)(example(100), np.random.default_rng(0), 0, True)
+        corrupt.SpanNoise(T5, 512)(example(100), np.random.default_rng(0), 0, True)
     with pytest.raises(UserError, match="length must be at least 2"):
-        corrupt.NextTokenWindows(1)
+        corrupt.NextTokenWindows(T5, 1)
 
 
 def test_next_token_windows():
     ex = example(20, padding=5)
-    out = corrupt.NextTokenWindows(20)(ex, np.random.default_rng(0), 0, True)
-    assert set(out) == {"tokens", "segments", "text_bytes"}
-    assert all(out[k].dtype == np.int32 and out[k].tolist() == ex[k].tolist() for k in ("tokens", "segments"))
-    assert out["text_bytes"] == ex["byte_lengths"][ex["tokens"][:15]].sum() + 5 * ex["byte_lengths"][0]
-    shorter = corrupt.NextTokenWindows(8)
-    first = {int(shorter(ex, np.random.default_rng(s), 0, True)["tokens"][0]) for s in range(300)}
+    out = corrupt.NextTokenWindows(T5, 20)(ex, np.random.default_rng(0), 0, True)
+    assert set(out) == {"inputs", "targets", "weights", "segments", "positions", "text_bytes"}
+    assert out["targets"].tolist() == ex["tokens"].tolist() and out["segments"].tolist() == ex["segments"].tolist()
+    assert all(out[k].dtype == np.int32 for k in ("inputs", "targets", "segments", "positions"))
+    assert out["weights"].dtype == np.float32 and out["weights"].tolist() == [1] * 15 + [0] * 5
+    assert out["text_bytes"] == ex["byte_lengths"][ex["tokens"][:15]].sum()
+    shorter = corrupt.NextTokenWindows(T5, 8)
+    first = {int(shorter(ex, np.random.default_rng(s), 0, True)["targets"][0]) for s in range(300)}
     assert first == set(ex["tokens"][:13].tolist())
 
 
 def test_prefix_lengths():
-    noise = corrupt.NextTokenWindows(20, prefix=True)
+    noise = corrupt.NextTokenWindows(T5, 20, prefix=True)
     ex = example(20, padding=5)
     outs = [noise(ex, np.random.default_rng(s), 0, True) for s in range(300)]
     assert {int(o["prefix"]) for o in outs} == set(range(1, 15))  # of 15: at least one read, one predicted
     for out in outs[:20]:
         assert out["prefix"].dtype == np.int32
-        assert out["text_bytes"] == ex["byte_lengths"][ex["tokens"][out["prefix"] :]].sum()
+        assert out["text_bytes"] == ex["byte_lengths"][ex["tokens"][out["prefix"] : 15]].sum()
+        assert out["weights"].tolist() == [0] * out["prefix"] + [1] * (15 - out["prefix"]) + [0] * 5
 
 
 def test_no_jax_in_a_data_worker():
-    code = "import sys, t5like.corrupt, t5like.tokenizer; sys.exit('jax' in sys.modules)"
+    code = "import sys, t5like.corrupt, t5like.tokenizers; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("vocabulary", [T5, elsewhere(VOCAB, EXTRA)], ids=["t5", "elsewhere"])
+def test_the_batch_is_in_the_vocabulary_s_ids(vocabulary):
+    """What stands for the start, the end, padding and masked spans comes from the vocabulary alone."""
+    v, text = vocabulary, np.arange(200, 260)
+    ex = {"tokens": text, "segments": np.ones(60, int), "byte_lengths": np.ones(VOCAB, np.float32)}
+    noise = corrupt.SpanNoise(v, 32)
+    ex = {**ex, "tokens": text[: noise.raw_length], "segments": (np.arange(noise.raw_length) < 20).astype(int)}
+    out = noise(ex, np.random.default_rng(0), 0, True)
+    encoder, targets = out["encoder_inputs"], out["targets"]
+    for row, segments in ((encoder, out["encoder_segments"]), (targets, out["segments"])):
+        length = int(segments.sum())
+        assert segments.tolist() == [1] * length + [0] * (len(row) - length)
+        assert row[length - 1] == v.eos and (row[length:] == v.pad).all() and length < len(row)
+        used = [i for i in row[: length - 1].tolist() if i in v.sentinels]
+        assert used == list(v.sentinels[: len(used)]) and used
+    assert out["weights"].tolist() == out["segments"].tolist()
+    assert out["inputs"][0] == (v.pad if v.bos is None else v.bos)
+    length = int(out["segments"].sum())
+    assert out["inputs"][1:length].tolist() == targets[: length - 1].tolist()
+
+    segments = np.array([1] * 5 + [2] * 3 + [0] * 2)
+    ex = {**ex, "tokens": np.where(segments, text[:10], v.filler), "segments": segments}
+    out = corrupt.NextTokenWindows(v, 10)(ex, np.random.default_rng(0), 0, True)
+    assert out["inputs"][[0, 5]].tolist() == [v.start] * 2
+    assert out["inputs"][[1, 2, 3, 4, 6, 7]].tolist() == text[[0, 1, 2, 3, 5, 6]].tolist()
+    assert out["positions"][:8].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert out["weights"].tolist() == [1] * 8 + [0] * 2 and out["text_bytes"] == 8

@@ -20,7 +20,10 @@ from paradigm.schedule import Linear
 from t5like import prepare as P
 from t5like.corrupt import NextTokenWindows, SpanNoise
 from t5like.data import PreparedText, TextData, TextMixture, decode_window, encode_window
+from t5like.tokenizers import ByteTokenizer
 from tests.t5like.corpora import documents, files, make, text, windows
+
+BYTES = ByteTokenizer().vocabulary
 
 # -------------------------------------------------------------------------------------------------------------- windows
 
@@ -42,6 +45,18 @@ def test_window_codec(dtype, count, starts, segments):
     found, ids = decode_window(raw, 6, dtype)
     assert found.tolist() == tokens.tolist() + [0] * (6 - count) and ids.tolist() == segments
     assert found.dtype == ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("pad", [None, 5])
+@pytest.mark.parametrize("count, starts", [(6, []), (6, [5]), (4, []), (4, [2]), (4, [1, 2]), (1, [])])
+def test_windows_of_a_vocabulary_in_which_id_0_is_text(count, starts, pad):
+    """GPT-2's id 0 is '!': where padding begins is told by the marks, or by a padding id elsewhere."""
+    tokens = np.zeros(count, int)
+    raw = encode_window(tokens, np.array(starts, np.int64), 6, "<u2", pad)
+    found, segments = decode_window(raw, 6, "<u2", pad=pad)
+    document = [1 + sum(place >= start for start in starts) for place in range(count)]
+    assert segments.tolist() == document + [0] * (6 - count)
+    assert found.tolist() == [0] * count + [pad or 0] * (6 - count)
 
 
 def test_a_damaged_window_is_told():
@@ -360,12 +375,12 @@ def test_mixture_of_texts(folder, tmp_path):
     mixed = TextMixture(parts, [Linear(peak=1.0, final=0.0, total_steps=100), 1.0]).build(
         tmp_path / "data", 40, progress=False, workers=1
     )
-    data = Dataset(mixed.source("train"), NextTokenWindows(40), 8, seed=1)
+    data = Dataset(mixed.source("train"), NextTokenWindows(BYTES, 40), 8, seed=1)
     first = PreparedText(tmp_path / "data" / "0")
     of_first = {w["tokens"].tobytes() for w in windows(first, "train")}
-    share = [np.mean([t.tobytes() in of_first for t in data.batch(step)["tokens"]]) for step in (0, 100, 500)]
+    share = [np.mean([t.tobytes() in of_first for t in data.batch(step)["targets"]]) for step in (0, 100, 500)]
     assert share == [0.5, 0, 0] and mixed.tokenizer == first.tokenizer
-    valid = Dataset(mixed.source("valid"), NextTokenWindows(40), 8, train=False)
+    valid = Dataset(mixed.source("valid"), NextTokenWindows(BYTES, 40), 8, train=False)
     assert valid.examples == sum(len(p.source("valid")) for p in mixed.parts)
     one_without = TextMixture((parts[0], TextData(str(folder / "b"), valid=0.0)), (1, 1))
     assert len(one_without.build(tmp_path / "c", 40, progress=False, workers=1).source("valid").sources) == 1
@@ -376,7 +391,7 @@ def test_mixture_of_texts(folder, tmp_path):
         TextMixture((parts[0], other), (1, 1)).build(tmp_path / "d", 40, progress=False, workers=1)
 
 
-@pytest.mark.parametrize("prepare_example", [SpanNoise(359, 100, 28), NextTokenWindows(32)])
+@pytest.mark.parametrize("prepare_example", [SpanNoise(BYTES, 28), NextTokenWindows(BYTES, 32)])
 def test_dataset_over_windows_is_pure(folder, tmp_path, prepare_example):
     prepared = make(folder, tmp_path / "out")
     data = Dataset(prepared.source("train"), prepare_example, 8, seed=3)
@@ -399,7 +414,7 @@ def test_a_damaged_record_is_replaced_and_named(folder, tmp_path):
     raw[20_000] ^= 0xFF
     path.write_bytes(raw)
     source = PreparedText(tmp_path / "out").source("train")
-    data = Dataset(source, NextTokenWindows(512), len(source))
+    data = Dataset(source, NextTokenWindows(BYTES, 512), len(source))
     batch, problems = data.read(0)
     assert len(problems) == 1 and f"{path.name} window " in problems[0].record
-    assert batch["mask"].all() and batch["tokens"].shape == (len(source), 512)
+    assert batch["mask"].all() and batch["targets"].shape == (len(source), 512)

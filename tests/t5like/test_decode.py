@@ -14,9 +14,17 @@ from t5like import decode
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
-from t5like.tokenizer import ByteTokenizer
+from t5like.tokenizers import ByteTokenizer
+from t5like.vocabulary import Vocabulary
 
-VOCAB, EOS, NEVER = 40, 1, -1
+VOCAB, EOS = 40, 1
+
+
+def ended_by(eos):
+    return Vocabulary(VOCAB + 1, pad=0, eos=eos)
+
+
+NEVER = ended_by(VOCAB)  # no model has a row for it
 SMALL = dict(d_model=16, heads=2, head_dim=8, d_ff=32, layers=2)
 MODELS = {
     "t5": t5("tiny", VOCAB, **SMALL),
@@ -54,10 +62,10 @@ def arguments(name, rows=slice(None)):
 def forward(model, variables, tokens, inputs, visible):
     if inputs is None:
         return model.apply(variables, tokens, prefix=visible)[0]
-    return model.apply(variables, inputs, tokens)[0]
+    return model.apply(variables, inputs, tokens, input_segments=inputs > 0)[0]
 
 
-def uncached(model, variables, prompts, new, sampling, eos_id, inputs=None, prefix=False):
+def uncached(model, variables, prompts, new, sampling, vocabulary, inputs=None, prefix=False):
     """The same tokens by the definition: the whole sequence of one row through the model for every token."""
     pad = lambda row, width: jnp.array([[*row, *[0] * (width - len(row))]])
     index = np.array([[0, i] for i in range(len(prompts))], np.uint32)
@@ -69,7 +77,7 @@ def uncached(model, variables, prompts, new, sampling, eos_id, inputs=None, pref
         for step in range(new):
             logits = forward(model, variables, pad(tokens, 20), source, visible)  # the padding comes later, unseen
             token = int(sampling.choose(logits[:, len(tokens) - 1], jax.random.fold_in(key, step)[None])[0])
-            if token == eos_id:
+            if token == vocabulary.end:
                 break
             tokens.append(token)
         found.append(tokens[1 + len(prompts[row]) :])
@@ -83,13 +91,13 @@ GREEDY_AND_DRAWN = [*((name, Sampling()) for name in MODELS), ("t5", DRAWN), ("g
 def test_cached_is_uncached(name, sampling):
     model = MODELS[name]
     variables = variables_of(model)
-    with_cache = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
-    wanted = uncached(model, variables, new=NEW, sampling=sampling, eos_id=NEVER, **arguments(name))
+    with_cache = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name))
+    wanted = uncached(model, variables, new=NEW, sampling=sampling, vocabulary=NEVER, **arguments(name))
     assert [row.tolist() for row in with_cache] == wanted
     assert len({token for row in wanted for token in row}) > 3 and len(set(map(tuple, wanted))) == len(wanted)
 
     eos = wanted[0][3]  # now let the first row end early, and the others where they will
-    stopped = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, eos_id=eos, **arguments(name))
+    stopped = decode.decode_rows(*alone(model), new=NEW, sampling=sampling, vocabulary=ended_by(eos), **arguments(name))
     assert [row.tolist() for row in stopped] == [row[: row.index(eos)] if eos in row else row for row in wanted]
     assert len(stopped[0]) <= 3
 
@@ -107,7 +115,7 @@ def test_after_eos_there_is_padding():
         Sampling(),
         eos,
     )
-    free = np.asarray(run(NEVER))
+    free = np.asarray(run(VOCAB))
     eos = int(free[0, 2])
     first = [row.index(eos) if eos in row else NEW for row in free.tolist()]
     wanted = np.where(np.arange(NEW) <= np.array(first)[:, None], free, 0)
@@ -124,7 +132,7 @@ def test_rows_do_not_depend_on_each_other(name):
         new=NEW,
         sampling=DRAWN,
         seed=seed,
-        eos_id=NEVER,
+        vocabulary=NEVER,
         **arguments(name, rows),
     )
     together = draw(slice(None), 3)
@@ -136,7 +144,7 @@ def test_rows_do_not_depend_on_each_other(name):
 def test_on_a_mesh(name):
     """Three rows on a mesh whose batch axes have four places: padded, computed, and the padding dropped."""
     model = MODELS[name]
-    run = lambda: decode.decode_rows(*alone(model), new=NEW, sampling=Sampling(), eos_id=NEVER, **arguments(name))
+    run = lambda: decode.decode_rows(*alone(model), new=NEW, sampling=Sampling(), vocabulary=NEVER, **arguments(name))
     wanted = run()
     types = (jax.sharding.AxisType.Auto,) * 3
     with jax.set_mesh(jax.make_mesh((2, 2, 2), AXES, types)):
@@ -186,7 +194,7 @@ def test_settings_that_make_no_sense(match, settings):
 
 TOKENIZER = ByteTokenizer()
 TEXT_MODEL = t5("tiny", TOKENIZER.vocab_size, **SMALL)
-SPANS = SpanCorruption(TEXT_MODEL, TOKENIZER.vocab_size, 40, extra_ids=TOKENIZER.extra_ids)
+SPANS = SpanCorruption(TEXT_MODEL, 40).bind(TOKENIZER.vocabulary)
 
 
 @pytest.fixture
@@ -195,7 +203,7 @@ def answers(monkeypatch):
     given = {}
 
     def answer(text):
-        def rows(objective, variables, prompts, new, sampling, seed=0, eos_id=1, inputs=None, prefix=False):
+        def rows(objective, variables, prompts, new, sampling, vocabulary, seed=0, inputs=None, prefix=False):
             given.update(prompts=prompts, inputs=inputs)
             return [TOKENIZER.encode_prompt(text)] * len(prompts)
 
@@ -265,6 +273,21 @@ def test_text_that_cannot_be_decoded():
     assert len(generate(*alone(gpt2), TOKENIZER, "x" * 15, max_new_tokens=5)) >= 15  # all 20 positions
 
 
+def test_samples_that_cannot_be_had_are_told_before_the_first_step():
+    gpt2 = NextToken(gpt("tiny", TOKENIZER.vocab_size, style="gpt2", max_length=20, **SMALL), 20)
+    GenerateSamples(prompt_tokens=15, max_new_tokens=5).check(gpt2, None)
+    with pytest.raises(UserError, match="a prompt of 15 tokens and max_new_tokens=6 do not fit into max_length=20 pos"):
+        GenerateSamples(prompt_tokens=15, max_new_tokens=6).check(gpt2, None)
+    with pytest.raises(
+        UserError, match="^GenerateSamples: SpanCorruption cannot continue a text, .*NextToken.* can: tak"
+    ):
+        GenerateSamples().check(SPANS, None)
+    with pytest.raises(
+        UserError, match="^InfillSamples: NextToken cannot fill blanks, .*SpanCorruption.* can: take Inf"
+    ):
+        InfillSamples().check(gpt2, None)
+
+
 class Data:
     """What evaluators are given: two validation batches, the last padded."""
 
@@ -285,9 +308,13 @@ def padded(*texts, width=40):
 
 def test_infill_samples(answers):
     answers("<X> truths<Y> free")
+    inputs = padded("We hold these<X> to be\n<Y>", "a<X> b", "c<X>", "")
+    targets = padded("<X> truths<Y> self evident", "<X> truths", "<X> other", "")
     data = Data(
-        inputs=padded("We hold these<X> to be\n<Y>", "a<X> b", "c<X>", ""),
-        targets=padded("<X> truths<Y> self evident", "<X> truths", "<X> other", ""),
+        encoder_inputs=inputs,
+        encoder_segments=np.int32(inputs > 0),
+        targets=targets,
+        segments=np.int32(targets > 0),
         mask=np.array([1, 1, 1, 0], np.float32),
     )
     metrics, (artefact,) = InfillSamples(count=3).run(SPANS, {}, data)
@@ -308,7 +335,7 @@ def test_generate_samples():
     tokens = padded("To be or not to be", "That is the question", "x", "")
     segments = (tokens > 0).astype(np.int32)
     segments[0, 9:18] = 2  # a second document begins after "To be or "
-    data = Data(tokens=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
+    data = Data(targets=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
     for prefix in (False, True):
         objective = NextToken(model, tokens.shape[1], prefix=prefix)
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)

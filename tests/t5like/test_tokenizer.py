@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 from paradigm.errors import UserError
-from t5like import tokenizer as tok
+from t5like import tokenizers as tok
 
 CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok)] + ["in 2024 " * 200]
 HARD = [
@@ -99,7 +99,7 @@ def test_training_is_deterministic(pieces):
     assert again.model == pieces.model
     assert pieces.fingerprint == f"sentencepiece:20:{hashlib.sha256(pieces.model).hexdigest()}"
     assert tok.train_sentencepiece(CORPUS, 640, extra_ids=20, max_bytes=1000).model != pieces.model
-    assert tok.train_sentencepiece(CORPUS, 620, extra_ids=0).text_ids == 620  # the same model, 20 ids differently used
+    assert tok.train_sentencepiece(CORPUS, 620, extra_ids=0).text_size == 620  # the same model, 20 ids differently used
 
 
 def test_one_saved_under_its_old_name_is_read(tokenizer, tmp_path):
@@ -121,7 +121,7 @@ def test_damage_is_named(pieces, tmp_path):
     with pytest.raises(UserError, match="sentencepiece.model is missing"):
         tok.load_tokenizer(tmp_path)
     (tmp_path / "paradigm_tokenizer.json").write_text(json.dumps({"kind": "bytes"}))
-    with pytest.raises(UserError, match="tokenizer.json is damaged"):
+    with pytest.raises(UserError, match="paradigm_tokenizer.json is damaged"):
         tok.load_tokenizer(tmp_path)
 
 
@@ -133,8 +133,13 @@ def test_other_peoples_models(pieces, tmp_path):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, vocab_size=200, minloglevel=2
     )
-    with pytest.raises(UserError, match=r"must have pad 0, eos 1, unk 2; this one has \(-1, 2, 0\)"):
-        tok.SentencePieceTokenizer(model.getvalue())
+    other = tok.SentencePieceTokenizer(model.getvalue(), 20, ("mask",))
+    v = other.vocabulary
+    assert (v.pad, v.bos, v.eos, v.unk, v.mask, v.size) == (None, 1, 2, 0, 220, 221) and v.sentinels[0] == 219
+    assert (v.start, v.end, v.filler) == (1, 2, 0)
+    assert v.text_ranges == ((3, 200),) and other.byte_lengths[[0, 1, 2, 219, 220]].sum() == 0
+    ids = other.encode_prompt("def f <X> return")
+    assert other.decode([1, *ids, 2, 220]) == "def f<X> return<mask>"
 
 
 @pytest.mark.parametrize(

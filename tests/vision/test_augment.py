@@ -14,6 +14,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from paradigm.errors import UserError
 from vision import augment
 from vision.augment import Augment
+from vision.objectives import MAE, SimCLR
+from vision.vit import vit
 
 
 def pictures(count, size, channels=3, seed=0):
@@ -252,3 +254,16 @@ def test_settings_out_of_range(settings, text):
 def test_moments_of_other_channels():
     with pytest.raises(UserError, match="not for pictures of 1 channels: give 1 numbers each"):
         Augment(8, mean=(0.5,) * 3, std=(0.5,) * 3).plain(pictures(1, 8, channels=1), jnp.ones(1))
+
+
+def test_views_without_a_size_have_the_encoders():
+    for size, centre in ((96, 1.0), (112, 0.875)):
+        encoder = vit("tiny", size, 16, d_model=16, heads=2, d_ff=32, layers=1)
+        plain = MAE(encoder=encoder, augment=augment.mae_views())
+        assert plain == MAE(encoder=encoder, augment=augment.mae_views(size), host_image_size=size)
+        assert (plain.augment.size, plain.augment.centre, plain.host_image_size) == (size, centre, size)
+        pair = SimCLR(encoder=encoder, augment=augment.moco_v3_views(), host_image_size=256)
+        assert [(v.size, v.centre) for v in pair.views] == [(size, centre)] * 2 and pair.host_image_size == 256
+        assert pair.augment == augment.moco_v3_views(size)
+    small = SimCLR(encoder=encoder, augment=augment.simclr_views(32, centre=0.5))
+    assert (small.augment.size, small.augment.centre, small.host_image_size) == (32, 0.5, 112)

@@ -7,9 +7,9 @@ import pytest
 
 from paradigm import partition, trees
 from paradigm.cpu_gradients import normalise
+from paradigm.teacher import update_batch_stats
 from tests import contract
 from vision.norms import BatchNorm
-from vision.objectives.base import update_batch_stats
 
 
 def inputs(*shape, seed=0):

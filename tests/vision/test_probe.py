@@ -167,6 +167,12 @@ def test_labels_that_no_probe_can_use():
         Probes(random=False).run(objective, variables, data([4, 4, 4]))
     with pytest.raises(UserError, match="need labels, and 1 of 3 training and 1 of 3 validation pictures have"):
         Probes(random=False).run(objective, variables, data([4, -1, 3]))
+    Probes().check(objective, data([4, 3, 3]))
+    with pytest.raises(UserError, match="need labels, and 1 of 3 training"):  # before the first step
+        Probes().check(objective, data([4, -1, 3]))
+    broken = Labelled([None] * 5)
+    with pytest.raises(UserError, match=r"^none of the first 5 validation pictures can be read \(record 4: .*damaged$"):
+        Probes().check(objective, tiny.Opened(lambda split: broken if split == "valid" else Labelled([1, 2])))
     with pytest.raises(UserError, match="unknown probe 'knm': did you mean 'knn'"):
         Probes(("knm",))
 

@@ -139,7 +139,7 @@ def broken(case, match, **changes):
                **{"layernorm.bias": np.ones(12, "i8")}),
         broken("vit", "lacks 'hidden_size', which a ViT needs", drop=["hidden_size"]),
         broken("vit", "is 'vits', which is none of .*: vit, vit_mae", config={"model_type": "vits"}),
-        broken("vit", "a ViT with qkv_bias=False is not one of our models", config={"qkv_bias": False}),
+        broken("vit", "attention.key.bias: wanted nothing", config={"qkv_bias": False}),
         broken("vit", r"a ViT with image_size=\[16, 8\] is not one of our", config={"image_size": [16, 8]}),
         broken("vit", "='gelu_fast' is not .*: they have one of gelu, ", config={"hidden_act": "gelu_fast"}),
     ],

@@ -5,9 +5,8 @@ import numpy as np
 
 from paradigm.hf import Family, Leaf, dense, norm, plain
 from paradigm.hf.files import ROUNDING
-from vision.hf.vit import (  # fmt: skip
+from vision.hf.vit import (
     FREE,
-    MEANING,
     POSITIONS,
     blocks,
     fixed_positions,
@@ -69,7 +68,7 @@ def _leaves(modules):
         positions(_DECODER_POSITIONS, decoder.positions, table, vit, decoder.width),
         *plain(dense("decoder.decoder_embed", "decoder/embed")),
         # Version 5.23 of the library writes "decoder_encoder.layer", its renaming of encoders gone too far.
-        *blocks(decoder.layers, "decoder.decoder_layers", "decoder/blocks", "decoder.decoder_encoder.layer"),
+        *blocks(vit, decoder.layers, "decoder.decoder_layers", "decoder/blocks", "decoder.decoder_encoder.layer"),
         *plain(norm("decoder.decoder_norm", "decoder/blocks/norm")),
         *plain(dense("decoder.decoder_pred", "decoder/predict")),
     ]
@@ -90,7 +89,7 @@ MAE_FAMILY = Family(
     leaves=_leaves,
     inputs=_inputs,
     free=FREE | {"encoder"},
-    meaning=MEANING | {"d_ff": lambda m: getattr(m, "hidden", m.d_ff)},
+    meaning={"d_ff": lambda m: getattr(m, "hidden", m.d_ff)},
     rename=rename,
     irrelevant=("mask_ratio", "norm_pix_loss", "tie_word_embeddings"),
 )

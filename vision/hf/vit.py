@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm.hf import Constant, Family, Leaf, Patches, Table, dense, norm, plain, stacked
+from paradigm.hf import MEANING, Constant, Family, Leaf, Patches, Table, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 from vision.patches import sincos
 from vision.vit import ViT
 
-ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"}
+ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu",
+               "quick_gelu": "quick_gelu"}  # fmt: skip
 # How tokens are pooled, and positions: the library keeps a table of fixed ones too (see `positions`).
 FREE = frozenset({"pool", "positions"})
-MEANING = {"head_dim": lambda m: m.head_width}
 POSITIONS = "vit.embeddings.position_embeddings"
 _BARE = ("embeddings.", "encoder.", "layernorm.", "pooler.")  # how names begin where the encoder is alone
 
@@ -25,8 +25,6 @@ def rename(name):
 
 
 def vit_model(config, positions):
-    dropout = config.get("hidden_dropout_prob", 0.0)
-    config.only(qkv_bias=True, attention_probs_dropout_prob=dropout)
     return ViT(
         d_model=config.get("hidden_size"),
         heads=config.get("num_attention_heads"),
@@ -37,7 +35,9 @@ def vit_model(config, positions):
         channels=config.get("num_channels"),
         activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
         eps=config.get("layer_norm_eps", 1e-12),
-        dropout=dropout,
+        dropout=config.get("hidden_dropout_prob", 0.0),
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
+        qkv_bias=config.get("qkv_bias", True),
         positions=positions,
     )
 
@@ -57,16 +57,18 @@ def vit_config(modules):
         "hidden_act": inverse(ACTIVATIONS).get(vit.activation, "gelu"),
         "layer_norm_eps": vit.eps,
         "hidden_dropout_prob": vit.dropout,
-        "attention_probs_dropout_prob": vit.dropout,
-        "qkv_bias": True,
+        "attention_probs_dropout_prob": MEANING["attention_dropout"](vit),
+        "qkv_bias": MEANING["qkv_bias"](vit),
     }
 
 
-def blocks(count, theirs, ours, also=None):
-    """Leaves of a Stack's layers."""
+def blocks(vit, count, theirs, ours, also=None):
+    """Leaves of a Stack's layers, of the ViT's kind."""
+    bias = MEANING["qkv_bias"](vit)
+    qkv = [(f"attention.attention.{name}", f"attention/{name}") for name in ("query", "key", "value")]
     rows = [
         *norm("layernorm_before", "attention_norm"),
-        *(r for name in ("query", "key", "value") for r in dense(f"attention.attention.{name}", f"attention/{name}")),
+        *(row for theirs, ours in qkv for row in dense(theirs, ours, bias=bias)),
         *dense("attention.output.dense", "attention/out", 2),
         *norm("layernorm_after", "mlp_norm"),
         *dense("intermediate.dense", "mlp/up"),
@@ -96,7 +98,7 @@ def vit_leaves(modules):
         positions(POSITIONS, vit.positions, "encoder/positions/embedding", vit, vit.d_model),
         Leaf("vit.embeddings.patch_embeddings.projection.weight", ("encoder/embed/kernel",), Patches(vit.patch)),
         Leaf("vit.embeddings.patch_embeddings.projection.bias", ("encoder/embed/bias",)),
-        *blocks(vit.layers, "vit.encoder.layer", "encoder/blocks"),
+        *blocks(vit, vit.layers, "vit.encoder.layer", "encoder/blocks"),
         *plain(norm("vit.layernorm", "encoder/blocks/norm")),
     ]
 
@@ -110,7 +112,6 @@ VIT = Family(
     leaves=vit_leaves,
     inputs=lambda modules: {"encoder": image_inputs(modules["encoder"])},
     free=FREE,
-    meaning=MEANING,
     ignored=r"(vit\.)?pooler\..*|classifier\..*|vit\.embeddings\.mask_token|decoder\..*",
     rename=rename,
     written=lambda name: name.removeprefix("vit."),  # a bare encoder's names have no prefix

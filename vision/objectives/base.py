@@ -5,15 +5,19 @@ aspect ratio; crops and all else that is random happens on the device (see augme
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from paradigm import trees
 from paradigm.capabilities import ImageFeatures
 from paradigm.objective import MAIN, Objective, rows_spec
+from vision.augment import Augment
 from vision.partition import PARTITION_RULES
 from vision.preprocess import PreprocessImage
+from vision.views import draw_views, view_groups
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,18 +25,61 @@ class ImageObjective(ImageFeatures, Objective):
     """Base of the objectives on images.
 
     encoder: a ViT or a ResNet; its parameters are `encoder` in every objective's tree, so that any may start from any.
-    augment: an Augment, or a pair of them, one for each view; the first one's `plain` view is what is evaluated.
-    host_image_size: pixels a side that the host hands over.
+    augment: an Augment, or groups of views (see vision.views); the first one's `plain` view is what is evaluated. One
+        without a size has the encoder's image_size.
+    host_image_size: pixels a side that the host hands over; None: the encoder's image_size.
     """
 
     encoder: Any
     augment: Any
-    host_image_size: int
+    host_image_size: int | None = None
+
+    def __post_init__(self):
+        size = self.encoder.image_size
+
+        def sized(x):  # an Augment, or groups of them with their numbers
+            return tuple(map(sized, x)) if isinstance(x, tuple) else x.sized(size) if isinstance(x, Augment) else x
+
+        object.__setattr__(self, "augment", sized(self.augment))
+        object.__setattr__(self, "host_image_size", self.host_image_size or size)
+
+    @property
+    def groups(self):
+        """((Augments that share their draws, number of views), ...); a lone Augment stands for two views."""
+        return view_groups(self.augment, 2)
 
     @property
     def views(self):
-        """The Augment of either view."""
-        return self.augment if isinstance(self.augment, tuple) else (self.augment, self.augment)
+        """The Augment of each view; where a crop has several sizes, the first."""
+        return tuple(sizes[0] for sizes, count in self.groups for _ in range(count))
+
+    def augment_views(self, batch, ctx):
+        """Random views of each picture, one entry a view: float32 [B, H, W, C], or a tuple of a crop's sizes."""
+        keys = lambda number: ctx.keys(f"view/{number}", batch["index"])
+        return draw_views(self.groups, batch["image"], batch["aspect"], keys)
+
+    def encode_views(self, variables, views, index, ctx, apart=False):
+        """(pooled [B, V, D], moments) of V views; in one pass those of one size that follow one another.
+
+        apart: whether a BatchNorm in the encoder sees one view at a time, or all of a size together.
+        """
+        apart = apart and self.encoder.has_batch_norm
+        keys = None
+        if ctx.train and self.encoder.is_random:
+            keys = [ctx.keys(f"dropout/{i}", index) for i in range(len(views))]
+        # Views of a picture side by side: on a mesh each device keeps its own rows, as it would not if they were
+        # concatenated.  V x [B, ...] -> [B, V, ...] -> [B V, ...]
+        flat = lambda xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:])
+        runs = itertools.groupby(range(len(views)), key=lambda i: i if apart else views[i].shape)
+        pooled, moments = [], []
+        for run in (list(run) for _, run in runs):
+            own = keys and flat([keys[i] for i in run])
+            x, _, seen = self.apply("encoder", variables, flat([views[i] for i in run]), ctx=ctx, keys=own)
+            pooled.append(x.reshape(-1, len(run), x.shape[-1]))
+            moments += [seen] * len(run)  # each view counts once
+        if len(pooled) == 1:
+            return pooled[0], moments[0]
+        return jnp.concatenate(pooled, 1), trees.mean(moments)
 
     @property
     def model(self):

@@ -85,6 +85,7 @@ class MAE(Reconstructing, ImageObjective):
     decoder_heads: int = 16
 
     def __post_init__(self):
+        super().__post_init__()
         if self.augment.size != self.encoder.image_size:
             raise UserError(
                 f"MAE: views of {self.augment.size} pixels, but the encoder reads {self.encoder.image_size}: "

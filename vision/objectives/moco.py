@@ -45,6 +45,7 @@ class _MoCo(TwoViews):
         return Teacher(self.momentum, ("encoder", "projector"))
 
     def __post_init__(self):
+        super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"{type(self).__name__}.temperature={self.temperature} must be positive")
 

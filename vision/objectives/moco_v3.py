@@ -13,13 +13,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from paradigm import trees
 from paradigm.contrastive import info_nce
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
 from paradigm.schedule import Schedule
 from paradigm.teacher import Teacher
 from vision.heads import Head, embedding_std, l2_normalize
-from vision.objectives.two_views import TwoViews, mean, prefixed
+from vision.objectives.two_views import TwoViews, prefixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class MoCoV3(TwoViews):
     full_batch = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"MoCoV3.temperature={self.temperature} must be positive")
 
@@ -86,7 +88,7 @@ class MoCoV3(TwoViews):
                 x, _, seen = self.apply(name, variables, x, ctx=ctx)
                 moments.update(seen)
             views.append((l2_normalize(x), moments))
-        return [z for z, _ in views], mean([moments for _, moments in views])
+        return [z for z, _ in views], trees.mean([moments for _, moments in views])
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         heads = ("projector", "predictor")

@@ -36,6 +36,7 @@ class SimCLR(TwoViews):
     full_batch = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"SimCLR.temperature={self.temperature} must be positive")
 

@@ -2,43 +2,24 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
+from paradigm.errors import UserError
 from vision.objectives.base import ImageObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoViews(ImageObjective):
-    """Base of the objectives on two views. Evaluation draws them too, by index: two equal views would be no task."""
+    """Base of the objectives on two views. Evaluation draws them too, by index: two equal views would be no task.
 
-    def augment_views(self, batch, ctx):
-        """The two views of each picture, float32 [B, H, W, C] each."""
-        image, aspect, index = batch["image"], batch["aspect"], batch["index"]
-        return tuple(view(image, aspect, ctx.keys(f"view/{i}", index)) for i, view in enumerate(self.views))
+    Raises UserError when `augment` gives another number of them.
+    """
 
-    def encode_views(self, variables, views, index, ctx, apart):
-        """(pooled [B, V, D], moments) of V views; see `apply`.
-
-        apart: whether a BatchNorm in the encoder sees one view at a time, or all of them together.
-        """
-        count = len(views)
-        keys = None
-        if ctx.train and self.encoder.is_random:
-            keys = [ctx.keys(f"dropout/{i}", index) for i in range(count)]
-        if apart and self.encoder.has_batch_norm:
-            each = [self.apply("encoder", variables, x, ctx=ctx, keys=keys and keys[i]) for i, x in enumerate(views)]
-            return jnp.stack([pooled for pooled, _, _ in each], 1), mean([moments for _, _, moments in each])
-        # Views of a picture side by side: on a mesh each device keeps its own rows, as it would not if they were
-        # concatenated.  V x [B, ...] -> [B, V, ...] -> [B V, ...]
-        flat = lambda xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:])
-        x, _, moments = self.apply("encoder", variables, flat(views), ctx=ctx, keys=keys and flat(keys))
-        return x.reshape(-1, count, x.shape[-1]), moments
-
-
-def mean(trees):
-    """The mean of trees, leaf by leaf."""
-    return jax.tree.map(lambda *xs: sum(xs) / len(xs), *trees)
+    def __post_init__(self):
+        sizes = [len(group) for group, count in self.groups for _ in range(count)]
+        if sizes != [1, 1]:
+            raise UserError(
+                f"{type(self).__name__} compares two views of a picture and its augment gives {sum(sizes)}: give one "
+                "Augment for both, or a pair"
+            )
 
 
 def prefixed(name, named):

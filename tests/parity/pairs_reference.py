@@ -1,7 +1,7 @@
 """The transformers library's side of the comparison; needs torch and transformers, and none of our packages.
 
-python -m tests.multimodal.reference goldens        writes tests/multimodal/goldens/CASE.npz
-python -m tests.multimodal.reference check ROOT     loads ROOT/CASE, which we wrote, and compares it with the goldens
+python -m tests.parity.pairs_reference goldens        writes tests/parity/CASE.npz
+python -m tests.parity.pairs_reference check ROOT     loads ROOT/CASE, which we wrote, and compares it with the goldens
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from tests.multimodal import cases
+from tests.parity import pairs_cases as cases
 
 TOLERANCE = 1e-4
 
@@ -45,7 +45,7 @@ def goldens():
             weights = {n: cases.weight(n, s) for n, s in shapes.items()}
             save_file(weights, pathlib.Path(directory, "model.safetensors"), metadata={"format": "pt"})
             outputs = run(case, directory)
-        path = cases.GOLDENS / f"{case}.npz"
+        path = cases.HERE / f"{case}.npz"
         np.savez_compressed(path, shapes=json.dumps(shapes), **outputs)
         print(f"{path.name}: {path.stat().st_size} bytes; logits {outputs['logits'].round(2).tolist()}")
 

@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-GOLDENS = pathlib.Path(__file__).parent / "goldens"
+HERE = pathlib.Path(__file__).parent
 END = 49
 
 _TEXT = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -63,7 +63,7 @@ def inputs(case):
 
 def load(case):
     """{config, weights: name -> array, image [4, E], text [3, E], logits [4, 3]} of a golden file."""
-    with np.load(GOLDENS / f"{case}.npz", allow_pickle=False) as stored:
+    with np.load(HERE / f"{case}.npz", allow_pickle=False) as stored:
         golden = dict(stored)
     shapes = json.loads(str(golden.pop("shapes")))
     return {"config": CONFIGS[case], "weights": {n: weight(n, s) for n, s in shapes.items()}, **golden}

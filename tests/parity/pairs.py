@@ -1,31 +1,21 @@
-"""Writes the goldens by running the transformers library live, then has it read files that we wrote.
+"""Pairs of towers: writes the goldens by running the transformers library live, then has it read files that we wrote.
 
-    python -m tests.multimodal.parity --reference=PYTHON
+    python -m tests.parity.pairs --reference=PYTHON      as `make parity` does
 
 PYTHON is an interpreter with torch, transformers and safetensors; ours needs none of them.
 """
 
 import argparse
-import json
 import pathlib
 import subprocess
 import tempfile
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from multimodal import hf
-from tests.multimodal import cases
-
-
-def released(golden, directory):
-    """`directory`, with the golden's config.json and model.safetensors in it."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(golden["config"]))
-    save_file(golden["weights"], directory / "model.safetensors", metadata={"format": "pt"})
-    return directory
+from tests.parity import pairs_cases as cases
+from tests.parity.make import released
 
 
 def run(case, objective, params):
@@ -46,8 +36,7 @@ def largest(ours, golden):
 
 
 def main(python):
-    cases.GOLDENS.mkdir(exist_ok=True)
-    subprocess.run([python, "-m", "tests.multimodal.reference", "goldens"], check=True)
+    subprocess.run([python, "-m", "tests.parity.pairs_reference", "goldens"], check=True)
     with tempfile.TemporaryDirectory() as root:
         for case in cases.CONFIGS:
             golden = cases.load(case)
@@ -55,7 +44,7 @@ def main(python):
             far = largest(run(case, objective, params), golden)
             print(f"{case}: our model from its files; largest difference {far:.1e}")
             hf.write_objective(pathlib.Path(root, case), objective, params)
-        subprocess.run([python, "-m", "tests.multimodal.reference", "check", root], check=True)
+        subprocess.run([python, "-m", "tests.parity.pairs_reference", "check", root], check=True)
 
 
 if __name__ == "__main__":

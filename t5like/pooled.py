@@ -1,0 +1,90 @@
+"""A text model that gives one vector a text: an encoder or a decoder with a pool, as CLIP's and SigLIP's towers are.
+
+Parameter paths are those of t5like.models: `embed`, `positions` and `decoder` when causal, `encoder` otherwise, so that
+weights of a Decoder or an Encoder fit.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from paradigm.attention import AttentionMask
+from paradigm.errors import UserError
+from paradigm.layers import Embed
+from paradigm.partition import BATCH, constrain
+from t5like.models import TextModel
+
+
+class GatheredEmbed(Embed):
+    """An Embed whose table is gathered before it is read: rows of a table that is cut by columns would be spread over
+    them, and bringing them back to their examples costs more (XLA's partitioner then keeps a copy of the batch)."""
+
+    @nn.compact
+    def __call__(self, ids):
+        table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
+        return constrain(table.astype(self.dtype), None, None)[ids]
+
+
+class PooledText(TextModel, kw_only=True):
+    """Tokens int32 [B, L] -> (pooled [B, D], intermediates).
+
+    max_length: L, of the table of positions.
+    causal: whether a token sees only those before it (CLIP), or all, padding too (SigLIP).
+    pool: end, the output at the first `end_id` (None: the vocabulary's; the last place where there is none); highest,
+        at the first of a row's highest id, which is the end of a text where no id lies above the end's (openai/CLIP
+        model.py); or last, that of the last place, which is padding after all but the longest texts and, without
+        causality, has seen them whole.
+
+    intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
+    """
+
+    causal: bool = True
+    pool: str = "end"
+    end_id: int | None = None
+    positions: str = "learned"
+    tied: bool = True
+
+    table = GatheredEmbed
+
+    def setup(self):
+        super().setup()
+        if self.causal:
+            self.decoder = self.stack()
+        else:
+            self.encoder = self.stack()
+
+    @property
+    def features(self):
+        """D of the pooled output."""
+        return self.d_model
+
+    @property
+    def length(self):
+        """L."""
+        return self.max_length
+
+    def __call__(self, tokens, *, keys=None):
+        """keys: typed PRNG keys [B] for dropout, or None. Raises UserError for more tokens than there are positions."""
+        if self.pool == "end" and self.end_id is None:
+            raise UserError("the text tower has no end_id: objective.bind(vocabulary) gives it one, or set it")
+        x = self.embedded(tokens, jnp.arange(tokens.shape[1]))
+        mask = AttentionMask(self.causal, window=self.window)
+        stack = self.decoder if self.causal else self.encoder
+        x, intermediates = stack(constrain(x, BATCH, None, None), mask, keys=keys)
+        return self._pooled(x, tokens), {"tokens": x, **intermediates}
+
+    @nn.nowrap
+    def _pooled(self, x, tokens):
+        """[B, L, D] -> [B, D]."""
+        if self.pool == "last":
+            return x[:, -1]
+        if self.pool == "highest":
+            place = jnp.argmax(tokens, axis=1)
+        else:
+            ends = tokens == self.end_id
+            place = jnp.where(ends.any(1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
+        return constrain(jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0], BATCH, None)
+
+    @nn.nowrap
+    def flops(self, batch):
+        """Forward FLOPs of the products for texts of L tokens, all pairs of positions counted."""
+        return self.stack(parent=None).flops(batch, self.max_length)

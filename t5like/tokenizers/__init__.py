@@ -1,0 +1,170 @@
+"""Tokenizers: one protocol (base.py) over bytes, SentencePiece, the `tokenizers` library, CLIP's and SigLIP's."""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+
+from paradigm.errors import UserError
+from t5like.tokenizers import subwords
+from t5like.tokenizers.base import META, Tokenizer
+from t5like.tokenizers.clip import ClipTokenizer, clip_tokenizer
+from t5like.tokenizers.sentence_piece import SentencePieceTokenizer, is_t5_like, train_sentencepiece
+from t5like.tokenizers.siglip import SigLipTokenizer, siglip_tokenizer
+from t5like.tokenizers.subwords import SubwordTokenizer, read_subwords, train_bpe, train_wordpiece
+from t5like.tokenizers.utf8 import ByteTokenizer
+from t5like.vocabulary import Vocabulary
+
+__all__ = [
+    "ByteTokenizer",
+    "ClipTokenizer",
+    "SentencePieceTokenizer",
+    "SigLipTokenizer",
+    "SubwordTokenizer",
+    "Tokenizer",
+    "beside",
+    "clip_tokenizer",
+    "get_tokenizer",
+    "is_learnt",
+    "load_tokenizer",
+    "siglip_tokenizer",
+    "train_bpe",
+    "train_sentencepiece",
+    "train_wordpiece",
+    "vocabulary_of",
+]
+
+KINDS = {t.kind: t for t in (ByteTokenizer, SentencePieceTokenizer, SubwordTokenizer, ClipTokenizer, SigLipTokenizer)}
+TRAINERS = {"sentencepiece": train_sentencepiece, "bpe": train_bpe, "wordpiece": train_wordpiece}
+_FIRST = {  # the special ids of what each of them learns
+    "sentencepiece": {"pad": 0, "eos": 1, "unk": 2},
+    "bpe": {"pad": 0, "eos": 1},
+    "wordpiece": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
+}
+SENTINELS = 100  # as many as T5 has
+_OLD_META = "tokenizer.json"  # META's name before; the transformers library gives it to another file
+_KNOWN = (
+    f"{META} (saved here), tokenizer.json, a SentencePiece model (spiece.model, tokenizer.model, "
+    "sentencepiece.model, *.model), vocab.json + merges.txt (byte-level BPE), merges.txt with </w> (CLIP), vocab.txt "
+    "(WordPiece)"
+)
+
+
+def is_learnt(spec):
+    """Whether a tokenizer of this name is learnt from text, as 'sentencepiece:8192' is."""
+    name, _, size = str(spec).partition(":")
+    return name in TRAINERS and size.isdigit()
+
+
+def get_tokenizer(spec, texts=None, extra_ids=None, specials=()):
+    """A tokenizer by name.
+
+    Args:
+        spec: "bytes"; "sentencepiece:8192", "bpe:8192" or "wordpiece:8192", learnt from `texts` to that many ids,
+            sentinels included; or a file or directory: what `save` wrote, a SentencePiece model, tokenizer.json,
+            vocab.json + merges.txt, vocab.txt.
+        texts: iterable of str, or a function returning one, for what is learnt.
+        extra_ids: number of sentinels (a directory that `save` wrote knows its own). None: 100, and none for the file
+            of a tokenizer that is not like T5's.
+        specials: names among mask, cls, sep, bos and eos, ids of which are added where it has none.
+
+    Raises:
+        UserError: for anything else, with the nearest of these.
+    """
+    if spec == "bytes":
+        return ByteTokenizer(SENTINELS if extra_ids is None else extra_ids, specials)
+    name, _, size = str(spec).partition(":")
+    if is_learnt(spec):
+        if texts is None:
+            raise UserError(f"tokenizer: {spec} is learnt from text, and none was given; name a saved one instead")
+        extra_ids = SENTINELS if extra_ids is None else extra_ids
+        return TRAINERS[name](texts() if callable(texts) else texts, int(size), extra_ids, specials=specials)
+    path = pathlib.Path(spec).expanduser()
+    if path.exists():
+        return _opened(path, extra_ids, specials)
+    near = difflib.get_close_matches(name, ["bytes", *TRAINERS], 1)
+    hint = {"bytes": "'bytes'", **{n: f"'{n}:8192'" for n in TRAINERS}}
+    did = f"; did you mean {hint[near[0]]}?" if near else ""
+    raise UserError(
+        f"tokenizer: {spec!r} is neither 'bytes' nor 'sentencepiece:SIZE', 'bpe:SIZE' or 'wordpiece:SIZE' nor a file "
+        f"or directory{did}"
+    )
+
+
+def vocabulary_of(spec, extra_ids=None, specials=()):
+    """The Vocabulary of `get_tokenizer(spec)`, known before anything is learnt; None where nothing is at that path."""
+    name, _, size = str(spec).partition(":")
+    if is_learnt(spec):
+        given = {n: int(size) - len(specials) + i for i, n in enumerate(specials)}
+        top, extra_ids = int(size) - len(specials), SENTINELS if extra_ids is None else extra_ids
+        sentinels = tuple(range(top - 1, top - extra_ids - 1, -1))
+        return Vocabulary(int(size), **_FIRST[name] | given, sentinels=sentinels)
+    if spec != "bytes" and ("/" in str(spec) or "." in str(spec)) and not pathlib.Path(spec).expanduser().exists():
+        return None  # it may lie on another machine
+    return get_tokenizer(spec, extra_ids=extra_ids, specials=specials).vocabulary
+
+
+def load_tokenizer(path):
+    """The tokenizer that `save` wrote into a directory, checked against its fingerprint."""
+    directory = pathlib.Path(path)
+    name = META if (directory / META).exists() or not (directory / _OLD_META).exists() else _OLD_META
+    try:
+        meta = json.loads((directory / name).read_text())
+        kind = KINDS.get(meta["kind"])
+        if kind is None:
+            raise UserError(f"tokenizer: {directory / name} is of kind {meta['kind']!r}; kinds: {', '.join(KINDS)}")
+        known = {f.name for f in dataclasses.fields(kind)}
+        tokenizer = kind.load(directory, **{k: v for k, v in meta.items() if k in known})
+    except FileNotFoundError as error:
+        raise UserError(f"tokenizer: {error.filename} is missing; {directory} should hold a saved tokenizer") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"tokenizer: {directory / name} is damaged ({error}); prepare the data again") from None
+    if tokenizer.fingerprint != meta["fingerprint"]:
+        raise UserError(
+            f"tokenizer: {directory} does not hold the model that was saved there (fingerprint "
+            f"{tokenizer.fingerprint}, expected {meta['fingerprint']}); prepare the data again"
+        )
+    return tokenizer
+
+
+def beside(path, model_type):
+    """The tokenizer in a directory of weights, or None. model_type: clip or siglip."""
+    names, load = {
+        "clip": (("merges.txt", "tokenizer.json"), clip_tokenizer),
+        "siglip": (("spiece.model", "tokenizer.model"), siglip_tokenizer),
+    }[model_type]
+    there = [p for p in (pathlib.Path(path) / name for name in names) if p.is_file()]
+    # A tokenizer.json may be of any tokenizer, as one of ours that was exported with a run.
+    if [p.name for p in there] == ["tokenizer.json"] and b"<|startoftext|>" not in there[0].read_bytes():
+        return None
+    return load(path) if there else None
+
+
+def _opened(path, extra_ids, specials):
+    """The tokenizer in a file or a directory of any kind that is known."""
+    if path.is_dir():
+        if (path / META).exists() or _is_old_meta(path / _OLD_META):
+            return load_tokenizer(path)
+        models = [path / n for n in ("spiece.model", "tokenizer.model", "sentencepiece.model")] + sorted(
+            path.glob("*.model")
+        )
+        files = [*models, path / subwords.FILE, path / "merges.txt", path / "vocab.txt"]
+        path = next((p for p in files if p.is_file()), path)
+        if path.is_dir():
+            held = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
+            raise UserError(f"tokenizer: {path} holds no tokenizer of a known kind; it holds {held}; kinds: {_KNOWN}")
+    if path.name == "merges.txt" and "</w>" in path.read_text("utf-8"):
+        return clip_tokenizer(path)
+    if path.suffix in (".json", ".txt"):
+        return read_subwords(path, extra_ids or 0, specials)
+    model = path.read_bytes()
+    if extra_ids is None:
+        extra_ids = SENTINELS if is_t5_like(model) else 0
+    return SentencePieceTokenizer(model, extra_ids, specials)
+
+
+def _is_old_meta(path):
+    try:
+        return "kind" in json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,150 @@
+"""The protocol of tokenizers: text to ids and back, a Vocabulary, bytes a piece, save and load.
+
+All are picklable and light until first used, so that data workers can hold them.
+"""
+
+import functools
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from paradigm.errors import UserError
+from t5like.vocabulary import NAMES, Vocabulary
+
+META = "paradigm_tokenizer.json"  # `tokenizer.json` is a file of the transformers library's
+SENTINEL_NAMES = ("<X>", "<Y>", "<Z>")  # as the T5 paper prints the first three (figure 2)
+_SENTINEL = re.compile(r"<([XYZ])>|<extra_id_(\d+)>")
+_SILENT = ("pad", "bos", "eos", "cls", "sep")  # what `decode` leaves out
+
+
+class Tokenizer:
+    """What all tokenizers share.
+
+    A subclass gives `kind`, `text_size` (ids of its own model, specials included), `extra_ids` (sentinels, which lie
+    above those, the first one highest), `specials` (names among mask, cls, sep, bos that are given to it, above the
+    sentinels), `own` (name -> id of the special ids that its model has), `fingerprint`, and the hooks
+    `_encode_texts(texts)` -> lists of ids, `_decode_text(ids, first)` -> text of ids without specials, and
+    `_text_byte_lengths()`.
+    """
+
+    extra_ids, specials, silent = 0, (), ()
+    own_sentinels = ()  # ids of <extra_id_0>, <extra_id_1> ... where the model has them itself
+
+    @property
+    def vocab_size(self):
+        """All ids: specials, text and sentinels."""
+        return self.text_size + self.extra_ids + len(self.specials)
+
+    @functools.cached_property
+    def vocabulary(self):
+        """The ids as a value, which objectives, evaluators and decoding read."""
+        top = self.text_size + self.extra_ids
+        given = {name: top + i for i, name in enumerate(self.specials)}
+        if twice := [n for n in given if self.own.get(n) is not None]:
+            raise UserError(f"tokenizer: it has a {twice[0]} id of its own ({self.own[twice[0]]}): do not give it one")
+        return Vocabulary(
+            size=self.vocab_size,
+            **{**self.own, **given},
+            sentinels=(*self.own_sentinels, *range(top - 1, self.text_size - 1, -1)),
+            silent=tuple(self.silent),
+            fingerprint=self.fingerprint,
+        )
+
+    def encode(self, text):
+        """int32 [n] ids of a str, without bos or eos. What it spells is text, names of special ids too."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts):
+        """`encode` of each, as a list of int32 arrays."""
+        return [np.asarray(ids, np.int32) for ids in self._encode_texts(list(texts))]
+
+    def sentinel(self, i):
+        """Id of the i-th sentinel."""
+        sentinels = self.vocabulary.sentinels
+        if not 0 <= i < len(sentinels):
+            raise UserError(f"tokenizer: there is no sentinel {i} among {len(sentinels)}; raise extra_ids")
+        return sentinels[i]
+
+    def encode_prompt(self, text):
+        """`encode`, with <X>, <Y>, <Z> and <extra_id_i> read as sentinels 0, 1, 2 and i."""
+        parts, end = [], 0
+        for match in _SENTINEL.finditer(text):
+            i = "XYZ".index(match[1]) if match[1] else int(match[2])
+            parts += [self.encode(text[end : match.start()]), np.array([self.sentinel(i)], np.int32)]
+            end = match.end()
+        return np.concatenate([*parts, self.encode(text[end:])])
+
+    def decode(self, ids):
+        """The text of ids [n]: pad, bos, eos, cls and sep vanish, unk is U+FFFD, mask reads <mask>, and sentinels
+        <X> <Y> <Z> <extra_id_3> and so on."""
+        ids = np.asarray(ids, np.int64).ravel()
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise UserError(f"tokenizer: ids {ids.min()} to {ids.max()} leave the vocabulary of {self.vocab_size}")
+        vanish, marks = self._names
+        text, run, first = [], [], True
+        for i in ids.tolist():
+            if i in vanish:
+                continue
+            if i in marks:
+                text += [self._decode_text(run, first), marks[i]]
+                run, first = [], False
+            else:
+                run.append(i)
+        return "".join([*text, self._decode_text(run, first)])
+
+    @functools.cached_property
+    def _names(self):
+        """(ids that `decode` leaves out, id -> what it writes for it)."""
+        v = self.vocabulary
+        vanish = {i for name in _SILENT if (i := getattr(v, name)) is not None} | {*v.silent}
+        named = lambda i: SENTINEL_NAMES[i] if i < len(SENTINEL_NAMES) else f"<extra_id_{i}>"
+        marks = {s: named(i) for i, s in enumerate(v.sentinels)}
+        marks |= {i: name for i, name in ((v.unk, "\ufffd"), (v.mask, "<mask>")) if i is not None}
+        return vanish, {i: name for i, name in marks.items() if i not in vanish}
+
+    @functools.cached_property
+    def byte_lengths(self):
+        """float32 [vocab_size]: UTF-8 bytes of text that each id stands for; 0 for specials and sentinels."""
+        lengths = np.zeros(self.vocab_size, np.float32)
+        lengths[: self.text_size] = self._text_byte_lengths()
+        return lengths * self.vocabulary.is_text(np.arange(self.vocab_size))
+
+    def save(self, directory):
+        """Writes the tokenizer into a directory, which is made; `load_tokenizer` reads it."""
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in self._contents().items():
+            (directory / name).write_bytes(content)
+        meta = {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint, **self._settings()}
+        (directory / META).write_text(json.dumps(meta, indent=1) + "\n")
+
+    def _contents(self):
+        """name -> bytes of the files that belong to it."""
+        return {}
+
+    def _settings(self):
+        """What `load` of the same kind takes, as JSON has it."""
+        return {"extra_ids": self.extra_ids, "specials": list(self.specials)}
+
+    @property
+    def _beside(self):
+        """What a fingerprint says of ids above the model's own."""
+        return f"{self.extra_ids}" + "".join(f"+{name}" for name in self.specials)
+
+    # Short names, for those who need but one id.
+    pad_id = property(lambda self: self.vocabulary.pad)
+    bos_id = property(lambda self: self.vocabulary.bos)
+    eos_id = property(lambda self: self.vocabulary.eos)
+    unk_id = property(lambda self: self.vocabulary.unk)
+
+
+def checked_specials(names):
+    """A tuple of names that may be given to a tokenizer. Raises UserError for another."""
+    names, known = tuple(names), [n for n in NAMES if n not in ("pad", "unk")]
+    if wrong := [n for n in names if n not in known]:
+        raise UserError(f"tokenizer: {wrong[0]!r} is no special id that can be given; choose among {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"tokenizer: specials {', '.join(names)} name one twice")
+    return names

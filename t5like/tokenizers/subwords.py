@@ -1,0 +1,316 @@
+"""Byte-level BPE, WordPiece and whatever else the `tokenizers` library runs: read from its files, or learnt here.
+
+tokenizer.json              any model of that library, as GPT-2's, Llama's and BERT's come with
+vocab.json + merges.txt     byte-level BPE (Radford et al. 2019, section 2.2)
+vocab.txt                   WordPiece (Devlin et al. 2019, section 3)
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+
+from paradigm.errors import UserError
+from t5like.tokenizers.base import Tokenizer, checked_specials
+
+FILE = "tokenizer.json"
+_ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")
+_SPELLED = {  # special tokens that say by their names what they are, where no configuration does
+    "pad": ("<pad>", "[PAD]", "<|padding|>"),
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]"),
+    "cls": ("[CLS]", "<cls>"),
+    "sep": ("[SEP]", "<sep>"),
+}
+_SPACE = "\u2581"
+
+
+@dataclasses.dataclass(frozen=True)
+class SubwordTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library, and sentinels above it.
+
+    content: its tokenizer.json. roles: ((pad, bos, eos, unk, mask, cls or sep, its id), ...), those that it has.
+    extra_ids: sentinels added above it. specials: names of ids added above those.
+
+    Byte-level BPE loses nothing of a text. WordPiece loses case where it is told to, accents with it, and all space.
+    """
+
+    content: bytes = dataclasses.field(repr=False)
+    roles: tuple = ()
+    extra_ids: int = 100
+    specials: tuple[str, ...] = ()
+    kind = "subwords"
+
+    def __post_init__(self):
+        object.__setattr__(self, "specials", checked_specials(self.specials))
+        object.__setattr__(self, "roles", tuple((name, int(i)) for name, i in self.roles))
+
+    def __getstate__(self):
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+    @functools.cached_property
+    def _tokenizer(self):
+        from tokenizers import Tokenizer as Library
+
+        try:
+            found = Library.from_str(self.content.decode("utf-8"))
+        except Exception as error:  # the library raises bare exceptions
+            raise UserError(f"tokenizer: the tokenizers library cannot read this {FILE} ({error})") from None
+        found.no_truncation()
+        found.no_padding()
+        found.encode_special_tokens = True  # what a text spells is text
+        return found
+
+    @functools.cached_property
+    def _json(self):
+        return json.loads(self.content)
+
+    @functools.cached_property
+    def own(self):
+        return dict(self.roles)
+
+    @functools.cached_property
+    def _pieces(self):
+        """id -> piece."""
+        return {i: piece for piece, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
+    @functools.cached_property
+    def text_size(self):
+        return max(self._pieces) + 1
+
+    @functools.cached_property
+    def silent(self):
+        """Special tokens without a role here, and numbers that no piece has."""
+        special = {t["id"] for t in self._json.get("added_tokens") or () if t.get("special")}
+        gaps = set(range(self.text_size)) - set(self._pieces)
+        return tuple(sorted((special | gaps) - {*self.own.values(), *self.own_sentinels}))
+
+    @functools.cached_property
+    def own_sentinels(self):
+        ids = {piece: i for i, piece in self._pieces.items()}
+        names = itertools.takewhile(ids.__contains__, (f"<extra_id_{i}>" for i in itertools.count()))
+        return tuple(ids[name] for name in names)
+
+    @functools.cached_property
+    def fingerprint(self):
+        roles = " ".join(f"{name}={i}" for name, i in self.roles)
+        return f"subwords:{self._beside}:{hashlib.sha256(self.content + roles.encode()).hexdigest()}"
+
+    def _encode_texts(self, texts):
+        return [found.ids for found in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def _decode_text(self, ids, first=True):
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        if first or not ids:
+            return text
+        piece = self._pieces.get(ids[0], "")
+        begins = not piece.startswith("##") if self._model == "WordPiece" else piece.startswith(_SPACE)
+        return f" {text}" if begins and not text.startswith(" ") else text
+
+    @property
+    def _model(self):
+        return self._json["model"].get("type")
+
+    @property
+    def _is_byte_level(self):
+        return "ByteLevel" in json.dumps(self._json.get("decoder"))
+
+    def _text_byte_lengths(self):
+        return [self._bytes_of(self._pieces[i]) if i in self._pieces else 0 for i in range(self.text_size)]
+
+    def _bytes_of(self, piece):
+        if self._is_byte_level:
+            return len(piece) if all(letter in _LETTERS for letter in piece) else len(piece.encode())
+        if self._model == "WordPiece":
+            return len(piece.removeprefix("##").encode())
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return 1
+        return len(piece.replace(_SPACE, " ").encode())
+
+    def _contents(self):
+        return {FILE: self.content}
+
+    def _settings(self):
+        return {**super()._settings(), "roles": self.roles}
+
+    @classmethod
+    def load(cls, directory, extra_ids, specials=(), roles=()):
+        return cls((pathlib.Path(directory) / FILE).read_bytes(), roles, extra_ids, specials)
+
+
+def byte_letters():
+    """byte -> a printing character for it, as GPT-2 chose them: itself where it prints, else one from 256 on."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in prints]
+    return {byte: chr(byte) for byte in prints} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
+
+
+_LETTERS = frozenset(byte_letters().values())
+
+
+# ---- Reading files ---------------------------------------------------------------------------------------------------
+
+
+def read_subwords(path, extra_ids=0, specials=()):
+    """A SubwordTokenizer from tokenizer.json, vocab.json + merges.txt or vocab.txt: a directory, or one of the files.
+
+    What its special tokens are for is read from tokenizer_config.json and special_tokens_map.json beside them, or else
+    from their names.
+
+    Raises:
+        UserError: there is none of them, or it is damaged.
+    """
+    path = pathlib.Path(path)
+    names = (FILE, "merges.txt", "vocab.txt")
+    if path.is_dir():
+        path = next((path / name for name in names if (path / name).is_file()), path / FILE)
+    try:
+        config = _settings_beside(path.parent)
+        if path.name in ("merges.txt", "vocab.json"):
+            library = _byte_level_bpe(path.with_name("vocab.json"), path.with_name("merges.txt"))
+        elif path.suffix == ".txt":
+            library = _wordpiece(path, config)
+        else:
+            from tokenizers import Tokenizer as Library
+
+            library = Library.from_str(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"tokenizer: {error.filename} cannot be read ({error.strerror})") from None
+    except Exception as error:  # the library raises bare exceptions
+        raise UserError(f"tokenizer: {path} cannot be read by the tokenizers library ({error})") from None
+    return _finished(library, config, extra_ids, specials)
+
+
+def _settings_beside(directory):
+    """Roles of special tokens and do_lower_case, as the transformers library's files in a directory say."""
+    found = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (directory / name).is_file():
+            found |= json.loads((directory / name).read_text("utf-8"))
+    return found
+
+
+def _byte_level_bpe(vocab, merges):
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    pairs = [tuple(x.split(" ")) for x in merges.read_text("utf-8").split("\n") if x and not x.startswith("#version")]
+    ids = json.loads(vocab.read_text("utf-8"))
+    library = Library(models.BPE(vocab=ids, merges=pairs))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    names = {name for spellings in _SPELLED.values() for name in spellings}
+    library.add_special_tokens([AddedToken(name, special=True) for name in ids if name in names])
+    return library
+
+
+def _wordpiece(path, config):
+    from tokenizers import models
+
+    pieces = path.read_text("utf-8").split("\n")
+    ids = {piece.rstrip("\r"): i for i, piece in enumerate(pieces) if piece}
+    special = {name for spellings in _SPELLED.values() for name in spellings}
+    cased = any(c.isupper() for piece in ids if piece not in special for c in piece if not piece.startswith("["))
+    return _bert(models.WordPiece(ids, unk_token="[UNK]"), config.get("do_lower_case", not cased))
+
+
+def _bert(model, lowercase):
+    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    library = Library(model)
+    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece(cleanup=False)
+    there = library.get_vocab()
+    bert = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    library.add_special_tokens([AddedToken(name, special=True) for name in bert if name in there])
+    return library
+
+
+def _finished(library, config, extra_ids, specials):
+    ids = library.get_vocab(with_added_tokens=True)
+    special = {t.content for t in library.get_added_tokens_decoder().values() if t.special}
+    roles = {}
+    for role in _ROLES:
+        said = config.get(f"{role}_token")
+        said = said.get("content") if isinstance(said, dict) else said
+        if said is not None and said not in ids:
+            raise UserError(f"tokenizer: {role}_token is {said!r}, which is none of its {len(ids)} pieces")
+        told = f"{role}_token" in config
+        name = said if told else next((n for n in _SPELLED[role] if n in special or (n in ids and role == "unk")), None)
+        if name is not None:
+            roles[role] = ids[name]
+    return SubwordTokenizer(library.to_str().encode(), tuple(roles.items()), extra_ids, specials)
+
+
+# ---- Learning --------------------------------------------------------------------------------------------------------
+
+
+def train_bpe(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=()):
+    """Byte-level BPE learnt from texts: pad 0, eos 1, the 256 bytes, then merges. Loses nothing of a text.
+
+    Args and Raises: as `train_sentencepiece`.
+    """
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    how = dict(special_tokens=["<pad>", "</s>"], initial_alphabet=sorted(alphabet), show_progress=False)
+    return _trained(library, trainers.BpeTrainer, how, 2 + 256, texts, vocab_size, extra_ids, max_bytes, specials)
+
+
+def train_wordpiece(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=()):
+    """WordPiece learnt from texts in lower case, as BERT's: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then pieces.
+
+    Args and Raises: as `train_sentencepiece`.
+    """
+    from tokenizers import models, trainers
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    library = _bert(models.WordPiece(unk_token="[UNK]"), lowercase=True)
+    how = dict(special_tokens=names, show_progress=False)
+    return _trained(
+        library, trainers.WordPieceTrainer, how, len(names), texts, vocab_size, extra_ids, max_bytes, specials
+    )
+
+
+def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, max_bytes, specials):
+    above = extra_ids + len(specials)
+    if vocab_size <= least + above:
+        raise UserError(
+            f"tokenizer: a vocabulary of {vocab_size} is too small: {above} sentinels and specials above {least} ids "
+            f"that are always there; use {least + above + 256} or more"
+        )
+
+    def taken():
+        left = max_bytes
+        for text in texts:
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                return
+
+    library.train_from_iterator(taken(), trainer(vocab_size=vocab_size - above, **how))
+    found = library.get_vocab_size() + above
+    if library.get_vocab_size() <= least:
+        raise UserError("tokenizer: there is no text to learn a vocabulary from; name a source that holds some")
+    if found < vocab_size:
+        raise UserError(
+            f"tokenizer: this text supports a vocabulary of at most {found}, not {vocab_size}; use that, or more text"
+        )
+    if found > vocab_size:
+        raise UserError(
+            f"tokenizer: the characters of this text need a vocabulary of at least {found}, not {vocab_size}"
+        )
+    return _finished(library, {}, extra_ids, specials)

@@ -1,0 +1,148 @@
+"""Plausible mistakes, one line each, and the test that must notice: by hand, since all of them take an hour.
+
+    python -m tests.mutations                   every row: the changed copy, its test, caught or missed
+    python -m tests.mutations moco contrastive  the rows whose file or test holds one of these words
+    python -m tests.mutations --package ...     all of the package's tests in place of the row's own
+    python -m tests.mutations --check           only whether each text is still there, once
+
+A row is (file, its text, the text of the mistake, a test's file, the name of the test or a part of it). The kinds: signs,
+masks, axes, one off, the wrong reduction, old weights for new, a fixture that makes two things equal, a setting tested as
+a constant or alone, an order of the host. Where code has moved, the row moves with it.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+REPO = pathlib.Path(__file__).parent.parent
+ROWS = (
+    # paradigm: the step
+    ("paradigm/step.py", "jnp.where(good, 0, state.bad_steps + 1)", "state.bad_steps + 1", "paradigm/test_contract", "a_bad_step_changes"),
+    ("paradigm/step.py", "jnp.isfinite(value) & jnp.isfinite(norm)", "jnp.isfinite(value)", "paradigm/test_contract", "bad_where_its_loss_or"),
+    ("paradigm/step.py", "jnp.minimum(1.0, clip / (norm + 1e-6))", "clip / (norm + 1e-6)", "paradigm/test_contract", "clipping_bounds or resume"),
+    ("paradigm/step.py", "x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)", "x.reshape(n, x.shape[0] // n, *x.shape[1:])", "paradigm/test_contract", "inverse"),
+    ("paradigm/step.py", "ctx = Context(jnp.int32(FINAL), seed, False", "ctx = Context(jnp.int32(0), seed, False", "paradigm/test_contract", "evaluation_draws_nothing"),
+    ("paradigm/step.py", "add(losses.metrics)", "jax.tree.map(lambda x: x[0], losses.metrics)", "paradigm/test_contract", "microbatches_equal"),
+    # paradigm: teachers and averages
+    ("paradigm/teacher.py", "(decay * a + (1.0 - decay) * x)", "(decay * x + (1.0 - decay) * a)", "paradigm/test_contract", "weight_average or extra_is_updated"),
+    ("paradigm/teacher.py", "(step + self.ahead)", "(step)", "vision/test_moco_v3", "teacher_follows"),
+    ("paradigm/teacher.py", "(step + self.ahead)", "(0 * step)", "vision/test_moco", "teacher_follows"),
+    ("paradigm/teacher.py", "(cursor + rows.shape[0])", "(cursor + 1)", "paradigm/test_trees", "queue_is_a_ring"),
+    ("paradigm/teacher.py", "decay=0.9):", "decay=0.1):", "vision/test_norms", "norm or moment or statistics"),
+    # paradigm: losses
+    ("paradigm/losses.py", "(target > rival)", "(target >= rival)", "paradigm/test_losses", "tie"),
+    ("paradigm/losses.py", "1 + 2 * z_loss * log_z", "1 + z_loss * log_z", "paradigm/test_losses", "equals_a_loop"),
+    ("paradigm/losses.py", "nll + z_loss * log_z**2", "nll + z_loss * log_z", "paradigm/test_losses", "equals_a_loop"),
+    ("paradigm/losses.py", "log_z = top + jnp.log(normalizer)", "log_z = jnp.log(normalizer)", "paradigm/test_losses", "equals_a_loop or large"),
+    ("paradigm/losses.py", "total = jnp.sum(loss * weights)", "total = jnp.sum(loss)", "paradigm/test_losses", "equals_a_loop"),
+    ("paradigm/contrastive.py", "(positive_B > best_GxB)", "(positive_B >= best_GxB)", "paradigm/test_contrastive", "tie"),
+    ("paradigm/contrastive.py", "jnp.where(mask > 0, ids, -1)", "ids", "paradigm/test_contrastive", "equals_a_loop and ragged"),
+    ("paradigm/contrastive.py", "total * jnp.exp(top - new)", "total", "paradigm/test_contrastive", "equals_a_loop or large"),
+    ("paradigm/contrastive.py", "(ids_T >= 0) & (owner_R[:, None] != ids_T)", "(ids_T >= 0)", "paradigm/test_contrastive", "equals_a_loop"),
+    ("paradigm/contrastive.py", "jax.nn.softplus(-positive) + negative[0]", "jax.nn.softplus(positive) + negative[0]", "paradigm/test_contrastive", "sigmoid_pairs_equal"),
+    ("paradigm/contrastive.py", "(i, (i + 1) % ways)", "(i, (i + 2) % ways)", "paradigm/test_contrastive", "sharded_equals"),
+    ("paradigm/contrastive.py", "d_scale = jnp.sum(d_q * q", "d_scale = jnp.mean(d_q * q", "paradigm/test_contrastive", "equals_a_loop"),
+    # paradigm: attention
+    ("paradigm/attention.py", "columns <= self.positions(length)[..., None]", "columns < self.positions(length)[..., None]", "paradigm/test_transformer", "causal_by_gradient"),
+    ("paradigm/attention.py", "seen |= columns < self.prefix", "seen |= columns <= self.prefix", "paradigm/test_transformer", "prefix_by_gradient"),
+    ("paradigm/attention.py", "self.queries[:, :, None] == keys", "self.queries[:, :, None] >= keys", "paradigm/test_transformer", "packing_by_gradient"),
+    ("paradigm/attention.py", "self.positions(length)[..., None]) < self.window", "self.positions(length)[..., None]) <= self.window", "paradigm/test_stack_settings", "window_by_gradient"),
+    ("paradigm/attention.py", "jnp.where(distance > 0, buckets, 0)", "jnp.where(distance < 0, buckets, 0)", "paradigm/test_transformer", "relative_buckets"),
+    ("paradigm/attention.py", "offset=self.offset + start", "offset=self.offset", "paradigm/test_transformer", "blocks_of_queries"),
+    ("paradigm/rope.py", "b * cos + a * sin", "b * cos - a * sin", "paradigm/test_rope", "differences"),
+    # paradigm: optimizers, schedules, trees
+    ("paradigm/optim.py", "1.0 if rows else 0.0)", "1.0)", "paradigm/test_optim", "decays_by_default"),
+    ("paradigm/optim.py", 'return jnp.asarray(step, x.dtype) if name == "count"', 'return jnp.asarray(0 * step, x.dtype) if name == "count"', "paradigm/test_optim", "step_is_the_one_given"),
+    ("paradigm/optim.py", "leaf.lr_scale * self.learning_rate_at(step)", "self.learning_rate_at(step)", "paradigm/test_optim", "lr_scale_reaches"),
+    ("paradigm/optim.py", "max(1, columns / rows) ** 0.5", "max(1, rows / columns) ** 0.5", "paradigm/test_optim", "Muon or muon"),
+    ("paradigm/optim.py", "trust if leaf.rows else", "trust if True else", "paradigm/test_optim", "lars"),
+    ("paradigm/schedule.py", "xp.minimum(n / warmup, 1)", "xp.minimum((n + 1) / warmup, 1)", "paradigm/test_schedule", "equal_optax"),
+    ("paradigm/schedule.py", "(n - begin) / max(end - begin, 1)", "(n - begin) / max(end, 1)", "paradigm/test_schedule", "equal_optax or papers"),
+    ("paradigm/trees.py", "        if re.search(pattern, name):\n            return value", "        if re.match(pattern, name):\n            return value", "paradigm/test_trees", "names_and_tables"),
+    # paradigm: data
+    ("paradigm/dataset.py", "int(mix64(self.seed, _REPLACE, index, attempt)[0]", "int(mix64(self.seed, _REPLACE, attempt)[0]", "paradigm/test_dataset", "replacements_are_drawn"),
+    ("paradigm/dataset.py", "mix64(self.seed, _EPOCH, int(k), epoch)", "mix64(self.seed, _EPOCH, int(k))", "paradigm/test_dataset", "epochs_hold"),
+    ("paradigm/dataset.py", "generators(self.seed, _EXAMPLE, int(self.train), index)", "generators(self.seed, _EXAMPLE, int(self.train), rows)", "paradigm/test_dataset", "example_is_a_function or restart"),
+    ("paradigm/dataset.py", "np.where(index < ends[-1], which, -1)", "which", "paradigm/test_dataset", "evaluation"),
+    ("paradigm/dataset.py", "step if self.train else FINAL", "step", "paradigm/test_dataset", "evaluation"),
+    ("paradigm/dataset.py", "np.floor(ends + uniform[:, None])", "np.floor(ends)", "paradigm/test_dataset", "mixture"),
+    # t5like
+    ("t5like/corrupt.py", "first[1:] &= ~mask[:-1]", "first[1:] &= mask[:-1]", "t5like/test_corrupt", "slow_definition"),
+    ("t5like/corrupt.py", "np.arange(2 * plan.spans) % 2 == 1", "np.arange(2 * plan.spans) % 2 == 0", "t5like/test_corrupt", "masks or slow"),
+    ("t5like/corrupt.py", "if text < plan.raw:", "if False:", "t5like/test_corrupt", "padding_is_not_masked"),
+    ("t5like/corrupt.py", "if train and have > length else 0", "if have > length else 0", "t5like/test_corrupt", "longer_window"),
+    ("t5like/corrupt.py", "rng.integers(have - length + 1)", "rng.integers(have - length)", "t5like/test_corrupt", "longer_window"),
+    ("t5like/corrupt.py", "[tokens[prefix:]].sum", "[tokens].sum", "t5like/test_corrupt", "prefix_lengths"),
+    ("t5like/objectives/next_token.py", '>= batch["prefix"][:, None]', '> batch["prefix"][:, None]', "t5like/test_next_token", "value_and_gradient"),
+    ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole"),
+    ("t5like/objectives/next_token.py", "places - jax.lax.cummax(jnp.where(starts, places, 0), axis=1)", "places", "t5like/test_next_token", "documents_are_shifted"),
+    ("t5like/objectives/span_corruption.py", '(targets != PAD) * batch["mask"][:, None]', "(targets != PAD)", "t5like/test_span_corruption or t5like/test_contract", "value_and_gradient"),
+    ("t5like/decode.py", "before < self.top_p", "p < self.top_p", "t5like/test_decode", "probability or draws"),
+    ("t5like/decode.py", "jnp.where(done, 0, choose(hidden, step))", "choose(hidden, step)", "t5like/test_decode", "after_eos"),
+    ("t5like/decode.py", "visible = lengths if prefix else None", "visible = None", "t5like/test_decode", "cached_is_uncached"),
+    # vision
+    ("vision/objectives/moco.py", 'self.embed(extra["teacher"], key, batch, ctx)', 'self.embed(self.variables(params, extra), key, batch, ctx)', "vision/test_moco", "official"),
+    ("vision/objectives/moco_v3.py", 'self.encode_views(extra["teacher"], views', 'self.encode_views(self.variables(params, extra), views', "vision/test_moco_v3", "official or asked_for_the_other"),
+    ("vision/objectives/moco_v3.py", "info_nce(q[0], k[1], scale, mask), info_nce(q[1], k[0], scale, mask)", "info_nce(q[0], k[0], scale, mask), info_nce(q[1], k[1], scale, mask)", "vision/test_moco_v3", "asked_for_the_other or official"),
+    ("vision/objectives/mae.py", "ddof=1", "ddof=0", "vision/test_mae", "loss_is_the_papers"),
+    ("vision/objectives/mae.py", "pixels = jnp.take_along_axis(pixels, ids_shuffle[:, self.kept :, None], 1)", "pixels = jnp.take_along_axis(pixels, ids_shuffle[:, : -self.kept, None], 1)", "vision/test_mae", "loss_is_the_papers"),
+    ("vision/objectives/classify.py", 'weights = batch["mask"] * (batch["label"] >= 0)', 'weights = batch["mask"]', "vision/test_classify", "loss_by_loops"),
+    ("vision/objectives/simclr.py", "1.0 / self.temperature, mask)", "self.temperature, mask)", "vision/test_simclr", "official"),
+    ("vision/augment.py", "scale[0] + (scale[1] - scale[0]) * sizes[0]", "scale[0] + scale[1] * sizes[0]", "vision/test_augment", "distributed"),
+    ("vision/augment.py", "across[:, ::-1]", "across[:, :, ::-1]", "vision/test_augment", "pil"),
+    ("vision/augment.py", "jnp.where(x < 128 / 255, x, 1.0 - x)", "jnp.where(x <= 128 / 255, x, 1.0 - x)", "vision/test_augment", "solarise"),
+    ("vision/patches.py", "np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)", "np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], 1)", "vision/test_patches", "formula"),
+    # multimodal
+    ("multimodal/objectives/clip.py", "outwards = ((x >= high) & (g < 0))", "outwards = ((x >= high) & (g > 0))", "multimodal/test_objectives", "clamped_and_can_come_back"),
+    ("multimodal/objectives/clip.py", "(to_text + to_image) / 2 * mask", "(to_text + to_text) / 2 * mask", "multimodal/test_objectives", "clip_is_the_papers"),
+    ("multimodal/objectives/siglip.py", "jnp.sum(total * mask), rows)", "jnp.sum(total), rows)", "multimodal/test_objectives", "siglip_is_the_papers"),
+    ("multimodal/zero_shot.py", "best[top : top + chunk, None] - TIE", "best[top : top + chunk, None] + TIE", "multimodal/test_zero_shot", "ties"),
+    ("multimodal/zero_shot.py", "answers[:, None] - drawn, 0)", "answers[:, None], 0)", "multimodal/test_zero_shot", "chance"),
+    ("multimodal/zero_shot.py", "np.searchsorted(chosen, y)", "y", "multimodal/test_zero_shot", "named_in_words or label"),
+)  # fmt: skip
+
+
+def mistaken(row, folder):
+    """Writes a copy of the project with this row's mistake into `folder`."""
+    file, old, new, *_ = row
+    skip = shutil.ignore_patterns(".git", ".venv*", ".cache", "*.egg-info", "__pycache__", "workdirs")
+    shutil.copytree(REPO, folder, ignore=skip, dirs_exist_ok=True)
+    path = pathlib.Path(folder, file)
+    text = path.read_text()
+    path.write_text(text.replace(old, new))
+
+
+def caught(row, package=False):
+    """Whether the row's test, or with `package` any of its package's, fails on the mistake. None: the test is gone."""
+    file, _, _, test, name = row
+    where = [f"tests/{file.split('/')[0]}"] if package else [f"tests/{part.strip()}.py" for part in test.split(" or ")]
+    with tempfile.TemporaryDirectory() as folder:
+        mistaken(row, folder)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-m", "not slow", "--durations=0", *where]
+        command += [] if package else ["-k", name]
+        environment = os.environ | {"PYTHONPATH": folder}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return {0: False, 1: True}.get(done.returncode)
+
+
+def main(words):
+    flags = {word for word in words if word.startswith("--")}
+    words = [word for word in words if word not in flags]
+    rows = [row for row in ROWS if not words or any(word in f"{row[0]} {row[3]} {row[4]}" for word in words)]
+    stale = [row for row in rows if (REPO / row[0]).read_text().count(row[1]) != 1]
+    for file, old, *_ in stale:
+        print(f"stale   {file}: not there once: {old}")
+    found = []
+    for row in [] if "--check" in flags else [row for row in rows if row not in stale]:
+        found.append(caught(row, "--package" in flags))
+        word = {True: "caught ", False: "MISSED ", None: "no test"}[found[-1]]
+        print(f"{word} {row[0]}: {row[1]} -> {row[2]} by {row[3]} -k '{row[4]}'", flush=True)
+    print(f"{sum(map(bool, found))} of {len(found)} caught, {len(rows)} rows, {len(stale)} stale")
+    return bool(stale) or not all(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""Groups of views: the forms of the setting, what each view draws, and how views of several sizes are encoded."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradigm.errors import UserError
+from paradigm.objective import Context
+from tests.vision import tiny
+from vision.objectives import SimCLR
+from vision.objectives.base import ImageObjective
+from vision.views import view_groups
+
+BIG, SMALL = tiny.views(), dataclasses.replace(tiny.views(), size=8)
+CTX = Context(jnp.int32(0), 0, True)
+
+
+def objective(augment, **changes):
+    return ImageObjective(encoder=tiny.encoder(**changes), augment=augment, host_image_size=tiny.HOST_SIZE)
+
+
+def drawn(augment):
+    return jax.jit(lambda batch: objective(augment).augment_views(batch, CTX))(tiny.batch_of()(0))
+
+
+def test_forms():
+    assert view_groups(BIG, 2) == (((BIG,), 2),)
+    assert view_groups((BIG, SMALL), 2) == (((BIG,), 1), ((SMALL,), 1))
+    assert view_groups(((BIG, 2), (SMALL, 8)), 2) == (((BIG,), 2), ((SMALL,), 8))
+    assert view_groups((((BIG, SMALL), 1),), 2) == (((BIG, SMALL), 1),)
+    assert objective(((BIG, 2), (SMALL, 3))).views == (BIG, BIG, SMALL, SMALL, SMALL)
+
+
+def test_each_view_draws_by_its_number():
+    views, pair = drawn(((BIG, 2), (SMALL, 2))), drawn(BIG)
+    assert [view.shape for view in views] == [(8, 16, 16, 3)] * 2 + [(8, 8, 8, 3)] * 2
+    for ours, alone in zip(views, pair):
+        np.testing.assert_allclose(ours, alone, atol=2e-5)
+    assert np.abs(views[2] - views[3]).max((1, 2, 3)).min() > 0.1
+    again = drawn((SMALL, SMALL, SMALL, BIG))
+    np.testing.assert_allclose(again[2], views[2], atol=2e-5)
+
+
+def test_one_crop_at_two_sizes():
+    """The small one is the large one's picture: the same box and the same flip, pixels averaged."""
+    ((big, small),) = drawn((((BIG, SMALL), 1),))
+    other = drawn((BIG, SMALL))[1]  # a crop of its own
+    shrunk = big.reshape(8, 8, 2, 8, 2, 3).mean((2, 4))
+    distance = lambda x: float(np.abs(x - shrunk).mean())
+    assert distance(small) < 0.1 * distance(other)
+
+
+def test_views_are_encoded_size_by_size():
+    o, batch = objective(((BIG, 2), (SMALL, 3)), dropout=0.3), tiny.batch_of()(0)
+    variables = {"params": tiny.params(o)}
+    views, shapes = o.augment_views(batch, CTX), []
+
+    class Noting(ImageObjective):
+        def apply(self, name, variables, x, **how):
+            shapes.append(x.shape)
+            return super().apply(name, variables, x, **how)
+
+    noting = Noting(encoder=o.encoder, augment=o.augment, host_image_size=o.host_image_size)
+    pooled, moments = noting.encode_views(variables, views, batch["index"], CTX)
+    assert shapes == [(16, 16, 16, 3), (24, 8, 8, 3)] and pooled.shape == (8, 5, 16) and not moments
+    for i, view in enumerate(views):
+        keys = CTX.keys(f"dropout/{i}", batch["index"])
+        alone = o.apply("encoder", variables, view, ctx=CTX, keys=keys)[0]
+        np.testing.assert_allclose(pooled[:, i], alone, atol=1e-5)
+
+
+def test_moments_count_each_view_once():
+    o = dataclasses.replace(objective(((BIG, 1), (SMALL, 3))), encoder=tiny.small_resnet())
+    batch, params = tiny.batch_of()(0), tiny.params(o)
+    variables = {"params": params, **o.init_extra(params, jax.random.key(0))}
+    views = o.augment_views(batch, CTX)
+    _, moments = o.encode_views(variables, views, batch["index"], CTX)
+    big, small = (o.encode_views(variables, v, batch["index"], CTX)[1] for v in (views[:1], views[1:]))
+    for name, x in moments.items():
+        np.testing.assert_allclose(x, 0.25 * big[name] + 0.75 * small[name], rtol=1e-5, atol=1e-6)
+    assert len(moments) > 2
+
+
+@pytest.mark.parametrize(
+    "augment, text",
+    [
+        (((BIG, 0),), "is .Augment, count., with a count of 1 or more"),
+        (((BIG, 1.5),), "with a count of 1 or more"),
+        ((("big", 2),), "a group of views is .Augment, count."),
+        ("big", "augment='big' is neither an Augment nor a tuple of Augments"),
+        ((), r"augment=\(\) is neither"),
+    ],
+)
+def test_what_is_no_group(augment, text):
+    with pytest.raises(UserError, match=text):
+        view_groups(augment, 2)
+
+
+@pytest.mark.parametrize("augment, count", [(((BIG, 3),), 3), ((BIG,), 1), ((((BIG, SMALL), 1), BIG), 3)])
+def test_a_pair_is_two_views(augment, count):
+    with pytest.raises(UserError, match=f"SimCLR compares two views of a picture and its augment gives {count}"):
+        SimCLR(encoder=tiny.encoder(), augment=augment, host_image_size=tiny.HOST_SIZE)
