@@ -315,7 +315,10 @@ def test_a_locked_resnet_keeps_its_statistics():
     [
         ({"image_projection": "none", "width": 32}, "the image tower gives 16 features and the shared space has 32"),
         ({"text_projection": "none", "width": 32}, "set width=16, or text_projection='linear'"),
-        ({"text": clip_text("tiny", 100, 8)}, "the tokenizer has 259 ids but the text tower of CLIP 100: set its vocab_size to 259"),
+        (
+            {"text": clip_text("tiny", 100, 8)},
+            "the tokenizer has 259 ids but the text tower of CLIP 100: set its vocab_size to 259",
+        ),
         ({"text": clip_text("tiny", 300, 8, end_id=7)}, "pooled at 7: set the tower's end_id=1"),
         (
             {"text": clip_text("tiny", 300, 8, pool="highest")},
