@@ -9,6 +9,8 @@ import sys
 import sysconfig
 import zipfile
 
+from launch import load
+
 REPO = pathlib.Path(__file__).parent.parent
 
 

@@ -1,6 +1,5 @@
 """CLIP and SigLIP as their papers write them, what is locked, what a caption is, and what does not fit."""
 
-import dataclasses
 import math
 import pickle
 import re

@@ -1,7 +1,7 @@
 """--dry_run: the table and the bytes by kind, for every phase, with stand-ins for devices that are not there."""
 
-import os
 import dataclasses
+import os
 import pathlib
 import re
 import subprocess
