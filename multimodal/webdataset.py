@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from multimodal.fields import captions_of, digest, hash_of, held_out
+from paradigm import storage
 from paradigm.errors import UserError
 from vision.decode_image import decode
 from vision.sources import SUFFIXES, Opened, Reading
@@ -250,10 +251,6 @@ def _keep(cache_dir, stamps, index):
     directory = pathlib.Path(cache_dir)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _META).unlink(missing_ok=True)  # it is written last, and says that the rest is whole
-    for name, write in (
-        (_INDEX, lambda path: np.save(path, index)),
-        (_META, lambda path: path.write_text(json.dumps({"format": FORMAT, "shards": stamps}))),
-    ):
-        aside = directory / f"aside-{name}"
-        write(aside)
-        os.replace(aside, directory / name)
+    with storage.replacing(directory / _INDEX) as file:
+        np.save(file, index)
+    storage.replace(directory / _META, json.dumps({"format": FORMAT, "shards": stamps}).encode())

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
-from paradigm.storage import sync
+from paradigm.storage import aside_of, commit, replace
 from t5like import sources
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 from t5like.windows import FORMAT, META, encode_window, padding, read_meta
@@ -130,9 +130,7 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
     for leftover in [*out.glob("train-*"), *out.glob("valid-*")]:
         leftover.unlink()
     tokenizer.save(out / "tokenizer.tmp")
-    for file in (out / "tokenizer.tmp").iterdir():
-        sync(file)
-    os.rename(out / "tokenizer.tmp", out / "tokenizer")
+    commit(out / "tokenizer.tmp", out / "tokenizer")
     v = tokenizer.vocabulary
     highest = max(v.text_ranges[-1][1] - 1, v.end, v.unk or 0, padding(v) or 0)
     plan = {
@@ -283,7 +281,7 @@ class _Shard:
 
     def __init__(self, path, window, dtype, pad):
         self.path, self.window, self.dtype, self.pad = path, window, dtype, pad
-        self.aside = path.with_name(path.name + ".tmp")
+        self.aside = aside_of(path)
         self.writer = None
         self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
         self.counts = dict(documents=0, bytes=0, tokens=0, windows=0, padding=0)
@@ -316,8 +314,7 @@ class _Shard:
         if self.writer is None:
             return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
         self.writer.close()
-        sync(self.aside)
-        os.replace(self.aside, self.path)
+        commit(self.aside, self.path)
         size = self.path.stat().st_size
         return {"file": self.path.name, "bytes": size, "sha256": _sha256(self.path), "counts": self.counts}
 
@@ -413,11 +410,7 @@ def _sha256(path):
 
 
 def _write_json(path, value):
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)
+    replace(path, f"{json.dumps(value, indent=1)}\n".encode())
 
 
 @contextlib.contextmanager
