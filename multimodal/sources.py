@@ -25,6 +25,7 @@ from multimodal.fields import captions_of, digest, hash_of, held_out, names_in
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
+from paradigm.storage import expand
 from vision.decode_image import decode
 from vision.sources import SUFFIXES, Archive, Folder, Opened, Reading, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
@@ -40,8 +41,8 @@ def open_pairs(recipe, cache_dir=None):
     Raises UserError, naming the place, if there is nothing to read, or not what the name says.
     """
     kind, _, place = recipe.source.partition(":")
-    if kind not in _OPENERS and (os.sep in recipe.source or pathlib.Path(recipe.source).expanduser().exists()):
-        kind, place = _guess(pathlib.Path(recipe.source).expanduser()), recipe.source
+    if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
+        kind, place = _guess(expand(recipe.source)), recipe.source
     opener = choose("source of pairs", kind, _OPENERS)
     if (kind == "shapes") == bool(place):
         fix = "nothing comes after shapes" if place else f"it names no place: write {kind}:PATH"
@@ -160,7 +161,7 @@ def open_table(place, recipe, cache_dir=None):
     groups, and 'test_unseen' of the groups held out. PairData.split, if set, is the column that says train, valid or
     test instead.
     """
-    path = pathlib.Path(place).expanduser()
+    path = expand(place)
     if not path.is_file():
         raise UserError(f"tsv:{place}: no such file")
     header, rows, lines = _read_table(path, recipe)
@@ -258,7 +259,7 @@ def _table_splits(groups, recipe, cells, path):
 
 def _table_files(path, recipe, names):
     """(files, bool [files, rows]: which has whose picture, lines that change with the pictures)."""
-    places = [path.parent / place for place in (*recipe.images, *recipe.test_images)]
+    places = [path.parent / expand(place) for place in (*recipe.images, *recipe.test_images)]
     if not recipe.images:
         own = path.with_suffix(".zip")
         places.insert(0, own if own.is_file() else path.parent)

@@ -169,7 +169,7 @@ def open_tars(place, recipe, cache_dir=None):
 
 def _shards(place):
     """The paths that a file, a folder, a glob or a range in braces stands for."""
-    place = os.path.expanduser(place)
+    place = str(storage.expand(place))
     span = _RANGE.search(place)
     if span:
         first, last = int(span[1]), int(span[2])

@@ -4,6 +4,7 @@ import functools
 import os
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 
 @functools.cache
@@ -17,8 +18,9 @@ def builder(name):
     except ImportError as error:
         raise UserError(f'tfds:{name} needs tensorflow-datasets: pip install -e ".[data]" in the checkout') from error
     try:
-        found = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
-        prepared = found.is_prepared() if not os.path.isdir(name) else True
+        place = expand(name)
+        found = tfds.builder_from_directory(str(place)) if place.is_dir() else tfds.builder(name)
+        prepared = place.is_dir() or found.is_prepared()
     except Exception as error:  # tfds lists every data set it knows here; the first line says enough
         raise UserError(f"tfds:{name} cannot be opened ({first_line(error)})") from error
     if not prepared:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
-from paradigm.storage import aside_of, commit, replace
+from paradigm.storage import aside_of, commit, expand, replace
 from t5like import sources
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 from t5like.windows import FORMAT, META, encode_window, padding, read_meta
@@ -44,7 +44,7 @@ def prepare(recipe, out, workers=None, progress=True):
     Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
     and for a full or unwritable disk.
     """
-    out = pathlib.Path(out)
+    out = expand(out)
     if recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     settings = recipe.settings

@@ -29,6 +29,7 @@ import numpy as np
 from paradigm import tfds
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
+from paradigm.storage import expand
 from vision import array_sources
 from vision.decode_image import MAX_PIXELS, decode, mode, to_channels
 from vision.synthetic_scenes import Shapes
@@ -76,8 +77,8 @@ def open_source(source, reading):
     Raises UserError, naming the place, if there is nothing to read, or not what the name says.
     """
     kind, _, place = source.partition(":")
-    if kind not in _OPENERS and (os.sep in source or pathlib.Path(source).expanduser().exists()):
-        kind, place = _guess(pathlib.Path(source).expanduser()), source
+    if kind not in _OPENERS and (os.sep in source or expand(source).exists()):
+        kind, place = _guess(expand(source)), source
     opener = choose("image source", kind, _OPENERS)
     if kind in ("digits", "shapes"):
         if place:
@@ -256,14 +257,14 @@ def _decoded(raw, name, reading):
 
 
 def _open_folder(place, reading):
-    root = pathlib.Path(place).expanduser()
+    root = expand(place)
     if not root.is_dir():
         raise UserError(f"folder:{place}: no such directory")
     return _open_files(Folder(str(root)), reading)
 
 
 def _open_zip(place, reading):
-    path = pathlib.Path(place).expanduser()
+    path = expand(place)
     if not path.is_file():
         raise UserError(f"zip:{place}: no such file")
     try:

@@ -407,6 +407,12 @@ def tfds_dir(tmp_path_factory):
     return root / "tiny_pictures" / "1.0.0"
 
 
+def test_a_tfds_directory_below_the_home_directory(tfds_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(tfds_dir.parent))
+    wanted = opened(f"tfds:{tfds_dir}").fingerprint
+    assert opened("tfds:~/1.0.0").fingerprint == opened("~/1.0.0").fingerprint == wanted
+
+
 def test_tfds_is_read_without_tensorflow(tfds_dir):
     assert len(list(tfds_dir.glob("*train.array_record*"))) == 2
     prepared = opened(f"tfds:{tfds_dir}")
