@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import captions_of, digest, hash_of, held_out, names_in
+from multimodal.fields import captions_of, digest, held_out, names_in
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
+from paradigm.records import keys_of
 from paradigm.storage import expand
 from vision.decode_image import decode
 from vision.sources import SUFFIXES, Archive, Folder, Opened, Reading, TfdsSource, open_source
@@ -253,7 +254,7 @@ def _table_splits(groups, recipe, cells, path):
     else:
         found = np.full(len(groups), "train", dtype="U5")
     groups, rows = np.array(groups), np.flatnonzero(found == "train")
-    found[rows[held_out([hash_of(g) for g in groups[rows]], recipe.valid, path)]] = "valid"
+    found[rows[held_out(keys_of(groups[rows]), recipe.valid, path)]] = "valid"
     return found
 
 
@@ -310,24 +311,21 @@ def _pairs(table, files, found, chosen, nowhere, first, recipe):
 # ----------------------------------------------------------------------------------------------------------------- tfds
 
 
+@dataclasses.dataclass
 class TfdsPairs(TfdsSource):
-    """Records of a prepared TensorFlow data set with a picture and captions."""
+    """Records of a prepared TensorFlow data set with a picture and captions. text, separator: see `captions_of`."""
 
-    def read(self, position):
-        shard, row = self._find(position)
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = self._readers[shard] = tfds.array_records(self.paths[shard])
-        return tfds.parse(self.data, reader.read([row])[0], self.reading.image_field)
+    text: tuple[str, ...]
+    separator: str
 
     def __getitem__(self, position):
-        record, reading = self.read(position), self.reading
+        record, reading = self.parsed(position), self.reading
         image = decode(record[reading.image_field], self.name(position), reading.channels, reading.max_pixels)
         label = int(record[reading.label_field]) if reading.labels else -1
         return {"image": image, "label": label, "captions": self._captions(record)}
 
     def captions(self, position):
-        return self._captions(self.read(position))
+        return self._captions(self.parsed(position))
 
     def _captions(self, record):
         return captions_of(record, self.text, self.separator)
@@ -346,10 +344,10 @@ def _open_tfds(place, recipe, cache_dir):
             raise UserError(
                 f"tfds:{place} has no feature {name!r}, only {', '.join(features)}: choose with PairData.text"
             )
-    splits = {}
-    for split, base in opened.splits.items():
-        splits[split] = TfdsPairs(base.data, base.paths, base.counts, base.reading)
-        splits[split].text, splits[split].separator = recipe.text, recipe.separator
+    splits = {
+        split: TfdsPairs(base.data, base.shards, base.reading, recipe.text, recipe.separator)
+        for split, base in opened.splits.items()
+    }
     return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator]))
 
 

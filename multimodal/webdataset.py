@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import captions_of, digest, hash_of, held_out
+from multimodal.fields import captions_of, digest, held_out
 from paradigm import storage
 from paradigm.errors import UserError
+from paradigm.records import keys_of
 from vision.decode_image import decode
 from vision.sources import SUFFIXES, Opened, Reading
 
@@ -203,7 +204,7 @@ def _scan(shard, path):
                     continue
                 if key not in rows:
                     rows[key] = np.full(_COLUMNS, -1, np.int64)
-                    rows[key][[_SHARD, _HASH]] = shard, hash_of(key).astype(np.int64)
+                    rows[key][[_SHARD, _HASH]] = shard, keys_of([key])[0].astype(np.int64)
                 if rows[key][column] >= 0:
                     raise UserError(f"{path} has two members for {key}.{suffix}: give each pair a key of its own")
                 rows[key][column : column + 2] = member.offset_data, member.size

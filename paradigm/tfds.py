@@ -38,12 +38,12 @@ def parse(name, raw, encoded):
     return builder(name).info.features.deserialize_example_np(raw, decoders={encoded: tfds.decode.SkipDecoding()})
 
 
-def array_records(path):
-    """A reader of an ArrayRecord file. Raises UserError if it is none."""
+def array_records(path, **options):
+    """A reader of an ArrayRecord file, with these of its options. Raises UserError if it is none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+        reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0", **options)
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be read as ArrayRecord ({first_line(error)})") from error
     if not reader.num_records():  # it is patient with anything that is not its own

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
+from paradigm.records import hash_of
 from paradigm.storage import aside_of, commit, expand, replace
 from t5like import sources
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
@@ -110,7 +111,7 @@ class HeldOut:
     share: float = 0.0
 
     def __call__(self, name):
-        return name in self.names or _matches(name, self.globs) or _hash(name) < self.share
+        return name in self.names or _matches(name, self.globs) or hash_of(name) < self.share
 
 
 def _plan(recipe, settings, listing, pieces, held_out, out, progress):
@@ -156,8 +157,8 @@ def _split(recipe, listing):
         return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
     if not (single := [p for p in pieces if p.single]):  # names are known only where a document is a piece of its own
         names = [name for name, _ in sources.read(pieces[0]) if not _matches(name, recipe.exclude)]
-        return pieces, HeldOut(names=(min(names, key=_hash),) if names else (), share=recipe.valid)
-    first = min(single, key=lambda p: _hash(p.name))
+        return pieces, HeldOut(names=(min(names, key=hash_of),) if names else (), share=recipe.valid)
+    first = min(single, key=lambda p: hash_of(p.name))
     wanted = int(recipe.valid * sum(p.size for p in pieces))
     if first.size <= 2 * wanted:
         return pieces, HeldOut(names=(first.name,), share=recipe.valid)
@@ -169,11 +170,6 @@ def _split(recipe, listing):
     last = dataclasses.replace(first, name=f"{first.name}@{cut}", start=cut, size=end - cut)
     at = pieces.index(first)
     return [*pieces[:at], kept, last, *pieces[at + 1 :]], HeldOut(names=(last.name,))
-
-
-def _hash(name):
-    """A document's name as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def _matches(name, globs):
@@ -197,7 +193,7 @@ def _sample(recipe, pieces, held_out):
     """Training text to learn a vocabulary from: heads of documents, by the order of their names' hashes, to a bound."""
     budget = max(1 << 20, SAMPLE_PER_ID * int(recipe.tokenizer.partition(":")[2]))
     most = budget // min(len(pieces), 16)
-    for piece in sorted(pieces, key=lambda p: _hash(p.name)):
+    for piece in sorted(pieces, key=lambda p: hash_of(p.name)):
         left = most
         for name, raw in sources.read(piece):
             if held_out(name) or _matches(name, recipe.exclude):

@@ -177,7 +177,7 @@ def test_an_archive_is_read_by_each_process_and_never_unpacked(tmp_path, monkeyp
     assert prepared.classes == ("a", "b")
     source = prepared.source("train")
     source[0]
-    archive = source.records.records.files
+    archive = source.records.source.files
     assert archive._opened[0] is not None and pickle.loads(pickle.dumps(archive))._opened == (None, None)
     mine = archive._opened[1]
     archive._opened = (1, mine)  # as a forked process would find it
