@@ -46,20 +46,32 @@ def main(argv):
 def causal_lm(w, fields, draw):
     """GPT-2's form: (objective, its entries of a batch)."""
     from t5like import models, objectives
+    from t5like.vocabulary import Vocabulary
 
     shape = w["batch"], w["seq"]
     model = models.gpt("small", w["vocab"], "gpt2", max_length=w["seq"], **fields)
-    tokens = {"tokens": draw(2, w["vocab"], shape), "segments": np.ones(shape)}
-    return objectives.NextToken(model, w["seq"]), tokens
+    targets = draw(2, w["vocab"], shape)
+    tokens = {"inputs": np.roll(targets, 1, 1), **texts(targets)}
+    return objectives.NextToken(model, w["seq"]).bind(Vocabulary(w["vocab"], pad=0, eos=1)), tokens
+
+
+def texts(targets):
+    """What a batch holds beside the inputs: every row is one document, all of it scored."""
+    ones, places = np.ones(targets.shape), np.broadcast_to(np.arange(targets.shape[1]), targets.shape)
+    return {"targets": targets, "weights": ones, "segments": ones, "positions": places}
 
 
 def span_corruption(w, fields, draw):
     """T5 v1.1: (objective, its entries of a batch)."""
     from t5like import models, objectives
+    from t5like.vocabulary import Vocabulary
 
-    lengths = {"inputs": w["seq"], "targets": w["target"]}
-    tokens = {name: draw(2, w["vocab"], (w["batch"], length)) for name, length in lengths.items()}
-    return objectives.SpanCorruption(models.t5("small", w["vocab"], **fields), w["vocab"], w["seq"]), tokens
+    source, targets = (draw(2, w["vocab"], (w["batch"], length)) for length in (w["seq"], w["target"]))
+    tokens = {"encoder_inputs": source, "encoder_segments": np.ones(source.shape)}
+    tokens |= {"inputs": np.roll(targets, 1, 1), **texts(targets)}
+    sentinels = tuple(range(w["vocab"] - 1, w["vocab"] - 101, -1))
+    vocabulary = Vocabulary(w["vocab"], pad=0, eos=1, sentinels=sentinels)
+    return objectives.SpanCorruption(models.t5("small", w["vocab"], **fields), w["seq"]).bind(vocabulary), tokens
 
 
 def mae(w, fields, draw):

@@ -53,6 +53,7 @@ ROWS = (
     ("paradigm/attention.py", "jnp.where(distance > 0, buckets, 0)", "jnp.where(distance < 0, buckets, 0)", "paradigm/test_transformer", "relative_buckets"),
     ("paradigm/attention.py", "offset=self.offset + start", "offset=self.offset", "paradigm/test_transformer", "blocks_of_queries"),
     ("paradigm/rope.py", "b * cos + a * sin", "b * cos - a * sin", "paradigm/test_rope", "differences"),
+    ("paradigm/transformer.py", '(0, None))(keys, own["layer"])', '(0, None))(keys, 0 * own["layer"])', "paradigm/test_transformer", "layers_draw"),
     # paradigm: optimizers, schedules, trees
     ("paradigm/optim.py", "1.0 if rows else 0.0)", "1.0)", "paradigm/test_optim", "decays_by_default"),
     ("paradigm/optim.py", 'return jnp.asarray(step, x.dtype) if name == "count"', 'return jnp.asarray(0 * step, x.dtype) if name == "count"', "paradigm/test_optim", "step_is_the_one_given"),

@@ -9,6 +9,8 @@ import sys
 import sysconfig
 import zipfile
 
+from launch import load
+
 REPO = pathlib.Path(__file__).parent.parent
 
 
@@ -41,4 +43,6 @@ def test_your_own_run_works_as_pasted(tmp_path):
     assert "8,192 ids" in done.stdout + done.stderr and "done: 3 steps" in done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["step"] == 3
     config = (tmp_path / "mine" / "config.gin").read_text()
-    assert "\nvocab_size = 8192\n" in config and "\nvocab_rows = 8192\n" in config
+    assert "vocab_size = None" in config  # the data's: the table has the 8,192 rows of its ids
+    run = load(tmp_path / "mine")
+    assert run.params["model"]["embed"]["embedding"].shape[0] == run.tokenizer.vocabulary.size == 8192

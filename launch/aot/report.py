@@ -27,7 +27,8 @@ def report(experiment, topology, devices, mesh=None):
     Raises:
         UserError: the experiment is invalid on that mesh.
     """
-    experiment = dataclasses.replace(bound(experiment), mesh=mesh or fitting_mesh(experiment, topology.chips))
+    experiment = bound(experiment)
+    experiment = dataclasses.replace(experiment, mesh=mesh or fitting_mesh(experiment, topology.chips))
     validate(experiment, topology.chips)
     mesh = make_mesh(experiment.mesh, devices)
     program = Program(experiment, mesh)

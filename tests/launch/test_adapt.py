@@ -6,6 +6,7 @@ The adaptation here puts a gain beside every Dense kernel. At zero it changes no
 import dataclasses
 import functools
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +118,7 @@ def test_scan_and_mesh_see_them():
 
 def test_a_run_trains_saves_evaluates_loads_and_decodes_with_them(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    gin.clear_config()  # which unlocks gin's registry
     registry.register(Gains)
     experiment = bound(registry.parse_text(RUN.format(source=tmp_path / "text.txt")))
     config = registry.operative_config()

@@ -15,6 +15,7 @@ from launch.storage.checkpoint import Checkpoints
 from multimodal import hf as pairs
 from paradigm import trees
 from paradigm.errors import UserError
+from t5like.tokenizers import ByteTokenizer
 from tests.launch.test_load import NEXT, SPANS, make_run
 from tests.parity import make
 from tests.parity import pairs_cases as cases
@@ -130,7 +131,8 @@ def test_pairs_of_towers(tmp_path):
 
 
 def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
-    make_run(tmp_path / "run", registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text())
+    text = registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text() + "\nPairData.tokenizer = 'bytes'\n"
+    make_run(tmp_path / "run", text, ByteTokenizer(0))
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
     assert {path.name for path in (tmp_path / "hf").iterdir()} == EXPORTED
     objective, params = pairs.read_objective(tmp_path / "hf")

@@ -263,8 +263,9 @@ def test_a_locked_tower_does_not_move(microbatches):
 
 def test_the_file_that_locks_the_image_tower_freezes_all_of_it():
     run = registry.parse(["runs/smoke/clip.gin", "objectives/lit.gin"])
-    state = jax.eval_shape(lambda: init_state(run.objective, run.optimizer, run.seed, run.ema, freeze=run.freeze))
-    every = names(jax.eval_shape(run.objective.init, jax.random.key(0)))
+    objective = run.objective.bind(ByteTokenizer(0).vocabulary)
+    state = jax.eval_shape(lambda: init_state(objective, run.optimizer, run.seed, run.ema, freeze=run.freeze))
+    every = names(jax.eval_shape(objective.init, jax.random.key(0)))
     assert names(state.frozen) == [name for name in every if name.startswith("encoder/")]
     assert len(names(state.frozen)) == 24 and state.frozen_modules == ("encoder",)
     assert names(state.params) == [name for name in every if not name.startswith("encoder/")]
@@ -350,7 +351,7 @@ def test_sizes_that_do_not_exist():
         clip_text("b", 300, casual=True)
     with pytest.raises(UserError, match="pool"):
         siglip_text("b", 300, pool="first")
-    tower = clip_text("tiny", 300, 4)
+    tower = clip_text("tiny", 300, 4, end_id=1)
     with pytest.raises(UserError, match="5 tokens, but max_length=4 learned positions: raise max_length"):
         tower.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))
 

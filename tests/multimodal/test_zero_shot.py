@@ -16,6 +16,7 @@ from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.records import Subset
+from t5like.tokenizers import ByteTokenizer
 from tests.multimodal.pairs import opened, table
 from tests.vision import tiny as pictures
 from tests.vision.pictures import folder
@@ -38,7 +39,7 @@ class Oracle(PairEmbedding):
 
     @property
     def preprocess(self):
-        return PreprocessPair(PreprocessImage(2, 3), 24)
+        return PreprocessPair(PreprocessImage(2, 3), 24, vocabulary=ByteTokenizer(0).vocabulary)
 
     def init(self, key):
         return {"text": jnp.zeros((3, 3)), "image": jnp.zeros((3, 3))}

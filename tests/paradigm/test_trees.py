@@ -16,6 +16,7 @@ def test_names_and_tables():
     nested = trees.nested(dict(trees.named_leaves(TREE)))
     assert nested.keys() == TREE.keys() and nested["a"]["kernel"] is TREE["a"]["kernel"]
     table = ((r"bias$", 0.0), (r"a/", 2.0))
+    assert trees.first_match((("kernel$", 2.0),), "a/kernel") == 2.0  # found anywhere, not at the start alone
     assert trees.first_match(table, "a/bias") == 0.0 and trees.first_match(table, "b/kernel", 1.0) == 1.0
 
 

@@ -10,9 +10,9 @@ import sentencepiece
 
 from paradigm.errors import UserError
 from t5like import exported
-from t5like import tokenizer as tok
+from t5like import tokenizers as tok
 
-CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok)] + ["in 2024 " * 200]
+CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok.base)] + ["in 2024 " * 200]
 TEXTS = [
     "",
     " ",
@@ -50,8 +50,8 @@ def test_the_files_hold_our_ids(name, tmp_path):
     assert [added[f"<extra_id_{i}>"] for i in range(100)] == [tokenizer.sentinel(i) for i in range(100)]
     assert [added[x] for x in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
     # The library numbers what is not in the model's own vocabulary as it comes.
-    assert sorted(added.values())[3:] == list(range(tokenizer.text_ids, tokenizer.vocab_size))
-    assert len(content["model"]["vocab"]) == tokenizer.text_ids
+    assert sorted(added.values())[3:] == list(range(tokenizer.text_size, tokenizer.vocab_size))
+    assert len(content["model"]["vocab"]) == tokenizer.text_size
     config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     assert (config["pad_token"], config["eos_token"], config["unk_token"]) == ("<pad>", "</s>", "<unk>")
 

@@ -1,12 +1,13 @@
 """--dry_run: the table and the bytes by kind, for every phase, with stand-ins for devices that are not there."""
 
+import dataclasses
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
-from launch.aot.dry_run import report
+from launch.aot.dry_run import readable, report
 from launch.run.experiment import Experiment
 from paradigm.optim import AdamW
 from tests.miniatures import HIDDEN, WIDTH, TeacherQueue, alternating
@@ -26,14 +27,26 @@ def test_bytes_are_those_of_one_device():
     count = WIDTH * HIDDEN + HIDDEN * HIDDEN
     assert f"\n{count:,} parameters on 8 devices" in text
     assert found["encoder/in/kernel"] == [f"{WIDTH}, {HIDDEN}", "float32", "fsdp, tensor", str(WIDTH * HIDDEN)]
-    params, optimizer, extra, batch, activations, total, flops = found["main"]
-    assert params == f"{count * 4 // 4} B"  # float32, cut over fsdp and tensor
+    params, frozen, optimizer, extra, batch, activations, total, flops = found["main"]
+    assert frozen == "0 B" and params == f"{count * 4 // 4} B"  # float32, cut over fsdp and tensor
     assert optimizer == f"{2 * count * 4 // 4} B"
     queue = objective.length * HIDDEN * 4 // 4  # cut over data and fsdp
     assert extra == f"{count * 4 // 4 + queue + 4} B"  # a teacher, the queue and its cursor
     assert batch == f"{16 // 4 * (WIDTH * 4 + 8 + 4)} B"  # x, index and mask
     assert float(activations.split()[0]) > 0 and float(total.split()[0]) > 0
     assert flops == f"{objective.flops(objective.batch_spec(16)):.4g}"
+
+
+def test_what_is_frozen_is_counted_apart():
+    objective = TeacherQueue()
+    kept = Experiment(objective, None, AdamW(1e-3), 10, 16, mesh="data:8", freeze=(("/in/", True),))
+    text, free = report(kept), report(dataclasses.replace(kept, freeze=()))
+    total, trained = WIDTH * HIDDEN + HIDDEN * HIDDEN, HIDDEN * HIDDEN
+    assert f"{total:,} parameters ({trained:,} trained, {100 * trained / total:.3g} %) on 8 devices" in text
+    found, whole = rows(text), rows(free)
+    assert found["encoder/in/kernel"][-1] == f"{WIDTH * HIDDEN} frozen"
+    assert found["main"][:3] == [f"{4 * trained} B", f"{4 * WIDTH * HIDDEN} B", f"{8 * trained} B"]
+    assert whole["main"][:3] == [readable(4 * total), "0 B", readable(8 * total)]
 
 
 def test_every_phase_has_its_row():

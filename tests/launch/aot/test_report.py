@@ -20,6 +20,7 @@ from paradigm.optim import Adafactor, AdamW
 from paradigm.step import init_state
 from t5like.models import gpt
 from t5like.objectives import NextToken
+from t5like.vocabulary import Vocabulary
 from tests import miniatures
 from tests.launch import small
 
@@ -41,7 +42,9 @@ def run(*flags, **environment):
 
 
 def language(**how):
-    return NextToken(gpt("tiny", **{**dict(vocab_size=64, d_model=32, heads=2, layers=3), **how}), length=32)
+    return NextToken(gpt("tiny", **{**dict(vocab_size=64, d_model=32, heads=2, layers=3), **how}), length=32).bind(
+        Vocabulary(64, pad=0, eos=1)
+    )
 
 
 def reported(objective, mesh="fsdp:8", **settings):
@@ -78,7 +81,9 @@ def test_the_largest_gather_is_one_layer_or_one_leaf():
 
 def test_a_large_vocabulary_needs_no_logits_of_all():
     """Vocabulary 256k, length 2048: what a step needs beside its arguments is far less than one [B, L, V]."""
-    objective = NextToken(gpt("tiny", vocab_size=1 << 18, d_model=64, heads=2, layers=1, remat="full"), length=2048)
+    objective = NextToken(
+        gpt("tiny", vocab_size=1 << 18, d_model=64, heads=2, layers=1, remat="full"), length=2048
+    ).bind(Vocabulary(1 << 18, pad=0, eos=1))
     found = reported(objective, "data:8", batch_size=8, optimizer=Adafactor(1e-3))
     logits = 2048 * (1 << 18) * 4  # of the one row that each device has
     assert found["temporaries"] < 0.6 * logits, found["temporaries"] / logits

@@ -13,8 +13,11 @@ from paradigm.dataset import Dataset, Mixture
 from paradigm.errors import UserError
 from t5like.corrupt import SpanNoise
 from t5like.data import TextData
+from t5like.tokenizers import ByteTokenizer
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[3])}
+
+BYTES = ByteTokenizer().vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def assert_equal(a, b):
 
 
 def test_same_batches_whatever_the_workers(prepared):
-    noise = SpanNoise(359, 100, 34)
+    noise = SpanNoise(BYTES, 34)
     mixed = Mixture([prepared.source("train"), prepared.source("valid")], [0.7, 0.3])
     dataset = Dataset(mixed, noise, 6, seed=1)
     wanted = [dataset.batch(step) for step in range(5, 12)]
@@ -77,7 +80,7 @@ def test_same_batches_whatever_the_workers(prepared):
 
 
 def test_restart_and_rows(prepared):
-    dataset = Dataset(prepared.source("train"), SpanNoise(359, 100, 34), 8, seed=1)
+    dataset = Dataset(prepared.source("train"), SpanNoise(BYTES, 34), 8, seed=1)
     assert_equal(take(dataset, 6)[4:], take(dataset, 2, start_step=4))
     rows = take(dataset, 3, rows=[5, 1], prefetch=1)
     assert_equal([{k: v[[5, 1]] for k, v in b.items()} for b in take(dataset, 3)], rows)
@@ -87,7 +90,7 @@ def test_restart_and_rows(prepared):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_ends(prepared, workers):
-    dataset = Dataset(prepared.source("valid"), SpanNoise(359, 100, 34), 8, train=False)
+    dataset = Dataset(prepared.source("valid"), SpanNoise(BYTES, 34), 8, train=False)
     with batches(dataset, workers=workers) as stream:
         found = list(stream)
     assert len(found) == len(dataset)
@@ -115,7 +118,7 @@ def test_broken_records_are_counted_and_named_once(workers, capfd):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_reach_the_caller(prepared, workers):
-    dataset = Dataset(prepared.source("train"), SpanNoise(359, 100, 600), 4)
+    dataset = Dataset(prepared.source("train"), SpanNoise(BYTES, 600), 4)
     with pytest.raises(UserError, match="a window holds 40 tokens but the objective reads"):
         take(dataset, 1, workers=workers)
 
@@ -127,9 +130,11 @@ def test_close_is_quiet_and_final(prepared, tmp_path):
         "from launch.run.loader import batches\n"
         "from paradigm.dataset import Dataset\n"
         "from t5like.corrupt import SpanNoise\n"
+        "from t5like.tokenizers import ByteTokenizer\n"
         "from t5like.windows import PreparedText\n"
         "if __name__ == '__main__':\n"
-        f"    data = Dataset(PreparedText({str(prepared.directory)!r}).source('train'), SpanNoise(359, 100, 34), 64)\n"
+        f"    data = Dataset(PreparedText({str(prepared.directory)!r}).source('train'),\n"
+        "                   SpanNoise(ByteTokenizer().vocabulary, 34), 64)\n"
         "    stream = batches(data, workers=1)\n"
         "    batch = next(stream)\n"
         "    stream.close()\n"
@@ -148,9 +153,11 @@ def test_workers_end_with_a_parent_that_was_killed(prepared, tmp_path):
         "from launch.run.loader import batches\n"
         "from paradigm.dataset import Dataset\n"
         "from t5like.corrupt import SpanNoise\n"
+        "from t5like.tokenizers import ByteTokenizer\n"
         "from t5like.windows import PreparedText\n"
         "if __name__ == '__main__':\n"
-        f"    data = Dataset(PreparedText({str(prepared.directory)!r}).source('train'), SpanNoise(359, 100, 34), 64)\n"
+        f"    data = Dataset(PreparedText({str(prepared.directory)!r}).source('train'),\n"
+        "                   SpanNoise(ByteTokenizer().vocabulary, 34), 64)\n"
         "    stream = batches(data, workers=1)\n"
         "    next(stream)\n"
         "    print(*(c.pid for c in multiprocessing.active_children()), flush=True)\n"

@@ -23,6 +23,7 @@ from paradigm.schedule import Cosine, Linear
 from t5like.data import TextData
 from t5like.models import gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
+from t5like.tokenizers import ByteTokenizer
 from tests import contract, miniatures
 from tests.launch import small
 
@@ -161,8 +162,10 @@ def corpus(tmp_path_factory):
 SMALL = dict(vocab_size=384, d_model=32, heads=2, layers=1, dropout=0.1)
 RATE = Linear(0.15, total_steps=20, final=0.3)
 TEXT = {
-    "span_corruption": lambda: SpanCorruption(t5("tiny", **SMALL), vocab_size=359, length=48, rate=RATE),
-    "next_token": lambda: NextToken(gpt("tiny", **SMALL), length=48),
+    "span_corruption": lambda: SpanCorruption(t5("tiny", **SMALL), length=48, rate=RATE).bind(
+        ByteTokenizer().vocabulary
+    ),
+    "next_token": lambda: NextToken(gpt("tiny", **SMALL), length=48).bind(ByteTokenizer().vocabulary),
 }
 
 

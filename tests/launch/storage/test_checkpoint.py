@@ -323,10 +323,19 @@ def test_later_steps_are_left_alone_until_they_are_reached_again(directory):
 
 def test_a_newer_format_is_refused(directory):
     path = directory / "30" / "manifest.json"
-    content = json.loads(path.read_text()) | {"format_version": 2}
+    content = json.loads(path.read_text()) | {"format_version": 3}
     del content["sha256"]
     path.write_text(json.dumps({**content, "sha256": manifest.digest(content)}))
-    with pytest.raises(UserError, match=r"30: format 2, and this version reads up to 1: update paradigm"):
+    with pytest.raises(UserError, match=r"30: format 3, and this version reads up to 2: update paradigm"):
+        Checkpoints(directory).restore(ABSTRACT)
+
+
+def test_a_checkpoint_of_before_the_names_changed_is_told(directory):
+    path = directory / "30" / "manifest.json"
+    content = json.loads(path.read_text()) | {"format_version": 1}
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "sha256": manifest.digest(content)}))
+    with pytest.raises(UserError, match=r"30: format 1, of an earlier version of paradigm .* had other names: go on"):
         Checkpoints(directory).restore(ABSTRACT)
 
 
