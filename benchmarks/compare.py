@@ -1,17 +1,17 @@
 """What comparisons of objectives share: ordinary runs by the command line, kept results, cells of tables, curves."""
 
 import json
-import pathlib
 import statistics
 import subprocess
 import sys
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 
 def there(path):
     """The absolute path of something that must exist."""
-    path = pathlib.Path(path).expanduser().resolve()
+    path = expand(path).resolve()
     if not path.exists():
         raise UserError(f"{path} is not there: give the place of the data")
     return path

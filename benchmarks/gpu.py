@@ -12,7 +12,6 @@ what nvidia-smi shows at most, the same for both sides.
 import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import time
 from absl import flags
 
 from launch.run import cli
+from paradigm.storage import expand
 
 WORKLOADS = ("causal_lm_gpu", "mae_gpu", "clip_gpu", "span_corruption_gpu")
 ENOUGH = 150  # seconds that one side of one workload may take
@@ -30,7 +30,7 @@ def main(argv):
     del argv
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or nvidia-smi would show what jax reserves
     end = time.monotonic() + SECONDS.value
-    out = pathlib.Path(OUT.value)
+    out = expand(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a") as file:
 

@@ -10,7 +10,6 @@ beside it.
 """
 
 import json
-import pathlib
 import time
 
 from absl import flags
@@ -18,6 +17,7 @@ from absl import flags
 from benchmarks.compare import cell, curves, evaluate, table, there, train
 from benchmarks.machine import processor
 from launch.run import cli
+from paradigm.storage import expand
 
 RUNS = ("clip", "siglip")
 SPLITS = {
@@ -50,7 +50,7 @@ WHOLE = ("{run}_text.length = 64", "{run}_views.scale = (0.9, 1.0)", "{run}_view
 
 def main(argv):
     del argv
-    root, start, found = pathlib.Path(WORKDIR.value).expanduser().resolve(), time.time(), {}
+    root, start, found = expand(WORKDIR.value).resolve(), time.time(), {}
     source = there(EMOJI.value) / "emoji.tsv"
     place = lambda data, run, seed: root / data / run / str(seed)
     tell = lambda *what: print(" · ".join(map(str, what)), f"· {time.time() - start:.0f} s", flush=True)
@@ -64,7 +64,7 @@ def main(argv):
             own = (*SCENES, *(line.format(run=run) for line in WHOLE), f"Experiment.seed = {seed}", *GIN_PARAM.value)
             train(run, place("shapes", run, seed), own)
             found["shapes", run, seed] = evaluate(place("shapes", run, seed), "scores", shapes_tests(seed))
-    out = pathlib.Path(OUT.value)
+    out = expand(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     directories = {run: [place("emoji", run, seed) for seed in range(SEEDS.value)] for run in RUNS}
     what = "image → text R@10 (%), concepts held out"

@@ -9,7 +9,6 @@ vision/probe.py. Writes docs/results/vision.md and the picture beside it.
 
 import dataclasses
 import json
-import pathlib
 import statistics
 import time
 
@@ -18,6 +17,7 @@ from absl import flags
 from benchmarks.compare import cell, curves, evaluate, table, there, train
 from benchmarks.machine import processor
 from launch.run import cli
+from paradigm.storage import expand
 
 RUNS = ("supervised", "mae", "simclr", "moco_v2", "moco_v3")
 PROBES = {"knn": "k-NN", "linear": "linear", "linear_1pct": "1 % of labels"}
@@ -38,7 +38,7 @@ class Data:
 
 def main(argv):
     del argv
-    root, start, found = pathlib.Path(WORKDIR.value).expanduser().resolve(), time.time(), {}
+    root, start, found = expand(WORKDIR.value).resolve(), time.time(), {}
     sets = [Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", SEEDS.value)]
     if CLOTHING.value:
         sets.append(Data("clothing", "Clothing photographs", f"zip:{there(CLOTHING.value)}", 1, PHOTOS))
@@ -60,7 +60,7 @@ def main(argv):
             found[fashion.name, run, seed]["finetune"] = tuned["finetune"]
             if run == best:
                 found[fashion.name, "supervised", seed]["random/finetune"] = tuned["random/finetune"]
-    out = pathlib.Path(OUT.value)
+    out = expand(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     directories = {run: [place(fashion, run, seed) for seed in range(fashion.seeds)] for run in RUNS}
     what = "k-NN accuracy (%), 5,000 searched"

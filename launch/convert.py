@@ -11,13 +11,12 @@ beside the weights what AutoTokenizer reads. The second writes a checkpoint of p
 that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch.run import cli, pretrained
 from launch.storage import filesystem
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 read = pretrained.read
 FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
@@ -104,7 +103,7 @@ def to_checkpoint(source, out):
 def _empty(out):
     if filesystem.remote(out):
         raise UserError(f"--out={out}: write to a directory of this machine, and copy that")
-    out = pathlib.Path(out).expanduser()
+    out = expand(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already and is not written over: choose a new directory")
     return out

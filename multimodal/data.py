@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from multimodal.sources import open_pairs
+from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
@@ -121,11 +121,12 @@ class PairData:
         if progress:
             print(f"learning a vocabulary ({self.tokenizer}) ...", file=sys.stderr)
         tokenizer = get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=self.extra_ids)
-        shutil.rmtree(directory / _TOKENIZER, ignore_errors=True)
-        tokenizer.save(directory / _TOKENIZER)
-        aside = directory / f"{_META}.tmp"
-        aside.write_text(json.dumps(wanted) + "\n")
-        os.replace(aside, meta)  # last: it says that the tokenizer is whole
+        aside = storage.aside_of(directory / _TOKENIZER)
+        for leftover in (aside, directory / _TOKENIZER):
+            shutil.rmtree(leftover, ignore_errors=True)
+        tokenizer.save(aside)
+        storage.commit(aside, directory / _TOKENIZER)
+        storage.replace(meta, f"{json.dumps(wanted)}\n".encode())  # last: it says that the tokenizer is whole
         return tokenizer
 
 

@@ -2,12 +2,9 @@
 
 import hashlib
 import re
-import zlib
 
-import numpy as np
-
-from paradigm.dataset import mix64
 from paradigm.errors import UserError
+from paradigm.records import groups_held_out
 
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
@@ -55,16 +52,10 @@ def digest(lines):
     return found.hexdigest()[:32]
 
 
-def hash_of(name):
-    """uint64 of a name."""
-    return mix64(np.array([zlib.crc32(name.encode("utf-8", "surrogateescape"))], np.uint64))[0]
-
-
-def held_out(hashes, share, where):
-    """bool [n]: which of n records are held out, those whose group's hash is among the smallest; one group at least."""
-    hashes = np.asarray(hashes, np.uint64)
-    groups = np.unique(hashes)
-    if len(groups) < 2:
-        raise UserError(f"{where} holds {len(hashes)} pair{'s' * (len(hashes) != 1)} that belong together: none can "
+def held_out(keys, share, where):
+    """bool [n]: which of n pairs are held out, those of the groups with the smallest keys; one group at least."""
+    held = groups_held_out(keys, share)
+    if not held.any():
+        raise UserError(f"{where} holds {len(held)} pair{'s' * (len(held) != 1)} that belong together: none can "
                         "be held out for validation, so add some")  # fmt: skip
-    return hashes < groups[min(max(1, round(share * len(groups))), len(groups) - 1)]
+    return held

@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import captions_of, digest, hash_of, held_out, names_in
+from multimodal.fields import captions_of, digest, held_out, names_in
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
+from paradigm.records import keys_of
+from paradigm.storage import expand
 from vision.decode_image import decode
 from vision.sources import SUFFIXES, Archive, Folder, Opened, Reading, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
@@ -40,8 +42,8 @@ def open_pairs(recipe, cache_dir=None):
     Raises UserError, naming the place, if there is nothing to read, or not what the name says.
     """
     kind, _, place = recipe.source.partition(":")
-    if kind not in _OPENERS and (os.sep in recipe.source or pathlib.Path(recipe.source).expanduser().exists()):
-        kind, place = _guess(pathlib.Path(recipe.source).expanduser()), recipe.source
+    if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
+        kind, place = _guess(expand(recipe.source)), recipe.source
     opener = choose("source of pairs", kind, _OPENERS)
     if (kind == "shapes") == bool(place):
         fix = "nothing comes after shapes" if place else f"it names no place: write {kind}:PATH"
@@ -160,7 +162,7 @@ def open_table(place, recipe, cache_dir=None):
     groups, and 'test_unseen' of the groups held out. PairData.split, if set, is the column that says train, valid or
     test instead.
     """
-    path = pathlib.Path(place).expanduser()
+    path = expand(place)
     if not path.is_file():
         raise UserError(f"tsv:{place}: no such file")
     header, rows, lines = _read_table(path, recipe)
@@ -252,13 +254,13 @@ def _table_splits(groups, recipe, cells, path):
     else:
         found = np.full(len(groups), "train", dtype="U5")
     groups, rows = np.array(groups), np.flatnonzero(found == "train")
-    found[rows[held_out([hash_of(g) for g in groups[rows]], recipe.valid, path)]] = "valid"
+    found[rows[held_out(keys_of(groups[rows]), recipe.valid, path)]] = "valid"
     return found
 
 
 def _table_files(path, recipe, names):
     """(files, bool [files, rows]: which has whose picture, lines that change with the pictures)."""
-    places = [path.parent / place for place in (*recipe.images, *recipe.test_images)]
+    places = [path.parent / expand(place) for place in (*recipe.images, *recipe.test_images)]
     if not recipe.images:
         own = path.with_suffix(".zip")
         places.insert(0, own if own.is_file() else path.parent)
@@ -309,24 +311,21 @@ def _pairs(table, files, found, chosen, nowhere, first, recipe):
 # ----------------------------------------------------------------------------------------------------------------- tfds
 
 
+@dataclasses.dataclass
 class TfdsPairs(TfdsSource):
-    """Records of a prepared TensorFlow data set with a picture and captions."""
+    """Records of a prepared TensorFlow data set with a picture and captions. text, separator: see `captions_of`."""
 
-    def read(self, position):
-        shard, row = self._find(position)
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = self._readers[shard] = tfds.array_records(self.paths[shard])
-        return tfds.parse(self.data, reader.read([row])[0], self.reading.image_field)
+    text: tuple[str, ...]
+    separator: str
 
     def __getitem__(self, position):
-        record, reading = self.read(position), self.reading
+        record, reading = self.parsed(position), self.reading
         image = decode(record[reading.image_field], self.name(position), reading.channels, reading.max_pixels)
         label = int(record[reading.label_field]) if reading.labels else -1
         return {"image": image, "label": label, "captions": self._captions(record)}
 
     def captions(self, position):
-        return self._captions(self.read(position))
+        return self._captions(self.parsed(position))
 
     def _captions(self, record):
         return captions_of(record, self.text, self.separator)
@@ -345,10 +344,10 @@ def _open_tfds(place, recipe, cache_dir):
             raise UserError(
                 f"tfds:{place} has no feature {name!r}, only {', '.join(features)}: choose with PairData.text"
             )
-    splits = {}
-    for split, base in opened.splits.items():
-        splits[split] = TfdsPairs(base.data, base.paths, base.counts, base.reading)
-        splits[split].text, splits[split].separator = recipe.text, recipe.separator
+    splits = {
+        split: TfdsPairs(base.data, base.shards, base.reading, recipe.text, recipe.separator)
+        for split, base in opened.splits.items()
+    }
     return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator]))
 
 

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from multimodal.zero_shot import at_least_one, captions_of, check_captions, embed_pictures, embed_texts
+from multimodal.zero_shot import at_least_one, captions_at, check_captions, embed_pictures, embed_texts
 from paradigm.capabilities import PairEmbedding
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
+from paradigm.records import Subset
 from vision.preprocess import resize_to_square
-from vision.probe import Subset
 
 GAP, LINE = 4, 15  # pixels between cells, and of a line of text
 TEXT = 240  # pixels that a caption is wide
@@ -46,9 +46,9 @@ class Similarity(_OfPairs):
 
     def run(self, objective, variables, data):
         objective, variables = self.towers(objective, variables)
-        source = Subset(data.records(self.split), self.count, self.seed)
+        source = Subset.drawn(data.records(self.split), self.count, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
-        captions = [captions_of(source, place)[0] for place in places]
+        captions = [captions_at(source, place)[0] for place in places]
         cosines = embed_texts(objective, variables, captions, data.tokenizer) @ x.T  # [captions, pictures]
         return {}, [Artefact("similarity", "image", similarity(_pictures(source, places), captions, cosines))]
 
@@ -71,14 +71,14 @@ class Retrieved(_OfPairs):
 
     def run(self, objective, variables, data):
         objective, variables = self.towers(objective, variables)
-        source = Subset(data.records(self.split), self.pairs, self.seed)
+        source = Subset.drawn(data.records(self.split), self.pairs, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
         chosen = np.random.default_rng(self.seed).permutation(len(places))[: self.queries]
-        asked = [captions_of(source, places[i])[0] for i in chosen]
+        asked = [captions_at(source, places[i])[0] for i in chosen]
         near = np.argsort(-embed_texts(objective, variables, asked, data.tokenizer) @ x.T, axis=1, kind="stable")
         rows = []
         for caption, order in zip(asked, near[:, : self.nearest]):
-            right = [caption in captions_of(source, places[i]) for i in order]
+            right = [caption in captions_at(source, places[i]) for i in order]
             rows.append((caption, _pictures(source, places[order]), right))
         return {}, [Artefact("retrieved", "image", retrieved(rows))]
 

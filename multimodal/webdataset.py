@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import captions_of, digest, hash_of, held_out
+from multimodal.fields import captions_of, digest, held_out
+from paradigm import storage
 from paradigm.errors import UserError
+from paradigm.records import keys_of
 from vision.decode_image import decode
 from vision.sources import SUFFIXES, Opened, Reading
 
@@ -168,7 +170,7 @@ def open_tars(place, recipe, cache_dir=None):
 
 def _shards(place):
     """The paths that a file, a folder, a glob or a range in braces stands for."""
-    place = os.path.expanduser(place)
+    place = str(storage.expand(place))
     span = _RANGE.search(place)
     if span:
         first, last = int(span[1]), int(span[2])
@@ -202,7 +204,7 @@ def _scan(shard, path):
                     continue
                 if key not in rows:
                     rows[key] = np.full(_COLUMNS, -1, np.int64)
-                    rows[key][[_SHARD, _HASH]] = shard, hash_of(key).astype(np.int64)
+                    rows[key][[_SHARD, _HASH]] = shard, keys_of([key])[0].astype(np.int64)
                 if rows[key][column] >= 0:
                     raise UserError(f"{path} has two members for {key}.{suffix}: give each pair a key of its own")
                 rows[key][column : column + 2] = member.offset_data, member.size
@@ -250,10 +252,6 @@ def _keep(cache_dir, stamps, index):
     directory = pathlib.Path(cache_dir)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _META).unlink(missing_ok=True)  # it is written last, and says that the rest is whole
-    for name, write in (
-        (_INDEX, lambda path: np.save(path, index)),
-        (_META, lambda path: path.write_text(json.dumps({"format": FORMAT, "shards": stamps}))),
-    ):
-        aside = directory / f"aside-{name}"
-        write(aside)
-        os.replace(aside, directory / name)
+    with storage.replacing(directory / _INDEX) as file:
+        np.save(file, index)
+    storage.replace(directory / _META, json.dumps({"format": FORMAT, "shards": stamps}).encode())

@@ -26,7 +26,8 @@ from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.partition import constrain
-from vision.probe import BATCH, Subset, untrained
+from paradigm.records import Subset
+from vision.probe import BATCH, untrained
 
 TIE = 1e-6  # of cosines in float32
 _random = weakref.WeakKeyDictionary()  # data -> {(objective, evaluator): the numbers of the untrained towers}
@@ -107,7 +108,7 @@ class ZeroShot(_Compared):
         return names
 
     def scores(self, objective, variables, data):
-        source, names = Subset(data.records(self.split), self.images, self.seed), self._names(data)
+        source, names = Subset.drawn(data.records(self.split), self.images, self.seed), self._names(data)
         x, y, _ = embed_pictures(objective, variables, source)
         x, y = x[y >= 0], y[y >= 0]
         if not len(y):
@@ -149,9 +150,9 @@ class Retrieval(_Compared):
         check_captions(data.records(self.split))
 
     def scores(self, objective, variables, data):
-        source = Subset(data.records(self.split), self.pairs, self.seed)
+        source = Subset.drawn(data.records(self.split), self.pairs, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
-        own = [captions_of(source, place)[: self.captions] for place in places]
+        own = [captions_at(source, place)[: self.captions] for place in places]
         number = {text: k for k, text in enumerate(dict.fromkeys(text for texts in own for text in texts))}
         vectors = embed_texts(objective, variables, list(number), data.tokenizer)
         right = np.array([(i, number[text]) for i, texts in enumerate(own) for text in texts])
@@ -222,7 +223,7 @@ def check_captions(source):
         raise UserError("these data have no captions to retrieve: choose pairs, or leave Retrieval and Retrieved out")
 
 
-def captions_of(source, place):
+def captions_at(source, place):
     """The captions of a record of a Subset, without its picture."""
     check_captions(source.source)
     return source.source.captions(int(source.positions[place]))

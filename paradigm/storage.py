@@ -1,7 +1,9 @@
-"""Storage: making what was written durable, and retry with backoff for calls whose failure is transient."""
+"""Storage: paths as people write them, files that are whole or not there, and retry of what fails in passing."""
 
+import contextlib
 import errno
 import os
+import pathlib
 import re
 import time
 
@@ -66,3 +68,35 @@ def sync(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def commit(aside, path):
+    """Gives what was written at `aside`, a file or a directory of files, the name `path` in one move, durable."""
+    for each in (*(aside.iterdir() if aside.is_dir() else ()), aside):
+        retry(sync, each)
+    retry(os.replace, aside, path)
+    retry(sync, path.parent)
+
+
+def aside_of(path):
+    """Where `path` is written until it is whole: N.tmp beside N."""
+    return path.with_name(f"{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file to write. `path` is the old file or the new one at any moment: the new one when the block ends."""
+    with open(aside_of(path), "wb") as file:
+        yield file
+    commit(aside_of(path), path)
+
+
+def replace(path, content):
+    """Writes bytes so that the file is the old one or the new one at any moment, and durable."""
+    retry(aside_of(path).write_bytes, content)
+    commit(aside_of(path), path)
+
+
+def expand(path):
+    """A path as a person writes it, ~ included, as a pathlib.Path: the one rule for whatever is given by hand."""
+    return pathlib.Path(path).expanduser()

@@ -4,6 +4,7 @@ import functools
 import os
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 
 @functools.cache
@@ -17,8 +18,9 @@ def builder(name):
     except ImportError as error:
         raise UserError(f'tfds:{name} needs tensorflow-datasets: pip install -e ".[data]" in the checkout') from error
     try:
-        found = tfds.builder_from_directory(name) if os.path.isdir(name) else tfds.builder(name)
-        prepared = found.is_prepared() if not os.path.isdir(name) else True
+        place = expand(name)
+        found = tfds.builder_from_directory(str(place)) if place.is_dir() else tfds.builder(name)
+        prepared = place.is_dir() or found.is_prepared()
     except Exception as error:  # tfds lists every data set it knows here; the first line says enough
         raise UserError(f"tfds:{name} cannot be opened ({first_line(error)})") from error
     if not prepared:
@@ -36,12 +38,12 @@ def parse(name, raw, encoded):
     return builder(name).info.features.deserialize_example_np(raw, decoders={encoded: tfds.decode.SkipDecoding()})
 
 
-def array_records(path):
-    """A reader of an ArrayRecord file. Raises UserError if it is none."""
+def array_records(path, **options):
+    """A reader of an ArrayRecord file, with these of its options. Raises UserError if it is none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+        reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0", **options)
     except RuntimeError as error:
         raise UserError(f"{path}: cannot be read as ArrayRecord ({first_line(error)})") from error
     if not reader.num_records():  # it is patient with anything that is not its own

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
-from paradigm.storage import sync
+from paradigm.records import hash_of
+from paradigm.storage import aside_of, commit, expand, replace
 from t5like import sources
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 from t5like.windows import FORMAT, META, encode_window, padding, read_meta
@@ -44,7 +45,7 @@ def prepare(recipe, out, workers=None, progress=True):
     Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
     and for a full or unwritable disk.
     """
-    out = pathlib.Path(out)
+    out = expand(out)
     if recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     settings = recipe.settings
@@ -110,7 +111,7 @@ class HeldOut:
     share: float = 0.0
 
     def __call__(self, name):
-        return name in self.names or _matches(name, self.globs) or _hash(name) < self.share
+        return name in self.names or _matches(name, self.globs) or hash_of(name) < self.share
 
 
 def _plan(recipe, settings, listing, pieces, held_out, out, progress):
@@ -130,9 +131,7 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
     for leftover in [*out.glob("train-*"), *out.glob("valid-*")]:
         leftover.unlink()
     tokenizer.save(out / "tokenizer.tmp")
-    for file in (out / "tokenizer.tmp").iterdir():
-        sync(file)
-    os.rename(out / "tokenizer.tmp", out / "tokenizer")
+    commit(out / "tokenizer.tmp", out / "tokenizer")
     v = tokenizer.vocabulary
     highest = max(v.text_ranges[-1][1] - 1, v.end, v.unk or 0, padding(v) or 0)
     plan = {
@@ -158,8 +157,8 @@ def _split(recipe, listing):
         return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
     if not (single := [p for p in pieces if p.single]):  # names are known only where a document is a piece of its own
         names = [name for name, _ in sources.read(pieces[0]) if not _matches(name, recipe.exclude)]
-        return pieces, HeldOut(names=(min(names, key=_hash),) if names else (), share=recipe.valid)
-    first = min(single, key=lambda p: _hash(p.name))
+        return pieces, HeldOut(names=(min(names, key=hash_of),) if names else (), share=recipe.valid)
+    first = min(single, key=lambda p: hash_of(p.name))
     wanted = int(recipe.valid * sum(p.size for p in pieces))
     if first.size <= 2 * wanted:
         return pieces, HeldOut(names=(first.name,), share=recipe.valid)
@@ -171,11 +170,6 @@ def _split(recipe, listing):
     last = dataclasses.replace(first, name=f"{first.name}@{cut}", start=cut, size=end - cut)
     at = pieces.index(first)
     return [*pieces[:at], kept, last, *pieces[at + 1 :]], HeldOut(names=(last.name,))
-
-
-def _hash(name):
-    """A document's name as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def _matches(name, globs):
@@ -199,7 +193,7 @@ def _sample(recipe, pieces, held_out):
     """Training text to learn a vocabulary from: heads of documents, by the order of their names' hashes, to a bound."""
     budget = max(1 << 20, SAMPLE_PER_ID * int(recipe.tokenizer.partition(":")[2]))
     most = budget // min(len(pieces), 16)
-    for piece in sorted(pieces, key=lambda p: _hash(p.name)):
+    for piece in sorted(pieces, key=lambda p: hash_of(p.name)):
         left = most
         for name, raw in sources.read(piece):
             if held_out(name) or _matches(name, recipe.exclude):
@@ -283,7 +277,7 @@ class _Shard:
 
     def __init__(self, path, window, dtype, pad):
         self.path, self.window, self.dtype, self.pad = path, window, dtype, pad
-        self.aside = path.with_name(path.name + ".tmp")
+        self.aside = aside_of(path)
         self.writer = None
         self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
         self.counts = dict(documents=0, bytes=0, tokens=0, windows=0, padding=0)
@@ -316,8 +310,7 @@ class _Shard:
         if self.writer is None:
             return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
         self.writer.close()
-        sync(self.aside)
-        os.replace(self.aside, self.path)
+        commit(self.aside, self.path)
         size = self.path.stat().st_size
         return {"file": self.path.name, "bytes": size, "sha256": _sha256(self.path), "counts": self.counts}
 
@@ -413,11 +406,7 @@ def _sha256(path):
 
 
 def _write_json(path, value):
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)
+    replace(path, f"{json.dumps(value, indent=1)}\n".encode())
 
 
 @contextlib.contextmanager

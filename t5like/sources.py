@@ -25,6 +25,7 @@ from collections.abc import Iterator
 
 from paradigm import tfds
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 EXTENSIONS = (".txt", ".text", ".md", ".rst", ".tex")  # what counts as plain text inside a folder or archive
 PIECE_BYTES = 4 << 20  # longer files of lines or records are read in stretches of about this size
@@ -83,7 +84,7 @@ def _list(source, field, extensions):
     elif source.startswith("tfds:"):
         pieces, described = _tfds(source[len("tfds:") :], field)
     else:
-        path = pathlib.Path(source).expanduser()
+        path = expand(source)
         if not path.exists():
             raise UserError(f"source {source}: no such file or directory (other sources: stdlib, tfds:NAME)")
         if path.is_dir():

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from paradigm.errors import UserError
+from paradigm.records import Shards
 from t5like.tokenizers import load_tokenizer
 
 FORMAT = "paradigm-text-1"
@@ -67,56 +68,27 @@ class WindowSource:
 
     def __init__(self, paths, counts, window, dtype, byte_lengths, vocabulary, fingerprint):
         self.pad = padding(vocabulary)
-        self.paths, self.counts, self.window, self.dtype = paths, counts, window, np.dtype(dtype)
+        self.shards = Shards(paths, counts, "window", file_reader_buffer_size=1 << 12)
+        self.window, self.dtype = window, np.dtype(dtype)
         self.byte_lengths, self.fingerprint = byte_lengths, fingerprint
-        self._ends = np.cumsum(counts)
-        self._readers = {}
         self._one_document = np.ones(window, np.int32)
         self._one_document.flags.writeable = False
-
-    def __getstate__(self):
-        return {**self.__dict__, "_readers": {}}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         self._one_document.flags.writeable = False
 
     def __len__(self):
-        return int(self._ends[-1])
+        return len(self.shards)
 
     def __getitem__(self, position):
-        return self.__getitems__([position])[0]
+        return self._decode(self.shards[position])
 
     def __getitems__(self, positions):
-        positions = np.asarray(positions)
-        shards = np.searchsorted(self._ends, positions, side="right")
-        places = positions - self._ends[shards] + np.asarray(self.counts)[shards]
-        records = [None] * len(positions)
-        for shard in np.unique(shards):
-            rows = np.flatnonzero(shards == shard)
-            for row, raw in zip(rows.tolist(), self._reader(int(shard)).read(places[rows].tolist())):
-                records[row] = self._decode(raw)
-        return records
+        return [self._decode(raw) for raw in self.shards.read(positions)]
 
     def name(self, position):
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        return f"{self.paths[shard]} window {position - self._ends[shard] + self.counts[shard]}"
-
-    def _reader(self, shard):
-        reader = self._readers.get(shard)
-        if reader is None:
-            from array_record.python.array_record_module import ArrayRecordReader
-
-            reader = ArrayRecordReader(
-                self.paths[shard], "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=1 << 12
-            )
-            if reader.num_records() != self.counts[shard]:
-                raise UserError(
-                    f"{self.paths[shard]} has {reader.num_records()} windows instead of "
-                    f"{self.counts[shard]}: prepare it again"
-                )
-            self._readers[shard] = reader
-        return reader
+        return self.shards.name(position)
 
     def _decode(self, raw):
         tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document, self.pad)

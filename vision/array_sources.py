@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import math
 import os
-import pathlib
 import struct
 import zipfile
 import zlib
@@ -16,6 +15,7 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from vision.decode_image import to_channels
 
 _IDX_SPLITS = {"train": "train", "test": "t10k"}
@@ -81,7 +81,7 @@ def idx(place, reading):
 
     Raises UserError if a file is missing, cut short or of another format, or if labels and pictures differ in number.
     """
-    directory, splits, digest = pathlib.Path(place).expanduser(), {}, hashlib.sha256()
+    directory, splits, digest = expand(place), {}, hashlib.sha256()
     if not directory.is_dir():
         raise UserError(f"idx:{place}: no such directory")
     for split, prefix in _IDX_SPLITS.items():
@@ -147,7 +147,7 @@ def npz(place, reading):
 
     Raises UserError if it is none, an array is of another type or shape, or labels and pictures differ in number.
     """
-    path = pathlib.Path(place).expanduser()
+    path = expand(place)
     if not path.is_file():
         raise UserError(f"npz:{place}: no such file")
     try:

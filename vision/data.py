@@ -9,6 +9,7 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
+from paradigm.records import Subset, held_out
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.sources import Reading, open_source
 from vision.synthetic_scenes import Shapes
@@ -61,13 +62,13 @@ class ImageData:
         """
         reading = Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
         opened = open_source(self.source, reading)
-        splits, held_out = dict(opened.splits), ""
+        splits, how = dict(opened.splits), ""
         if "valid" not in splits and "test" in splits and not self.hold_out:
             splits["valid"] = splits["test"]
         elif "valid" not in splits or self.hold_out:
             splits["train"], splits["valid"] = _hold_out(splits["train"], self.valid, self.source)
-            held_out = f"{self.valid} {self.hold_out}"
-        settings = (opened.digest, self.channels, self.labels, opened.classes, held_out)
+            how = f"{self.valid} {self.hold_out}"
+        settings = (opened.digest, self.channels, self.labels, opened.classes, how)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, opened.note)
         if progress:
@@ -131,34 +132,11 @@ class ImageSource:
         return self.records.name(int(position))
 
 
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """Some records of a source. positions: int64 [n]."""
-
-    records: Any
-    positions: np.ndarray
-
-    def __len__(self):
-        return len(self.positions)
-
-    def __getitem__(self, position):
-        return self.records[int(self.positions[position])]
-
-    def name(self, position):
-        return self.records.name(int(self.positions[position]))
-
-
 def _hold_out(source, share, name):
-    """(kept, held out): in each class the records with the smallest hashes, one at least where it has two."""
+    """(kept, held out): in each class the records with the smallest keys, one at least where it has two."""
     count = len(source)
     keys = source.keys() if hasattr(source, "keys") else mix64(np.arange(count))
-    labels = getattr(source, "labels", None)
-    labels = np.full(count, -1) if labels is None else labels
-    order = np.lexsort((np.arange(count), keys, labels))
-    chosen = []
-    for rows in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-        chosen.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
-    held = np.sort(np.concatenate(chosen))
+    held = held_out(keys, share, getattr(source, "labels", None))
     if not held.size:
         raise UserError(f"{name} has {count} picture{'s' * (count != 1)}, none of which can be held out: add some")
     return Subset(source, np.setdiff1d(np.arange(count), held)), Subset(source, held)

@@ -27,12 +27,13 @@ import numpy as np
 
 from paradigm import rng, trees
 from paradigm.capabilities import ImageFeatures
-from paradigm.dataset import Dataset, feistel, mix64
+from paradigm.dataset import Dataset
 from paradigm.errors import UserError, choose
 from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
 from paradigm.optim import AdamW
 from paradigm.partition import constrain
+from paradigm.records import Subset
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
 from vision.objectives.classify import Classify
@@ -90,7 +91,7 @@ class Probes(Evaluator):
     def records(self, data):
         """(what probes learn from, what they are scored on)."""
         counts = {"train": self.train_images, "valid": self.test_images}
-        return tuple(Subset(data.records(split), count, self.seed) for split, count in counts.items())
+        return tuple(Subset.drawn(data.records(split), count, self.seed) for split, count in counts.items())
 
     def scores(self, objective, variables, data):
         """{method: accuracy} of the encoder in these variables."""
@@ -132,28 +133,6 @@ class Probes(Evaluator):
             right += np.sum((np.argmax(logits(variables, batch), 1) == batch["label"])[mask])
             total += mask.sum()
         return float(right / total)
-
-
-class Subset:
-    """`count` records of a source (None: all), drawn once by (seed, source): a Source itself."""
-
-    def __init__(self, source, count, seed):
-        self.source = source
-        count = len(source) if count is None else min(count, len(source))
-        key = mix64(seed, len(source))
-        self.positions = np.sort(feistel(np.arange(count), len(source), key))
-        self.fingerprint = f"{source.fingerprint}[{count}, {seed}]"
-
-    def __len__(self):
-        return len(self.positions)
-
-    def __getitem__(self, i):
-        return self.source[int(self.positions[i])]
-
-    def name(self, i):
-        """What the source calls this record."""
-        own = int(self.positions[i])
-        return self.source.name(own) if hasattr(self.source, "name") else f"record {own}"
 
 
 def _batches(source, preprocess):

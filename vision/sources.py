@@ -21,14 +21,14 @@ import os
 import pathlib
 import re
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from paradigm import tfds
-from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
+from paradigm.records import Shards, keys_of
+from paradigm.storage import expand
 from vision import array_sources
 from vision.decode_image import MAX_PIXELS, decode, mode, to_channels
 from vision.synthetic_scenes import Shapes
@@ -76,8 +76,8 @@ def open_source(source, reading):
     Raises UserError, naming the place, if there is nothing to read, or not what the name says.
     """
     kind, _, place = source.partition(":")
-    if kind not in _OPENERS and (os.sep in source or pathlib.Path(source).expanduser().exists()):
-        kind, place = _guess(pathlib.Path(source).expanduser()), source
+    if kind not in _OPENERS and (os.sep in source or expand(source).exists()):
+        kind, place = _guess(expand(source)), source
     opener = choose("image source", kind, _OPENERS)
     if kind in ("digits", "shapes"):
         if place:
@@ -237,7 +237,7 @@ class FileSource:
 
     def keys(self):
         """uint64 [N]: hashes of the names, by which some are held out."""
-        return mix64(np.array([zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in self.names], np.uint64))
+        return keys_of(self.names)
 
 
 def _decoded(raw, name, reading):
@@ -256,14 +256,14 @@ def _decoded(raw, name, reading):
 
 
 def _open_folder(place, reading):
-    root = pathlib.Path(place).expanduser()
+    root = expand(place)
     if not root.is_dir():
         raise UserError(f"folder:{place}: no such directory")
     return _open_files(Folder(str(root)), reading)
 
 
 def _open_zip(place, reading):
-    path = pathlib.Path(place).expanduser()
+    path = expand(place)
     if not path.is_file():
         raise UserError(f"zip:{place}: no such file")
     try:
@@ -371,44 +371,31 @@ def _parts(name):
 
 @dataclasses.dataclass
 class TfdsSource:
-    """Records of a prepared TensorFlow data set. paths, counts: of its ArrayRecord files."""
+    """Records of a prepared TensorFlow data set."""
 
     data: str
-    paths: tuple[str, ...]
-    counts: tuple[int, ...]
+    shards: Shards
     reading: Reading
 
-    def __post_init__(self):
-        self._ends = np.cumsum(self.counts)
-        self._readers = {}
-
-    def __getstate__(self):
-        return {**self.__dict__, "_readers": {}}
-
     def __len__(self):
-        return int(self._ends[-1])
-
-    def _find(self, position):
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        return shard, int(position - self._ends[shard] + self.counts[shard])
+        return len(self.shards)
 
     def __getitem__(self, position):
-        shard, row = self._find(position)
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = self._readers[shard] = tfds.array_records(self.paths[shard])
         field, record = self.reading.image_field, {}
 
         def image():
-            record.update(tfds.parse(self.data, reader.read([row])[0], field))
+            record.update(self.parsed(position))
             return record[field]
 
         pixels = _decoded(image, self.name(position), self.reading)
         return {"image": pixels, "label": int(record[self.reading.label_field]) if self.reading.labels else -1}
 
+    def parsed(self, position):
+        """The features of a record; its picture is still the bytes of a file."""
+        return tfds.parse(self.data, self.shards[position], self.reading.image_field)
+
     def name(self, position):
-        shard, row = self._find(position)
-        return f"{self.paths[shard]} record {row}"
+        return self.shards.name(position)
 
 
 def _open_tfds(place, reading):
@@ -434,7 +421,7 @@ def _open_tfds(place, reading):
                 f"{other} is a TFRecord file, which cannot be read in any order: prepare the data again with "
                 f"tfds.builder({info.name!r}, file_format='array_record').download_and_prepare()"
             )
-        splits[split] = TfdsSource(place, *map(tuple, zip(*files)), reading)
+        splits[split] = TfdsSource(place, Shards(*map(tuple, zip(*files))), reading)
         stats = [(os.stat(path), path, count) for path, count in files]
         lines += [f"{split} {os.path.basename(p)} {n} {s.st_size} {s.st_mtime_ns}" for s, p, n in stats]
     if "train" not in splits:

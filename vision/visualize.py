@@ -11,8 +11,9 @@ from paradigm.capabilities import ImageFeatures, Reconstructing
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
+from paradigm.records import Subset
 from paradigm.schedule import FINAL
-from vision.probe import Subset, features
+from vision.probe import features
 
 GAP = 2  # white pixels between two pictures
 SMALLEST = 96  # small pictures are enlarged to about this many pixels a side, each pixel whole
@@ -96,8 +97,8 @@ class Neighbours(Evaluator):
     def run(self, objective, variables, data):
         part = self.part(objective)
         objective, variables = part.objective, part.variables(variables)
-        train = Subset(data.records("train"), self.train_images, 0)
-        test = Subset(data.records("valid"), self.queries, 0)
+        train = Subset.drawn(data.records("train"), self.train_images, 0)
+        test = Subset.drawn(data.records("valid"), self.queries, 0)
         unit = lambda x: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
         (x, _), (q, _) = (features(objective, variables, source) for source in (train, test))
         order = np.argsort(-unit(q) @ unit(x).T, axis=1)[:, : self.nearest]

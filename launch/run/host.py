@@ -7,6 +7,8 @@ import pathlib
 import platform
 import sys
 
+from paradigm.storage import expand
+
 _TUNABLE = "glibc.malloc.hugetlb=1"
 
 
@@ -47,7 +49,7 @@ def enable_compilation_cache(place):
         lines = found.read_text().splitlines() if found.exists() else [platform.processor()]
         kind = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
         kind = hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:8]
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(place), kind))
+        jax.config.update("jax_compilation_cache_dir", str(expand(place) / kind))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

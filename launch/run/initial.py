@@ -87,6 +87,17 @@ def initial_state(program, checkpoints, inits=()):
     return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
 
 
+def horizon_changed(optimizer, step, meta):
+    """A line where the rate of the next step is not what the checkpoint says it was going to be; "" where it is.
+
+    optimizer: of the run as it goes on, perhaps to another total_steps. meta: of the checkpoint of `step`.
+    """
+    was, rate = meta.get("learning_rate"), float(optimizer.learning_rate_at(step))
+    if was in (None, rate):
+        return ""
+    return f"the schedule's horizon changed: the rate at step {step} was {was:g} and is {rate:g}"
+
+
 def _read(init):
     """({name: array}, the same of batch statistics, what to call it, its Vocabulary or None) of a source, renamed."""
     path, step = filesystem.as_path(init.path), None

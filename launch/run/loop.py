@@ -24,7 +24,7 @@ from launch.run.data import Data
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
-from launch.run.initial import initial_state, sources
+from launch.run.initial import horizon_changed, initial_state, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program
@@ -148,6 +148,8 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     trained = "" if trained == count else f", {trained:,} of them trained"
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
+    if line := horizon_changed(experiment.optimizer, step, meta):
+        writers.say(line)
     step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()
@@ -181,6 +183,7 @@ def _train(experiment, files, config, inits, profile, watch, closing):
                 "phase": objective.phase(step),
                 "config": config,
                 "data": data.fingerprint,
+                "learning_rate": float(experiment.optimizer.learning_rate_at(step)),
                 "versions": run_directory.versions(),
                 "progress": {"evaluated": evaluated, **step_metrics.progress},
             }

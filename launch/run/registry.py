@@ -22,6 +22,7 @@ import gin
 
 from launch.run.experiment import Experiment, Init
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 # Each says in its CONFIGURABLE what gin files may name; besides, all of its objectives can be named.
 PACKAGES = ("paradigm", "t5like", "vision", "multimodal")
@@ -142,7 +143,7 @@ def _look_ahead(text: str, origin: str) -> str:
 
 def _find(path: str, what: str) -> pathlib.Path:
     """The gin file as given, else the shipped one of that name."""
-    for candidate in (pathlib.Path(path), SHIPPED / path):
+    for candidate in (expand(path), SHIPPED / path):
         if candidate.is_file():
             return candidate
     available = [p.relative_to(SHIPPED).as_posix() for p in SHIPPED.rglob("*.gin")]

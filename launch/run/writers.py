@@ -9,9 +9,9 @@ A training row merges the sums of all steps since the row before it. Whatever de
 without that key a run that was interrupted and resumed has the rows of one that was not.
 """
 
+import io
 import json
 import math
-import os
 import pathlib
 import shutil
 import struct
@@ -20,7 +20,7 @@ import time
 
 import jax
 
-from launch.storage.filesystem import replace
+from paradigm.storage import replace
 
 TRAIN, VALID = "train/", "valid/"
 
@@ -169,9 +169,9 @@ def draw_loss(path, rows):
             axes.plot(*zip(*points), style, markersize=4, label=name)
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    replace(path, picture.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------------- TensorBoard

@@ -14,7 +14,6 @@ import errno
 import functools
 import logging
 import os
-import pathlib
 import re
 import shutil
 
@@ -35,7 +34,7 @@ def as_path(where):
         UserError: a URL of another kind, no library for this one, or a bucket that this machine cannot list.
     """
     if not remote(where):
-        return pathlib.Path(where).expanduser()
+        return storage.expand(where)
     scheme, _, rest = str(where).partition("://")
     bucket = rest.split("/")[0]
     if scheme != "gs" or not bucket:
@@ -80,13 +79,6 @@ def reason(error):
     return os.strerror(int(code[1])) if code else text[:300] or type(error).__name__
 
 
-def replace(path, content):
-    """Writes bytes so that the file is the old one or the new one at any moment."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 class Disk:
     """A directory of checkpoints on a file system."""
 
@@ -109,15 +101,7 @@ class Disk:
         for folder, _, _ in os.walk(directory):
             retry(cls.sync, folder)
 
-    @staticmethod
-    def put(path, content):
-        """Writes bytes so that the file is the old one or the new one at any moment. Its name is not durable yet."""
-        unfinished = path.with_name(f"{path.name}.tmp")
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+    put = staticmethod(storage.replace)
 
     @staticmethod
     def steps(directory):
@@ -205,7 +189,7 @@ class Bucket:
 
     @staticmethod
     def put(path, content):
-        path.write_bytes(content)
+        retry(path.write_bytes, content)
 
     @classmethod
     def steps(cls, directory):

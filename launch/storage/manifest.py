@@ -37,7 +37,7 @@ def write(directory, facts):
         if isinstance(found, OSError):
             raise found
         files[path.relative_to(directory).as_posix()] = list(found)
-    retry(_put, directory, {**facts, "format_version": FORMAT, "files": files})
+    _put(directory, {**facts, "format_version": FORMAT, "files": files})
     kept.sync_names(directory)
 
 

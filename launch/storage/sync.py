@@ -20,7 +20,7 @@ import jax
 
 from launch.storage import filesystem
 from paradigm import storage
-from paradigm.storage import retry
+from paradigm.storage import expand, retry
 
 STAGING = "~/.cache/paradigm/runs"
 # The first two are written straight into the bucket, the last stays on this machine.
@@ -34,7 +34,7 @@ def local(workdir):
     if not filesystem.remote(workdir):
         return workdir
     name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
-    return pathlib.Path(STAGING).expanduser() / name / str(jax.process_index())
+    return expand(STAGING) / name / str(jax.process_index())
 
 
 class WorkdirSync:

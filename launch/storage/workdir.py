@@ -19,10 +19,9 @@ import jax
 
 from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
-from launch.storage.filesystem import replace
 from paradigm import storage
 from paradigm.errors import UserError
-from paradigm.storage import retry
+from paradigm.storage import replace, retry
 
 # What a resumed run may set otherwise than the run that it continues: it changes no batch, no key and no update.
 MAY_CHANGE = """total_steps mesh workers log_every eval_every eval_batches evaluators save_every keep best_metric

@@ -5,7 +5,6 @@ Modules are dicts by name, as in an objective; parameters are trees by the same 
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 from paradigm.errors import UserError
 from paradigm.hf import files
 from paradigm.hf.config import Config
+from paradigm.storage import expand
 
 # Fields of a module that say how it is initialised, trained or compiled, and not what it computes.
 FREE = frozenset(
@@ -88,7 +88,7 @@ def read(path, families, modules=None):
             something else; a tensor that is missing, left over, or of another shape: its name, the shape wanted and
             the shape found.
     """
-    path = pathlib.Path(path).expanduser()
+    path = expand(path)
     where = path / files.CONFIG
     entries = files.read_json(where)
     kind = entries.get("model_type") if isinstance(entries, dict) else None
@@ -133,7 +133,7 @@ def write(path, modules, params, families, **entries):
     left = [name for name in modules if name not in family.kinds]
     kept = {name: x for name, x in params.items() if name not in left}
     wanted = abstract(family, modules)
-    files.save(pathlib.Path(path), config, leaves_of(family, modules), wanted, kept, family.written)
+    files.save(expand(path), config, leaves_of(family, modules), wanted, kept, family.written)
     return left
 
 

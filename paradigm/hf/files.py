@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 import re
 import struct
 
 import numpy as np
 
-from paradigm import trees
+from paradigm import storage, trees
 from paradigm.errors import UserError
 from paradigm.hf.leaves import Constant
 
@@ -170,11 +169,7 @@ def _write(path, header, arrays):
         entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins aligned
-    unfinished = path.with_name(path.name + ".tmp")
-    with open(unfinished, "wb") as file:
+    with storage.replacing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in arrays:
             file.write(np.ascontiguousarray(array, dtype="<f4").data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)

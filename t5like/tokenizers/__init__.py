@@ -6,6 +6,7 @@ import json
 import pathlib
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like.tokenizers import subwords
 from t5like.tokenizers.base import META, Tokenizer
 from t5like.tokenizers.clip import ClipTokenizer, clip_tokenizer
@@ -79,7 +80,7 @@ def get_tokenizer(spec, texts=None, extra_ids=None, specials=()):
             raise UserError(f"tokenizer: {spec} is learnt from text, and none was given; name a saved one instead")
         extra_ids = SENTINELS if extra_ids is None else extra_ids
         return TRAINERS[name](texts() if callable(texts) else texts, int(size), extra_ids, specials=specials)
-    path = pathlib.Path(spec).expanduser()
+    path = expand(spec)
     if path.exists():
         return _opened(path, extra_ids, specials)
     near = difflib.get_close_matches(name, ["bytes", *TRAINERS], 1)
@@ -99,14 +100,14 @@ def vocabulary_of(spec, extra_ids=None, specials=()):
         top, extra_ids = int(size) - len(specials), SENTINELS if extra_ids is None else extra_ids
         sentinels = tuple(range(top - 1, top - extra_ids - 1, -1))
         return Vocabulary(int(size), **_FIRST[name] | given, sentinels=sentinels)
-    if spec != "bytes" and ("/" in str(spec) or "." in str(spec)) and not pathlib.Path(spec).expanduser().exists():
+    if spec != "bytes" and ("/" in str(spec) or "." in str(spec)) and not expand(spec).exists():
         return None  # it may lie on another machine
     return get_tokenizer(spec, extra_ids=extra_ids, specials=specials).vocabulary
 
 
 def load_tokenizer(path):
     """The tokenizer that `save` wrote into a directory, checked against its fingerprint."""
-    directory = pathlib.Path(path)
+    directory = expand(path)
     name = META if (directory / META).exists() or not (directory / _OLD_META).exists() else _OLD_META
     try:
         meta = json.loads((directory / name).read_text())

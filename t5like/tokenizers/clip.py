@@ -5,11 +5,11 @@ import functools
 import gzip
 import hashlib
 import json
-import pathlib
 import re
 import unicodedata
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like.tokenizers.base import Tokenizer
 from t5like.tokenizers.subwords import byte_letters
 
@@ -150,7 +150,7 @@ def clip_tokenizer(path):
     Raises:
         UserError: there is none.
     """
-    path = pathlib.Path(path)
+    path = expand(path)
     for name in ("merges.txt", "tokenizer.json"):
         if (path / name).is_file():
             path = path / name

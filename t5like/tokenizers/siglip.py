@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import hashlib
-import pathlib
 import string
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like.tokenizers.base import Tokenizer
 from t5like.tokenizers.sentence_piece import processor
 
@@ -73,7 +73,7 @@ def siglip_tokenizer(path):
     Raises:
         UserError: there is none.
     """
-    path = pathlib.Path(path)
+    path = expand(path)
     for name in ("spiece.model", "tokenizer.model"):
         if (path / name).is_file():
             path = path / name

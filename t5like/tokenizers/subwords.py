@@ -13,6 +13,7 @@ import json
 import pathlib
 
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like.tokenizers.base import Tokenizer, checked_specials
 
 FILE = "tokenizer.json"
@@ -167,7 +168,7 @@ def read_subwords(path, extra_ids=0, specials=()):
     Raises:
         UserError: there is none of them, or it is damaged.
     """
-    path = pathlib.Path(path)
+    path = expand(path)
     names = (FILE, "merges.txt", "vocab.txt")
     if path.is_dir():
         path = next((path / name for name in names if (path / name).is_file()), path / FILE)

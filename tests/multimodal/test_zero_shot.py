@@ -15,6 +15,7 @@ from multimodal.zero_shot import TIE, Retrieval, ZeroShot, by_chance, class_vect
 from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.records import Subset
 from t5like.tokenizers import ByteTokenizer
 from tests.multimodal.pairs import opened, table
 from tests.vision import tiny as pictures
@@ -22,7 +23,6 @@ from tests.vision.pictures import folder
 from vision.data import ImageData
 from vision.objectives import SimCLR
 from vision.preprocess import PreprocessImage
-from vision.probe import Subset
 
 COLOURS = {"Red": (255, 0, 0), "Green": (0, 255, 0), "Blue": (0, 0, 255), "Yellow": (255, 255, 0)}
 
@@ -257,7 +257,7 @@ def test_what_evaluators_refuse(data, tmp_path):
         with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs"):
             evaluator.check(Oracle(), images)
     with pytest.raises(UserError, match=r"^these data have no captions to retrieve: choose pairs, or leave Retrieval"):
-        zero_shot.captions_of(Subset(ImageData("digits").build(progress=False).source("valid"), 2, 0), 0)
+        zero_shot.captions_at(Subset.drawn(ImageData("digits").build(progress=False).source("valid"), 2, 0), 0)
 
 
 def test_published_templates():

@@ -99,7 +99,7 @@ def test_validation_by_glob_and_exclude(folder, tmp_path):
 
 
 def test_some_document_is_always_held_out(folder, tmp_path):
-    hashes = {path: P._hash(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt")}
+    hashes = {path: P.hash_of(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt")}
     for path in [path for path, value in hashes.items() if value < 0.05]:
         path.unlink()
     nearest = min((path for path in hashes if path.exists()), key=hashes.get)

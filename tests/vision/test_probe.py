@@ -8,6 +8,7 @@ import pytest
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.records import Subset
 from tests import contract
 from tests.vision import tiny
 from vision import probe
@@ -179,8 +180,8 @@ def test_labels_that_no_probe_can_use():
 
 def test_a_subset_is_drawn_once():
     source = Labelled(list(range(50)))
-    subset = probe.Subset(source, 10, 0)
+    subset = Subset.drawn(source, 10, 0)
     labels = [subset[i]["label"] for i in range(len(subset))]
     assert len(set(labels)) == 10 and labels == sorted(labels) != list(range(10))
-    assert probe.Subset(source, 10, 1).fingerprint != subset.fingerprint
-    assert subset.name(3) == f"record {labels[3]}" and len(probe.Subset(source, None, 0)) == 50
+    assert Subset.drawn(source, 10, 1).fingerprint != subset.fingerprint
+    assert subset.name(3) == f"record {labels[3]}" and len(Subset.drawn(source, None, 0)) == 50

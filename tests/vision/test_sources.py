@@ -177,7 +177,7 @@ def test_an_archive_is_read_by_each_process_and_never_unpacked(tmp_path, monkeyp
     assert prepared.classes == ("a", "b")
     source = prepared.source("train")
     source[0]
-    archive = source.records.records.files
+    archive = source.records.source.files
     assert archive._opened[0] is not None and pickle.loads(pickle.dumps(archive))._opened == (None, None)
     mine = archive._opened[1]
     archive._opened = (1, mine)  # as a forked process would find it
@@ -405,6 +405,12 @@ def tfds_dir(tmp_path_factory):
         download_config=tfds.download.DownloadConfig(num_shards=2)
     )
     return root / "tiny_pictures" / "1.0.0"
+
+
+def test_a_tfds_directory_below_the_home_directory(tfds_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(tfds_dir.parent))
+    wanted = opened(f"tfds:{tfds_dir}").fingerprint
+    assert opened("tfds:~/1.0.0").fingerprint == opened("~/1.0.0").fingerprint == wanted
 
 
 def test_tfds_is_read_without_tensorflow(tfds_dir):

@@ -19,7 +19,7 @@ from launch.storage.checkpoint import Checkpoints
 from paradigm import optim
 from paradigm.combine import Stages
 from paradigm.errors import UserError
-from paradigm.schedule import Linear
+from paradigm.schedule import Cosine, Linear
 from t5like.data import TextData
 from t5like.models import gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
@@ -110,6 +110,22 @@ def test_fewer_steps_than_were_taken_are_nothing_to_do(tmp_path, capsys):
     with pytest.raises(UserError, match="holds the run of another experiment"):
         loop.train(dataclasses.replace(experiment, total_steps=4), tmp_path, config="Experiment.seed = 1")
     assert seen() == before
+
+
+def test_another_horizon_is_told_with_both_rates(tmp_path, capsys):
+    """One line, where the run goes on to another total_steps and its schedule with it; else none."""
+    text = "Experiment.total_steps = {}\n"
+
+    def said(total, rate):
+        experiment = small.experiment(total_steps=total, eval_every=100, optimizer=optim.AdamW(learning_rate=rate))
+        loop.train(experiment, tmp_path / type(rate).__name__, config=text.format(total))
+        return [line for line in capsys.readouterr().out.splitlines() if "schedule's" in line]
+
+    cosine = Cosine(peak=0.01, final=0.001)
+    assert said(4, cosine) == said(4, 0.01) == []
+    assert said(4, cosine) == said(8, 0.01) == []
+    assert said(8, cosine) == ["the schedule's horizon changed: the rate at step 4 was 0.001 and is 0.0055"]
+    assert said(8, cosine) == []
 
 
 def test_fewer_steps_than_a_damaged_checkpoint_has_are_taken_from_the_whole_one(tmp_path):

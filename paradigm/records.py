@@ -1,0 +1,121 @@
+"""What the sources of every modality share: ArrayRecord shards, subsets, and which records are held out."""
+
+import dataclasses
+import hashlib
+import zlib
+from typing import Any
+
+import numpy as np
+
+from paradigm.dataset import feistel, mix64
+from paradigm.errors import UserError
+from paradigm.tfds import array_records
+
+
+class Shards:
+    """The raw records of some ArrayRecord files, one file after the other, in any order.
+
+    paths, counts: of the files and their records. unit: what a message calls a record. reader: options of the files'
+    readers. Picklable: a file is opened by whichever process reads it, when it first does.
+    """
+
+    def __init__(self, paths, counts, unit="record", **reader):
+        self.paths, self.counts, self.unit = paths, counts, unit
+        self._ends, self._options, self._readers = np.cumsum(counts), reader, {}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": {}}
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, position):
+        return self.read([position])[0]
+
+    def read(self, positions):
+        """The bytes of the records at these positions, in their order. Raises UserError for a damaged file."""
+        shards, rows = self._find(positions)
+        records = [None] * len(shards)
+        for shard in np.unique(shards):
+            wanted = np.flatnonzero(shards == shard)
+            for at, raw in zip(wanted.tolist(), self._reader(int(shard)).read(rows[wanted].tolist())):
+                records[at] = raw
+        return records
+
+    def name(self, position):
+        """The record's file and its number there."""
+        [shard], [row] = self._find([position])
+        return f"{self.paths[shard]} {self.unit} {row}"
+
+    def _find(self, positions):
+        """([n] which file, [n] which record of it)."""
+        shards = np.searchsorted(self._ends, positions, side="right")
+        return shards, np.asarray(positions) - self._ends[shards] + np.asarray(self.counts)[shards]
+
+    def _reader(self, shard):
+        if shard not in self._readers:
+            path, count = self.paths[shard], self.counts[shard]
+            reader = array_records(path, **self._options)
+            if reader.num_records() != count:
+                raise UserError(f"{path} has {reader.num_records()} {self.unit}s instead of {count}: prepare it again")
+            self._readers[shard] = reader
+        return self._readers[shard]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """Some records of a source, a source itself. positions: int64 [n]. fingerprint: for one that is read as it is."""
+
+    source: Any
+    positions: np.ndarray
+    fingerprint: str = ""
+
+    @classmethod
+    def drawn(cls, source, count, seed):
+        """`count` records of a source (None: all), in their order, drawn once by (seed, its length)."""
+        count = len(source) if count is None else min(count, len(source))
+        positions = np.sort(feistel(np.arange(count), len(source), mix64(seed, len(source))))
+        return cls(source, positions, f"{source.fingerprint}[{count}, {seed}]")
+
+    def __len__(self):
+        return len(self.positions)
+
+    def __getitem__(self, position):
+        return self.source[int(self.positions[position])]
+
+    def name(self, position):
+        """What the source calls this record."""
+        own = int(self.positions[position])
+        return self.source.name(own) if hasattr(self.source, "name") else f"record {own}"
+
+
+# ------------------------------------------------------------------------------------------------------------- held out
+
+
+def hash_of(name):
+    """A name as a number in [0, 1), by which text is held out whatever else there is."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
+
+
+def keys_of(names):
+    """uint64 [n] of n names, of which the smallest are held out."""
+    return mix64(np.array([zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in names], np.uint64))
+
+
+def held_out(keys, share, classes=None):
+    """int64 [m], ascending: the records with the smallest keys, `share` of each class, one at least where it has two.
+
+    keys: uint64 [n]. classes: int [n], or None for one. Of two records with one key the first comes first.
+    """
+    keys = np.asarray(keys, np.uint64)
+    classes = np.zeros(len(keys), int) if classes is None else np.asarray(classes)
+    order, chosen = np.lexsort((keys, classes)), []  # which is stable
+    for rows in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
+        chosen.append(rows[: min(max(1, round(share * len(rows))), len(rows) - 1)])
+    return np.sort(np.concatenate(chosen))
+
+
+def groups_held_out(keys, share):
+    """bool [n]: the records whose group, those of one key, is held out; of a single group none. keys: uint64 [n]."""
+    groups, own = np.unique(np.asarray(keys, np.uint64), return_inverse=True)
+    return np.isin(own, held_out(groups, share))
