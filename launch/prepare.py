@@ -79,6 +79,9 @@ def main(argv):
             instead = "leave it out" if kind == "records" else "give --input or --kind=records, or leave it out"
             raise UserError(f"--{name} says nothing of {kind}: {instead}")
 
+    if kind == "records" and not INPUT.value:
+        raise UserError("--input is required for records, as in --input='{question} context: {context}'")
+
     from t5like.prepare import prepare
     from t5like.prepare_records import RECORDS
 

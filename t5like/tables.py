@@ -13,7 +13,6 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -270,7 +269,7 @@ def _object(line):
     if _UNDECODED.search(line):
         return ValueError("is not UTF-8")
     try:
-        record = json.loads(line)
+        record = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         return ValueError(f"is not JSON ({error.msg} at character {error.pos + 1})")
     except (ValueError, RecursionError) as error:
@@ -330,20 +329,22 @@ def _tfds_records(part):
     named = {name: f.names for name, f in features.items() if getattr(f, "names", None)}
     for number, (_, example) in enumerate(sources.tfds_rows(part), part.start):
         record = {name: _plain(value) for name, value in example.items()}
-        for name, names in named.items():
-            record[name] = names[record[name]] if record[name] >= 0 else None
-        yield f"{part.path} record {number}", record
+        yield f"{part.path} record {number}", record | {k: _named(record[k], names) for k, names in named.items()}
 
 
 def _plain(value):
     """A value of a TensorFlow data set as JSON has it."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
     if hasattr(value, "tolist"):
         value = value.tolist()
-        return _plain(value) if isinstance(value, (bytes, list)) else value
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _named(label, names):
+    """The name of a class for its number; None for -1, where it is kept secret."""
+    if isinstance(label, list):
+        return [_named(one, names) for one in label]
+    return names[label] if label >= 0 else None
