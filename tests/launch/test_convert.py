@@ -11,6 +11,10 @@ import pytest
 
 from launch import convert, load
 from launch.run import registry
+from launch.run.experiment import Init
+from launch.run.initial import initial_state
+from launch.run.mesh import make_mesh
+from launch.run.program import Program
 from launch.storage.checkpoint import Checkpoints
 from multimodal import hf as pairs
 from paradigm import trees
@@ -138,3 +142,18 @@ def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
     objective, params = pairs.read_objective(tmp_path / "hf")
     wanted = load(tmp_path / "run").variables()["params"]
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_a_new_run_starts_from_a_directory_of_the_library(tmp_path, kind):
+    text = SPANS if kind == "text" else registry.SHIPPED.joinpath("runs/smoke/mae.gin").read_text()
+    experiment, _ = make_run(tmp_path / "run", text)
+    convert.to_hf(tmp_path / "run", tmp_path / "hf")
+    program = Program(experiment, make_mesh("data:-1"))
+    start = lambda init: initial_state(program, Checkpoints(tmp_path / "none"), (init,))
+    make, _, line = start(Init(str(tmp_path / "hf"), strict=kind == "text"))
+    wanted = jax.device_get(load(tmp_path / "run").variables()["params"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(make().all_params), wanted)
+    assert str(tmp_path / "hf") in line
+    with pytest.raises(UserError, match="none: no checkpoint there; give a run directory, .* save_pretrained"):
+        start(Init(str(tmp_path / "none")))
