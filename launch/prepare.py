@@ -1,11 +1,14 @@
-"""Turn a corpus into token windows that training reads: ArrayRecord shards, a tokenizer and meta.json in one directory.
+"""Turn a corpus into what training reads, token windows or records: ArrayRecord shards, a tokenizer and meta.json.
 
     python -m launch.prepare --source=stdlib --out=/tmp/stdlib --tokenizer=sentencepiece:8192
     python -m launch.prepare --source=novels.zip --out=/tmp/novels --valid_glob='valid/*' --exclude='test/*'
     python -m launch.prepare --source=tfds:c4/en --out=/data/c4 --tokenizer=t5.model --workers=32
+    python -m launch.prepare --source=qa.jsonl --out=/tmp/qa --input='{question} context: {context}' --target='{answer}'
+    python -m launch.prepare --source=sst2/ --out=/tmp/sst2 --kind=records --input='{sentence}' --label=label
 
 The bytes written do not depend on --workers. An interrupted preparation goes on when the same command is given again.
-Training reads the directory by the gin binding TextData.source = "/tmp/stdlib"; else it prepares its text by itself.
+Training reads the directory by the gin binding TextData.source = "/tmp/stdlib" (records: TextRecords.source); else it
+prepares its text by itself.
 """
 
 from absl import flags
@@ -13,11 +16,26 @@ from absl import flags
 from launch.run import cli
 from paradigm.errors import UserError
 from t5like.data import TextData
+from t5like.records import TextRecords
 
 _DEFAULT = TextData()
+_WINDOWS_ONLY = ("window", "field", "extensions", "invalid_utf8")
+_RECORDS_ONLY = ("input", "target", "label", "split", "group", "columns")
 SOURCE = flags.DEFINE_string(
-    "source", None, "stdlib, a file (text, .gz, .jsonl, .zip, .array_record), a folder of such files, or tfds:NAME."
+    "source",
+    None,
+    "stdlib, a file (text, .gz, .jsonl, .zip, .array_record), a folder of such files, or tfds:NAME; of records a file "
+    "(.jsonl, .tsv, .csv, .array_record), a folder of such files, or tfds:NAME.",
 )
+KIND = flags.DEFINE_enum(
+    "kind", None, ["windows", "records"], "What to make of it: windows of tokens, or with --input records with fields."
+)
+INPUT = flags.DEFINE_string("input", "", "Of records: a template of fields, as in '{question} context: {context}'.")
+TARGET = flags.DEFINE_string("target", "", "Of records: the same for the target; none unless given.")
+LABEL = flags.DEFINE_string("label", "", "Of records: the field that names the class.")
+SPLIT = flags.DEFINE_string("split", "", "Of records: the field that says train, valid or test.")
+GROUP = flags.DEFINE_string("group", "", "Of records: the field that those have alike which are held out together.")
+COLUMNS = flags.DEFINE_list("columns", [], "Of records: names of the columns of tsv and csv files without a header.")
 OUT = flags.DEFINE_string("out", None, "The directory to write. One that holds other data is refused.")
 TOKENIZER = flags.DEFINE_string(
     "tokenizer",
@@ -33,12 +51,12 @@ WINDOW = flags.DEFINE_integer(
     "window", 568, "Tokens a window: what the objective reads (568 fills the 512 inputs of T5's span corruption)."
 )
 VALID = flags.DEFINE_float(
-    "valid", _DEFAULT.valid, "Share of the documents to hold out, by a hash of their names; 0 for none."
+    "valid", _DEFAULT.valid, "Share to hold out, by a hash of documents' names or of records' inputs; 0 for none."
 )
 VALID_GLOB = flags.DEFINE_string(
-    "valid_glob", "", "Hold out the documents of these names instead, as in 'valid/*,dev/*'."
+    "valid_glob", "", "Hold out the documents, or files of records, of these names instead, as in 'valid/*'."
 )
-EXCLUDE = flags.DEFINE_string("exclude", "", "Leave out the documents of these names, as in 'test/*'.")
+EXCLUDE = flags.DEFINE_string("exclude", "", "Leave out the documents (files of records) of these names.")
 FIELD = flags.DEFINE_string("field", _DEFAULT.field, "Where the text stands in a jsonl or tfds record.")
 EXTENSIONS = flags.DEFINE_list("extensions", list(_DEFAULT.extensions), "What is text inside a folder or an archive.")
 INVALID_UTF8 = flags.DEFINE_string(
@@ -55,22 +73,47 @@ def main(argv):
     if not OUT.value:
         raise UserError("--out is required, as in --out=/tmp/corpus")
 
-    from t5like.prepare import prepare
+    kind = KIND.value or ("records" if INPUT.value else "windows")
+    for name in _WINDOWS_ONLY if kind == "records" else _RECORDS_ONLY:
+        if flags.FLAGS[name].present:
+            instead = "leave it out" if kind == "records" else "give --input or --kind=records, or leave it out"
+            raise UserError(f"--{name} says nothing of {kind}: {instead}")
 
-    recipe = TextData(
+    if kind == "records" and not INPUT.value:
+        raise UserError("--input is required for records, as in --input='{question} context: {context}'")
+
+    from t5like.prepare import prepare
+    from t5like.prepare_records import RECORDS
+
+    shared = dict(
         source=SOURCE.value,
         tokenizer=TOKENIZER.value,
-        window=WINDOW.value,
         valid=VALID.value,
         valid_glob=VALID_GLOB.value,
         exclude=EXCLUDE.value,
-        field=FIELD.value,
-        extensions=tuple(EXTENSIONS.value),
-        invalid_utf8=INVALID_UTF8.value,
         extra_ids=EXTRA_IDS.value,
         specials=tuple(SPECIALS.value),
     )
-    prepare(recipe, OUT.value, workers=WORKERS.value)
+    if kind == "records":
+        recipe = TextRecords(
+            input=INPUT.value,
+            target=TARGET.value,
+            label=LABEL.value,
+            split=SPLIT.value,
+            group=GROUP.value,
+            columns=tuple(COLUMNS.value),
+            **shared,
+        )
+        prepare(recipe, OUT.value, workers=WORKERS.value, kind=RECORDS)
+    else:
+        recipe = TextData(
+            window=WINDOW.value,
+            field=FIELD.value,
+            extensions=tuple(EXTENSIONS.value),
+            invalid_utf8=INVALID_UTF8.value,
+            **shared,
+        )
+        prepare(recipe, OUT.value, workers=WORKERS.value)
 
 
 if __name__ == "__main__":

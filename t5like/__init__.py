@@ -3,6 +3,7 @@
 # What gin files may name, by module; launch.run.registry reads it. Nothing is imported for it here.
 CONFIGURABLE = {
     "data": ("TextData", "TextMixture"),
+    "records": ("TextRecords",),
     "models": ("t5", "gpt"),
     "baselines": ("UnigramBaseline", "BigramBaseline"),
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),

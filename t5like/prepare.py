@@ -10,7 +10,6 @@ import concurrent.futures.process
 import contextlib
 import dataclasses
 import fcntl
-import fnmatch
 import hashlib
 import json
 import multiprocessing
@@ -18,6 +17,8 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,53 +29,69 @@ from paradigm.records import hash_of
 from paradigm.storage import aside_of, commit, expand, replace
 from t5like import sources
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
-from t5like.windows import FORMAT, META, encode_window, padding, read_meta
+from t5like.windows import FORMATS, META, encode_window, padding, read_meta
 
 PLAN = "plan.json"  # what an unfinished directory is going to be
 JOB_BYTES = 2 << 20  # of text, at least; a large corpus has about JOBS jobs
 JOBS = 1024
 SAMPLE_PER_ID = 256  # bytes of text for each id of a vocabulary to be learnt
+SPLITS = ("train", "valid", "test")  # windows have the first two
 WRITER = "group_size:1,zstd:1"  # one record a chunk: random access decompresses nothing else
 
 
-def prepare(recipe, out, workers=None, progress=True):
-    """Makes `out` the prepared directory of a TextData with a window, unless it is that already; returns its meta.
+class Kind(NamedTuple):
+    """What a preparation makes of a source: windows (below) or records with fields (prepare_records.py)."""
 
-    workers: processes, None for one a core; the result does not depend on it. progress: a bar and a summary on stderr.
+    name: str  # windows or records
+    listing: Callable  # recipe -> Listing
+    split: Callable  # (recipe, listing) -> (pieces to read, what is held out)
+    sample: Callable  # (recipe, pieces, held out) -> texts to learn a vocabulary from
+    job: Callable  # writes the shards of one job and then its record; see _job
+    meta: Callable  # (plan, records of the jobs) -> meta.json
+    complaint: Callable  # (recipe, meta) -> what is wrong with it, or None
+    summary: Callable  # meta -> a few lines for a person
+
+
+def prepare(recipe, out, workers=None, progress=True, kind=None):
+    """Makes `out` the prepared directory of a recipe, unless it is that already; returns its meta.
+
+    recipe: a TextData with a window, or with its Kind a TextRecords. workers: processes, None for one a core; the
+    result does not depend on it. progress: a bar and a summary on stderr. kind: None for windows.
 
     Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
     and for a full or unwritable disk.
     """
-    out = expand(out)
-    if recipe.window is None:
+    kind, out = kind or WINDOWS, expand(out)
+    if kind is WINDOWS and recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     settings = recipe.settings
     if (out / META).exists():
-        same_settings(out, read_meta(out)["settings"], settings)
-    listing = sources.list_pieces(recipe.source, recipe.field, recipe.extensions)
+        same_settings(out, read_meta(out, kind.name)["settings"], settings)
+    listing = kind.listing(recipe)
     if (out / META).exists():
-        meta = read_meta(out)
+        meta = read_meta(out, kind.name)
         _same_source(out, meta, recipe, listing)
         if all(_whole(out, shard) for split in meta["shards"].values() for shard in split):
             if progress:
-                print(f"{out} is whole already\n{summary(meta)}", file=sys.stderr)
+                print(f"{out} is whole already\n{kind.summary(meta)}", file=sys.stderr)
             return meta
-    pieces, held_out = _split(recipe, listing)
+    pieces, held_out = kind.split(recipe, listing)
     jobs = _deal(pieces)
-    with _errors_as_user_errors(out), _own(out):
+    with errors_as_user_errors(out), _own(out):
         (out / META).unlink(missing_ok=True)
-        plan = _plan(recipe, settings, listing, pieces, held_out, out, progress)
-        records = _run(recipe, jobs, held_out, plan, out, workers, progress)
-        meta = _meta(plan, records)
-        complaint = _too_little(recipe, meta)
+        texts = lambda: kind.sample(recipe, pieces, held_out)
+        plan = _plan(recipe, settings, listing, texts, FORMATS[kind.name], out, progress)
+        records = _run(kind.job, recipe, jobs, held_out, plan, out, workers, progress)
+        meta = kind.meta(plan, records)
+        complaint = kind.complaint(recipe, meta)
         if not complaint:
-            _write_json(out / META, meta)
+            write_json(out / META, meta)
         for leftover in [out / PLAN, *out.glob("done-*")]:
             leftover.unlink()
         if complaint:
             raise UserError(f"source {recipe.source}: {complaint}")
     if progress:
-        print(summary(meta), file=sys.stderr)
+        print(kind.summary(meta), file=sys.stderr)
     return meta
 
 
@@ -111,10 +128,10 @@ class HeldOut:
     share: float = 0.0
 
     def __call__(self, name):
-        return name in self.names or _matches(name, self.globs) or hash_of(name) < self.share
+        return name in self.names or sources.matches(name, self.globs) or hash_of(name) < self.share
 
 
-def _plan(recipe, settings, listing, pieces, held_out, out, progress):
+def _plan(recipe, settings, listing, texts, form, out, progress):
     """plan.json, made or read again: settings, fingerprints and the tokenizer that all jobs use."""
     path = out / PLAN
     if path.exists() and any(out.glob("done-*")):  # else nothing is lost by starting over
@@ -124,31 +141,30 @@ def _plan(recipe, settings, listing, pieces, held_out, out, progress):
         return plan
     if progress and is_learnt(recipe.tokenizer):
         print(f"learning a vocabulary ({recipe.tokenizer}) ...", file=sys.stderr)
-    texts = lambda: _sample(recipe, pieces, held_out)
     tokenizer = get_tokenizer(recipe.tokenizer, texts, recipe.extra_ids, recipe.specials)
     for leftover in ("tokenizer.tmp", "tokenizer"):
         shutil.rmtree(out / leftover, ignore_errors=True)
-    for leftover in [*out.glob("train-*"), *out.glob("valid-*")]:
+    for leftover in out.glob("*.array_record*"):
         leftover.unlink()
     tokenizer.save(out / "tokenizer.tmp")
     commit(out / "tokenizer.tmp", out / "tokenizer")
     v = tokenizer.vocabulary
     highest = max(v.text_ranges[-1][1] - 1, v.end, v.unk or 0, padding(v) or 0)
     plan = {
-        "format": FORMAT,
+        "format": form,
         "settings": settings,
         "source": {"described": listing.described, "fingerprint": listing.fingerprint},
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "<u1" if highest < 1 << 8 else "<u2" if highest < 1 << 16 else "<u4",
     }
-    _write_json(path, plan)
+    write_json(path, plan)
     return plan
 
 
 def _split(recipe, listing):
     """(pieces to read, HeldOut): at least one document is held out whatever the hashes say."""
-    pieces = [p for p in listing.pieces if not (p.single and _matches(p.name, recipe.exclude))]
+    pieces = [p for p in listing.pieces if not (p.single and sources.matches(p.name, recipe.exclude))]
     if not pieces:
         raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing")
     if recipe.valid_glob or not recipe.valid:
@@ -156,7 +172,7 @@ def _split(recipe, listing):
     if any(p.kind == "tfds" and p.name.startswith("validation/") for p in pieces):
         return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
     if not (single := [p for p in pieces if p.single]):  # names are known only where a document is a piece of its own
-        names = [name for name, _ in sources.read(pieces[0]) if not _matches(name, recipe.exclude)]
+        names = [name for name, _ in sources.read(pieces[0]) if not sources.matches(name, recipe.exclude)]
         return pieces, HeldOut(names=(min(names, key=hash_of),) if names else (), share=recipe.valid)
     first = min(single, key=lambda p: hash_of(p.name))
     wanted = int(recipe.valid * sum(p.size for p in pieces))
@@ -170,10 +186,6 @@ def _split(recipe, listing):
     last = dataclasses.replace(first, name=f"{first.name}@{cut}", start=cut, size=end - cut)
     at = pieces.index(first)
     return [*pieces[:at], kept, last, *pieces[at + 1 :]], HeldOut(names=(last.name,))
-
-
-def _matches(name, globs):
-    return any(fnmatch.fnmatchcase(name, g.strip()) for g in globs.split(",") if g.strip())
 
 
 def _deal(pieces):
@@ -196,7 +208,7 @@ def _sample(recipe, pieces, held_out):
     for piece in sorted(pieces, key=lambda p: hash_of(p.name)):
         left = most
         for name, raw in sources.read(piece):
-            if held_out(name) or _matches(name, recipe.exclude):
+            if held_out(name) or sources.matches(name, recipe.exclude):
                 continue
             head = raw if len(raw) <= left else raw[:left].rpartition(b"\n")[0]
             yield sources.decode(name, head, recipe.invalid_utf8)[0]
@@ -210,7 +222,7 @@ def _sample(recipe, pieces, held_out):
 # ----------------------------------------------------------------------------------------------------------------- jobs
 
 
-def _run(recipe, jobs, held_out, plan, out, workers, progress):
+def _run(work, recipe, jobs, held_out, plan, out, workers, progress):
     """Each job's record, in order; those that an earlier run finished are checked and taken over."""
     records = [_finished(j, len(jobs), plan, out) for j in range(len(jobs))]
     todo = [j for j, record in enumerate(records) if record is None]
@@ -223,10 +235,10 @@ def _run(recipe, jobs, held_out, plan, out, workers, progress):
             # After Ctrl-C the jobs in hand are finished and no more are begun.
             pool = concurrent.futures.ProcessPoolExecutor(workers, context, serve_parent)
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-            futures = {pool.submit(_job, *a): j for a, j in zip(arguments, todo)}
+            futures = {pool.submit(work, *a): j for a, j in zip(arguments, todo)}
             done = ((futures[f], f.result) for f in concurrent.futures.as_completed(futures))
         else:
-            done = ((j, lambda a=a: _job(*a)) for a, j in zip(arguments, todo))
+            done = ((j, lambda a=a: work(*a)) for a, j in zip(arguments, todo))
         bar = stack.enter_context(
             tqdm(
                 total=sum(sizes),
@@ -251,14 +263,15 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
     v = tokenizer.vocabulary
     bad = {"documents": 0, "bytes": 0, "first": None}
     shards = {
-        s: _Shard(out / _shard_name(s, job, jobs), recipe.window, plan["dtype"], padding(v)) for s in ("train", "valid")
+        s: _Windows(out / shard_name(s, job, jobs), recipe.window, plan["dtype"], padding(v))
+        for s in ("train", "valid")
     }
-    with _errors_as_user_errors(out), contextlib.ExitStack() as stack:
+    with errors_as_user_errors(out), contextlib.ExitStack() as stack:
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)
         for piece in pieces:
             for name, raw in sources.read(piece):
-                if _matches(name, recipe.exclude):
+                if sources.matches(name, recipe.exclude):
                     continue
                 text, replaced = sources.decode(sources.place(piece, name), raw, recipe.invalid_utf8)
                 if replaced:
@@ -267,20 +280,41 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
                 if text:
                     shard = shards["valid" if held_out(name) else "train"]
                     shard.add(np.append(tokenizer.encode(text), np.int32(v.end)), len(raw))
-        record = {"plan": _digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
-        _write_json(out / _record_name(job, jobs), record)
+        record = {"plan": digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
+        write_json(out / record_name(job, jobs), record)
     return record
 
 
-class _Shard:
-    """Joins documents, cuts them into windows and writes them aside; `close` puts the file in its place."""
+class Shard:
+    """One file of records, written aside; `close` puts it in its place. counts: what it holds."""
+
+    def __init__(self, path, **counts):
+        self.path, self.aside, self.writer, self.counts = path, aside_of(path), None, counts
+
+    def write(self, raw):
+        if self.writer is None:
+            from array_record.python.array_record_module import ArrayRecordWriter
+
+            self.writer = ArrayRecordWriter(str(self.aside), WRITER)
+        self.writer.write(raw)
+
+    def close(self):
+        """Finishes the file; a record of it, or of its absence where nothing was written."""
+        if self.writer is None:
+            return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
+        self.writer.close()
+        commit(self.aside, self.path)
+        size = self.path.stat().st_size
+        return {"file": self.path.name, "bytes": size, "sha256": sha256(self.path), "counts": self.counts}
+
+
+class _Windows(Shard):
+    """Joins documents, cuts them into windows and writes them."""
 
     def __init__(self, path, window, dtype, pad):
-        self.path, self.window, self.dtype, self.pad = path, window, dtype, pad
-        self.aside = aside_of(path)
-        self.writer = None
+        super().__init__(path, documents=0, bytes=0, tokens=0, windows=0, padding=0)
+        self.window, self.dtype, self.pad = window, dtype, pad
         self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
-        self.counts = dict(documents=0, bytes=0, tokens=0, windows=0, padding=0)
 
     def add(self, tokens, text_bytes):
         self.starts = np.append(self.starts, len(self.tokens))
@@ -290,40 +324,31 @@ class _Shard:
         self.counts["tokens"] += len(tokens)
         whole = len(self.tokens) // self.window * self.window
         for begin in range(0, whole, self.window):
-            self._write(begin, begin + self.window)
+            self._cut(begin, begin + self.window)
         self.tokens, self.starts = self.tokens[whole:], self.starts[self.starts >= whole] - whole
 
-    def _write(self, begin, end):
-        if self.writer is None:
-            from array_record.python.array_record_module import ArrayRecordWriter
-
-            self.writer = ArrayRecordWriter(str(self.aside), WRITER)
+    def _cut(self, begin, end):
         inside = self.starts[(self.starts > begin) & (self.starts < end)] - begin
-        self.writer.write(encode_window(self.tokens[begin:end], inside, self.window, self.dtype, self.pad))
+        self.write(encode_window(self.tokens[begin:end], inside, self.window, self.dtype, self.pad))
         self.counts["windows"] += 1
 
     def close(self):
-        """Finishes the file; a record of it, or of its absence where no window came together."""
+        """As of a Shard; what is left is a window with padding."""
         if len(self.tokens):
             self.counts["padding"] = self.window - len(self.tokens)
-            self._write(0, len(self.tokens))
-        if self.writer is None:
-            return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
-        self.writer.close()
-        commit(self.aside, self.path)
-        size = self.path.stat().st_size
-        return {"file": self.path.name, "bytes": size, "sha256": _sha256(self.path), "counts": self.counts}
+            self._cut(0, len(self.tokens))
+        return super().close()
 
 
 def _finished(job, jobs, plan, out):
     """The record of a job that an earlier run finished, if its files are still what it says; else None."""
     try:
-        record = json.loads((out / _record_name(job, jobs)).read_text())
+        record = json.loads((out / record_name(job, jobs)).read_text())
     except (OSError, ValueError):
         return None
-    if record.get("plan") != _digest(plan):
+    if record.get("plan") != digest(plan):
         return None
-    if all(_whole(out, record[split]) for split in ("train", "valid") if record[split]["file"]):
+    if all(_whole(out, record[split]) for split in SPLITS if record.get(split, {}).get("file")):
         return record
     return None
 
@@ -331,7 +356,7 @@ def _finished(job, jobs, plan, out):
 def _whole(out, shard):
     """Whether a shard is what its record says."""
     path = out / shard["file"]
-    return path.exists() and path.stat().st_size == shard["bytes"] and _sha256(path) == shard["sha256"]
+    return path.exists() and path.stat().st_size == shard["bytes"] and sha256(path) == shard["sha256"]
 
 
 def _meta(plan, records):
@@ -352,7 +377,7 @@ def _meta(plan, records):
         "first": next((b["first"] for b in bad if b["first"]), None),
     }
     identity = [plan["tokenizer"], plan["dtype"], plan["settings"]["window"], shards]
-    return {**plan, "fingerprint": _digest(identity), "counts": counts, "invalid_utf8": bad, "shards": shards}
+    return {**plan, "fingerprint": digest(identity), "counts": counts, "invalid_utf8": bad, "shards": shards}
 
 
 def _too_little(recipe, meta):
@@ -368,6 +393,13 @@ def _too_little(recipe, meta):
     if recipe.valid_glob and not valid["documents"]:
         return f"no document matches valid_glob={recipe.valid_glob!r}"
     return None
+
+
+def _listing(recipe):
+    return sources.list_pieces(recipe.source, recipe.field, recipe.extensions)
+
+
+WINDOWS = Kind("windows", _listing, _split, _sample, _job, _meta, _too_little, summary)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -388,24 +420,24 @@ def _same_source(out, plan, recipe, listing):
         )
 
 
-def _shard_name(split, job, jobs):
+def shard_name(split, job, jobs):
     return f"{split}-{job:05d}-of-{jobs:05d}.array_record"
 
 
-def _record_name(job, jobs):
+def record_name(job, jobs):
     return f"done-{job:05d}-of-{jobs:05d}.json"
 
 
-def _digest(value):
+def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _sha256(path):
+def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path, value):
+def write_json(path, value):
     replace(path, f"{json.dumps(value, indent=1)}\n".encode())
 
 
@@ -413,7 +445,7 @@ def _write_json(path, value):
 def _own(out):
     """Makes `out`, sees that nobody else's files are in it, and keeps other preparations away until done."""
     out.mkdir(parents=True, exist_ok=True)
-    ours = (META, PLAN, "tokenizer", "done-", "train-", "valid-", ".lock")
+    ours = (META, PLAN, "tokenizer", "done-", "train-", "valid-", "test-", ".lock")
     if strange := sorted(n for n in os.listdir(out) if not n.startswith(ours)):
         raise UserError(
             f"{out} holds other files ({', '.join(strange[:3])}), no prepared corpus: give another directory"
@@ -427,7 +459,7 @@ def _own(out):
 
 
 @contextlib.contextmanager
-def _errors_as_user_errors(out):
+def errors_as_user_errors(out):
     """What a disk can do to us, and a worker that was killed, as one line each."""
     try:
         yield

@@ -10,6 +10,7 @@ stretch of a file that holds many; pieces are what several processes share out a
 """
 
 import dataclasses
+import fnmatch
 import gzip
 import hashlib
 import json
@@ -96,7 +97,7 @@ def _list(source, field, extensions):
         raise UserError(f"source {source} is empty: there is no text in it")
     digest = hashlib.sha256()
     for path in sorted({p.path for p in pieces}):
-        digest.update(f"{_checksum(path)} ".encode())
+        digest.update(f"{checksum(path)} ".encode())
     for p in pieces:
         digest.update(f"{p.kind} {p.name} {p.size} {p.start} {p.end} {p.field}\n".encode())
     return Listing(tuple(pieces), digest.hexdigest()[:32], described)
@@ -111,7 +112,7 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
         yield from {
             "text": _read_text,
             "jsonl": _read_jsonl,
-            "array_record": _read_array_record,
+            "array_record": array_record_rows,
             "tfds": _read_tfds,
             "topics": _read_topics,
         }[piece.kind](piece)
@@ -179,7 +180,7 @@ def _folder(root, field, extensions):
     for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
         name = path.relative_to(root).as_posix()
         if path.is_file() and not any(part.startswith(".") for part in pathlib.PurePosixPath(name).parts):
-            seen.add(_suffix(name) or name)
+            seen.add(ending(name) or name)
             if _readable(name, extensions):
                 pieces += _file(path, name, field, extensions)
     if not pieces:
@@ -192,7 +193,7 @@ def _folder(root, field, extensions):
 
 def _file(path, name, field, extensions):
     """Pieces of one file, by its suffix; a file with a suffix of no meaning here is plain text."""
-    size, suffix = path.stat().st_size, _suffix(name)
+    size, suffix = path.stat().st_size, ending(name)
     if suffix == ".zip":
         yield from _zip(path, name, extensions)
     elif suffix in _RECORDS:
@@ -221,7 +222,7 @@ def _zip(path, name, extensions):
             infos = sorted(archive.infolist(), key=lambda i: i.filename)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
-    members = [i for i in infos if _suffix(i.filename) in extensions and i.file_size]
+    members = [i for i in infos if ending(i.filename) in extensions and i.file_size]
     if not members:
         raise UserError(
             f"{path} holds no file of text ({' '.join(extensions)}); it holds "
@@ -267,20 +268,25 @@ def _stretches(size):
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
-def _suffix(name):
+def ending(name):
     """'.jsonl.gz' of a.b.jsonl.gz, '.array_record' of x.array_record-00000-of-00001, '.txt' of notes.v2.txt."""
     suffixes = [s.lower().split("-")[0] for s in pathlib.PurePosixPath(name).suffixes[-2:]]
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
 def _readable(name, extensions):
-    suffix = _suffix(name)
+    suffix = ending(name)
     return suffix in extensions + _RECORDS + _JSONL[:2] + (".zip",) or (
         suffix.endswith(".gz") and suffix[:-3] in extensions + _JSONL
     )
 
 
-def _checksum(path):
+def matches(name, globs):
+    """Whether a name matches one of some patterns, with commas between."""
+    return any(fnmatch.fnmatchcase(name, g.strip()) for g in globs.split(",") if g.strip())
+
+
+def checksum(path):
     """Size and CRC of a file's first and last 32 MiB: a changed corpus is noticed without reading terabytes."""
     size, edge = os.path.getsize(path), 32 << 20
     with open(path, "rb") as file:
@@ -350,7 +356,8 @@ def _json_text(line, piece, offset):
     return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
 
 
-def _read_array_record(piece):
+def array_record_rows(piece):
+    """(name, bytes) of the records of a piece."""
     reader = tfds.array_records(piece.path)
     for start in range(piece.start, piece.end, 256):
         rows = range(start, min(start + 256, piece.end))
@@ -358,14 +365,19 @@ def _read_array_record(piece):
 
 
 def _read_tfds(piece):
+    for name, example in tfds_rows(piece):
+        text = example[piece.field]
+        yield name, _no_nul(text if isinstance(text, bytes) else str(text).encode())
+
+
+def tfds_rows(piece):
+    """(name, features as numpy) of the examples of a piece of a TensorFlow data set."""
     features = tfds.builder(piece.member).info.features
     if tfds.is_tfrecord(piece.path):
         rows = ((f"{piece.name}#{row}", raw) for row, raw in enumerate(_tfrecords(piece.path)))
     else:
-        rows = _read_array_record(piece)
-    for name, raw in rows:
-        text = features.deserialize_example_np(raw)[piece.field]
-        yield name, _no_nul(text if isinstance(text, bytes) else str(text).encode())
+        rows = array_record_rows(piece)
+    yield from ((name, features.deserialize_example_np(raw)) for name, raw in rows)
 
 
 def _no_nul(raw):

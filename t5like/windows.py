@@ -16,7 +16,7 @@ from paradigm.errors import UserError
 from paradigm.records import Shards
 from t5like.tokenizers import load_tokenizer
 
-FORMAT = "paradigm-text-1"
+FORMATS = {"windows": "paradigm-text-1", "records": "paradigm-text-records-1"}
 META = "meta.json"
 
 
@@ -134,8 +134,11 @@ def decode_window(raw, window, dtype, one_document=None, pad=0):
     return tokens, segments
 
 
-def read_meta(directory):
-    """meta.json of a prepared directory. Raises UserError if it is not one, or of another format."""
+def read_meta(directory, kind="windows"):
+    """meta.json of a prepared directory of windows or records.
+
+    Raises UserError if it is not one, or of another format.
+    """
     path = pathlib.Path(directory) / META
     try:
         meta = json.loads(path.read_text())
@@ -143,6 +146,10 @@ def read_meta(directory):
         raise UserError(f"{directory} holds no prepared corpus (no {META}): run launch.prepare") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): prepare the corpus again") from None
-    if meta.get("format") != FORMAT:
-        raise UserError(f"{path} is of format {meta.get('format')!r}, this version reads {FORMAT!r}: prepare it again")
+    found, wanted = meta.get("format"), FORMATS[kind]
+    if found != wanted and found in FORMATS.values():
+        [other] = [k for k in FORMATS if FORMATS[k] == found]
+        raise UserError(f"{directory} holds {other}, and {kind} are wanted: prepare them with --kind={kind}")
+    if found != wanted:
+        raise UserError(f"{path} is of format {found!r}, this version reads {wanted!r}: prepare it again")
     return meta

@@ -82,7 +82,7 @@ def value_and_grads(module, params, keys=None):
 
 
 def params_of(module):
-    return module.init(jax.random.key(1), stream(), AttentionMask(causal=True))["params"]
+    return jax.jit(module.init)(jax.random.key(1), stream(), AttentionMask(causal=True))["params"]
 
 
 def assert_same(a, b, tolerance=2e-5):

@@ -178,7 +178,7 @@ def test_same_bytes_whatever_the_workers(folder, tmp_path, many_jobs):
 
 def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch):
     whole = files(make(folder, tmp_path / "whole").directory)
-    out, job, calls = tmp_path / "out", P._job, []
+    out, job, calls = tmp_path / "out", P.WINDOWS.job, []
 
     def fails_at_the_fourth(*args):
         calls.append(args[5])
@@ -186,7 +186,7 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
             raise KeyboardInterrupt
         return job(*args)
 
-    monkeypatch.setattr(P, "_job", fails_at_the_fourth)
+    monkeypatch.setattr(P, "WINDOWS", P.WINDOWS._replace(job=fails_at_the_fourth))
     with pytest.raises(KeyboardInterrupt):
         make(folder, out)
     assert not (out / "meta.json").exists() and len(list(out.glob("done-*"))) == 3
@@ -202,7 +202,7 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
         b"half"
     )
     calls.clear()
-    monkeypatch.setattr(P, "_job", lambda *args: calls.append(args[5]) or job(*args))
+    monkeypatch.setattr(P, "WINDOWS", P.WINDOWS._replace(job=lambda *args: calls.append(args[5]) or job(*args)))
     make(folder, out)
     jobs = int(damaged.name.split("-of-")[1][:5])
     assert jobs > 5 and calls == [1, *range(3, jobs)]
@@ -212,7 +212,7 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
 
 
 def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, many_jobs, monkeypatch):
-    out, job = tmp_path / "out", P._job
+    out, job = tmp_path / "out", P.WINDOWS.job
 
     def fails_at_the_second(*args):
         if args[5] == 1:
@@ -220,7 +220,7 @@ def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, 
         return job(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(P, "_job", fails_at_the_second)
+        patch.setattr(P, "WINDOWS", P.WINDOWS._replace(job=fails_at_the_second))
         make(folder, out)
     before = files(out)
     with pytest.raises(

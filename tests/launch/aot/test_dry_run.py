@@ -45,7 +45,7 @@ def test_what_is_frozen_is_counted_apart():
     assert f"{total:,} parameters ({trained:,} trained, {100 * trained / total:.3g} %) on 8 devices" in text
     found, whole = rows(text), rows(free)
     assert found["encoder/in/kernel"][-1] == f"{WIDTH * HIDDEN} frozen"
-    assert found["main"][:3] == [f"{4 * trained} B", f"{4 * WIDTH * HIDDEN} B", f"{8 * trained} B"]
+    assert found["main"][:3] == [readable(4 * trained), readable(4 * WIDTH * HIDDEN), readable(8 * trained)]
     assert whole["main"][:3] == [readable(4 * total), "0 B", readable(8 * total)]
 
 

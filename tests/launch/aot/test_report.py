@@ -74,8 +74,8 @@ def test_the_largest_gather_is_one_layer_or_one_leaf():
     objective = language(layers=6, d_model=64)
     found = reported(objective)
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
-    layer = sum(x.size * 4 for x in jax.tree.leaves(shapes["decoder"]["layers"])) / 6
-    single = max(x.size * 4 for x in jax.tree.leaves({k: v for k, v in shapes.items() if k != "decoder"}))
+    layer = sum(x.size * 4 for x in jax.tree.leaves(shapes["model"]["decoder"]["layers"])) / 6
+    single = max(x.size * 4 for x in jax.tree.leaves({k: v for k, v in shapes["model"].items() if k != "decoder"}))
     assert 0 < found["collectives"]["all-gather"]["largest"] <= max(layer, single)
 
 

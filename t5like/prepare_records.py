@@ -1,0 +1,287 @@
+"""Records with fields become shards of examples: two texts as tokens, a class, and the fields themselves.
+
+As for windows (prepare.py), parts are dealt to jobs by size alone and the bytes do not depend on the workers. An
+example is stored as two uint32 (tokens of either text), the tokens in the smallest unsigned type that holds the
+vocabulary, and JSON: {"label": name of the class or null, "fields": {...}}.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from paradigm.errors import UserError
+from t5like import tables
+from t5like.prepare import (
+    SAMPLE_PER_ID,
+    SPLITS,
+    Kind,
+    Shard,
+    digest,
+    errors_as_user_errors,
+    hash_of,
+    record_name,
+    shard_name,
+    write_json,
+)
+from t5like.tokenizers import load_tokenizer
+
+NAMED = 3  # broken records that are named; all are counted
+_SURVEYED = 10_000  # records of the first part among which one is held out in any case
+_TOGETHER = 256  # texts that are encoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A record as its templates read it. label: the name of its class, or None. key: hash in [0, 1) of what it is."""
+
+    split: str
+    input: str
+    target: str
+    label: str | None
+    fields: dict
+    key: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Which training examples validate: those whose hash is not above a limit."""
+
+    limit: float
+
+    def __call__(self, example):
+        return "valid" if example.split == "train" and example.key <= self.limit else example.split
+
+
+def examples(recipe, part):
+    """(name, Example or ValueError) of every record of a part, in order."""
+    for name, record in tables.read(part, recipe.columns):
+        if not isinstance(record, Exception):
+            try:
+                record = _example(recipe, part.split, record)
+            except ValueError as error:
+                record = error
+        yield name, record
+
+
+def _example(recipe, split, record):
+    if recipe.split:
+        word = tables.text_of(tables.lookup(record, recipe.split), recipe.split)
+        split = tables.SPLITS.get(word.strip().lower())
+        if split is None:
+            raise ValueError(f"has {word[:40]!r} in {recipe.split!r}, which is none of {', '.join(tables.SPLITS)}")
+    text, target, label = tables.render(recipe.input, record), "", None
+    if not text.strip():
+        raise ValueError(f"has nothing in {', '.join(tables.fields_in(recipe.input))}: its input is empty")
+    try:
+        target = tables.render(recipe.target, record)
+    except tables.Missing:
+        if split != "test":  # its answers are often kept secret
+            raise
+    if recipe.label:
+        try:
+            label = tables.class_of(tables.lookup(record, recipe.label), recipe.label) or None
+            if label is None and split != "test":
+                raise ValueError(f"has nothing in {recipe.label!r}: it is of no class")
+        except tables.Missing:
+            if split != "test":
+                raise
+    group = tables.text_of(tables.lookup(record, recipe.group), recipe.group) if recipe.group else text
+    return Example(split, text, target, label, record, hash_of(group))
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+
+
+def encode_example(inputs, targets, label, fields, dtype):
+    """Bytes of one example; see the top of this file."""
+    lengths = np.array([len(inputs), len(targets)], "<u4").tobytes()
+    rest = json.dumps({"label": label, "fields": fields}).encode()
+    return lengths + inputs.astype(dtype).tobytes() + targets.astype(dtype).tobytes() + rest
+
+
+def decode_example(raw, dtype):
+    """(inputs int32 [n], targets int32 [m], label, fields) of those bytes; ValueError if it cannot be one."""
+    if len(raw) < 8:
+        raise ValueError(f"{len(raw)} bytes are no example")
+    n, m = np.frombuffer(raw, "<u4", 2).tolist()
+    size = np.dtype(dtype).itemsize
+    tokens = np.frombuffer(raw, dtype, n + m, offset=8).astype(np.int32)
+    rest = json.loads(raw[8 + size * (n + m) :])
+    return tokens[:n], tokens[n:], rest["label"], rest["fields"]
+
+
+class _Examples(Shard):
+    """Encodes examples and writes them."""
+
+    def __init__(self, path, tokenizer, dtype):
+        super().__init__(
+            path, records=0, input_tokens=0, target_tokens=0, longest_input=0, longest_target=0, classes={}
+        )
+        self.tokenizer, self.dtype, self.waiting = tokenizer, dtype, []
+
+    def add(self, example):
+        self.waiting.append(example)
+        if len(self.waiting) == _TOGETHER:
+            self._flush()
+
+    def _flush(self):
+        inputs = self.tokenizer.encode_batch([e.input for e in self.waiting])
+        targets = self.tokenizer.encode_batch([e.target for e in self.waiting])
+        for e, a, b in zip(self.waiting, inputs, targets):
+            self.write(encode_example(a, b, e.label, e.fields, self.dtype))
+            c = self.counts
+            c["records"] += 1
+            c["input_tokens"], c["target_tokens"] = c["input_tokens"] + len(a), c["target_tokens"] + len(b)
+            c["longest_input"] = max(c["longest_input"], len(a))
+            c["longest_target"] = max(c["longest_target"], len(b))
+            if e.label is not None:
+                c["classes"][e.label] = c["classes"].get(e.label, 0) + 1
+        self.waiting = []
+
+    def close(self):
+        self._flush()
+        return super().close()
+
+
+# ------------------------------------------------------------------------------------------------------ the preparation
+
+
+def _listing(recipe):
+    if not recipe.input:
+        raise UserError(
+            "TextRecords.input is not set: give a template of fields, as in '{question} context: {context}'"
+        )
+    return tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns)
+
+
+def _split(recipe, listing):
+    """(parts, HeldOut): at least one example is held out whatever the hashes say, where nothing else says who is."""
+    parts = listing.pieces
+    broken, first = 0, None
+    for part in parts:  # the first whole record is nearly always the first: a wrong template is told at once
+        found = ((name, e) for name, e in examples(recipe, part) if part.split == "train" or recipe.split)
+        for name, example in found:
+            if isinstance(example, Example) and example.split == "train":
+                break
+            if not isinstance(example, Example):
+                broken, first = broken + 1, first or f"{name} {example}"
+        else:
+            continue
+        break
+    else:
+        what = f"none of its {broken:,} records to train on can be used: {first}" if broken else "there is no record"
+        raise UserError(f"source {recipe.source}: {what}{' to train on in it' * (not broken)}")
+    if not recipe.valid or recipe.split or any(p.split == "valid" for p in parts):
+        return parts, HeldOut(-1.0)
+    some = itertools.islice(examples(recipe, part), _SURVEYED)
+    keys = [e.key for _, e in some if isinstance(e, Example)]
+    return parts, HeldOut(max(recipe.valid, min(keys)))
+
+
+def _sample(recipe, parts, held_out):
+    """Texts to learn a vocabulary from: of training examples, part after part in an order of hashes, to a bound."""
+    budget = max(1 << 20, SAMPLE_PER_ID * int(recipe.tokenizer.partition(":")[2]))
+    most = budget // min(len(parts), 16)
+    for part in sorted(parts, key=lambda p: hash_of(f"{p.name}@{p.start}")):
+        left = most
+        for _, example in examples(recipe, part):
+            if isinstance(example, Example) and held_out(example) == "train":
+                for text in filter(None, (example.input, example.target)):
+                    yield text
+                    left, budget = left - len(text), budget - len(text)
+            if left <= 0 or budget <= 0:
+                break
+        if budget <= 0:
+            return
+
+
+def _job(recipe, parts, held_out, plan, out, job, jobs):
+    """Writes the shards of one job, then its record, and returns the record."""
+    out = pathlib.Path(out)
+    tokenizer = load_tokenizer(out / "tokenizer")
+    broken = {"records": 0, "first": []}
+    shards = {s: _Examples(out / shard_name(s, job, jobs), tokenizer, plan["dtype"]) for s in SPLITS}
+    with errors_as_user_errors(out), contextlib.ExitStack() as stack:
+        for shard in shards.values():
+            stack.callback(shard.aside.unlink, missing_ok=True)
+        for part in parts:
+            for name, example in examples(recipe, part):
+                if isinstance(example, Example):
+                    shards[held_out(example)].add(example)
+                else:
+                    broken["records"] += 1
+                    if len(broken["first"]) < NAMED:
+                        broken["first"].append(f"{name} {example}")
+        record = {"plan": digest(plan), "broken": broken, **{s: shard.close() for s, shard in shards.items()}}
+        write_json(out / record_name(job, jobs), record)
+    return record
+
+
+def _meta(plan, records):
+    """meta.json: the plan, the shards of every job, the classes by name, and sums of what the jobs counted."""
+    shards, counts, classes = {}, {}, set()
+    for split in SPLITS:
+        parts = [r[split] for r in records]
+        shards[split] = [
+            {"file": p["file"], "records": p["counts"]["records"], "bytes": p["bytes"], "sha256": p["sha256"]}
+            for p in parts
+            if p["file"]
+        ]
+        total = collections.Counter()
+        for p in parts:
+            total.update(p["counts"].pop("classes"))
+        classes |= total.keys()
+        merge = lambda name: (max if name.startswith("longest") else sum)(p["counts"][name] for p in parts)
+        counts[split] = {name: merge(name) for name in parts[0]["counts"]}
+        counts[split]["classes"] = dict(sorted(total.items()))
+    number = all(re.fullmatch(r"-?[0-9]+", c) for c in classes)
+    classes = sorted(classes, key=(lambda c: (int(c), c)) if number else None)
+    first = [name for r in records for name in r["broken"]["first"]][:NAMED]
+    broken = {"records": sum(r["broken"]["records"] for r in records), "first": first}
+    names = ("input", "target", "label")
+    identity = [plan["tokenizer"], plan["dtype"], [plan["settings"][n] for n in names], classes, shards]
+    return {
+        **plan,
+        "fingerprint": digest(identity),
+        "classes": classes,
+        "counts": counts,
+        "broken": broken,
+        "shards": shards,
+    }
+
+
+def _complaint(recipe, meta):
+    """What is wrong with records that cannot be trained on; None if nothing is."""
+    if not meta["counts"]["train"]["records"]:
+        held = meta["counts"]["valid"]["records"]
+        return f"all of its {held:,} records that can be used are held out: add some, or set valid to 0"
+    return None
+
+
+def summary(meta):
+    """A few lines for a person: what was read, and what was left out."""
+    lines = [f"source     {meta['source']['described']}"]
+    lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
+    for split in SPLITS:
+        c = meta["counts"][split]
+        if c["records"]:
+            lines.append(
+                f"{split:10} {c['records']:,} records, {c['input_tokens']:,} tokens of input (the longest "
+                f"{c['longest_input']:,}), {c['target_tokens']:,} of target (the longest {c['longest_target']:,})"
+            )
+    if meta["classes"]:
+        shown = ", ".join(meta["classes"][:10]) + ", ..." * (len(meta["classes"]) > 10)
+        lines.append(f"label      {meta['settings']['label']}: {len(meta['classes']):,} classes ({shown})")
+    if n := meta["broken"]["records"]:
+        more = f"; and {n - len(meta['broken']['first']):,} more" if n > len(meta["broken"]["first"]) else ""
+        lines.append(f"left out   {n:,} broken records: {'; '.join(meta['broken']['first'])}{more}")
+    return "\n".join(lines)
+
+
+RECORDS = Kind("records", _listing, _split, _sample, _job, _meta, _complaint, summary)

@@ -1,0 +1,187 @@
+"""Records with fields as a run names them: templates make two texts of each, a field names its class.
+
+They are prepared once, as windows of text are (data.py), and then read at random: a prepared directory holds meta.json
+(written last), tokenizer/, and ArrayRecord shards of examples (prepare_records.py). numpy alone is imported here.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+
+from paradigm import tfds
+from paradigm.errors import UserError
+from t5like.prepare import prepare, same_settings
+from t5like.prepare_records import RECORDS, decode_example
+from t5like.tables import fields_in
+from t5like.tokenizers import load_tokenizer, vocabulary_of
+from t5like.tokenizers.base import checked_specials
+from t5like.windows import META, read_meta
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRecords:
+    """Which records a run reads, and how each becomes two texts and a class.
+
+    source: a file or folder of jsonl, tsv, csv or ArrayRecord, or tfds:NAME (see t5like/tables.py); or a directory that
+        launch.prepare --kind=records wrote, which is used as it is.
+    input, target: templates, as in "{question} context: {context}"; dots lead into a field ('answers.text.0'), {{ and
+        }} stand for braces. target: "" for none.
+    label: field whose values are names of classes, sorted (whole numbers by size); "" for none. In a test split, target
+        and label may be missing: then they are empty, and -1.
+    split: field that says train, valid or test. Else tfds splits, and files and folders of such names, say it; and
+        where nothing does, `valid` is the share of the records held out, by a hash of their input, so that the same
+        input never stands on both sides; or of the field `group`, so that records which share it stay together.
+    valid_glob, exclude: names of files or tfds splits to hold out, to leave out (several, comma-separated).
+    columns: of tsv and csv files without a header.
+    tokenizer, extra_ids, specials: as of t5like.data.TextData.
+
+    Records that are broken (no JSON, another number of columns, not UTF-8, a field missing) are left out, counted, and
+    the first of them named.
+    """
+
+    source: str
+    input: str = ""
+    target: str = ""
+    label: str = ""
+    split: str = ""
+    group: str = ""
+    valid: float = 0.05
+    valid_glob: str = ""
+    exclude: str = ""
+    columns: tuple[str, ...] = ()
+    tokenizer: str = "bytes"
+    extra_ids: int | None = None
+    specials: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "columns", tuple(self.columns))  # gin gives a list
+        object.__setattr__(self, "specials", checked_specials(self.specials))
+        if self.input and not fields_in(self.input, "TextRecords.input"):
+            raise UserError(f"TextRecords.input={self.input!r} names no field: write them in braces, as in '{{text}}'")
+        if self.target and not fields_in(self.target, "TextRecords.target"):
+            raise UserError(f"TextRecords.target={self.target!r} names no field: every record would have the same")
+        if not 0 <= self.valid < 1:
+            raise UserError(f"valid={self.valid}: the held-out share of records must lie in [0, 1)")
+
+    @property
+    def settings(self):
+        """What meta.json keeps of it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def vocabulary(self):
+        """The records' Vocabulary, known before they are prepared; None where its tokenizer is not on this machine."""
+        source = pathlib.Path(self.source).expanduser()
+        if (source / META).exists():
+            return PreparedRecords(source).tokenizer.vocabulary
+        return vocabulary_of(self.tokenizer, self.extra_ids, self.specials)
+
+    def build(self, cache_dir, window=None, progress=True, workers=None):
+        """The PreparedRecords of this recipe: the source itself if it is prepared, else made in `cache_dir`, once.
+
+        window: changes nothing, since a record is as long as it is. workers: processes (None: one a core).
+        Raises UserError if the records cannot be used, or cache_dir holds other data.
+        """
+        source = pathlib.Path(self.source).expanduser()
+        if (source / META).exists():
+            prepared = PreparedRecords(source)
+            self._agree(prepared)
+            return prepared
+        if (pathlib.Path(cache_dir) / META).exists():  # a run keeps what it began with, whatever became of the source
+            same_settings(cache_dir, read_meta(cache_dir, "records")["settings"], self.settings)
+        else:
+            prepare(self, cache_dir, workers, progress, RECORDS)
+        return PreparedRecords(cache_dir)
+
+    def _agree(self, prepared):
+        """UserError if a prepared directory was made with other templates, or other tokens, than are asked for."""
+        there = prepared.meta["settings"]
+        same_size = f"{self.tokenizer.partition(':')[0]}:{prepared.meta['vocab_size']}"
+        for name, like in (("input", None), ("target", None), ("label", None), ("tokenizer", same_size)):
+            asked = getattr(self, name)
+            if asked not in (getattr(TextRecords, name), there[name], like):
+                raise UserError(
+                    f"{prepared.directory} was prepared with {name}={there[name]!r}, not {asked!r}: set "
+                    f"TextRecords.{name} to that, or prepare it again"
+                )
+
+
+class PreparedRecords:
+    """A prepared directory of records, opened.
+
+    classes: names of the labels, by number; () for none. tokenizer. meta: what meta.json says. fingerprint: changes
+    whenever a record does. Raises UserError if the directory is not whole.
+    """
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.meta = read_meta(self.directory, "records")
+        self.classes = tuple(self.meta["classes"])
+        self.fingerprint = self.meta["fingerprint"]
+        for shard in (s for shards in self.meta["shards"].values() for s in shards):
+            path = self.directory / shard["file"]
+            size = path.stat().st_size if path.exists() else None
+            if size != shard["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                raise UserError(f"{path} {found}: run launch.prepare into {self.directory} again")
+
+    @functools.cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.directory / "tokenizer")
+
+    def vocabulary(self):
+        """The tokenizer's Vocabulary."""
+        return self.tokenizer.vocabulary
+
+    def source(self, split="train"):
+        """The records of 'train', 'valid' or 'test', for paradigm.dataset.Dataset. Raises UserError without any."""
+        shards = self.meta["shards"].get(split)
+        if not shards:
+            there = ", ".join(s for s, found in self.meta["shards"].items() if found)
+            raise UserError(f"{self.directory} has no {split} records, only {there}: prepare it with some held out")
+        paths, counts = zip(*((str(self.directory / s["file"]), s["records"]) for s in shards))
+        return RecordSource(paths, counts, self.meta["dtype"], self.classes, f"{self.fingerprint}/{split}")
+
+
+class RecordSource:
+    """Random access to the examples of some shards; picklable, since files are opened when first read.
+
+    A record is {"inputs": int32 [n], "targets": int32 [m], both without an end, "label": int, -1 for none, "fields":
+    the record as it was, a dict}.
+    """
+
+    def __init__(self, paths, counts, dtype, classes, fingerprint):
+        self.paths, self.counts, self.dtype, self.classes, self.fingerprint = paths, counts, dtype, classes, fingerprint
+        self._number = {name: k for k, name in enumerate(classes)} | {None: -1}
+        self._ends = np.cumsum(counts)
+        self._readers = {}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": {}}
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def __getitem__(self, position):
+        shard, row = self._find(position)
+        reader = self._readers.get(shard)
+        if reader is None:
+            reader = tfds.array_records(self.paths[shard])
+            if reader.num_records() != self.counts[shard]:
+                raise UserError(
+                    f"{self.paths[shard]} has {reader.num_records()} records instead of {self.counts[shard]}: "
+                    "prepare it again"
+                )
+            self._readers[shard] = reader
+        inputs, targets, label, fields = decode_example(reader.read([row])[0], self.dtype)
+        return {"inputs": inputs, "targets": targets, "label": self._number[label], "fields": fields}
+
+    def name(self, position):
+        shard, row = self._find(position)
+        return f"{self.paths[shard]} record {row}"
+
+    def _find(self, position):
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        return shard, int(position - self._ends[shard] + self.counts[shard])
