@@ -217,8 +217,8 @@ class PairSource:
             if not record["captions"]:
                 raise ValueError("it has no text")
             return record
-        except UserError as error:
-            raise UserError(str(error).replace("ImageData.", "PairData.")) from error
+        except UserError:
+            raise
         except Exception as error:  # decoders raise anything at all
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             reason = re.sub(r" <_io\.BytesIO object at \w+>", "", reason)

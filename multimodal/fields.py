@@ -6,6 +6,7 @@ import re
 from paradigm.errors import UserError
 from paradigm.records import groups_held_out
 
+RECIPE = "PairData"  # whose settings the readers of pictures name
 _FIELD = re.compile(r"\{([^{}]+)\}")
 
 

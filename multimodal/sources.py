@@ -15,13 +15,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import re
 import zipfile
 from typing import Any
 
 import numpy as np
 
-from multimodal.fields import captions_of, digest, held_out, names_in
+from multimodal.fields import RECIPE, captions_of, digest, held_out, names_in
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
@@ -50,8 +49,6 @@ def open_pairs(recipe, cache_dir=None):
         raise UserError(f"PairData.source={recipe.source!r}: {fix}")
     try:
         return opener(place, recipe, cache_dir)
-    except UserError as error:  # the readers of pictures name the settings of ImageData, which PairData has too
-        raise UserError(str(error).replace("ImageData.", "PairData.")) from error
     except OSError as error:
         raise UserError(f"{recipe.source}: {error.filename} cannot be read ({error.strerror})") from error
 
@@ -135,7 +132,7 @@ class TablePairs:
         if place < 0:
             raise ValueError(f"there is no picture {self.table.names[row]}")
         files, name, reading = self.files[place], self.table.names[row], self.reading
-        image = decode(files.read(name), files.place(name), reading.channels, reading.max_pixels)
+        image = decode(files.read(name), files.place(name), reading.channels, reading.max_pixels, RECIPE)
         label = -1 if self.table.labels is None else int(self.table.labels[row])
         return {"image": image, "label": label, "captions": captions}
 
@@ -269,7 +266,7 @@ def _table_files(path, recipe, names):
         if place.is_dir():
             one = Folder(str(place))
         elif zipfile.is_zipfile(place):
-            one = Archive(str(place), 8 * recipe.max_pixels + (1 << 20))
+            one = Archive(str(place), recipe.max_pixels, RECIPE)
         else:
             what = "neither a folder nor a whole zip file" if place.exists() else "not there"
             raise UserError(f"{place} of PairData.images is {what}: name the zip file or folder of the pictures")
@@ -320,7 +317,8 @@ class TfdsPairs(TfdsSource):
 
     def __getitem__(self, position):
         record, reading = self.parsed(position), self.reading
-        image = decode(record[reading.image_field], self.name(position), reading.channels, reading.max_pixels)
+        raw = record[reading.image_field]
+        image = decode(raw, self.name(position), reading.channels, reading.max_pixels, RECIPE)
         label = int(record[reading.label_field]) if reading.labels else -1
         return {"image": image, "label": label, "captions": self._captions(record)}
 
@@ -332,18 +330,13 @@ class TfdsPairs(TfdsSource):
 
 
 def _open_tfds(place, recipe, cache_dir):
-    labels = {"labels": bool(recipe.label), "label_field": recipe.label or "label"}
-    try:
-        opened = open_source(f"tfds:{place}", _reading(recipe, image_field=recipe.image, **labels))
-    except UserError as error:
-        names = {"ImageData.image_field": "PairData.image", "ImageData.label_field": "PairData.label"}
-        raise UserError(re.sub("|".join(names), lambda m: names[m[0]], str(error))) from error
     features = sorted(tfds.builder(place).info.features)
-    for name in names_in(recipe.text):
-        if name not in features:
-            raise UserError(
-                f"tfds:{place} has no feature {name!r}, only {', '.join(features)}: choose with PairData.text"
-            )
+    for setting, names in (("image", [recipe.image]), ("label", [recipe.label]), ("text", names_in(recipe.text))):
+        if lacking := [name for name in names if name and name not in features]:
+            only = f"has no feature {lacking[0]!r}, only {', '.join(features)}"
+            raise UserError(f"tfds:{place} {only}: choose with PairData.{setting}")
+    labels = {"labels": bool(recipe.label), "label_field": recipe.label or "label"}
+    opened = open_source(f"tfds:{place}", _reading(recipe, image_field=recipe.image, **labels))
     splits = {
         split: TfdsPairs(base.data, base.shards, base.reading, recipe.text, recipe.separator)
         for split, base in opened.splits.items()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import captions_of, digest, held_out
+from multimodal.fields import RECIPE, captions_of, digest, held_out
 from paradigm import storage
 from paradigm.errors import UserError
 from paradigm.records import keys_of
@@ -79,7 +79,7 @@ class TarPairs:
         raw = self._member(row, _IMAGE)
         if raw is None:
             raise ValueError("there is no picture beside the text")
-        image = decode(raw, self.name(position), self.reading.channels, self.reading.max_pixels)
+        image = decode(raw, self.name(position), self.reading.channels, self.reading.max_pixels, RECIPE)
         return {"image": image, "label": self._label(row, position), "captions": captions}
 
     def _label(self, row, position):

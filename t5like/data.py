@@ -7,6 +7,7 @@ from typing import Any
 
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like.prepare import prepare, same_settings
 from t5like.sources import EXTENSIONS
 from t5like.tokenizers import vocabulary_of
@@ -59,7 +60,7 @@ class TextData:
 
     def vocabulary(self):
         """The text's Vocabulary, known before it is prepared; None where its tokenizer is not on this machine."""
-        source = pathlib.Path(self.source).expanduser()
+        source = expand(self.source)
         if (source / META).exists():
             return PreparedText(source).tokenizer.vocabulary
         return vocabulary_of(self.tokenizer, self.extra_ids, self.specials)
@@ -70,7 +71,7 @@ class TextData:
         window: tokens that the objective reads. workers: processes (None: one a core).
         Raises UserError if the text cannot be used, or cache_dir holds other data.
         """
-        source = pathlib.Path(self.source).expanduser()
+        source = expand(self.source)
         if (source / META).exists():
             prepared = PreparedText(source)
             self._agree(prepared)

@@ -9,10 +9,9 @@ import functools
 import json
 import pathlib
 
-import numpy as np
-
-from paradigm import tfds
 from paradigm.errors import UserError
+from paradigm.records import Shards
+from paradigm.storage import expand
 from t5like.prepare import prepare, same_settings
 from t5like.prepare_records import RECORDS, decode_example
 from t5like.tables import fields_in
@@ -73,7 +72,7 @@ class TextRecords:
 
     def vocabulary(self):
         """The records' Vocabulary, known before they are prepared; None where its tokenizer is not on this machine."""
-        source = pathlib.Path(self.source).expanduser()
+        source = expand(self.source)
         if (source / META).exists():
             return PreparedRecords(source).tokenizer.vocabulary
         return vocabulary_of(self.tokenizer, self.extra_ids, self.specials)
@@ -84,7 +83,7 @@ class TextRecords:
         window: changes nothing, since a record is as long as it is. workers: processes (None: one a core).
         Raises UserError if the records cannot be used, or cache_dir holds other data.
         """
-        source = pathlib.Path(self.source).expanduser()
+        source = expand(self.source)
         if (source / META).exists():
             prepared = PreparedRecords(source)
             self._agree(prepared)
@@ -153,35 +152,15 @@ class RecordSource:
     """
 
     def __init__(self, paths, counts, dtype, classes, fingerprint):
-        self.paths, self.counts, self.dtype, self.classes, self.fingerprint = paths, counts, dtype, classes, fingerprint
+        self.shards, self.dtype, self.classes, self.fingerprint = Shards(paths, counts), dtype, classes, fingerprint
         self._number = {name: k for k, name in enumerate(classes)} | {None: -1}
-        self._ends = np.cumsum(counts)
-        self._readers = {}
-
-    def __getstate__(self):
-        return {**self.__dict__, "_readers": {}}
 
     def __len__(self):
-        return int(self._ends[-1])
+        return len(self.shards)
 
     def __getitem__(self, position):
-        shard, row = self._find(position)
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = tfds.array_records(self.paths[shard])
-            if reader.num_records() != self.counts[shard]:
-                raise UserError(
-                    f"{self.paths[shard]} has {reader.num_records()} records instead of {self.counts[shard]}: "
-                    "prepare it again"
-                )
-            self._readers[shard] = reader
-        inputs, targets, label, fields = decode_example(reader.read([row])[0], self.dtype)
+        inputs, targets, label, fields = decode_example(self.shards[position], self.dtype)
         return {"inputs": inputs, "targets": targets, "label": self._number[label], "fields": fields}
 
     def name(self, position):
-        shard, row = self._find(position)
-        return f"{self.paths[shard]} record {row}"
-
-    def _find(self, position):
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        return shard, int(position - self._ends[shard] + self.counts[shard])
+        return self.shards.name(position)

@@ -14,12 +14,12 @@ import gzip
 import hashlib
 import json
 import os
-import pathlib
 import re
 import zlib
 
 from paradigm import tfds
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like import sources
 from t5like.sources import PIECE_BYTES, Listing
 from t5like.windows import META
@@ -146,7 +146,7 @@ def _placed(part, valid_glob):
 
 
 def _file_parts(source):
-    root = pathlib.Path(source).expanduser()
+    root = expand(source)
     if not root.exists():
         raise UserError(f"source {source}: no such file or directory (other sources of records: tfds:NAME)")
     if (root / META).exists():

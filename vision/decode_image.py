@@ -11,20 +11,20 @@ MAX_PIXELS = 64_000_000
 PILLOW_PIXELS = 178_956_970  # past which Pillow opens nothing
 
 
-def decode(raw, name, channels=3, max_pixels=MAX_PIXELS):
+def decode(raw, name, channels=3, max_pixels=MAX_PIXELS, recipe="ImageData"):
     """uint8 [h, w, channels] of the bytes of a picture, turned upright as EXIF says, the first one of several.
 
     Transparent parts are laid on white, 16 bits become 8, CMYK and the like RGB; channels 1 is the luminance. Raises
     UserError if it would have more than max_pixels (its header is read before it is unpacked), and what Pillow raises
-    if it is broken.
+    if it is broken. recipe: the class whose setting max_pixels is, for the message.
     """
     try:
         picture = Image.open(io.BytesIO(raw))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _bomb(name, f"more than {PILLOW_PIXELS:,}", max_pixels) from None
+        raise _bomb(name, f"more than {PILLOW_PIXELS:,}", max_pixels, recipe) from None
     with picture:
         if picture.width * picture.height > max_pixels:
-            raise _bomb(name, f"{picture.width * picture.height:,}", max_pixels)
+            raise _bomb(name, f"{picture.width * picture.height:,}", max_pixels, recipe)
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
             deep = np.asarray(picture)
@@ -44,9 +44,9 @@ def mode(raw):
         return picture.mode
 
 
-def _bomb(name, pixels, limit):
+def _bomb(name, pixels, limit, recipe):
     return UserError(
-        f"{name} has {pixels} pixels and ImageData.max_pixels is {limit:,}: remove it, or raise that if it is no "
+        f"{name} has {pixels} pixels and {recipe}.max_pixels is {limit:,}: remove it, or raise that if it is no "
         "decompression bomb"
     )
 

@@ -178,10 +178,13 @@ class Folder:
 
 
 class Archive:
-    """Members of a zip file. Each process opens it for itself; nothing is written anywhere."""
+    """Members of a zip file. Each process opens it for itself; nothing is written anywhere.
 
-    def __init__(self, root, max_bytes):
-        self.root, self.max_bytes = root, max_bytes
+    max_pixels: of a picture, which bounds the bytes of a member. recipe: the class whose setting that is.
+    """
+
+    def __init__(self, root, max_pixels, recipe="ImageData"):
+        self.root, self.max_bytes, self.recipe = root, 8 * max_pixels + (1 << 20), recipe
         self._opened = (None, None)  # (process, ZipFile)
 
     def __getstate__(self):
@@ -199,7 +202,7 @@ class Archive:
         if info.file_size > self.max_bytes:
             raise UserError(
                 f"{self.place(name)} unpacks to {info.file_size:,} bytes, more than any picture of "
-                "ImageData.max_pixels: remove it, or raise that if it is no decompression bomb"
+                f"{self.recipe}.max_pixels: remove it, or raise that if it is no decompression bomb"
             )
         return self._zip().read(name)
 
@@ -267,7 +270,7 @@ def _open_zip(place, reading):
     if not path.is_file():
         raise UserError(f"zip:{place}: no such file")
     try:
-        return _open_files(Archive(str(path), 8 * reading.max_pixels + (1 << 20)), reading)
+        return _open_files(Archive(str(path), reading.max_pixels), reading)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} cannot be read as a zip archive ({error}): pack or fetch it again") from error
 

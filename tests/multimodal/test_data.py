@@ -11,8 +11,8 @@ from paradigm.dataset import Dataset, ExampleRng
 from paradigm.errors import UserError
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
-from tests.multimodal.pairs import opened, plain, records, table
-from tests.vision.pictures import folder, pixels
+from tests.multimodal.pairs import opened, plain, records, shard, table
+from tests.vision.pictures import folder, pixels, zipped
 from vision.preprocess import PreprocessImage
 from vision.synthetic_scenes import Shapes
 
@@ -122,9 +122,12 @@ def test_broken_pairs_may_be_refused(tmp_path):
     prepared = opened(path, on_broken="refuse", valid=0.5)
     with pytest.raises(UserError, match=r"\(05.png\) is broken \(cannot identify image file\): mend or remove it"):
         records(prepared), records(prepared, "valid")
-    prepared = opened(path, max_pixels=8)
-    with pytest.raises(UserError, match=r"has 54 pixels and PairData.max_pixels is 8"):
-        records(prepared)
+    for place in (path, shard(tmp_path / "pairs.tar", 0, 4)):
+        with pytest.raises(UserError, match=r"has 54 pixels and PairData.max_pixels is 8"):
+            records(opened(place, max_pixels=8))
+    zipped(path.with_suffix(".zip"), {f"{i:02}.png": bytes(2 << 20) for i in range(12)})
+    with pytest.raises(UserError, match=r"unpacks to 2,097,152 bytes, more than any picture of PairData.max_pixels: "):
+        records(opened(path, max_pixels=8))
 
 
 # --------------------------------------------------------------------------------------------------------- the recipe

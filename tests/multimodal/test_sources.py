@@ -343,6 +343,10 @@ def test_tfds_captions_are_read_without_tensorflow(tmp_path):
         opened(directory)
     with pytest.raises(UserError, match=r"no feature 'picture', only captions, image: choose with PairData.image$"):
         opened(directory, image="picture", text=["captions"])
+    with pytest.raises(UserError, match=r"no feature 'kind', only captions, image: choose with PairData.label$"):
+        opened(directory, label="kind", text=["captions"])
+    with pytest.raises(UserError, match=r"has 54 pixels and PairData.max_pixels is 53: remove it"):
+        records(opened(directory, max_pixels=53, text=["captions"]))
     assert "tensorflow" not in sys.modules
 
 
