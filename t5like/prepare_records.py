@@ -50,12 +50,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Which training examples validate: those whose hash is not above a limit."""
+    """Which training examples validate: a share of them by their hashes, and those of one hash in any case."""
 
-    limit: float
+    share: float = 0.0
+    key: float = -1.0
 
     def __call__(self, example):
-        return "valid" if example.split == "train" and example.key <= self.limit else example.split
+        """The split of an example."""
+        chosen = example.split == "train" and (example.key < self.share or example.key == self.key)
+        return "valid" if chosen else example.split
 
 
 def examples(recipe, part):
@@ -178,10 +181,10 @@ def _split(recipe, listing):
         what = f"none of its {broken:,} records to train on can be used: {first}" if broken else "there is no record"
         raise UserError(f"source {recipe.source}: {what}{' to train on in it' * (not broken)}")
     if not recipe.valid or recipe.split or any(p.split == "valid" for p in parts):
-        return parts, HeldOut(-1.0)
+        return parts, HeldOut()
     some = itertools.islice(examples(recipe, part), _SURVEYED)
     keys = [e.key for _, e in some if isinstance(e, Example)]
-    return parts, HeldOut(max(recipe.valid, min(keys)))
+    return parts, HeldOut(recipe.valid, min(keys))
 
 
 def _sample(recipe, parts, held_out):
@@ -244,8 +247,7 @@ def _meta(plan, records):
     classes = sorted(classes, key=(lambda c: (int(c), c)) if number else None)
     first = [name for r in records for name in r["broken"]["first"]][:NAMED]
     broken = {"records": sum(r["broken"]["records"] for r in records), "first": first}
-    names = ("input", "target", "label")
-    identity = [plan["tokenizer"], plan["dtype"], [plan["settings"][n] for n in names], classes, shards]
+    identity = [plan["tokenizer"], plan["dtype"], classes, shards]
     return {
         **plan,
         "fingerprint": digest(identity),

@@ -108,6 +108,22 @@ def test_jsonl_with_one_of_each_oddity(tmp_path, capsys):
     assert f"left out   5 broken records: {path}:3 is not JSON" in said and said.endswith("; and 2 more\n")
 
 
+def test_empty_inputs_and_bytes_that_are_not_utf8_are_broken(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    lines = [b'{"text": "  "}', b'{"text": "caf\xe9"}', '{"text": "café"}'.encode(), b'{"text": "", "text": "b"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    for line in lines:
+        writer.write(line)
+    writer.close()
+    for name, places in (("a.jsonl", (":1", ":2")), ("a.array_record", (" record 0", " record 1"))):
+        prepared = build(tmp_path / name, tmp_path / f"{name}.out")
+        assert read(prepared) == [("café", "", -1), ("b", "", -1)]
+        wanted = ("has nothing in text: its input is empty", "is not UTF-8")
+        assert prepared.meta["broken"]["first"] == [f"{tmp_path}/{name}{p} {w}" for p, w in zip(places, wanted)]
+
+
 def test_tsv_has_no_quotes_and_may_have_no_header(tmp_path):
     (tmp_path / "a.tsv").write_text('text\tkind\n"open\tx\n\nthree\tcells\there\na\u2028b\ty\n')
     prepared = build(tmp_path / "a.tsv", tmp_path / "a", target="{kind}")
@@ -238,6 +254,11 @@ def test_held_out_by_a_hash_of_the_input_so_that_duplicates_stay_together(tmp_pa
     assert not docs[0] & docs[1] and len(docs[0] | docs[1]) == 7
     few = build(jsonl(tmp_path / "d.jsonl", records[:5]), tmp_path / "d", valid=0.001)
     assert len(read(few, "valid")) == 1 and len(read(few)) == 4
+    many = tmp_path / "many"  # one record a file: the one that is held out in any case is no measure for the others
+    many.mkdir()
+    for i in range(60):
+        jsonl(many / f"{i:02d}.jsonl", [{"text": f"text {i}"}])
+    assert 1 <= len(read(build(many, tmp_path / "m", valid=0.01), "valid")) <= 4
     with pytest.raises(UserError, match="all of its 1 records that can be used are held out: add some, or set valid"):
         build(jsonl(tmp_path / "e.jsonl", records[:1]), tmp_path / "e", valid=0.2)
 
@@ -317,10 +338,17 @@ def records(n):
 
 
 def test_same_bytes_whatever_the_workers_and_after_an_interruption(tmp_path, many_jobs, monkeypatch):
-    path = jsonl(tmp_path / "a.jsonl", [*records(300), {"no": 1}])
+    rows = records(300)
+    path = jsonl(
+        tmp_path / "a.jsonl", [row for i, r in enumerate(rows) for row in ([r, {"no": 1}] if i % 60 == 0 else [r])]
+    )
     settings = dict(target="{answer}", label="answer", valid=0.1, tokenizer="sentencepiece:380")
     one, two = (build(path, tmp_path / f"w{n}", workers=n, **settings) for n in (1, 2))
     assert len(one.meta["shards"]["train"]) >= 5 and files(one.directory) == files(two.directory)
+    assert one.meta["broken"]["records"] == 5
+    assert [name.partition(" ")[0] for name in one.meta["broken"]["first"]] == [f"{path}:{n}" for n in (2, 63, 124)]
+    there = [(e[0], e[1]) for split in ("train", "valid") for e in read(one, split)]
+    assert sorted(there) == sorted((r["text"], r["answer"]) for r in rows), "records of all shards, each once"
     calls = []
 
     def stops(*args):
@@ -434,7 +462,9 @@ def test_launch_prepare_writes_records(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"left out   1 broken records: {path}:31 has no field 'answer', only text\n" in done.stderr
     assert "label      answer: 2 classes (no, yes)" in done.stderr
-    assert read(PreparedRecords(out))[0][0].startswith("about the ")
+    found = {label: (text, target) for text, target, label in read(PreparedRecords(out))}
+    assert found.keys() == {0, 1} and found[0][1] == "no" and found[1][1] == "yes"
+    assert found[0][0].startswith("about the ")
 
 
 @pytest.mark.parametrize(
