@@ -4,12 +4,16 @@ from setuptools import setup
 
 PACKAGES = [
     "paradigm",
+    "paradigm.hf",
     "t5like",
+    "t5like.hf",
     "t5like.objectives",
     "t5like.tokenizers",
     "vision",
+    "vision.hf",
     "vision.objectives",
     "multimodal",
+    "multimodal.hf",
     "multimodal.objectives",
     "launch",
     "launch.aot",
