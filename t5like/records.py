@@ -17,7 +17,7 @@ from t5like.prepare_records import RECORDS, decode_example
 from t5like.tables import fields_in
 from t5like.tokenizers import load_tokenizer, vocabulary_of
 from t5like.tokenizers.base import checked_specials
-from t5like.windows import META, read_meta
+from t5like.windows import META, check_shards, read_meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +119,7 @@ class PreparedRecords:
         self.meta = read_meta(self.directory, "records")
         self.classes = tuple(self.meta["classes"])
         self.fingerprint = self.meta["fingerprint"]
-        for shard in (s for shards in self.meta["shards"].values() for s in shards):
-            path = self.directory / shard["file"]
-            size = path.stat().st_size if path.exists() else None
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
-                raise UserError(f"{path} {found}: run launch.prepare into {self.directory} again")
+        check_shards(self.directory, self.meta)
 
     @functools.cached_property
     def tokenizer(self):

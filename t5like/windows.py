@@ -32,12 +32,7 @@ class PreparedText:
         self.meta = read_meta(self.directory)
         self.window = self.meta["settings"]["window"]
         self.fingerprint = self.meta["fingerprint"]
-        for shard in self.meta["shards"]["train"] + self.meta["shards"]["valid"]:
-            path = self.directory / shard["file"]
-            size = path.stat().st_size if path.exists() else None
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
-                raise UserError(f"{path} {found}: run launch.prepare into {self.directory} again")
+        check_shards(self.directory, self.meta)
 
     @functools.cached_property
     def tokenizer(self):
@@ -132,6 +127,16 @@ def decode_window(raw, window, dtype, one_document=None, pad=0):
     if twice if pad is None else tokens[-1] == pad:  # then the last mark is where padding begins
         segments[marks[-1] :] = 0
     return tokens, segments
+
+
+def check_shards(directory, meta):
+    """Raises UserError where a file that meta.json names is missing or of another size."""
+    for shard in (shard for shards in meta["shards"].values() for shard in shards):
+        path = directory / shard["file"]
+        size = path.stat().st_size if path.exists() else None
+        if size != shard["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+            raise UserError(f"{path} {found}: run launch.prepare into {directory} again")
 
 
 def read_meta(directory, kind="windows"):

@@ -130,7 +130,7 @@ def test_data_side_modules_do_not_import_jax():
 
 
 def test_every_package_is_installed():
-    """An install that is not editable has what setup.py lists, and no more."""
+    """An install that is not editable has what setup.py lists."""
     listed = set(re.findall(r'^    "([a-z0-9_.]+)",$', (REPO / "setup.py").read_text(), re.MULTILINE))
     there = {".".join(p.parent.relative_to(REPO).parts) for p in FILES if p.name == "__init__.py"}
     assert {name for name in there if not name.startswith("benchmarks")} <= listed
