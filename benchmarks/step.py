@@ -7,6 +7,7 @@ The last line is one JSON object. With --peer the peers and this benchmark run i
 `rounds` times; the line then holds the ratio of the medians to the faster peer's. A peer prints such a line itself.
 """
 
+import collections
 import json
 import pathlib
 import resource
@@ -14,6 +15,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -28,6 +30,7 @@ STEPS = flags.DEFINE_integer("steps", 5, "Steps to time, after two that are not.
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the arithmetic is done in.")
 ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "plain"], "What the device can, or the plain path.")
 PEER = flags.DEFINE_multi_string("peer", [], "A command to compare with, run in turn; repeatable.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Name this many of the costliest kernels too, of three steps more.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of a comparison.", lower_bound=1)
 
 WORKLOADS = json.loads(pathlib.Path(__file__).with_name("workloads.json").read_text())
@@ -179,6 +182,7 @@ def measure():
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds[2:])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # before the peak is measured
+    profile = {"kernels": kernels(lambda state: step(state, batch), state, PROFILE.value)} if PROFILE.value else {}
     return {
         "workload": WORKLOAD.value,
         "step_s": round(median, 4),
@@ -191,7 +195,30 @@ def measure():
         "mfu": round(objective.flops(batch) / median / peak_flops(), 4),
         "dtype": DTYPE.value,
         "processor": processor(),
+        **profile,
     }
+
+
+def kernels(step, state, count, steps=3):
+    """[[kernel, instruction, ms a step, share of all kernels' time], ...] of an accelerator, the costliest first."""
+    import jax
+    from jax.profiler import ProfileData
+
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            for _ in range(steps):
+                state, metrics = step(state)
+                float(metrics["loss"][0])
+        (path,) = pathlib.Path(directory).rglob("*.xplane.pb")
+        data = ProfileData.from_file(str(path))
+        spent = collections.Counter()
+        for plane in data.planes:
+            for line in plane.lines if plane.name.startswith("/device:") else ():
+                for event in line.events if line.name.startswith("Stream") else ():
+                    spent[event.name, str(dict(event.stats).get("hlo_op", ""))] += event.duration_ns
+    total = sum(spent.values())
+    row = lambda names, ns: [names[0][:100], names[1], round(ns / steps / 1e6, 3), round(ns / total, 4)]
+    return [row(names, ns) for names, ns in spent.most_common(count)]
 
 
 def device_memory():

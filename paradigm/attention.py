@@ -14,6 +14,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from paradigm.cpu_gradients import add_bias
+from paradigm.layers import lookup
 
 MASKED = -1e9  # added to the logit of a key that may not be seen; finite, so that a row with no key has no NaN
 
@@ -93,7 +94,10 @@ def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
 
 
 class RelativeBias(nn.Module):
-    """T5's bias on attention logits, one table for all layers: positions [B or 1, L] -> [B or 1, H, L, S]."""
+    """T5's bias on attention logits, one table for all layers: positions [B or 1, L] -> [B or 1, H, L, S].
+
+    Each position is one more than the last.
+    """
 
     heads: int
     buckets: int = 32
@@ -104,9 +108,26 @@ class RelativeBias(nn.Module):
     def __call__(self, positions, source, bidirectional):
         # Mesh-TensorFlow leaves this table to TensorFlow's default, Glorot uniform; t5x states it.
         table = self.param("embedding", nn.initializers.glorot_uniform(), (self.buckets, self.heads), jnp.float32)
-        distance = jnp.arange(source) - positions[..., None]  # [B or 1, L, S]
+        length = positions.shape[1]
+        # Pairs at one distance share one number: a lookup for each distance, not for each pair, whose gradient would be
+        # a scatter of L S numbers into a few buckets (seconds of a step on a GPU).
+        distance = jnp.arange(1 - length, source) - positions[:, :1]  # [B or 1, L + S - 1]
         bucket = relative_buckets(distance, bidirectional, self.buckets, self.farthest)
-        return jnp.moveaxis(table.astype(self.dtype)[bucket], -1, 1)
+        by_distance = jnp.moveaxis(lookup(table, bucket, self.dtype), -1, 1)  # [B or 1, H, L + S - 1]
+        return diagonals(by_distance, length)
+
+
+def diagonals(x, rows):
+    """[..., L + S - 1] -> [..., L, S], where out[..., i, j] = x[..., L - 1 - i + j] and L is `rows`.
+
+    x repeated in rows one longer than itself, and read in rows of its own length: each begins one place earlier. No
+    gather is needed, nor its scatter back.
+    """
+    n = x.shape[-1]
+    wide = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)])
+    flat = jnp.broadcast_to(wide[..., None, :], (*x.shape[:-1], rows, n + 1)).reshape(*x.shape[:-1], rows * (n + 1))
+    flat = flat[..., rows - 1 : rows - 1 + rows * n]
+    return flat.reshape(*x.shape[:-1], rows, n)[..., : n - rows + 1]
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------

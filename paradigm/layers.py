@@ -3,6 +3,7 @@
 Parameters are float32; `dtype` is what the arithmetic is done in. The letter table of shapes is in transformer.py.
 """
 
+import functools
 import math
 import zlib
 from typing import Any
@@ -67,7 +68,7 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table [count, D]: int [...] -> [..., D]."""
+    """A table [count, D]: int [...] -> [..., D]; None is every row in turn."""
 
     count: int
     features: int
@@ -77,7 +78,25 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, ids):
         table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
-        return table.astype(self.dtype)[ids]
+        return table.astype(self.dtype) if ids is None else lookup(table, ids, self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def lookup(table, ids, dtype):
+    """Rows of a table [count, D] in `dtype`: int [...] -> [..., D].
+
+    The gradient is the usual one, its sums in float32: a frequent token's has thousands of terms, of which 16-bit sums
+    lose the later ones, and which a GPU can add to 16-bit numbers only one by one.
+    """
+    return table.astype(dtype)[ids]
+
+
+def _lookup_gradients(dtype, kept, g):
+    ids, like = kept
+    return jnp.zeros(like.shape, jnp.float32).at[ids].add(g.astype(jnp.float32)).astype(like.dtype), None
+
+
+lookup.defvjp(lambda table, ids, dtype: (lookup(table, ids, dtype), (ids, table)), _lookup_gradients)
 
 
 class RMSNorm(nn.Module):

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
-from paradigm.layers import Embed
+from paradigm.layers import Embed, lookup
 from paradigm.partition import BATCH, constrain
 from t5like.models import TextModel
 
@@ -21,7 +21,7 @@ class GatheredEmbed(Embed):
     @nn.compact
     def __call__(self, ids):
         table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
-        return constrain(table.astype(self.dtype), None, None)[ids]
+        return lookup(constrain(table.astype(self.dtype), None, None), ids, self.dtype)
 
 
 class PooledText(TextModel, kw_only=True):

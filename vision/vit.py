@@ -135,7 +135,7 @@ class ViT(Architecture, kw_only=True):
         if self.positions == "sincos":
             return 0.0, jnp.asarray(sincos(self.d_model, *grid, self.grid))
         count = int(self.class_token) + int(np.prod(self.grid))
-        table = Embed(count, self.d_model, 0.02, name="positions")(slice(None))  # all rows: no gather
+        table = Embed(count, self.d_model, 0.02, name="positions")(None)
         first, table = (table[0], table[1:]) if self.class_token else (0.0, table)
         return first, resize_table(table, self.grid, grid)
 

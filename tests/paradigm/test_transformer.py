@@ -7,9 +7,10 @@ import pytest
 from flax import linen as nn
 
 from paradigm import rng, trees
-from paradigm.attention import MASKED, AttentionMask, attend, relative_buckets
+from paradigm.attention import MASKED, AttentionMask, RelativeBias, attend, relative_buckets
 from paradigm.cpu_gradients import gated_gelu, gelu, product
 from paradigm.errors import UserError, choose
+from paradigm.layers import lookup
 from paradigm.transformer import Stack
 
 LENGTH, WIDTH = 10, 16
@@ -224,6 +225,47 @@ def test_relative_buckets_by_the_paper():
         wanted = (16 if distance > 0 else 0) + (n if n < 8 else min(far(n, 16), 15))
         assert both == wanted, distance
         assert causal == (0 if distance >= 0 else n if n < 16 else min(far(n, 32), 31)), distance
+
+
+@pytest.mark.parametrize(("length", "source", "offset"), [(5, 5, 0), (7, 3, 0), (1, 9, [3, 4]), (4, 6, [2, 0])])
+def test_relative_bias_is_a_lookup_by_pair(length, source, offset):
+    positions = jnp.reshape(jnp.array(offset), (-1, 1)) + jnp.arange(length)
+    bias = RelativeBias(3)
+    variables = bias.init(jax.random.key(0), positions, source, True)
+    table = variables["params"]["embedding"]
+
+    def by_pair(table):
+        pairs = relative_buckets(jnp.arange(source) - positions[..., None], True)
+        return jnp.moveaxis(table[pairs], -1, 1)
+
+    own = lambda table: bias.apply({"params": {"embedding": table}}, positions, source, True)
+    np.testing.assert_array_equal(own(table), by_pair(table))
+    slope = lambda f: jax.grad(lambda table: jnp.sin(f(table)).sum())(table)
+    np.testing.assert_allclose(slope(own), slope(by_pair), rtol=1e-5, atol=1e-6)
+
+
+def test_relative_bias_scatters_no_pairs():
+    """A scatter of all pairs into 32 buckets took seven eighths of a T5 step on a GPU."""
+    positions, bias = jnp.arange(64)[None], RelativeBias(3)
+    variables = bias.init(jax.random.key(0), positions, 64, True)
+    program = jax.make_jaxpr(jax.grad(lambda v: bias.apply(v, positions, 64, True).sum()))(variables)
+    scatters = [e for e in equations(program.jaxpr) if e.primitive.name.startswith("scatter")]
+    assert scatters and max(e.invars[2].aval.size for e in scatters) <= 3 * 127
+
+
+def equations(jaxpr):
+    """Those of a program and of what it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(part, "jaxpr"):
+                yield from equations(part.jaxpr)
+
+
+def test_a_frequent_token_s_gradient_is_summed_in_float32():
+    """In bfloat16 the sum of 1000 ones stops at 256."""
+    slope = jax.grad(lambda table: lookup(table, jnp.ones(1000, jnp.int32), jnp.bfloat16).astype(jnp.float32).sum())
+    np.testing.assert_array_equal(slope(jnp.zeros((3, 2))), [[0, 0], [1000, 1000], [0, 0]])
 
 
 def test_compute_dtype():

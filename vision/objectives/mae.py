@@ -58,7 +58,9 @@ class Decoder(nn.Module):
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
         mask_tokens = jnp.broadcast_to(mask_token.astype(x.dtype), (len(x), masked, self.width))
         if self.positions == "learned":
-            table = Embed(1 + ids_shuffle.shape[1], self.width, 0.02, x.dtype, name="positions")(slice(None))
+            table = Embed(1 + ids_shuffle.shape[1], self.width, 0.02, x.dtype, name="positions")(
+                jnp.arange(1 + ids_shuffle.shape[1])
+            )
             first, table = table[:1], table[1:]
         else:
             first, table = 0.0, jnp.asarray(sincos(self.width, *e.grid), x.dtype)

@@ -2,13 +2,15 @@
 
     python -m tests.launch.run.faults --trials=20 --directory=/tmp/faults
     python -m tests.launch.run.faults --trials=50 --objective=next_token,moco_v2,clip
+    python -m tests.launch.run.faults --trials=8 --objective=next_token,mae --platform=cuda
 
 Each trial starts the same command in a directory of its own, strikes it once or twice, and starts it again until it
 ends. The ways take turns: kill -9 while it starts or between steps, kill -9 in the middle of a save, SIGTERM, kill -9
 and then harm to the newest checkpoint (a file cut off, emptied, removed, or one bit of it flipped), kill -9 of one of
-two processes, and going on with another mesh. Then it compares what launch.show prints, the sha256 of params, optimizer
-state and extra among it, and every row of metrics.jsonl but its speed: all bits, or after another mesh the first loss
-within 1e-5. It prints a table. A run that differs makes the exit code 1, and its directory stays.
+two processes, and going on with another mesh (these two on CPUs only). Then it compares what launch.show prints, the
+sha256 of params, optimizer state and extra among it, and every row of metrics.jsonl but its speed: all bits, or after
+another mesh the first loss within 1e-5. It prints a table. A run that differs makes the exit code 1, and its directory
+stays.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import time
 ROOT = pathlib.Path(__file__).parents[3]
 _SOURCE = re.compile(r"resumed from step (\d+)|started from scratch")  # the line that says where a start goes on
 KINDS = ("kill", "in a save", "term", "harm", "one of two", "another mesh")
+ONE_DEVICE = KINDS[:4]
 HARMS = ("cut off", "emptied", "removed", "flipped")
 SMALLER = [  # any smoke run, with a row and a checkpoint every other step
     "--gin_param=Experiment.log_every = 2",
@@ -90,12 +93,14 @@ class Faults:
     Args:
         directory: where the runs lie; the reference run in `whole` (of two processes in `whole2`), text in `corpus`.
         flags: those of launch.train but --workdir; {directory} is replaced.
+        platform: cpu, or cuda (with XLA's deterministic operations: docs/launch.md).
 
     Raises:
         RuntimeError: a reference run failed.
     """
 
-    def __init__(self, directory, flags=None):
+    def __init__(self, directory, flags=None, platform="cpu"):
+        self.platform = platform
         self.directory = pathlib.Path(directory).absolute()
         (self.directory / "corpus").mkdir(parents=True, exist_ok=True)
         for path in (ROOT / "launch").glob("*.py"):
@@ -218,8 +223,10 @@ class Faults:
 
     def _start(self, workdir, processes=1, moved=False):
         """Its processes, at work. moved: on two virtual devices, which share the parameters."""
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, "JAX_PLATFORMS": self.platform}
         environment.pop("XLA_FLAGS", None)  # a test's virtual devices
+        if self.platform != "cpu":
+            environment["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
         flags = [*self.flags, f"--workdir={workdir}"]
         if moved:
             environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PJRT_NPROC": "16"}
@@ -298,24 +305,26 @@ def main():
     parser.add_argument("--directory", default="/tmp/faults", help="where the runs go; emptied")
     text = "whose smoke run, made smaller; of several, the trials take turns"
     parser.add_argument("--objective", default="next_token", help=text)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="what is done, in turn")
+    parser.add_argument("--kinds", help="what is done, in turn; all that the platform can when not given")
+    parser.add_argument("--platform", default="cpu", help="what the runs run on: cpu, or cuda")
     parser.add_argument("flags", nargs="*", help="after --: flags of launch.train instead of a smoke run's")
     arguments = parser.parse_args()
     directory = pathlib.Path(arguments.directory)
     if directory.exists() and not all((path / "whole").exists() for path in directory.iterdir()):
         parser.error(f"--directory={directory} holds something else, and would be emptied")
     shutil.rmtree(directory, ignore_errors=True)
+    kinds = arguments.kinds.split(",") if arguments.kinds else KINDS if arguments.platform == "cpu" else ONE_DEVICE
     runs = {name: run_flags(name) for name in arguments.objective.split(",")}
     runs = {"run": arguments.flags} if arguments.flags else runs
     line = "{:<12}{:>5}  {:<13}{:<62}{:>4}{:>7}{:>9}  {}"
     same = 0
     for turn, (name, flags) in enumerate(runs.items()):
-        faults = Faults(directory / name, flags)
+        faults = Faults(directory / name, flags, arguments.platform)
         print(f"{name}: {faults.steps} steps, first row after {faults.startup:.1f} s\n")
         print(line.format("run", "trial", "fault", "when", "row", "saved", "resumed", "result"))
         for number in range(turn + 1, arguments.trials + 1, len(runs)):
             own = (number - 1) // len(runs) + 1  # of this run's trials
-            kind, strikes, different = faults.trial(own, arguments.seed, arguments.kinds.split(","))
+            kind, strikes, different = faults.trial(own, arguments.seed, kinds)
             same += not different
             for strike in strikes or [Strike("", 0, 0, [])]:
                 fine = "within 1e-5" if kind == "another mesh" else "the same, bit for bit"
