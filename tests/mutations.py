@@ -52,7 +52,7 @@ ROWS = (
     ("paradigm/attention.py", "self.positions(length)[..., None]) < self.window", "self.positions(length)[..., None]) <= self.window", "paradigm/test_stack_settings", "window_by_gradient"),
     ("paradigm/attention.py", "jnp.where(distance > 0, buckets, 0)", "jnp.where(distance < 0, buckets, 0)", "paradigm/test_transformer", "relative_buckets"),
     ("paradigm/attention.py", "flat[..., rows - 1 :", "flat[..., rows :", "paradigm/test_transformer", "lookup_by_pair"),
-    ("paradigm/layers.py", "jnp.zeros(like.shape, jnp.float32)", "jnp.zeros(like.shape, g.dtype)", "paradigm/test_transformer", "summed_in_float32"),
+    ("paradigm/layers.py", "jnp.zeros(like.shape, jnp.float32).at[ids].add(g.astype(jnp.float32))", "jnp.zeros(like.shape, g.dtype).at[ids].add(g)", "paradigm/test_transformer", "summed_in_float32"),
     ("paradigm/attention.py", "offset=self.offset + start", "offset=self.offset", "paradigm/test_transformer", "blocks_of_queries"),
     ("paradigm/rope.py", "b * cos + a * sin", "b * cos - a * sin", "paradigm/test_rope", "differences"),
     ("paradigm/transformer.py", '(0, None))(keys, own["layer"])', '(0, None))(keys, 0 * own["layer"])', "paradigm/test_transformer", "layers_draw"),
