@@ -8,7 +8,6 @@ All of it is an estimate: traffic within a fusion is free, what the compiler kee
 than 0 in its layouts) is free, and nothing is known of latency.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -113,6 +112,8 @@ def by_kind(collectives):
 class _Program:
     def __init__(self, text, devices_per_slice):
         self.computations, self.entry = parse(text)
+        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+        self.devices = math.prod(map(int, counts))
         self.devices_per_slice = devices_per_slice
         self._shapes = {c: {i.name: i.shape for i in body} for c, body in self.computations.items()}
         self._costs = {}
@@ -168,7 +169,9 @@ class _Program:
     def _collective(self, where, i):
         kind = i.opcode.removesuffix("-start")
         groups = _groups(i.rest)
-        devices = len(groups[0]) if groups else 2
+        if not groups and not re.search(r"replica_groups=\{\}", i.rest):
+            raise ValueError(f"{i.name}: cannot read which devices take part in {i.rest}")
+        devices = len(groups[0]) if groups else self.devices
         payload = sum(_bytes(self._shapes[where][operand]) for operand in i.operands)
         if kind == "all-gather":
             payload *= devices
@@ -211,35 +214,43 @@ class _Program:
 
     def _fusion(self, i, shapes):
         """A fusion reads of an operand what it slices from it, and writes of a result what it updates of it."""
-        body = self.computations[i.attribute(r"calls=%?([\w.\-]+)")]
-        named = {b.name: b for b in body}
-        users = collections.defaultdict(list)
-        for b in body:
-            for position, operand in enumerate(b.operands):
-                users[operand].append((b, position))
+        inside = i.attribute(r"calls=%?([\w.\-]+)")
+        sizes = {n: size for n, size in enumerate(map(_memory, shapes)) if size}
+        total = sum(self._read(inside, name, sizes[n]) for n, name in self._parameters(inside) if n in sizes)
+        return total + min(self._written(inside), _memory(i.shape))
 
-        def read(name, full):
-            parts = 0
-            for user, position in users[name]:
+    def _parameters(self, computation):
+        """[(position, name)] of a computation's parameters."""
+        found = (b for b in self.computations[computation] if b.opcode == "parameter")
+        return [(int(re.match(r"\d+", b.rest)[0]), b.name) for b in found]
+
+    def _read(self, computation, name, full):
+        """Bytes read of `name`, which has `full`, by the instructions of a fusion and of the fusions within it."""
+        parts = 0
+        for user in self.computations[computation]:
+            for position in (n for n, operand in enumerate(user.operands) if operand == name):
                 if user.opcode == "bitcast":
-                    parts += read(user.name, full)
+                    parts += self._read(computation, user.name, full)
+                elif user.opcode == "fusion":
+                    inside = user.attribute(r"calls=%?([\w.\-]+)")
+                    parts += self._read(inside, dict(self._parameters(inside))[position], full)
                 elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
                     parts += _bytes(user.shape)
                 elif user.opcode != "dynamic-update-slice" or position:
                     return full
-            return min(parts, full)
+        return min(parts, full)
 
-        def written(b):
-            while b.opcode == "bitcast":
-                b = named[b.operands[0]]
-            if b.opcode == "tuple":
-                return sum(written(named[operand]) for operand in b.operands)
-            return _bytes(named[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else _bytes(b.shape)
-
-        parameters = {int(re.match(r"\d+", b.rest)[0]): b.name for b in body if b.opcode == "parameter"}
-        total = sum(read(parameters[n], _memory(s)) for n, s in enumerate(shapes) if n in parameters and _memory(s))
-        root = next(b for b in body if b.root)
-        return total + min(written(root), _memory(i.shape))
+    def _written(self, computation, name=None):
+        """Bytes that a fusion writes of an instruction's result; None is its root."""
+        body = {b.name: b for b in self.computations[computation]}
+        b = body[name] if name else next(b for b in body.values() if b.root)
+        if b.opcode == "bitcast":
+            return self._written(computation, b.operands[0])
+        if b.opcode == "tuple":
+            return sum(self._written(computation, operand) for operand in b.operands)
+        if b.opcode == "fusion":
+            return self._written(b.attribute(r"calls=%?([\w.\-]+)"))
+        return _bytes(body[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else _bytes(b.shape)
 
 
 def parse(text):
@@ -309,7 +320,7 @@ def _convolution(i, lhs, rhs):
     products with several batch or contracted dims that way."""
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest).groups()
     result = _dims(i.shape)
-    spatial = [c for c in left if c.isdigit()]
+    spatial = sorted(c for c in left if c.isdigit())  # the window names no dim: it has them in this order
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", i.attribute(r"window=\{(.*?)\}") or ""))
     pick = lambda name, default: window[name].split("x") if name in window else [default] * len(spatial)
     pairs = 1
@@ -341,11 +352,21 @@ def _groups(rest):
         shape, tiles, order = (list(map(int, part.split(","))) if part else None for part in found.groups())
         ids = np.arange(math.prod(tiles)).reshape(tiles)
         return (ids.transpose(order) if order else ids).reshape(shape).tolist()
-    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\([^)]*\))? \{(.*?)\}", rest):
+    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", rest):
         axes = re.findall(r"'([\w.]+)'=(\d+)", found[1])
-        named = re.findall(r"'([\w.]+)'", found[2])
+        named = re.findall(r"'([\w.]+)'", found[3])
         sizes = [int(size) for _, size in axes]
         inside = [n for n, (axis, _) in enumerate(axes) if axis in named]
-        ids = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), inside, range(-len(inside), 0))
+        ids = _device_ids(found[2], math.prod(sizes)).reshape(sizes)
+        ids = np.moveaxis(ids, inside, range(-len(inside), 0))
         return ids.reshape(-1, math.prod(sizes[n] for n in inside)).tolist()
     return []
+
+
+def _device_ids(text, count):
+    """The order of a mesh's devices: None for 0, 1, ...; '3,1,2,0'; or '[4,64]T(1,0)', an array that is transposed."""
+    if tiles := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text or ""):
+        shape, order = (list(map(int, part.split(","))) if part else None for part in tiles.groups())
+        ids = np.arange(count).reshape(shape)
+        return ids.transpose(order).ravel() if order else ids.ravel()
+    return np.array(list(map(int, text.split(",")))) if text else np.arange(count)

@@ -165,11 +165,71 @@ def test_each_turn_of_a_ring_counts():
     ("replica_groups=[2,2]<=[2,2]T(1,0), x", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}, x", [[0, 1, 2, 3]]),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,1,2,0) {'b'}, x", [[3, 1], [2, 0]]),
+    ("replica_groups=mesh['a'=3,'b'=2], device_ids=([2,3]T(1,0)) {'b'}, x", [[0, 3], [1, 4], [2, 5]]),
+    ("replica_groups=mesh['a'=2,'b'=2], device_ids=([4]) {'a'}, x", [[0, 2], [1, 3]]),
     ("source_target_pairs={{0,1},{1,0}}, x", [[0, 1], [1, 0]]),
     ("dimensions={0}", []),
 ])  # fmt: skip
 def test_groups(text, groups):
     assert hlo._groups(text) == groups
+
+
+def test_groups_that_are_not_named_and_that_cannot_be_read():
+    """All of the program's devices; and no guess."""
+    text = """HloModule step, num_partitions=6
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %all-reduce.1 = f32[8]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+}"""
+    (found,) = hlo.cost(text).collectives
+    assert found.devices == 6 and found.wire == 2 * 5 / 6 * 32
+    with pytest.raises(ValueError, match="all-reduce.1: cannot read which devices"):
+        hlo.cost(text.replace("={}", "=another_form"))
+
+
+@pytest.mark.parametrize(("labels", "kernel"), [("01bf_01io->01bf", "3,5"), ("10bf_10io->10bf", "5,3")])
+def test_a_window_has_its_dims_in_order_whatever_the_labels(labels, kernel):
+    """A kernel of 3 by 5 over 4 x 8 places with no padding, stretched by 1: 2 x 4 outputs of 3 x 5 taps each."""
+    order = slice(None, None, 1 if labels[0] == "0" else -1)
+    dims = lambda *sizes: ",".join(map(str, sizes[order]))
+    text = f"""ENTRY %main (x: f32[{dims(4, 8)},7,2], w: f32[{kernel},2,6]) -> f32[{dims(2, 4)},7,6] {{
+  %x = f32[{dims(4, 8)},7,2]{{3,2,1,0}} parameter(0)
+  %w = f32[{kernel},2,6]{{3,2,1,0}} parameter(1)
+  ROOT %y = f32[{dims(2, 4)},7,6]{{3,2,1,0}} convolution(%x, %w), window={{size=3x5}}, dim_labels={labels}
+}}"""
+    assert hlo.cost(text).flops == 2 * (2 * 4) * (3 * 5) * 7 * 2 * 6
+
+
+def test_a_fusion_in_a_fusion_reads_and_writes_its_slice():
+    text = """HloModule step
+
+%inner (p.0: f32[64,8], p.1: s32[], p.2: f32[1,8]) -> f32[64,8] {
+  %p.0 = f32[64,8]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %p.2 = f32[1,8]{1,0} parameter(2)
+  %zero = s32[] constant(0)
+  %part = f32[1,8]{1,0} dynamic-slice(%p.0, %p.1, %zero), dynamic_slice_sizes={1,8}
+  %sum = f32[1,8]{1,0} add(%part, %p.2)
+  ROOT %put = f32[64,8]{1,0} dynamic-update-slice(%p.0, %sum, %p.1, %zero)
+}
+
+%outer (q.0: f32[64,8], q.1: s32[], q.2: f32[1,8]) -> f32[64,8] {
+  %q.0 = f32[64,8]{1,0} parameter(0)
+  %q.1 = s32[] parameter(1)
+  %q.2 = f32[1,8]{1,0} parameter(2)
+  ROOT %f = f32[64,8]{1,0} fusion(%q.0, %q.1, %q.2), kind=kLoop, calls=%inner
+}
+
+ENTRY %main (x: f32[64,8], i: s32[], y: f32[1,8]) -> f32[64,8] {
+  %x = f32[64,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %y = f32[1,8]{1,0} parameter(2)
+  ROOT %g = f32[64,8]{1,0} fusion(%x, %i, %y), kind=kLoop, calls=%outer
+}"""
+    row = 8 * 4
+    assert hlo.cost(text).memory == 3 * row + 4  # a row and y read, a row written, and the index
 
 
 def test_collectives_of_a_sharded_scan():
