@@ -22,7 +22,7 @@ from absl import flags
 from launch.run import cli
 from paradigm.storage import expand
 
-WORKLOADS = ("causal_lm_gpu", "mae_gpu", "clip_gpu", "span_corruption_gpu")
+WORKLOADS = ("causal_lm_gpu", "masked_lm_gpu", "mae_gpu", "clip_gpu", "span_corruption_gpu")
 ENOUGH = 150  # seconds that one side of one workload may take
 
 

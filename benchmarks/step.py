@@ -58,6 +58,21 @@ def causal_lm(w, fields, draw):
     return objectives.NextToken(model, w["seq"]).bind(Vocabulary(w["vocab"], pad=0, eos=1)), tokens
 
 
+def masked_lm(w, fields, draw):
+    """BERT's form, 15 % of the places scored: (objective, its entries of a batch)."""
+    from t5like import models, objectives
+    from t5like.vocabulary import Vocabulary
+
+    model = models.bert("tiny", w["vocab"], max_length=w["seq"], dropout=0.0, **fields)
+    objective = objectives.MaskedLM(model, w["seq"]).bind(Vocabulary(w["vocab"], pad=0, eos=1, mask=2))
+    shape = w["batch"], w["seq"]
+    scored = w["batch"], objective.batch_spec(w["batch"])["targets"].shape[1]
+    places = np.sort(np.argsort(np.random.default_rng(1).random(shape), 1)[:, : scored[1]], 1)
+    tokens = {"encoder_inputs": draw(3, w["vocab"], shape), "encoder_segments": np.ones(shape)}
+    tokens |= {"inputs": np.full(scored, 2), **texts(draw(3, w["vocab"], scored)), "positions": places}
+    return objective, tokens
+
+
 def texts(targets):
     """What a batch holds beside the inputs: every row is one document, all of it scored."""
     ones, places = np.ones(targets.shape), np.broadcast_to(np.arange(targets.shape[1]), targets.shape)
@@ -127,6 +142,7 @@ def pictures(w, draw):
 DECODER = {"width": "d_model", "layers": "layers", "heads": "heads"}
 KINDS = {
     "causal_lm": causal_lm,
+    "masked_lm": masked_lm,
     "span_corruption": span_corruption,
     "mae": mae,
     "mae_all_patches": mae_all_patches,

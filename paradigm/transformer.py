@@ -292,12 +292,14 @@ class Stack(Architecture, kw_only=True):
     remat: none; full, keep only each block's input for the backward pass; dots, keep the products with kernels too.
     scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on CPU. The
         same parameters serve both.
+    scaled_init: whether init_std is divided on residual branches (GPT-2), or the same everywhere (BERT).
     """
 
     layers: int
     cross: bool = False
     remat: str = "none"
     scan: bool = True
+    scaled_init: bool = True
 
     @nn.compact
     def __call__(self, x, mask, *, positions=None, source=None, source_mask=None, cache=None, keys=None):
@@ -336,7 +338,7 @@ class Stack(Architecture, kw_only=True):
             unroll=1 if self.scan else self.layers,
             metadata_params={nn.PARTITION_NAME: None},
         )
-        fixed = self.init_std is None or self.init_std == "xavier"  # not divided on residual branches
+        fixed = self.init_std is None or self.init_std == "xavier" or not self.scaled_init
         out_std = self.init_std if fixed else self.init_std * (2 * self.layers) ** -0.5
         blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
         x = x.astype(self.dtype)

@@ -4,7 +4,7 @@
 CONFIGURABLE = {
     "data": ("TextData", "TextMixture"),
     "records": ("TextRecords",),
-    "models": ("t5", "gpt"),
+    "models": ("t5", "gpt", "bert"),
     "baselines": ("UnigramBaseline", "BigramBaseline"),
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "decode": ("InfillSamples", "GenerateSamples"),

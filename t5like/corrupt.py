@@ -9,7 +9,8 @@ What they make is the batch of every text objective, a row of it (L tokens that 
     positions  int32   [L]   places counted by document
     text_bytes float32 []    bytes of text that the predicted targets spell
 
-and, of an objective with an encoder, encoder_inputs and encoder_segments int32 [S].
+and, of an objective with an encoder, encoder_inputs and encoder_segments int32 [S]. Where there is no decoder,
+`positions` are the targets' places among encoder_inputs, and `inputs` what stands there (masking.py).
 
 The definitions are those of T5 (Raffel et al. 2020, section 3.1.4 and 3.3.4) and its reference code
 (google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py). No jax: this runs in data workers.

@@ -1,4 +1,4 @@
-"""Text models from one Stack: Encoder, Decoder, EncoderDecoder, and their sizes by name, `t5(...)` and `gpt(...)`.
+"""Text models from one Stack: Encoder, Decoder, EncoderDecoder, and their sizes by name: `t5`, `gpt`, `bert`.
 
 Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D model, F hidden, V vocabulary):
 
@@ -17,6 +17,9 @@ Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D
     encoder|decoder/norm/scale              [D]         (/bias [D]) not with norm_place="post"
     encoder|decoder/pre_norm/scale          [D]         (/bias [D]) input_norm only
     logits/kernel                           [D, V]      untied only
+    head/dense/kernel                       [D, D]      head only (/bias [D] with bias=True)
+    head/norm/scale                         [D]         head only (/bias [D])
+    head/bias                               [V]         head only
 
 An Encoder has `encoder/`, a Decoder `decoder/`, an EncoderDecoder both. Every call returns (output, intermediates): a
 dict of "embedded" [B, L, D] and "layers" [n, B, L, D], and for an EncoderDecoder the encoder's under "encoder/" and
@@ -29,8 +32,9 @@ from flax import linen as nn
 
 from paradigm import transformer
 from paradigm.attention import AttentionMask
+from paradigm.cpu_gradients import gelu_exact
 from paradigm.errors import UserError, build, choose
-from paradigm.layers import Dense, Embed
+from paradigm.layers import ACTIVATIONS, Dense, Embed
 from paradigm.transformer import Architecture, Stack
 
 # First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
@@ -38,6 +42,8 @@ PARTITION_RULES = (
     (r"(^|/)embed/embedding$", ("tensor", "fsdp")),
     (r"(^|/)positions/embedding$", (None, "fsdp")),
     (r"(^|/)logits/kernel$", ("fsdp", "tensor")),
+    (r"(^|/)head/dense/kernel$", ("fsdp", "tensor")),
+    (r"(^|/)head/bias$", ("tensor",)),
     *transformer.PARTITION_RULES,
 )
 
@@ -105,22 +111,49 @@ class TextModel(Architecture, kw_only=True):
         return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
 
 
+class MaskedHead(Architecture, kw_only=True):
+    """What BERT puts before its output: [..., D] -> [..., D + 1], a dense layer and a norm, and a 1 for the bias."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, x):
+        activation, inputs = choose("activation", self.activation, ACTIVATIONS)
+        x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="dense")(x)
+        x = self.make_norm("norm")(activation(x) if inputs == 1 else gelu_exact(x))
+        self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)  # a row of the output kernel
+        return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
+
+
 class Encoder(TextModel, kw_only=True):
-    """Tokens that all see each other."""
+    """Tokens that all see each other.
+
+    head: BERT's dense layer and norm before the output, and a bias behind it (Devlin et al. 2019; google-research/bert,
+    run_pretraining.py, get_masked_lm_output); the output is then tied. scaled_init: see Stack.
+    """
+
+    head: bool = False
+    scaled_init: bool = True
 
     def setup(self):
         super().setup()
-        self.encoder = self.stack()
+        self.encoder = self.stack(scaled_init=self.scaled_init)
+        if self.head:
+            if not self.tied:
+                raise UserError("an Encoder with head=True scores by its embedding: set tied=True")
+            self.masked_head = MaskedHead(**self.shared(vocab_size=self.vocab_size), name="head")
 
-    def hidden(self, tokens, keys=None, segments=None):
-        """int32 [B, L] -> (hidden [B, L, D], intermediates).
+    def hidden(self, tokens, keys=None, segments=None, places=None):
+        """int32 [B, L] -> (hidden [B, L, D], or [B, P, D] at `places`; intermediates).
 
-        segments: int32 [B, L], 0 is padding; None: nothing is.
+        segments: int32 [B, L], 0 is padding; None: nothing is. places: int32 [B, P], those to be scored. With `head`,
+        the last axis is D + 1.
         """
         mask = AttentionMask(queries=segments, keys=segments, window=self.window)
         embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
-        hidden, intermediates = self.encoder(embedded, mask, keys=keys)
-        return hidden, {"embedded": embedded, **intermediates}
+        x, intermediates = self.encoder(embedded, mask, keys=keys)
+        hidden = x if places is None else jnp.take_along_axis(x, places[..., None], axis=1)
+        return self.masked_head(hidden) if self.head else hidden, {"embedded": embedded, **intermediates, "encoded": x}
 
     def __call__(self, tokens, keys=None, segments=None):
         """int32 [B, L] -> (logits [B, L, V], intermediates)."""
@@ -128,9 +161,17 @@ class Encoder(TextModel, kw_only=True):
         return self.score(hidden), {**intermediates, "hidden": hidden}
 
     @nn.nowrap
-    def flops(self, batch, length):
-        """Forward FLOPs: products of the stack and of the logits at every position."""
-        return self.stack(parent=None).flops(batch, length) + 2 * batch * length * self.d_model * self.vocab_size
+    def output_kernel(self, params):
+        """float32 [D, V], or [D + 1, V] with `head`: logits == hidden @ output_kernel(params)."""
+        kernel = super().output_kernel(params)
+        return jnp.concatenate([kernel, params["head"]["bias"][None]]) if self.head else kernel
+
+    @nn.nowrap
+    def flops(self, batch, length, scored=None):
+        """Forward FLOPs: products of the stack, and of head and logits at `scored` positions of a row (None: all)."""
+        scored = length if scored is None else scored
+        out = 2 * batch * scored * self.d_model * (self.vocab_size + self.head * self.d_model)
+        return self.stack(parent=None).flops(batch, length) + out
 
 
 class Decoder(TextModel, kw_only=True):
@@ -379,6 +420,50 @@ def gpt(size, vocab_size=None, style="rope", **overrides):
         },
     }
     return _checked(build(Decoder, fields | choose("GPT style", style, styles), overrides))
+
+
+# d_model, heads, layers: Devlin et al. 2019, section 3; the small ones Turc et al. 2019 ("Well-Read Students Learn
+# Better"), table 1.
+BERT_SIZES = {
+    "tiny": (128, 2, 2),
+    "mini": (256, 4, 4),
+    "small": (512, 8, 4),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 16, 24),
+}
+
+
+def bert(size, vocab_size=None, style="bert", **overrides):
+    """An Encoder by name.
+
+    Args:
+        size: tiny, mini, small, medium, base, large.
+        vocab_size: as of `t5`.
+        style: bert (norms after each branch, learned positions, biases, GELU, dropout 0.1: Devlin et al. 2019, without
+            segment embeddings; RoBERTa's encoder is the same), or modern (norms before, rotary positions, gated GELU of
+            width 8/3 D, no biases and no dropout: after MosaicBERT and ModernBERT, without their ALiBi and local
+            layers). Both have BERT's head.
+        overrides: any field of Encoder.
+
+    Raises:
+        UserError: an unknown style, size or field (the nearest is named), or heads that do not divide.
+    """
+    d_model, heads, layers = choose("BERT size", str(size).lower(), BERT_SIZES)
+    fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "layers": layers}
+    fields |= {"init_std": 0.02, "embed_std": 0.02, "norm": "layer", "tied": True, "head": True}
+    styles = {
+        "bert": {
+            **{"positions": "learned", "max_length": 512, "activation": "gelu_exact", "d_ff": 4 * d_model},
+            **{"norm_place": "post", "input_norm": True, "eps": 1e-12, "bias": True, "scaled_init": False},
+            **{"dropout": 0.1, "dropout_style": "gpt2"},
+        },
+        "modern": {
+            **{"positions": "rope", "activation": "gated_gelu_exact", "d_ff": -(-8 * d_model // 3 // 64) * 64},
+            **{"eps": 1e-5, "bias": False},
+        },
+    }
+    return _checked(build(Encoder, fields | choose("BERT style", style, styles), overrides))
 
 
 def _checked(model):
