@@ -4,6 +4,7 @@ Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D
 
     embed/embedding                         [V, D]      shared by encoder and decoder
     positions/embedding                     [T, D]      learned positions only
+    token_types/embedding                   [S, D]      token_types only
     encoder|decoder/relative_bias/embedding [32, H]     relative positions only (per layer: below layers/)
     encoder|decoder/layers/...              leaves with a leading n:
         attention_norm|cross_norm|mlp_norm/scale [D]    (/bias [D] with norm="layer")
@@ -32,7 +33,6 @@ from flax import linen as nn
 
 from paradigm import transformer
 from paradigm.attention import AttentionMask
-from paradigm.cpu_gradients import gelu_exact
 from paradigm.errors import UserError, build, choose
 from paradigm.layers import ACTIVATIONS, Dense, Embed
 from paradigm.transformer import Architecture, Stack
@@ -40,7 +40,7 @@ from paradigm.transformer import Architecture, Stack
 # First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
 PARTITION_RULES = (
     (r"(^|/)embed/embedding$", ("tensor", "fsdp")),
-    (r"(^|/)positions/embedding$", (None, "fsdp")),
+    (r"(^|/)(positions|token_types)/embedding$", (None, "fsdp")),
     (r"(^|/)logits/kernel$", ("fsdp", "tensor")),
     (r"(^|/)head/dense/kernel$", ("fsdp", "tensor")),
     (r"(^|/)head/bias$", ("tensor",)),
@@ -54,7 +54,8 @@ class TextModel(Architecture, kw_only=True):
     vocab_size: V; None until a vocabulary says it (objective.bind). layers: of each stack. window: of its attention to
     itself, or None (see AttentionMask). tied: the output kernel is the embedding. tied_scale: logits times
     d_model ** -0.5 when tied (T5 v1.0). embed_std: of the embedding's initialiser. position_std: of learned positions',
-    None is embed_std; max_length: rows of their table. remat, scan: see Stack.
+    None is embed_std; max_length: rows of their table; position_offset: the first token's row (2 in RoBERTa). remat,
+    scan: see Stack.
     """
 
     vocab_size: int | None
@@ -65,6 +66,7 @@ class TextModel(Architecture, kw_only=True):
     embed_std: float = 1.0
     position_std: float | None = None
     max_length: int | None = None
+    position_offset: int = 0
     remat: str = "none"
     scan: bool = True
 
@@ -80,6 +82,11 @@ class TextModel(Architecture, kw_only=True):
         if not self.tied:
             self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
 
+    @property
+    def places(self):
+        """How many tokens learned positions are there for."""
+        return self.max_length - self.position_offset
+
     @nn.nowrap
     def stack(self, **changes):
         return Stack(**self.shared(layers=self.layers, remat=self.remat, scan=self.scan) | changes)
@@ -88,11 +95,9 @@ class TextModel(Architecture, kw_only=True):
         """int32 [B, L] -> [B, L, D]."""
         x = self.embed(tokens)
         if self.positions == "learned":
-            if tokens.shape[1] > self.max_length:
-                raise UserError(
-                    f"{tokens.shape[1]} tokens, but max_length={self.max_length} learned positions: raise max_length"
-                )
-            x = x + self.learned(positions)
+            if tokens.shape[1] > self.places:
+                raise UserError(f"{tokens.shape[1]} tokens, but {self.places} learned positions: raise max_length")
+            x = x + self.learned(positions + self.position_offset)
         return x
 
     @nn.nowrap
@@ -119,8 +124,10 @@ class MaskedHead(Architecture, kw_only=True):
     @nn.compact
     def __call__(self, x):
         activation, inputs = choose("activation", self.activation, ACTIVATIONS)
+        if inputs > 1:
+            raise UserError(f"the head has one product, and {self.activation} takes {inputs}: set head_activation")
         x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="dense")(x)
-        x = self.make_norm("norm")(activation(x) if inputs == 1 else gelu_exact(x))
+        x = self.make_norm("norm")(activation(x))
         self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)  # a row of the output kernel
         return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
 
@@ -129,28 +136,37 @@ class Encoder(TextModel, kw_only=True):
     """Tokens that all see each other.
 
     head: BERT's dense layer and norm before the output, and a bias behind it (Devlin et al. 2019; google-research/bert,
-    run_pretraining.py, get_masked_lm_output); the output is then tied. scaled_init: see Stack.
+    run_pretraining.py, get_masked_lm_output); the output is then tied. head_activation: None is as `activation`.
+    token_types: rows of a table of which one is added to every token, BERT's for sentences A and B; 0: none.
+    scaled_init: see Stack.
     """
 
     head: bool = False
+    head_activation: str | None = None
+    token_types: int = 0
     scaled_init: bool = True
 
     def setup(self):
         super().setup()
         self.encoder = self.stack(scaled_init=self.scaled_init)
+        if self.token_types:
+            self.types = Embed(self.token_types, self.d_model, self.embed_std, self.dtype, name="token_types")
         if self.head:
             if not self.tied:
                 raise UserError("an Encoder with head=True scores by its embedding: set tied=True")
-            self.masked_head = MaskedHead(**self.shared(vocab_size=self.vocab_size), name="head")
+            of_head = {"vocab_size": self.vocab_size, "activation": self.head_activation or self.activation}
+            self.masked_head = MaskedHead(**self.shared(**of_head), name="head")
 
-    def hidden(self, tokens, keys=None, segments=None, places=None):
+    def hidden(self, tokens, keys=None, segments=None, places=None, types=None):
         """int32 [B, L] -> (hidden [B, L, D], or [B, P, D] at `places`; intermediates).
 
         segments: int32 [B, L], 0 is padding; None: nothing is. places: int32 [B, P], those to be scored. With `head`,
-        the last axis is D + 1.
+        the last axis is D + 1. types: int32 [B, L] of `token_types`; None is 0 everywhere.
         """
         mask = AttentionMask(queries=segments, keys=segments, window=self.window)
         embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
+        if self.token_types:
+            embedded = embedded + self.types(jnp.zeros((1, 1), jnp.int32) if types is None else types)
         x, intermediates = self.encoder(embedded, mask, keys=keys)
         hidden = x if places is None else jnp.take_along_axis(x, places[..., None], axis=1)
         return self.masked_head(hidden) if self.head else hidden, {"embedded": embedded, **intermediates, "encoded": x}
@@ -440,8 +456,8 @@ def bert(size, vocab_size=None, style="bert", **overrides):
     Args:
         size: tiny, mini, small, medium, base, large.
         vocab_size: as of `t5`.
-        style: bert (norms after each branch, learned positions, biases, GELU, dropout 0.1: Devlin et al. 2019, without
-            segment embeddings; RoBERTa's encoder is the same), or modern (norms before, rotary positions, gated GELU of
+        style: bert (norms after each branch, learned positions, biases, GELU, dropout 0.1: Devlin et al. 2019, with
+            two token types; RoBERTa's encoder has none), or modern (norms before, rotary positions, gated GELU of
             width 8/3 D, no biases and no dropout: after MosaicBERT and ModernBERT, without their ALiBi and local
             layers). Both have BERT's head.
         overrides: any field of Encoder.
@@ -455,12 +471,19 @@ def bert(size, vocab_size=None, style="bert", **overrides):
     styles = {
         "bert": {
             **{"positions": "learned", "max_length": 512, "activation": "gelu_exact", "d_ff": 4 * d_model},
-            **{"norm_place": "post", "input_norm": True, "eps": 1e-12, "bias": True, "scaled_init": False},
+            **{
+                "norm_place": "post",
+                "input_norm": True,
+                "eps": 1e-12,
+                "bias": True,
+                "scaled_init": False,
+                "token_types": 2,
+            },
             **{"dropout": 0.1, "dropout_style": "gpt2"},
         },
         "modern": {
             **{"positions": "rope", "activation": "gated_gelu_exact", "d_ff": -(-8 * d_model // 3 // 64) * 64},
-            **{"eps": 1e-5, "bias": False},
+            **{"eps": 1e-5, "bias": False, "head_activation": "gelu_exact"},
         },
     }
     return _checked(build(Encoder, fields | choose("BERT style", style, styles), overrides))

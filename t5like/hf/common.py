@@ -32,8 +32,7 @@ def text_family(title, model_type, kind, positions, model, config, leaves, **how
         inputs=_inputs,
         when=lambda modules: modules["model"].positions == positions,
         root="model/",
-        meaning={"decoder_layers": decoder_layers},
-        **{"free": frozenset({"max_length"})} | how,
+        **{"free": frozenset({"max_length"}), "meaning": {"decoder_layers": decoder_layers}} | how,
     )
 
 

@@ -45,9 +45,9 @@ class MaskedLM(HasModel, TextObjective):
 
     def __post_init__(self):
         _ = self._masking  # raises now rather than in a data worker
-        if self.model.positions == "learned" and self.model.max_length < self.length:
+        if self.model.positions == "learned" and self.model.places < self.length:
             raise UserError(
-                f"masked_lm: length {self.length} but the model has {self.model.max_length} learned positions; "
+                f"masked_lm: length {self.length} but the model has {self.model.places} learned positions; "
                 f"lower the length or set the model's max_length to {self.length}"
             )
 

@@ -116,7 +116,28 @@ MT5 = {
 }
 UMT5 = {**T5_V1_1, "architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5", "num_decoder_layers": 2}
 GPT2_SILU = {**GPT2, "activation_function": "silu", "attn_pdrop": 0.3, "n_inner": 20}
+BERT = {
+    "architectures": ["BertForMaskedLM"],
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.2,
+    "max_position_embeddings": 23,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+ROBERTA = {
+    **{**BERT, "architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "hidden_act": "gelu_new"},
+    **{"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
+}
 CONFIGS = {
+    **{"bert": BERT, "roberta": ROBERTA},
     **{"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "mt5": MT5, "umt5": UMT5, "gpt2": GPT2, "gpt2_silu": GPT2_SILU},
     **{
         "llama": LLAMA,
@@ -134,7 +155,7 @@ def weight(name, shape):
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if len(shape) == 1:
         return (draw * np.float32(0.1) + np.float32(name.endswith("weight"))).astype(np.float32)
-    if any(part in name for part in ("shared", "embed_tokens", "wte", "wpe", "relative_attention_bias")):
+    if any(part in name for part in ("_embeddings", "shared", "embed_tokens", "wte", "wpe", "relative_attention_bias")):
         return draw
     return draw / np.float32(np.sqrt(min(shape)))
 
@@ -145,6 +166,8 @@ def inputs(case):
     T5: input_ids [B, S], attention_mask [B, S] (padded at the end), decoder_input_ids [B, L], labels [B, L].
     Decoders: input_ids [B, L], attention_mask [B, L] (padded at the front), position_ids [B, L], labels [B, L].
     """
+    if masked(case):
+        return _masked_inputs(case)
     rng = np.random.default_rng(zlib.crc32(case.encode()))
     draw = lambda *shape: rng.integers(3, 40, size=shape)
     if "decoder_start_token_id" not in CONFIGS[case]:
@@ -165,6 +188,25 @@ def inputs(case):
     labels[1, target - 5 :] = PAD
     shifted = np.pad(np.where(labels == PAD, 0, labels)[:, :-1], ((0, 0), (1, 0)))
     return {"input_ids": draw(2, source) * mask, "attention_mask": mask, "decoder_input_ids": shifted, "labels": labels}
+
+
+def masked(case):
+    """Whether the model predicts hidden tokens, and generates nothing."""
+    return CONFIGS[case]["architectures"][0].endswith("MaskedLM")
+
+
+def _masked_inputs(case):
+    """input_ids, attention_mask (padded at the end) and labels [B, L], PAD but where a token is hidden."""
+    rng = np.random.default_rng(zlib.crc32(case.encode()))
+    mask = np.ones((2, 21), np.int64)
+    mask[1, 15:] = 0
+    tokens, pad = rng.integers(3, 40, mask.shape), CONFIGS[case]["pad_token_id"]
+    hidden = (rng.random(mask.shape) < 0.4) & (mask > 0)
+    return {
+        "input_ids": np.where(mask, np.where(hidden, 4, tokens), pad),
+        "attention_mask": mask,
+        "labels": np.where(hidden, tokens, PAD),
+    }
 
 
 def prompt(case):

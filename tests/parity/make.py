@@ -45,6 +45,9 @@ def run(model, params, inputs):
             target_segments=jnp.ones_like(x["labels"]),
         )
         labels, scored = x["labels"], jnp.ones_like(x["labels"])
+    elif "position_ids" not in x:
+        arguments = dict(tokens=x["input_ids"], segments=x["attention_mask"])
+        labels, scored = x["labels"], x["attention_mask"]
     else:
         arguments = dict(tokens_in=x["input_ids"], segments=x["attention_mask"], positions=x["position_ids"])
         labels = jnp.pad(x["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=cases.PAD)  # position t predicts t + 1

@@ -29,6 +29,7 @@ def shapes(case):
     config = model_class(case).config_class(**cases.CONFIGS[case])
     state = {name: list(x.shape) for name, x in model_class(case)(config).state_dict().items()}
     tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
+    tied += [f"{head}.decoder.{kind}" for head in ("cls.predictions", "lm_head") for kind in ("weight", "bias")]
     if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
         tied.append("lm_head.weight")
     return {name: shape for name, shape in state.items() if name not in tied}
@@ -43,6 +44,8 @@ def run(case, directory):
     how = {"max_new_tokens": cases.NEW, "min_new_tokens": cases.NEW, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
         out = model.eval()(**tensors(cases.inputs(case)))
+        if cases.masked(case):
+            return out.logits.numpy(), out.loss.numpy(), np.zeros((0, cases.NEW), np.int32)
         generated = model.generate(**tensors(cases.prompt(case)), **how)[:, -cases.NEW :]
     return out.logits.numpy(), out.loss.numpy(), generated.numpy().astype(np.int32)
 

@@ -45,6 +45,8 @@ def test_logits_and_loss(golden, ours):
 def test_greedy_decoding(golden, ours):
     """With our cache, the tokens that the library generates with its own (eos forbidden: it would end too soon)."""
     case, stored = golden
+    if cases.masked(case):
+        pytest.skip("an encoder decodes nothing")
     model, params = ours
     given = {name: x.astype(np.int32) for name, x in cases.prompt(case).items()}
     prompts, more = given["input_ids"], {}

@@ -1,0 +1,139 @@
+"""BERT and RoBERTa: an Encoder with learned positions, norms after each branch, and a head for hidden tokens.
+
+A file's pooler and its next-sentence head, which no model of ours has, are left unread.
+"""
+
+from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
+from paradigm.hf.config import inverse
+from paradigm.hf.leaves import Vector
+from t5like.hf.common import text_family
+from t5like.models import Encoder
+
+ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu",
+               "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
+_IRRELEVANT = ("use_cache", "layer_norm_epsilon")
+
+
+def _model(offset, head_activation=None):
+    """offset: Config -> the first row of the table of positions that a token is at."""
+
+    def model(config, tensors):
+        del tensors
+        config.only(position_embedding_type="absolute", tie_word_embeddings=True)
+        return Encoder(
+            vocab_size=config.get("vocab_size"),
+            d_model=config.get("hidden_size"),
+            heads=config.get("num_attention_heads"),
+            d_ff=config.get("intermediate_size"),
+            layers=config.get("num_hidden_layers"),
+            activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
+            norm="layer",
+            norm_place="post",
+            input_norm=True,
+            eps=config.get("layer_norm_eps", 1e-12),
+            bias=True,
+            positions="learned",
+            max_length=config.get("max_position_embeddings"),
+            position_offset=offset(config),
+            token_types=config.get("type_vocab_size", 2),
+            dropout=config.get("hidden_dropout_prob", 0.1),
+            attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+            dropout_style="gpt2",
+            tied=True,
+            head=True,
+            head_activation=head_activation,
+        )
+
+    return model
+
+
+def _config(kind, architecture):
+    def config(model):
+        return {
+            "architectures": [architecture],
+            "model_type": kind,
+            "vocab_size": model.vocab_size,
+            "hidden_size": model.d_model,
+            "num_attention_heads": model.heads,
+            "intermediate_size": model.d_ff,
+            "num_hidden_layers": model.layers,
+            "hidden_act": inverse(ACTIVATIONS).get(model.activation, "gelu"),
+            "layer_norm_eps": model.eps,
+            "max_position_embeddings": model.max_length,
+            "type_vocab_size": model.token_types,
+            "hidden_dropout_prob": model.dropout,
+            "attention_probs_dropout_prob": MEANING["attention_dropout"](model),
+            "tie_word_embeddings": True,
+            "pad_token_id": max(model.position_offset - 1, 0),
+        }
+
+    return config
+
+
+def _leaves(root, transform, transform_norm, bias, output):
+    """Of one of the two, by the names of its head's tensors."""
+    rows = [
+        *dense("attention.self.query", "attention/query"),
+        *dense("attention.self.key", "attention/key"),
+        *dense("attention.self.value", "attention/value"),
+        *dense("attention.output.dense", "attention/out", 2),
+        *norm("attention.output.LayerNorm", "attention_norm"),
+        *dense("intermediate.dense", "mlp/up"),
+        *dense("output.dense", "mlp/down"),
+        *norm("output.LayerNorm", "mlp_norm"),
+    ]
+
+    def leaves(model):
+        return [
+            Leaf(f"{root}.embeddings.word_embeddings.weight", ("embed/embedding",), aliases=(f"{output}.weight",)),
+            Leaf(f"{root}.embeddings.position_embeddings.weight", ("positions/embedding",)),
+            Leaf(f"{root}.embeddings.token_type_embeddings.weight", ("token_types/embedding",)),
+            *plain(norm(f"{root}.embeddings.LayerNorm", "encoder/pre_norm")),
+            *stacked(model.layers, root + ".encoder.layer.{}", "encoder", rows),
+            *plain(dense(transform, "head/dense") + norm(transform_norm, "head/norm")),
+            Leaf(bias, ("head/bias",), Vector, aliases=(f"{output}.bias",)),
+        ]
+
+    return leaves
+
+
+def _renamed(name):
+    """Files that TensorFlow's were made into have its words for a norm's two vectors."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+HOW = {
+    "free": frozenset({"scaled_init"}),
+    "meaning": {"head_activation": lambda model: model.head_activation or model.activation},
+}
+BERT = text_family(
+    "BERT",
+    "bert",
+    Encoder,
+    "learned",
+    _model(lambda config: 0),
+    _config("bert", "BertForMaskedLM"),
+    _leaves(
+        "bert",
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.bias",
+        "cls.predictions.decoder",
+    ),
+    **HOW,
+    rename=_renamed,
+    ignored=r"bert\.pooler\.|cls\.seq_relationship\.|bert\.embeddings\.position_ids",
+    irrelevant=_IRRELEVANT,
+)
+ROBERTA = text_family(
+    "RoBERTa",
+    "roberta",
+    Encoder,
+    "learned",
+    _model(lambda config: config.get("pad_token_id", 1) + 1, "gelu_exact"),  # fairseq counts places from there
+    _config("roberta", "RobertaForMaskedLM"),
+    _leaves("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
+    **HOW,
+    ignored=r"roberta\.pooler\.|roberta\.embeddings\.position_ids",
+    irrelevant=_IRRELEVANT,
+)
