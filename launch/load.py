@@ -92,6 +92,14 @@ class Run:
         part = ask(Infilling, self.objective, "infill", "use generate(prompt)")
         return decode.infill(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
+    def fill_mask(self, text, which=None, **how):
+        """What may stand at each <mask> of the text. `how` as in t5like.fill_mask."""
+        from paradigm.capabilities import FillingMasks, ask
+        from t5like.fill_mask import fill_mask
+
+        part = ask(FillingMasks, self.objective, "fill_mask", "use infill or generate")
+        return fill_mask(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
+
     def generate(self, prompt, which=None, **how):
         """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
         from paradigm.capabilities import Generating, ask

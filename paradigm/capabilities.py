@@ -55,6 +55,12 @@ class Generating(HasModel, TextScoring):
     prefix: bool
 
 
+class FillingMasks(HasModel):
+    """Finds hidden tokens from those on both sides. model: an Encoder."""
+
+    can = "fill masks"
+
+
 class ImageFeatures(HasModel):
     """Has an encoder of pictures, in the module `encoder`.
 

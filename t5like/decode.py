@@ -190,7 +190,7 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
 
 
 def _room(model):
-    return model.max_length if model.positions == "learned" else math.inf
+    return model.places if model.positions == "learned" else math.inf
 
 
 def _check_room(model, prompt, new, inputs=0):

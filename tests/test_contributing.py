@@ -54,7 +54,7 @@ class Windows:
 
 def test_it_passes_the_contract(masked):
     small = masked.Encoder(vocab_size=None, positions="relative", d_model=16, heads=4, d_ff=32, layers=1)
-    objective = masked.MaskedLM(small, length=32).bind(t5_like(359, extra_ids=100))
+    objective = masked.MaskedTokens(small, length=32).bind(t5_like(359, extra_ids=100))
     batch_of = Dataset(Windows(), objective.preprocess, 8, seed=1).batch
     batch = batch_of(0)
     hidden = batch["inputs"] != batch["targets"]

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import HasModel
+from paradigm.capabilities import FillingMasks
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.masking import Masking
@@ -26,7 +26,7 @@ from t5like.scoring import score_text
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM(HasModel, TextObjective):
+class MaskedLM(FillingMasks, TextObjective):
     """Hidden tokens from those on both sides.
 
     model: an Encoder. length: tokens it reads, the vocabulary's cls and sep among them. rate, unit, masked, random: see
