@@ -340,7 +340,7 @@ class InfillSamples(Evaluator):
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
         part = self.part(objective)
-        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
+        rows, tokenizer = part.examples(data, self.count), data.tokenizer
         inputs = [x[real > 0] for x, real in zip(rows["encoder_inputs"], rows["encoder_segments"])]
         targets = [x[real > 0] for x, real in zip(rows["targets"], rows["segments"])]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
@@ -390,7 +390,7 @@ class GenerateSamples(Evaluator):
     def run(self, objective, variables, data):
         """({}, [Artefact "generate"])."""
         part = self.part(objective)
-        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
+        rows, tokenizer = part.examples(data, self.count), data.tokenizer
         windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["targets"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
@@ -412,18 +412,6 @@ class GenerateSamples(Evaluator):
                 f"  {name}: {_one_line(tokenizer.decode(x))!r}" for name, x in (("model", ours), ("truth", truth))
             ]
         return {}, [Artefact("generate", "text", "\n".join(shown))]
-
-
-def _first_rows(batches, count):
-    """The first `count` real rows of the validation batches, as one batch."""
-    taken, have = [], 0
-    for batch in batches:
-        real = np.flatnonzero(batch["mask"])[: count - have]
-        taken.append({name: x[real] for name, x in batch.items()})
-        have += len(real)
-        if have == count:
-            break
-    return {name: np.concatenate([part[name] for part in taken]) for name in taken[0]}
 
 
 def _one_line(text):

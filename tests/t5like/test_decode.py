@@ -289,16 +289,16 @@ def test_samples_that_cannot_be_had_are_told_before_the_first_step():
 
 
 class Data:
-    """What evaluators are given: two validation batches, the last padded."""
+    """What evaluators are given: some validation examples."""
 
     tokenizer = TOKENIZER
 
     def __init__(self, **rows):
         self.rows = rows
 
-    def batches(self, phase=None):
-        for start in (0, 2):
-            yield {name: x[start : start + 2] for name, x in self.rows.items()}
+    def examples(self, count, phase=None):
+        real = np.flatnonzero(self.rows["mask"])[:count]
+        return {name: x[real] for name, x in self.rows.items()}
 
 
 def padded(*texts, width=40):
