@@ -89,7 +89,7 @@ class Run:
         from paradigm.capabilities import Infilling, ask
         from t5like import decode
 
-        part = ask(Infilling, self.objective, "infill", "use generate(prompt)")
+        part = ask(Infilling, self.objective, "infill", self._instead())
         return decode.infill(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
     def fill_mask(self, text, which=None, **how):
@@ -105,7 +105,15 @@ class Run:
         from paradigm.capabilities import Generating, ask
         from t5like import decode
 
-        part = ask(Generating, self.objective, "generate", 'use infill("The <X> sat")')
+        part = ask(Generating, self.objective, "generate", self._instead())
         how.setdefault("prefix", part.objective.prefix)
         variables = part.variables(self.variables(which))
         return decode.generate(part.objective, variables, self.tokenizer, prompt, **how)
+
+    def _instead(self):
+        """What a person who asked for the wrong one of infill and generate may do."""
+        from paradigm.capabilities import Generating, Infilling, parts
+        from t5like.decode import instead
+
+        able = lambda capability: any(isinstance(part.objective, capability) for part in parts(self.objective))
+        return instead(able(Infilling), able(Generating))

@@ -76,7 +76,7 @@ class ZeroShot(_Compared):
 
     templates: names of sets (plain, a, photo, clip_7, clip_80, shapes) or sentences with {} for the class.
     split: whose pictures. present: choose among the classes that the split shows, not among all. images: how many
-    pictures are used, drawn once by a hash; None for all. random: the comparison with untrained towers. seed: of both.
+    pictures are used, spread evenly; None for all. random: the comparison with untrained towers. seed: of both.
 
     Raises UserError for an unknown template, data without names of classes, or pictures without labels.
     """
@@ -128,8 +128,8 @@ class ZeroShot(_Compared):
 class Retrieval(_Compared):
     """R@k both ways, `image_to_text@k` and `text_to_image@k` (see the top of this file).
 
-    ks: the k. split: whose pairs. captions: the first so many of each picture. pairs: how many are searched, drawn once
-    by a hash; None for all. chunk: queries and candidates compared at a time, so that no matrix is larger.
+    ks: the k. split: whose pairs. captions: the first so many of each picture. pairs: how many are searched, spread
+    evenly; None for all. chunk: queries and candidates compared at a time, so that no matrix is larger.
     random: the comparison with untrained towers. seed: of both.
     """
 

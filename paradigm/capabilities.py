@@ -142,6 +142,11 @@ class Part:
         """Its validation batches, numpy, of the data that an evaluator is given."""
         return map(self.batch, data.batches(self.phase))
 
+    def examples(self, data, count):
+        """A batch, numpy, of `count` of its validation examples, spread evenly over all; of fewer where there are no
+        more."""
+        return self.batch(data.examples(count, self.phase))
+
 
 def parts(objective):
     """Parts of an objective: itself, and all that it is made of, depth first."""

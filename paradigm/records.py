@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paradigm.dataset import feistel, mix64
+from paradigm.dataset import Mixture, mix64
 from paradigm.errors import UserError
 from paradigm.tfds import array_records
 
@@ -72,10 +72,9 @@ class Subset:
 
     @classmethod
     def drawn(cls, source, count, seed):
-        """`count` records of a source (None: all), in their order, drawn once by (seed, its length)."""
+        """`count` records of a source (None: all), in their order, spread evenly over it (see `spread`)."""
         count = len(source) if count is None else min(count, len(source))
-        positions = np.sort(feistel(np.arange(count), len(source), mix64(seed, len(source))))
-        return cls(source, positions, f"{source.fingerprint}[{count}, {seed}]")
+        return cls(source, spread(len(source), count, seed), f"{source.fingerprint}[{count}, {seed}]")
 
     def __len__(self):
         return len(self.positions)
@@ -83,10 +82,42 @@ class Subset:
     def __getitem__(self, position):
         return self.source[int(self.positions[position])]
 
+    def __getitems__(self, positions):
+        own = self.positions[np.asarray(positions, np.int64)].tolist()
+        many = getattr(self.source, "__getitems__", None)
+        return many(own) if many else [self.source[p] for p in own]
+
     def name(self, position):
         """What the source calls this record."""
         own = int(self.positions[position])
         return self.source.name(own) if hasattr(self.source, "name") else f"record {own}"
+
+
+def spread(size, count, seed=0):
+    """int64 [count], ascending: one place of each of `count` equal stretches of range(size), by a hash of (seed, size).
+
+    So a sample of sorted records has its share of every class and length, and one of records that take turns, which
+    equal steps might meet in step, has it too. count: at most size.
+    """
+    ends = np.arange(count + 1, dtype=np.int64) * size // max(count, 1)
+    words = mix64(seed, size, np.arange(count))
+    return ends[:-1] + (words % np.diff(ends).astype(np.uint64)).astype(np.int64)
+
+
+def sample(source, count, seed=0):
+    """`count` records of a source, or of all of a Mixture's as if they stood in one, by `spread`; itself if it has no
+    more."""
+    sources = source.sources if isinstance(source, Mixture) else (source,)
+    ends = np.cumsum([len(s) for s in sources])
+    if count >= ends[-1]:
+        return source
+    places, subsets, begin = spread(int(ends[-1]), count, seed), [], 0
+    for one, end in zip(sources, ends):
+        own = places[(places >= begin) & (places < end)] - begin
+        if len(own):
+            subsets.append(Subset(one, own, f"{one.fingerprint}[{len(own)}, {seed}]"))
+        begin = end
+    return Mixture(subsets, [1] * len(subsets)) if len(subsets) > 1 else subsets[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- held out

@@ -251,7 +251,7 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
     Raises:
         UserError: no blank in the text or one of them twice; a model without an encoder or of another vocabulary.
     """
-    _check(objective.model, EncoderDecoder, tokenizer, "infill", "generate(prompt)")
+    _check(objective.model, EncoderDecoder, tokenizer, "infill")
     v = tokenizer.vocabulary
     ids = tokenizer.encode_prompt(_BLANK.sub(r"\2", text))
     blanks = [i for i in ids.tolist() if i in v.sentinels]
@@ -293,7 +293,7 @@ def generate(
     Raises:
         UserError: a prompt longer than the model's positions; a model with an encoder, or of another vocabulary.
     """
-    _check(objective.model, Decoder, tokenizer, "generate", 'infill("The <X> sat")')
+    _check(objective.model, Decoder, tokenizer, "generate")
     ids = tokenizer.encode(prompt)
     sampling = Sampling(temperature, top_k, top_p, tokenizer.vocab_size)
     v = tokenizer.vocabulary
@@ -301,9 +301,17 @@ def generate(
     return tokenizer.decode(np.r_[ids, found])
 
 
-def _check(model, kind, tokenizer, what, instead):
+def instead(infills, generates):
+    """The end of the sentence "this cannot infill: ...", for a model that can do one of them, or neither."""
+    if infills:
+        return 'use infill("The <X> sat"), which it can'
+    return "use generate(prompt), which it can" if generates else "it can neither infill nor generate"
+
+
+def _check(model, kind, tokenizer, what):
     if not isinstance(model, kind):
-        raise UserError(f"{what} does not work with a {type(model).__name__}: use {instead}")
+        able = instead(isinstance(model, EncoderDecoder), isinstance(model, Decoder))
+        raise UserError(f"{what} does not work with a {type(model).__name__}: {able}")
     if tokenizer.vocab_size > model.vocab_size:
         sizes = f"{tokenizer.vocab_size} ids, but the model {model.vocab_size}"
         raise UserError(f"{what}: the tokenizer has {sizes}; take the one that the model was trained with")
@@ -340,7 +348,7 @@ class InfillSamples(Evaluator):
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
         part = self.part(objective)
-        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
+        rows, tokenizer = part.examples(data, self.count), data.tokenizer
         inputs = [x[real > 0] for x, real in zip(rows["encoder_inputs"], rows["encoder_segments"])]
         targets = [x[real > 0] for x, real in zip(rows["targets"], rows["segments"])]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
@@ -390,7 +398,7 @@ class GenerateSamples(Evaluator):
     def run(self, objective, variables, data):
         """({}, [Artefact "generate"])."""
         part = self.part(objective)
-        rows, tokenizer = _first_rows(part.batches(data), self.count), data.tokenizer
+        rows, tokenizer = part.examples(data, self.count), data.tokenizer
         windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["targets"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
         sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
@@ -412,18 +420,6 @@ class GenerateSamples(Evaluator):
                 f"  {name}: {_one_line(tokenizer.decode(x))!r}" for name, x in (("model", ours), ("truth", truth))
             ]
         return {}, [Artefact("generate", "text", "\n".join(shown))]
-
-
-def _first_rows(batches, count):
-    """The first `count` real rows of the validation batches, as one batch."""
-    taken, have = [], 0
-    for batch in batches:
-        real = np.flatnonzero(batch["mask"])[: count - have]
-        taken.append({name: x[real] for name, x in batch.items()})
-        have += len(real)
-        if have == count:
-            break
-    return {name: np.concatenate([part[name] for part in taken]) for name in taken[0]}
 
 
 def _one_line(text):

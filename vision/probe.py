@@ -49,7 +49,7 @@ _random = weakref.WeakKeyDictionary()  # data -> {(objective, probes): the numbe
 class Probes(Evaluator):
     """Accuracies of the encoder under each method, and of an untrained one beside it.
 
-    methods: of METHODS. train_images, test_images: how many pictures are used, drawn once by a hash; None for all.
+    methods: of METHODS. train_images, test_images: how many pictures are used, spread evenly; None for all.
     epochs: passes of a linear probe over all labels; with fewer labels the number of steps stays. seed: of the probes.
     random: the comparison with an untrained encoder. finetune_steps, finetune_batch, finetune_rate: of `finetune`.
 

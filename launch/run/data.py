@@ -1,20 +1,23 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
-import itertools
-
 import jax
+import numpy as np
 
 from launch.run.loader import batches
 from launch.storage.sync import at_hand
 from paradigm.dataset import Dataset
+from paradigm.records import sample, spread
 from t5like.tokenizers import load_tokenizer
 from t5like.vocabulary import same
+
+SPARE = 4  # times as many examples are read as are shown, since some may be broken
 
 
 class Data:
     """An experiment's training stream and its validation sets.
 
-    train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it.
+    train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it: all
+    that is held out, or, where that is more than eval_batches hold, a sample spread evenly over it, always the same.
     records(split): the source that "train" or "valid" is read from. tokenizer, vocabulary: of the data, or None.
     fingerprint: changes whenever the training stream would.
 
@@ -34,23 +37,34 @@ class Data:
         where = getattr(prepared, "directory", "")
         same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
-        held_out = prepared.source("valid")
-        self.valid = {
-            phase: Dataset(held_out, objective.preprocess_for(phase), size, seed, train=False)
-            for phase in objective.phases()
-        }
+        self._held_out = prepared.source("valid")
+        self._prepared_for = lambda phase, source, rows: Dataset(
+            source, objective.preprocess_for(phase), rows, seed, train=False
+        )
+        validated = sample(self._held_out, experiment.eval_batches * size)
+        self.valid = {phase: self._prepared_for(phase, validated, size) for phase in objective.phases()}
         self.records = prepared.source
-        self._limit = experiment.eval_batches
 
     @property
     def fingerprint(self):
         return self.train.fingerprint
 
     def batches(self, phase=None, rows=slice(None)):
-        """The validation batches of a phase (None: the first), numpy, padded with mask 0; at most eval_batches."""
-        dataset = next(iter(self.valid.values())) if phase is None else self.valid[phase]
-        with batches(dataset, rows=rows) as ahead:
-            yield from itertools.islice(ahead, self._limit)
+        """The validation batches of a phase (None: the first), numpy, padded with mask 0; at most eval_batches. They
+        are in the order of the source: for a few examples of every kind ask `examples`."""
+        with batches(self.valid[phase or next(iter(self.valid))], rows=rows) as ahead:
+            yield from ahead
+
+    def examples(self, count, phase=None):
+        """One batch, numpy, of `count` held-out examples that can be read, spread evenly over all; of fewer where there
+        are no more. phase: as in `batches`."""
+        some = sample(self._held_out, SPARE * count)
+        dataset = self._prepared_for(phase or next(iter(self.valid)), some, SPARE * count)
+        with batches(dataset) as ahead:  # which names the broken ones
+            batch = next(ahead)
+        real = np.flatnonzero(batch["mask"]) if batch["mask"].any() else np.arange(1)  # in place of a broken one
+        chosen = real[spread(len(real), min(count, len(real)))]
+        return {name: x[chosen] for name, x in batch.items()}
 
 
 def tokenizer_of(workdir):

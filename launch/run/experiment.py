@@ -52,7 +52,8 @@ class Experiment:
         init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.
-        eval_every, eval_batches: an evaluation each so many steps, on at most so many validation batches.
+        eval_every, eval_batches: an evaluation each so many steps, on at most so many validation batches: of more, a
+            fixed sample spread evenly over the source.
         save_every, keep: a checkpoint each so many steps; the newest so many stay, and the best one.
         best_metric, best_mode: which checkpoint is the best: 'min' or 'max' of a validation metric.
         workers: processes that prepare batches; 0: a thread of this one.

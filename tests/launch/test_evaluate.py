@@ -20,6 +20,7 @@ from launch.run.program import Program
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
+from paradigm.records import spread
 from tests import miniatures
 from tests.launch import small
 
@@ -30,15 +31,15 @@ def evaluation(experiment, tmp_path):
     return Evaluation(program, data), program.init(), data
 
 
-@pytest.mark.parametrize("limit,counted", [(20, 37), (2, 32)])
+@pytest.mark.parametrize("limit,counted", [(20, 37), (3, 37), (2, 32)])
 def test_each_example_counts_once(tmp_path, limit, counted):
-    """37 examples in batches of 16, against a mean over examples taken one at a time."""
+    """37 examples in batches of 16, or a sample of them, against a mean over examples taken one at a time."""
     experiment = small.experiment(eval_batches=limit)
     run, state, data = evaluation(experiment, tmp_path)
     metrics, _ = run.run(state)
     objective, ctx = experiment.objective, Context(jnp.int32(0), train=False)
     values = []
-    for i in range(counted):
+    for i in spread(37, counted).tolist():
         batch = {"x": miniatures.Numbers()[i]["x"][None], "mask": np.ones(1), "index": np.zeros((1, 2), np.uint32)}
         values.append(objective.loss(jax.device_get(state.params), {}, batch, ctx).terms["energy"].sum)
     assert metrics["valid/loss/energy"] == pytest.approx(np.mean(values), rel=1e-5)

@@ -1,5 +1,6 @@
 """load: a run directory, without its data or its optimizer, becomes something that infills and continues text."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
 from paradigm.step import init_state
 from t5like.tokenizers import ByteTokenizer
+from tests.launch import small
 
 CONFIG = """
 Experiment.objective = @{objective}()
@@ -64,6 +66,8 @@ def test_infill(spans):
     assert logits.shape == (1, 4, 384)
     assert "sat on" in str(run.infill("The <X> sat on <Y> mat", max_new_tokens=4))
     assert "params" not in repr(run)
+    with pytest.raises(UserError, match="^generate: SpanCorruption cannot continue a text, .*: use infill.*, which it can"):
+        run.generate("Once")
 
 
 def test_the_best_and_a_chosen_step(spans):
@@ -78,6 +82,11 @@ def test_generate(tmp_path):
     run = load(tmp_path)
     assert run.variables().keys() == {"params"} and run.extra == {}
     assert str(run.generate("Once", max_new_tokens=4, temperature=1.0)).startswith("Once")
+    with pytest.raises(UserError, match="^infill: NextToken cannot fill blanks, .* can: use generate.*, which it can$"):
+        run.infill("The <X> sat")
+    images = dataclasses.replace(run, experiment=small.experiment())
+    with pytest.raises(UserError, match="TwoTerms cannot fill blanks, .* can: it can neither infill nor generate$"):
+        images.infill("The <X> sat")
 
 
 def test_refusals(tmp_path):

@@ -98,12 +98,17 @@ class Batches:
         step = 0 if phase is None else self.objective.phases()[phase]
         yield batches(self.objective)(step)
 
+    def examples(self, count, phase=None):
+        return {name: x[:count] for name, x in next(self.batches(phase)).items()}
+
 
 @pytest.mark.parametrize("objective, phase", [(INNER, None), (NESTED, "then"), (STILL, None)])
 def test_a_parts_batches_are_those_of_its_phase(objective, phase):
     data = Batches(objective)
-    (batch,) = ask(Negating, objective, "Test").batches(data)
-    assert data.asked == [phase] and set(batch) == set(STILL.batch_spec(16))
+    part = ask(Negating, objective, "Test")
+    (batch,), few = part.batches(data), part.examples(data, 3)
+    assert data.asked == [phase, phase] and set(batch) == set(few) == set(STILL.batch_spec(16))
+    assert all((few[name] == x[:3]).all() for name, x in batch.items())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from paradigm.dataset import Mixture
 from paradigm.errors import UserError
-from paradigm.records import Shards, Subset, groups_held_out, hash_of, held_out, keys_of
+from paradigm.records import Shards, Subset, groups_held_out, hash_of, held_out, keys_of, sample, spread
 
 
 @pytest.fixture
@@ -65,6 +66,29 @@ def test_a_subset_is_a_source_and_drawn_once():
     again, other = (Subset.drawn(Letters(), 9, seed).positions.tolist() for seed in (5, 6))
     assert drawn.positions.tolist() == again != other
     assert Subset.drawn(Letters(), None, 5).positions.tolist() == list(range(26))
+    assert drawn.__getitems__([2, 0]) == [found[2], found[0]]
+
+
+@pytest.mark.parametrize("size, count", [(1000, 10), (1000, 7), (10, 10), (3, 2), (10**10, 50), (5, 0)])
+def test_a_sample_has_one_of_each_stretch(size, count):
+    places = spread(size, count, 3)
+    assert places.dtype == np.int64 and places.shape == (count,)
+    assert all(i * size // count <= place < (i + 1) * size // count for i, place in enumerate(places.tolist()))
+
+
+def test_a_sample_of_what_takes_turns_has_all_of_it():
+    """Records of ten classes in turn, of which steps of 45 would meet two."""
+    assert len(set((spread(360, 8) % 10).tolist())) > 3
+    assert len({tuple(spread(360, 8, seed).tolist()) for seed in range(5)}) == 5
+
+
+def test_a_sample_of_a_mixture_is_spread_over_all_of_it():
+    of = lambda name, size: Subset(Letters(), np.arange(size) % 26, name)
+    mixed = Mixture([of("a", 30), of("b", 1), of("c", 69)], [1, 5, 1])
+    assert sample(mixed, 100) is mixed and sample(Letters(), 26).fingerprint == "letters"
+    few = sample(mixed, 10, 2)
+    assert [len(s) for s in few.sources] == [3, 7] and few.fingerprint == "a[3, 2]*1+c[7, 2]*1"
+    assert sample(Letters(), 9, 5).positions.tolist() == Subset.drawn(Letters(), 9, 5).positions.tolist()
 
 
 def test_what_is_held_out_is_what_it_has_always_been():

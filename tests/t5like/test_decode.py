@@ -12,7 +12,7 @@ from paradigm.errors import UserError
 from paradigm.partition import AXES
 from t5like import decode
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
-from t5like.models import gpt, t5
+from t5like.models import Encoder, gpt, t5
 from t5like.objectives import NextToken, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
@@ -260,10 +260,15 @@ def test_text_that_cannot_be_decoded():
         infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The <X> sat on <extra_id_0> mat")
     with pytest.raises(UserError, match="sentinel 100"):
         infill(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The <extra_id_100> sat")
-    with pytest.raises(UserError, match="infill does not work with a Decoder: use generate"):
+    with pytest.raises(UserError, match=r"^infill does not work with a Decoder: use generate\(prompt\), which it can$"):
         infill(ModelAlone(gpt2), {}, TOKENIZER, "The <X> sat")
-    with pytest.raises(UserError, match="generate does not work with a EncoderDecoder: use infill"):
+    with pytest.raises(UserError, match="^generate does not work with a EncoderDecoder: use infill.*, which it can$"):
         generate(ModelAlone(TEXT_MODEL), {}, TOKENIZER, "The cat")
+    encoder = Encoder(vocab_size=TOKENIZER.vocab_size, positions="relative", **SMALL)
+    for call in infill, generate:
+        wanted = f"^{call.__name__} does not work with a Encoder: it can neither infill nor generate$"
+        with pytest.raises(UserError, match=wanted):
+            call(ModelAlone(encoder), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="the tokenizer has 359 ids, but the model 40"):
         infill(ModelAlone(MODELS["t5"]), {}, TOKENIZER, "The <X> sat")
     with pytest.raises(UserError, match="max_new_tokens=0"):
@@ -289,16 +294,16 @@ def test_samples_that_cannot_be_had_are_told_before_the_first_step():
 
 
 class Data:
-    """What evaluators are given: two validation batches, the last padded."""
+    """What evaluators are given: some validation examples."""
 
     tokenizer = TOKENIZER
 
     def __init__(self, **rows):
         self.rows = rows
 
-    def batches(self, phase=None):
-        for start in (0, 2):
-            yield {name: x[start : start + 2] for name, x in self.rows.items()}
+    def examples(self, count, phase=None):
+        real = np.flatnonzero(self.rows["mask"])[:count]
+        return {name: x[real] for name, x in self.rows.items()}
 
 
 def padded(*texts, width=40):

@@ -67,5 +67,5 @@ class Opened:
     def __init__(self, records, train=None, batch=None):
         self.records, self.train, self._batch = records, train, batch
 
-    def batches(self, phase=None):
-        yield self._batch
+    def examples(self, count, phase=None):
+        return {name: x[:count] for name, x in self._batch.items()}

@@ -9,6 +9,7 @@ import pytest
 
 from launch.run.data import Data
 from paradigm.combine import Alternate, Stages
+from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
 from paradigm.schedule import FINAL, Linear
@@ -114,3 +115,77 @@ def test_evaluators_can_remember_by_data_and_read_it_again(tmp_path):
     assert len(first) == len(again) == 3
     assert all((a["x"] == b["x"]).all() for a, b in zip(first, again))
     assert data.train.batch(0)["x"].shape == (16, miniatures.WIDTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """A recipe of validation records that are sorted: 300 of each of ten classes, one class after the other.
+
+    parts: of a mixture that they are spread over. broken: every so many cannot be read.
+    """
+
+    parts: int = 1
+    broken: int = 0
+
+    def build(self, cache_dir, window=None, progress=True):
+        return self
+
+    def source(self, split):
+        parts = [SortedSource(part * 3000 // self.parts, 3000 // self.parts, self.broken) for part in range(self.parts)]
+        return Mixture(parts, [1] * self.parts) if self.parts > 1 else parts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class SortedSource:
+    begin: int
+    count: int
+    broken: int
+    fingerprint = "sorted"
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        if self.broken and i % self.broken:
+            raise ValueError("broken")
+        return {"x": np.full(miniatures.WIDTH, (self.begin + i) // 300, np.float32)}
+
+
+def classes(batch):
+    """How many of each class a batch holds, padding left out."""
+    return np.bincount(batch["x"][batch["mask"] > 0, 0].astype(int), minlength=10)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_validation_is_a_fair_sample_of_a_sorted_source(tmp_path, parts):
+    """The same whenever it is read, whatever the run's seed, and however many processes share its rows."""
+    opened = lambda **more: Data(small.experiment(data=Sorted(parts), batch_size=25, **more), tmp_path)
+    data = opened(eval_batches=4)
+    read = list(data.batches())
+    assert sum(map(classes, read)).tolist() == [10] * 10 and len(read) == 4
+    again = list(opened(eval_batches=4, seed=7).batches())
+    halves = zip(data.batches(rows=range(12)), data.batches(rows=range(12, 25)))
+    for one, other, (low, high) in zip(read, again, halves, strict=True):
+        assert (one["x"] == other["x"]).all()
+        assert (one["x"] == np.concatenate([low["x"], high["x"]])).all()
+    assert sum(map(classes, opened(eval_batches=120).batches())).tolist() == [300] * 10
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_examples_are_spread_over_a_sorted_source(tmp_path, parts):
+    """However few batches are validated: pictures and samples show what there is."""
+    data = Data(small.experiment(data=Sorted(parts), eval_batches=1), tmp_path)
+    assert classes(data.examples(10)).tolist() == [1] * 10
+    assert np.count_nonzero(classes(data.examples(4))) == 4
+    assert all((x == y).all() for x, y in zip(data.examples(3).values(), data.examples(3).values()))
+    assert classes(data.examples(4000)).tolist() == [300] * 10
+
+
+def test_examples_that_cannot_be_read_are_left_out(tmp_path, capsys):
+    data = Data(small.experiment(data=Sorted(broken=2)), tmp_path)
+    few = data.examples(8)
+    assert few["mask"].tolist() == [1] * 8 and np.count_nonzero(classes(few)) > 5
+    assert "is broken and left out" in capsys.readouterr().err
+    assert len(Data(small.experiment(data=Sorted(broken=10)), tmp_path).examples(2)["mask"]) == 1
+    with pytest.raises(UserError, match="draws for the place of a broken record were broken too"):
+        Data(small.experiment(data=Sorted(broken=10**6)), tmp_path).examples(2)
