@@ -8,11 +8,11 @@ from typing import Any
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from paradigm.storage import expand
-from t5like.prepare import prepare, same_settings
+from t5like.prepare import prepare, same_corpus
 from t5like.sources import EXTENSIONS
 from t5like.tokenizers import vocabulary_of
 from t5like.tokenizers.base import checked_specials
-from t5like.windows import META, PreparedText, read_meta
+from t5like.windows import META, PreparedText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +77,8 @@ class TextData:
             self._agree(prepared)
         else:
             recipe = dataclasses.replace(self, window=self.window or window)
-            if (
-                pathlib.Path(cache_dir) / META
-            ).exists():  # a run keeps the text it began with, whatever became of the source
-                same_settings(cache_dir, read_meta(cache_dir)["settings"], recipe.settings)
+            if (pathlib.Path(cache_dir) / META).exists():  # a run keeps the text that it began with
+                same_corpus(cache_dir, recipe)
             else:
                 prepare(recipe, cache_dir, workers=workers, progress=progress)
             prepared = PreparedText(cache_dir)

@@ -66,7 +66,7 @@ def test_a_damaged_window_is_told():
 
 
 def test_documents_survive_in_order_with_eos_between(folder, tmp_path):
-    prepared = make(folder, tmp_path / "out")
+    prepared = make(folder, tmp_path / "out", valid=0.1)
     train, valid = documents(prepared, "train"), documents(prepared, "valid")
     assert sorted(train + valid) == sorted(text(i) for i in range(30)) and valid
     counts = prepared.meta["counts"]
@@ -150,7 +150,7 @@ def test_no_validation(folder, tmp_path):
     "settings, message",
     [
         ({"window": 100_000}, r"\d+ training documents hold \d+ tokens, fewer than one window of 100000: shorten"),
-        ({"valid_glob": "c/*"}, r"no document matches valid_glob='c/\*'"),
+        ({"valid_glob": "c/*"}, r"no file or split matches valid_glob='c/\*'; it has a/00.txt, a/02.txt, .*\.\.\."),
         ({"exclude": "*"}, r"exclude='\*' leaves nothing"),
     ],
 )
