@@ -68,12 +68,13 @@ class TextData:
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The PreparedText of this recipe: the source itself if it is prepared, else made in `cache_dir`, once.
 
-        window: tokens that the objective reads. workers: processes (None: one a core).
+        window: tokens that the objective reads; longer held-out windows are then cut, so that all of them is evaluated.
+            workers: processes (None: one a core).
         Raises UserError if the text cannot be used, or cache_dir holds other data.
         """
         source = expand(self.source)
         if (source / META).exists():
-            prepared = PreparedText(source)
+            prepared = PreparedText(source, window)
             self._agree(prepared)
         else:
             recipe = dataclasses.replace(self, window=self.window or window)
@@ -81,7 +82,7 @@ class TextData:
                 same_corpus(cache_dir, recipe)
             else:
                 prepare(recipe, cache_dir, workers=workers, progress=progress)
-            prepared = PreparedText(cache_dir)
+            prepared = PreparedText(cache_dir, window)
         if window and prepared.window < window:
             raise UserError(
                 f"{prepared.directory} holds windows of {prepared.window} tokens and the objective reads "
