@@ -17,6 +17,7 @@ import pytest
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.schedule import Linear
+from t5like import held_out
 from t5like import prepare as P
 from t5like.corrupt import NextTokenWindows, SpanNoise
 from t5like.data import TextData, TextMixture
@@ -165,7 +166,7 @@ def test_the_share_held_out_is_of_text_however_long_documents_are(lengths, packi
 
 
 def test_of_a_large_corpus_long_documents_are_split_and_short_ones_chosen_by_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(P, "SURVEYED", 100_000)
+    monkeypatch.setattr(held_out, "SURVEYED", 100_000)
     texts = [text(i, 100) for i in range(600)] + [text(i, 20_000) for i in range(600, 603)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     prepared = make(tmp_path / "in.jsonl", tmp_path / "out", valid=0.1)
