@@ -24,8 +24,8 @@ _RECORDS_ONLY = ("input", "target", "label", "split", "group", "columns")
 SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "stdlib, a file (text, .gz, .jsonl, .zip, .array_record), a folder of such files, or tfds:NAME; of records a file "
-    "(.jsonl, .tsv, .csv, .array_record), a folder of such files, or tfds:NAME.",
+    "stdlib, tfds:NAME, a file or a folder: of text, .jsonl, .json, .csv, .tsv, .parquet or .array_record, also packed "
+    "(.gz, .bz2, .xz, .zst) and in .zip or .tar; of records the same without plain text.",
 )
 KIND = flags.DEFINE_enum(
     "kind", None, ["windows", "records"], "What to make of it: windows of tokens, or with --input records with fields."
@@ -51,13 +51,17 @@ WINDOW = flags.DEFINE_integer(
     "window", 568, "Tokens a window: what the objective reads (568 fills the 512 inputs of T5's span corruption)."
 )
 VALID = flags.DEFINE_float(
-    "valid", _DEFAULT.valid, "Share to hold out, by a hash of documents' names or of records' inputs; 0 for none."
+    "valid", _DEFAULT.valid, "Share to hold out, of the text's bytes or of the records, by a hash; 0 for none."
 )
 VALID_GLOB = flags.DEFINE_string(
-    "valid_glob", "", "Hold out the documents, or files of records, of these names instead, as in 'valid/*'."
+    "valid_glob", "", "Hold out the files of these names instead, as in 'valid/*'; a pattern must match one."
 )
-EXCLUDE = flags.DEFINE_string("exclude", "", "Leave out the documents (files of records) of these names.")
-FIELD = flags.DEFINE_string("field", _DEFAULT.field, "Where the text stands in a jsonl or tfds record.")
+EXCLUDE = flags.DEFINE_string(
+    "exclude", "", "Leave out the files of these names, as in 'test/*'; a pattern must match one."
+)
+FIELD = flags.DEFINE_string(
+    "field", _DEFAULT.field, "Where the text stands in a record (jsonl, csv, tfds ...), as in text or doc.text."
+)
 EXTENSIONS = flags.DEFINE_list("extensions", list(_DEFAULT.extensions), "What is text inside a folder or an archive.")
 INVALID_UTF8 = flags.DEFINE_string(
     "invalid_utf8", _DEFAULT.invalid_utf8, "'replace' bytes that are not UTF-8 and say how many, or 'refuse' the text."

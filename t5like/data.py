@@ -8,11 +8,11 @@ from typing import Any
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from paradigm.storage import expand
-from t5like.prepare import prepare, same_settings
+from t5like.prepare import prepare, same_corpus
 from t5like.sources import EXTENSIONS
 from t5like.tokenizers import vocabulary_of
 from t5like.tokenizers.base import checked_specials
-from t5like.windows import META, PreparedText, read_meta
+from t5like.windows import META, PreparedText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,11 @@ class TextData:
     is used as it is. tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from this text); or the
     path of one (see t5like/tokenizers). extra_ids: sentinels; None: 100, and none for a tokenizer's file that is not
     like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given. window: tokens a
-    window; None takes what the objective reads. valid: share of the documents held out, chosen by a hash of their
-    names; a tfds validation split takes its place. valid_glob: names of the documents to hold out instead, such as
-    'valid/*'. exclude: names to leave out, such as 'test/*' (both may be several, comma-separated). field: where the
-    text stands in jsonl and tfds records. extensions: what is text inside a folder or archive. invalid_utf8: 'replace'
+    window; None takes what the objective reads. valid: share of the bytes that is held out: documents chosen by
+    a hash of their names, and of long ones the end; a tfds validation split takes its place. valid_glob: names of the
+    files to hold out instead, such as 'valid/*'. exclude: names of files to leave out, such as 'test/*' (both may be
+    several, comma-separated; each must match something). field: where the text stands in records (jsonl, csv, Parquet,
+    tfds), with dots for what is nested. extensions: what is text inside a folder or archive. invalid_utf8: 'replace'
     (and count) or 'refuse'.
     """
 
@@ -68,22 +69,21 @@ class TextData:
     def build(self, cache_dir, window=None, progress=True, workers=None):
         """The PreparedText of this recipe: the source itself if it is prepared, else made in `cache_dir`, once.
 
-        window: tokens that the objective reads. workers: processes (None: one a core).
+        window: tokens that the objective reads; longer held-out windows are then cut, so that all of them is evaluated.
+            workers: processes (None: one a core).
         Raises UserError if the text cannot be used, or cache_dir holds other data.
         """
         source = expand(self.source)
         if (source / META).exists():
-            prepared = PreparedText(source)
+            prepared = PreparedText(source, window)
             self._agree(prepared)
         else:
             recipe = dataclasses.replace(self, window=self.window or window)
-            if (
-                pathlib.Path(cache_dir) / META
-            ).exists():  # a run keeps the text it began with, whatever became of the source
-                same_settings(cache_dir, read_meta(cache_dir)["settings"], recipe.settings)
+            if (pathlib.Path(cache_dir) / META).exists():  # a run keeps the text that it began with
+                same_corpus(cache_dir, recipe)
             else:
                 prepare(recipe, cache_dir, workers=workers, progress=progress)
-            prepared = PreparedText(cache_dir)
+            prepared = PreparedText(cache_dir, window)
         if window and prepared.window < window:
             raise UserError(
                 f"{prepared.directory} holds windows of {prepared.window} tokens and the objective reads "

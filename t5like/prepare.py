@@ -28,6 +28,7 @@ from paradigm.errors import UserError
 from paradigm.records import hash_of
 from paradigm.storage import aside_of, commit, expand, replace
 from t5like import sources
+from t5like.held_out import split_text
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 from t5like.windows import FORMATS, META, encode_window, padding, read_meta
 
@@ -66,7 +67,7 @@ def prepare(recipe, out, workers=None, progress=True, kind=None):
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     settings = recipe.settings
     if (out / META).exists():
-        same_settings(out, read_meta(out, kind.name)["settings"], settings)
+        _same_settings(out, read_meta(out, kind.name)["settings"], settings)
     listing = kind.listing(recipe)
     if (out / META).exists():
         meta = read_meta(out, kind.name)
@@ -80,7 +81,7 @@ def prepare(recipe, out, workers=None, progress=True, kind=None):
     with errors_as_user_errors(out), _own(out):
         (out / META).unlink(missing_ok=True)
         texts = lambda: kind.sample(recipe, pieces, held_out)
-        plan = _plan(recipe, settings, listing, texts, FORMATS[kind.name], out, progress)
+        plan = _plan(recipe, settings, listing, held_out, texts, FORMATS[kind.name], out, progress)
         records = _run(kind.job, recipe, jobs, held_out, plan, out, workers, progress)
         meta = kind.meta(plan, records)
         complaint = kind.complaint(recipe, meta)
@@ -97,7 +98,9 @@ def prepare(recipe, out, workers=None, progress=True, kind=None):
 
 def summary(meta):
     """A few lines for a person: what was read, and what became of it."""
-    lines = [f"source     {meta['source']['described']}"]
+    lines = [*told_of_source(meta)]
+    if not meta["source"].get("named", True):
+        lines.append(f"text       of records: their field {meta['settings']['field']!r}")
     lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
     for split in ("train", "valid"):
         c = meta["counts"][split]
@@ -107,6 +110,9 @@ def summary(meta):
                 f"{c['windows']:,} windows of {meta['settings']['window']} ({c['bytes'] / c['tokens']:.2f} bytes a "
                 f"token; {c['padding']:,} positions padded)"
             )
+    train, valid = (meta["counts"][split]["bytes"] for split in ("train", "valid"))
+    if valid and "held_out" in meta:
+        lines.append(f"held out   {100 * valid / (train + valid):.2g} % of the bytes: {meta['held_out']}")
     bad = meta["invalid_utf8"]
     if bad["bytes"]:
         lines.append(
@@ -116,29 +122,29 @@ def summary(meta):
     return "\n".join(lines)
 
 
+def told_of_source(meta):
+    """The lines of a summary that say what was read, and what was left out."""
+    source = meta["source"]
+    yield f"source     {source['described']}"
+    if source.get("read"):
+        yield f"read       {source['read']}"
+    if source.get("left"):
+        yield f"left out   {source['left']}"
+
+
 # ------------------------------------------------------------------------------------------------------------- the plan
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """Which documents are for validation: those named or matched, and a share of the others by their names' hashes."""
-
-    names: tuple[str, ...] = ()
-    globs: str = ""
-    share: float = 0.0
-
-    def __call__(self, name):
-        return name in self.names or sources.matches(name, self.globs) or hash_of(name) < self.share
-
-
-def _plan(recipe, settings, listing, texts, form, out, progress):
+def _plan(recipe, settings, listing, held_out, texts, form, out, progress):
     """plan.json, made or read again: settings, fingerprints and the tokenizer that all jobs use."""
     path = out / PLAN
+    split = digest(dataclasses.asdict(held_out))
     if path.exists() and any(out.glob("done-*")):  # else nothing is lost by starting over
         plan = json.loads(path.read_text())
-        same_settings(out, plan["settings"], settings)
+        _same_settings(out, plan["settings"], settings)
         _same_source(out, plan, recipe, listing)
-        return plan
+        if plan.get("split") == split:  # an earlier version may have held other text out
+            return plan
     if progress and is_learnt(recipe.tokenizer):
         print(f"learning a vocabulary ({recipe.tokenizer}) ...", file=sys.stderr)
     tokenizer = get_tokenizer(recipe.tokenizer, texts, recipe.extra_ids, recipe.specials)
@@ -153,39 +159,21 @@ def _plan(recipe, settings, listing, texts, form, out, progress):
     plan = {
         "format": form,
         "settings": settings,
-        "source": {"described": listing.described, "fingerprint": listing.fingerprint},
+        "source": {
+            "described": listing.described,
+            "fingerprint": listing.fingerprint,
+            "read": listing.read,
+            "left": listing.left,
+            "named": all(getattr(p, "single", True) for p in listing.pieces),
+        },
+        "held_out": held_out.described,
+        "split": split,
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
         "dtype": "<u1" if highest < 1 << 8 else "<u2" if highest < 1 << 16 else "<u4",
     }
     write_json(path, plan)
     return plan
-
-
-def _split(recipe, listing):
-    """(pieces to read, HeldOut): at least one document is held out whatever the hashes say."""
-    pieces = [p for p in listing.pieces if not (p.single and sources.matches(p.name, recipe.exclude))]
-    if not pieces:
-        raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing")
-    if recipe.valid_glob or not recipe.valid:
-        return pieces, HeldOut(globs=recipe.valid_glob)
-    if any(p.kind == "tfds" and p.name.startswith("validation/") for p in pieces):
-        return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
-    if not (single := [p for p in pieces if p.single]):  # names are known only where a document is a piece of its own
-        names = [name for name, _ in sources.read(pieces[0]) if not sources.matches(name, recipe.exclude)]
-        return pieces, HeldOut(names=(min(names, key=hash_of),) if names else (), share=recipe.valid)
-    first = min(single, key=lambda p: hash_of(p.name))
-    wanted = int(recipe.valid * sum(p.size for p in pieces))
-    if first.size <= 2 * wanted:
-        return pieces, HeldOut(names=(first.name,), share=recipe.valid)
-    # A few long documents: a whole one would be too much to hold out, so it is the end of one and nothing else.
-    [(_, raw)] = sources.read(first)
-    end = first.start + len(raw) if first.end is None else first.end
-    cut = end - max(1, wanted * len(raw) // first.size)  # a packed file's size was only an estimate
-    kept = dataclasses.replace(first, end=cut, size=cut - first.start)
-    last = dataclasses.replace(first, name=f"{first.name}@{cut}", start=cut, size=end - cut)
-    at = pieces.index(first)
-    return [*pieces[:at], kept, last, *pieces[at + 1 :]], HeldOut(names=(last.name,))
 
 
 def _deal(pieces):
@@ -208,9 +196,10 @@ def _sample(recipe, pieces, held_out):
     for piece in sorted(pieces, key=lambda p: hash_of(p.name)):
         left = most
         for name, raw in sources.read(piece):
-            if held_out(name) or sources.matches(name, recipe.exclude):
+            raw = raw[: held_out(piece, name, raw)]
+            if not raw:
                 continue
-            head = raw if len(raw) <= left else raw[:left].rpartition(b"\n")[0]
+            head = raw if len(raw) <= left else raw[: sources.cut_at(raw, left)]
             yield sources.decode(name, head, recipe.invalid_utf8)[0]
             left, budget = left - len(raw), budget - len(head)
             if left <= 0:
@@ -271,15 +260,14 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
             stack.callback(shard.aside.unlink, missing_ok=True)
         for piece in pieces:
             for name, raw in sources.read(piece):
-                if sources.matches(name, recipe.exclude):
-                    continue
-                text, replaced = sources.decode(sources.place(piece, name), raw, recipe.invalid_utf8)
-                if replaced:
-                    bad["documents"], bad["bytes"] = bad["documents"] + 1, bad["bytes"] + replaced
-                    bad["first"] = bad["first"] or name
-                if text:
-                    shard = shards["valid" if held_out(name) else "train"]
-                    shard.add(np.append(tokenizer.encode(text), np.int32(v.end)), len(raw))
+                cut = held_out(piece, name, raw)
+                for split, part in (("train", raw[:cut]), ("valid", raw[cut:])):
+                    text, replaced = sources.decode(sources.place(piece, name), part, recipe.invalid_utf8)
+                    if replaced:
+                        bad["documents"], bad["bytes"] = bad["documents"] + 1, bad["bytes"] + replaced
+                        bad["first"] = bad["first"] or name
+                    if text:
+                        shards[split].add(np.append(tokenizer.encode(text), np.int32(v.end)), len(part))
         record = {"plan": digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
         write_json(out / record_name(job, jobs), record)
     return record
@@ -399,24 +387,39 @@ def _listing(recipe):
     return sources.list_pieces(recipe.source, recipe.field, recipe.extensions)
 
 
-WINDOWS = Kind("windows", _listing, _split, _sample, _job, _meta, _too_little, summary)
+WINDOWS = Kind("windows", _listing, split_text, _sample, _job, _meta, _too_little, summary)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def same_settings(out, there, wanted):
-    """UserError with the differences unless a directory was made with these settings."""
-    changed = [f"{k}={there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k]]
+def same_corpus(out, recipe, kind=None):
+    """UserError unless a prepared directory is of this recipe: of its settings, and of its source or one like it.
+
+    The source need not be there any more if its name is; under another name its content is what counts.
+    """
+    kind = kind or WINDOWS
+    meta = read_meta(out, kind.name)
+    _same_settings(out, meta["settings"], recipe.settings)
+    if expand(meta["settings"]["source"]).absolute() != expand(recipe.source).absolute():
+        _same_source(out, meta, recipe, kind.listing(recipe))
+
+
+def _same_settings(out, there, wanted):
+    """UserError with the differences unless a directory was made with these settings, but for the source's name."""
+    changed = [
+        f"{k}={there.get(k)!r} there, {wanted[k]!r} now" for k in wanted if there.get(k) != wanted[k] and k != "source"
+    ]
     if changed:
         raise UserError(f"{out} holds another corpus ({'; '.join(changed)}): give another directory, or delete it")
 
 
 def _same_source(out, plan, recipe, listing):
     if plan["source"]["fingerprint"] != listing.fingerprint:
+        was, then = plan["settings"]["source"], plan["source"]["described"]
+        what = "that has changed" if was == recipe.source else f"{recipe.source} holds something else"
         raise UserError(
-            f"{out} was made from {recipe.source} as it was then, and that has changed (then: "
-            f"{plan['source']['described']}): give another directory, or delete it"
+            f"{out} was made from {was} as it was then, and {what} (then: {then}): give another directory, or delete it"
         )
 
 

@@ -16,7 +16,7 @@ import re
 import numpy as np
 
 from paradigm.errors import UserError
-from t5like import tables
+from t5like import rows, tables
 from t5like.prepare import (
     SAMPLE_PER_ID,
     SPLITS,
@@ -27,6 +27,7 @@ from t5like.prepare import (
     hash_of,
     record_name,
     shard_name,
+    told_of_source,
     write_json,
 )
 from t5like.tokenizers import load_tokenizer
@@ -60,6 +61,10 @@ class HeldOut:
         chosen = example.split == "train" and (example.key < self.share or example.key == self.key)
         return "valid" if chosen else example.split
 
+    @property
+    def described(self):
+        return f"{self.share:.2g} of the records by a hash of their inputs" if self.share else "by the splits there are"
+
 
 def examples(recipe, part):
     """(name, Example or ValueError) of every record of a part, in order."""
@@ -74,7 +79,7 @@ def examples(recipe, part):
 
 def _example(recipe, split, record):
     if recipe.split:
-        word = tables.text_of(tables.lookup(record, recipe.split), recipe.split)
+        word = tables.text_of(rows.lookup(record, recipe.split), recipe.split)
         split = tables.SPLITS.get(word.strip().lower())
         if split is None:
             raise ValueError(f"has {word[:40]!r} in {recipe.split!r}, which is none of {', '.join(tables.SPLITS)}")
@@ -83,18 +88,18 @@ def _example(recipe, split, record):
         raise ValueError(f"has nothing in {', '.join(tables.fields_in(recipe.input))}: its input is empty")
     try:
         target = tables.render(recipe.target, record)
-    except tables.Missing:
+    except rows.Missing:
         if split != "test":  # its answers are often kept secret
             raise
     if recipe.label:
         try:
-            label = tables.class_of(tables.lookup(record, recipe.label), recipe.label) or None
+            label = tables.class_of(rows.lookup(record, recipe.label), recipe.label) or None
             if label is None and split != "test":
                 raise ValueError(f"has nothing in {recipe.label!r}: it is of no class")
-        except tables.Missing:
+        except rows.Missing:
             if split != "test":
                 raise
-    group = tables.text_of(tables.lookup(record, recipe.group), recipe.group) if recipe.group else text
+    group = tables.text_of(rows.lookup(record, recipe.group), recipe.group) if recipe.group else text
     return Example(split, text, target, label, record, hash_of(group))
 
 
@@ -268,7 +273,7 @@ def _complaint(recipe, meta):
 
 def summary(meta):
     """A few lines for a person: what was read, and what was left out."""
-    lines = [f"source     {meta['source']['described']}"]
+    lines = [*told_of_source(meta)]
     lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
     for split in SPLITS:
         c = meta["counts"][split]

@@ -12,7 +12,7 @@ import pathlib
 from paradigm.errors import UserError
 from paradigm.records import Shards
 from paradigm.storage import expand
-from t5like.prepare import prepare, same_settings
+from t5like.prepare import prepare, same_corpus
 from t5like.prepare_records import RECORDS, decode_example
 from t5like.tables import fields_in
 from t5like.tokenizers import load_tokenizer, vocabulary_of
@@ -89,7 +89,7 @@ class TextRecords:
             self._agree(prepared)
             return prepared
         if (pathlib.Path(cache_dir) / META).exists():  # a run keeps what it began with, whatever became of the source
-            same_settings(cache_dir, read_meta(cache_dir, "records")["settings"], self.settings)
+            same_corpus(cache_dir, self, RECORDS)
         else:
             prepare(self, cache_dir, workers, progress, RECORDS)
         return PreparedRecords(cache_dir)

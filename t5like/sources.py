@@ -1,7 +1,9 @@
 """Where text comes from: a source's name becomes pieces (planned without reading), and a piece becomes documents.
 
     stdlib            sources and documentation of the Python standard library on this machine
-    PATH              a text file, .gz, .jsonl, .zip or ArrayRecord file, or a folder of such files
+    PATH              a file of text (any suffix), of records whose field is text (.jsonl, .ndjson, .json, .csv, .tsv,
+                      .parquet), or an ArrayRecord file of texts; a .zip or .tar of such files; a folder of such files,
+                      zips and tars. Each may be packed (.gz, .bz2, .xz, .zst), and a container may lie in another
     tfds:NAME         a prepared TensorFlow data set (or its directory), read without TensorFlow: its splits train and
                       validation, if it has the latter
 
@@ -9,9 +11,9 @@ A document is a name that stays the same from run to run, and bytes that should 
 stretch of a file that holds many; pieces are what several processes share out among themselves.
 """
 
+import collections
 import dataclasses
-import fnmatch
-import gzip
+import functools
 import hashlib
 import json
 import os
@@ -20,18 +22,28 @@ import re
 import struct
 import sys
 import sysconfig
-import zipfile
-import zlib
 from collections.abc import Iterator
 
 from paradigm import tfds
 from paradigm.errors import UserError
 from paradigm.storage import expand
+from t5like import rows
+from t5like.files import (
+    UNPACKS_TO,
+    checksum,
+    ending,
+    is_container,
+    is_packed,
+    open_file,
+    reading,
+    told,
+    unpacked_ending,
+    walk,
+)
 
 EXTENSIONS = (".txt", ".text", ".md", ".rst", ".tex")  # what counts as plain text inside a folder or archive
 PIECE_BYTES = 4 << 20  # longer files of lines or records are read in stretches of about this size
-_JSONL = (".jsonl", ".ndjson", ".json")
-_RECORDS = (".array_record", ".arrayrecord")
+RECORDS = (".array_record", ".arrayrecord")
 # Left out of stdlib: installed packages, tests and their data, bundled wheels, and tables that a program wrote.
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "_bundled", "encodings", "entities.py"}
 
@@ -41,17 +53,20 @@ class Piece:
     """A part of a source. kind says how `read` reads it; start and end bound it in bytes (text, jsonl) or records.
 
     name: the document's name, or the prefix of its documents' names. size: its bytes, or an estimate where only reading
-    would tell.
+    would tell. names: what a person may call its file, as of a t5like.files.File.
     """
 
-    kind: str  # text | jsonl | array_record | tfds | topics
+    kind: str  # text | jsonl | json | csv | tsv | parquet | array_record | tfds | topics
     path: str
     name: str
     size: int
-    member: str = ""  # inside a zip; or the tfds name
+    member: str = ""  # the tfds name
     start: int = 0
     end: int | None = None
     field: str = "text"
+    inside: tuple[str, ...] = ()  # members of containers, as of a File
+    names: tuple[str, ...] = ()
+    line: int = 1
 
     @property
     def single(self):
@@ -61,11 +76,16 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """All pieces of a source in a fixed order, and a fingerprint of names, sizes and contents."""
+    """All pieces of a source in a fixed order, and a fingerprint of names, sizes and contents.
+
+    described: what the source is. read, left: what files were taken of it and what were not, for a person; or "".
+    """
 
     pieces: tuple[Piece, ...]
     fingerprint: str
     described: str
+    read: str = ""
+    left: str = ""
 
 
 def list_pieces(source, field="text", extensions=EXTENSIONS):
@@ -80,6 +100,7 @@ def list_pieces(source, field="text", extensions=EXTENSIONS):
 
 
 def _list(source, field, extensions):
+    taken = left = ""
     if source == "stdlib":
         pieces, described = _stdlib()
     elif source.startswith("tfds:"):
@@ -88,10 +109,7 @@ def _list(source, field, extensions):
         path = expand(source)
         if not path.exists():
             raise UserError(f"source {source}: no such file or directory (other sources: stdlib, tfds:NAME)")
-        if path.is_dir():
-            pieces = _folder(path, field, extensions)
-        else:
-            pieces = list(_file(path, path.name, field, extensions))
+        pieces, taken, left = _files(path, field, extensions)
         described = f"{source}: {len(pieces)} pieces"
     if not sum(p.size for p in pieces):
         raise UserError(f"source {source} is empty: there is no text in it")
@@ -99,8 +117,9 @@ def _list(source, field, extensions):
     for path in sorted({p.path for p in pieces}):
         digest.update(f"{checksum(path)} ".encode())
     for p in pieces:
-        digest.update(f"{p.kind} {p.name} {p.size} {p.start} {p.end} {p.field}\n".encode())
-    return Listing(tuple(pieces), digest.hexdigest()[:32], described)
+        line = f"{p.kind} {p.name} {p.size} {p.start} {p.end} {p.field}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return Listing(tuple(pieces), digest.hexdigest()[:32], described, taken, left)
 
 
 def read(piece) -> Iterator[tuple[str, bytes]]:
@@ -108,21 +127,32 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
 
     Raises UserError naming the file if it cannot be read as what its name says.
     """
-    try:
+    with reading("/".join((str(piece.path), *piece.inside))):
         yield from {
             "text": _read_text,
             "jsonl": _read_jsonl,
             "array_record": array_record_rows,
             "tfds": _read_tfds,
             "topics": _read_topics,
-        }[piece.kind](piece)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise UserError(f"{piece.path}: cannot be read ({tfds.first_line(error)})") from error
+        }.get(piece.kind, _read_rows)(piece)
 
 
 def place(piece, name):
     """Where a person finds a document of this piece."""
-    return piece.path if piece.single and not piece.member else f"{piece.path} ({name})"
+    return piece.path if piece.single and not piece.inside else f"{piece.path} ({name})"
+
+
+def cut_at(raw, at):
+    """Where a text's bytes are cut, at or soon after `at`: where a line ends, else a word, else a character."""
+    if at <= 0:
+        return 0
+    near = at + max(1, min(1 << 16, (len(raw) - at) // 2))
+    for mark in (b"\n", b" "):
+        if (found := raw.find(mark, at - 1, near)) >= 0:
+            return found + 1
+    while at < len(raw) and raw[at] & 0xC0 == 0x80:
+        at += 1
+    return at
 
 
 def decode(name, raw, invalid="replace"):
@@ -172,64 +202,58 @@ def _stdlib_file(root, path):
     name = path.relative_to(root).as_posix()
     # pydoc's topics are the language reference as one dictionary of strings: read as the prose that it is.
     kind = "topics" if name == "pydoc_data/topics.py" else "text"
-    yield Piece(kind, str(path), name, size)
+    yield Piece(kind, str(path), name, size, names=(name,))
 
 
-def _folder(root, field, extensions):
-    pieces, seen = [], set()
-    for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in pathlib.PurePosixPath(name).parts):
-            seen.add(ending(name) or name)
-            if _readable(name, extensions):
-                pieces += _file(path, name, field, extensions)
-    if not pieces:
+def _files(root, field, extensions):
+    """(pieces, what was read, what was left out) of a file or folder."""
+    whole = root.is_file() and not is_container(root.name)  # then its suffix need not be one of text
+
+    @functools.cache
+    def kind(file):
+        if ending(file.name) in RECORDS:
+            return "array_record" if not file.inside else None
+        if found := rows.kind_of(file):  # whatever extensions say: the syntax of records is no text
+            return found
+        if unpacked_ending(file.name) in extensions:
+            return "text"
+        return ("jsonl" if unpacked_ending(file.name) in rows.KINDS else "text") if whole else None
+
+    found, left = walk(root, kind)
+    if not found and (left or not root.is_file()):
         raise UserError(
-            f"source {root} holds no file of text ({' '.join(extensions)} .jsonl .zip .gz .array_record); "
-            f"it holds {' '.join(sorted(seen)[:8]) or 'nothing'}. Name others with --extensions"
+            f"source {root} holds no file of text ({' '.join(extensions)} {' '.join(rows.KINDS)} .zip .tar .gz .zst "
+            f".array_record); it holds {told(left) or 'nothing'}. Name others with --extensions"
         )
-    return pieces
+    taken = collections.Counter(ending(file.name) or "no suffix" for file in found)
+    pieces = [piece for file in found for piece in _pieces(file, kind(file), field)]
+    return pieces, told(taken), told(left)
 
 
-def _file(path, name, field, extensions):
-    """Pieces of one file, by its suffix; a file with a suffix of no meaning here is plain text."""
-    size, suffix = path.stat().st_size, ending(name)
-    if suffix == ".zip":
-        yield from _zip(path, name, extensions)
-    elif suffix in _RECORDS:
-        count = tfds.array_records(str(path)).num_records()
+def _pieces(file, kind, field):
+    """Pieces of one file of a kind."""
+    name, size, packed = file.member, file.size, is_packed(file.name)
+    piece = functools.partial(Piece, kind, file.path, inside=file.inside, names=file.names)
+    if kind == "array_record":
+        count = tfds.array_records(file.path).num_records()
         step = max(1, int(PIECE_BYTES * count / max(size, 1)))
         for start in range(0, count, step):
             end = min(start + step, count)
-            yield Piece("array_record", str(path), name, size * (end - start) // count, start=start, end=end)
-    elif suffix.endswith(".gz"):
-        kind = "jsonl" if suffix[:-3] in _JSONL else "text"
-        yield Piece(kind, str(path), name, 4 * size, field=field)  # text shrinks to about a quarter
-    elif suffix in _JSONL:
+            yield piece(name, size * (end - start) // count, start=start, end=end)
+    elif kind == "parquet":
+        for (start, end), share in rows.parquet_stretches(piece(name, size)):
+            yield piece(name, share, start=start, end=end, field=field)
+    elif kind not in ("text", "jsonl") or packed or file.inside:  # what is read from its beginning on
+        yield piece(name, UNPACKS_TO * size if packed else size, field=field)
+    elif kind == "jsonl":
         for start, end in _stretches(size):
-            yield Piece("jsonl", str(path), name, end - start, start=start, end=end, field=field)
+            yield piece(name, end - start, start=start, end=end, field=field)
     else:
         stretches = _stretches(size)
         for start, end in stretches:
-            whole = len(stretches) == 1
-            part, end = (name, None) if whole else (f"{name}@{start}", end)
-            yield Piece("text", str(path), part, (size if whole else end - start), start=start, end=end)
-
-
-def _zip(path, name, extensions):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = sorted(archive.infolist(), key=lambda i: i.filename)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
-    members = [i for i in infos if ending(i.filename) in extensions and i.file_size]
-    if not members:
-        raise UserError(
-            f"{path} holds no file of text ({' '.join(extensions)}); it holds "
-            f"{', '.join(i.filename for i in infos[:4]) or 'nothing'}. Name others with --extensions"
-        )
-    for info in members:
-        yield Piece("text", str(path), info.filename, info.file_size, member=info.filename)
+            one = len(stretches) == 1
+            part, end = (name, None) if one else (f"{name}@{start}", end)
+            yield piece(part, (size if one else end - start), start=start, end=end)
 
 
 def _tfds(name, field):
@@ -257,6 +281,7 @@ def _tfds(name, field):
                         start=start,
                         end=end,
                         field=field,
+                        names=(prefix, split),
                     )
                 )
     return pieces, f"tfds:{builder.info.full_name} from {builder.data_dir}"
@@ -268,40 +293,11 @@ def _stretches(size):
     return [(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
-def ending(name):
-    """'.jsonl.gz' of a.b.jsonl.gz, '.array_record' of x.array_record-00000-of-00001, '.txt' of notes.v2.txt."""
-    suffixes = [s.lower().split("-")[0] for s in pathlib.PurePosixPath(name).suffixes[-2:]]
-    return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
-
-
-def _readable(name, extensions):
-    suffix = ending(name)
-    return suffix in extensions + _RECORDS + _JSONL[:2] + (".zip",) or (
-        suffix.endswith(".gz") and suffix[:-3] in extensions + _JSONL
-    )
-
-
-def matches(name, globs):
-    """Whether a name matches one of some patterns, with commas between."""
-    return any(fnmatch.fnmatchcase(name, g.strip()) for g in globs.split(",") if g.strip())
-
-
-def checksum(path):
-    """Size and CRC of a file's first and last 32 MiB: a changed corpus is noticed without reading terabytes."""
-    size, edge = os.path.getsize(path), 32 << 20
-    with open(path, "rb") as file:
-        crc = zlib.crc32(file.read(edge))
-        if size > edge:
-            file.seek(max(edge, size - edge))
-            crc = zlib.crc32(file.read(), crc)
-    return f"{size}:{crc:08x}"
-
-
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
 def _read_text(piece):
-    with _open(piece) as file:
+    with open_file(piece.path, piece.inside) as file:
         if piece.start or piece.end is not None:
             size = file.seek(0, os.SEEK_END)
             start, end = (_line_start(file, size if at is None else at, size) for at in (piece.start, piece.end))
@@ -309,12 +305,6 @@ def _read_text(piece):
             yield piece.name, file.read(end - start)
         else:
             yield piece.name, file.read()
-
-
-def _open(piece):
-    if piece.member:
-        return zipfile.ZipFile(piece.path).open(piece.member)
-    return gzip.open(piece.path) if piece.path.lower().endswith(".gz") else open(piece.path, "rb")
 
 
 def _line_start(file, at, size):
@@ -328,11 +318,11 @@ def _line_start(file, at, size):
 
 
 def _read_jsonl(piece):
-    with _open(piece) as file:
+    with open_file(piece.path, piece.inside) as file:
         if piece.start:  # the line that this byte is part of belongs to the stretch before
             file.seek(piece.start - 1)
             file.readline()
-        offset = file.tell()
+        offset = file.tell() if piece.start else 0
         for line in file:
             if piece.end is not None and offset >= piece.end:
                 break
@@ -341,24 +331,48 @@ def _read_jsonl(piece):
             offset += len(line)
 
 
+def _read_rows(piece):
+    for number, record in rows.rows(piece):
+        where = f"{piece.path}: record {number}" if piece.kind in ("json", "parquet") else f"{piece.path}:{number}"
+        if isinstance(record, Exception):
+            raise UserError(f"{where} {record}")
+        yield f"{piece.name}@{number}", _text_in(record, piece.field, where)
+
+
 def _json_text(line, piece, offset):
+    where = f"{piece.path}: the line at byte {offset}"
     try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{piece.path}: the line at byte {offset} is not one JSON object ({error})") from error
-    text = record.get(piece.field) if isinstance(record, dict) else None
+        record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if not offset else line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not one JSON object ({error})") from error
+    return _text_in(record, piece.field, where)
+
+
+def _text_in(record, field, where):
+    """The bytes of a record's field. Raises UserError, with the fields that there are, if it is no text."""
+    text, has = None, f"a {type(record).__name__}, not an object"
+    if isinstance(record, dict):
+        has = ", ".join(_fields(record)) or "none"
+        try:
+            text = rows.lookup(record, field)
+        except rows.Missing:
+            pass
+        except ValueError as error:
+            raise UserError(f"{where} {error}") from error
     if not isinstance(text, str):
-        has = ", ".join(record) if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
-        raise UserError(
-            f"{piece.path}: the line at byte {offset} has no text in {piece.field!r} (it has {has}): name "
-            "the right one with --field"
-        )
+        raise UserError(f"{where} has no text in {field!r} (it has {has}): name the right one with --field")
     return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
+
+
+def _fields(record):
+    """The names by which a record's fields are read, those in an object with dots."""
+    for name, value in record.items():
+        yield from (f"{name}.{key}" for key in value) if isinstance(value, dict) else (name,)
 
 
 def array_record_rows(piece):
     """(name, bytes) of the records of a piece."""
-    reader = tfds.array_records(piece.path)
+    reader = tfds.array_records(str(piece.path))
     for start in range(piece.start, piece.end, 256):
         rows = range(start, min(start + 256, piece.end))
         yield from ((f"{piece.name}#{row}", raw) for row, raw in zip(rows, reader.read(rows.start, rows.stop)))

@@ -1,36 +1,48 @@
 """Records with fields: a source's name becomes parts (planned once), and a part becomes records.
 
-    FILE              .jsonl, .ndjson, .json (an object a line), .tsv or .tab (a header, no quoting), .csv (a header,
-                      quotes, which may hold line breaks), each also with .gz; .array_record (an object of JSON each)
+    FILE              .jsonl, .ndjson, .json (an object a line, or one list of objects), .tsv or .tab (a header, quotes
+                      round whole cells or none), .csv (a header, quotes, which may hold line breaks), .parquet, each
+                      also packed (.gz, .bz2, .xz, .zst); .array_record (an object of JSON each); a .zip or .tar of such
     FOLDER            such files; one called train, valid, dev or test, or in a folder of that name, is that split
     tfds:NAME         a prepared TensorFlow data set (or its directory) with its splits, read without TensorFlow
 
 A record is a dict of what JSON can hold. One that is broken comes as the ValueError that says what is wrong with it.
 """
 
-import csv
+import collections
 import dataclasses
-import gzip
+import functools
 import hashlib
 import json
 import os
+import pathlib
 import re
-import zlib
 
 from paradigm import tfds
 from paradigm.errors import UserError
 from paradigm.storage import expand
-from t5like import sources
+from t5like import rows, sources
+from t5like.files import (
+    PACKED,
+    UNPACKS_TO,
+    check_patterns,
+    checksum,
+    ending,
+    is_container,
+    is_packed,
+    matches,
+    reading,
+    told,
+    walk,
+)
+from t5like.rows import header, lookup, parsed
 from t5like.sources import PIECE_BYTES, Listing
 from t5like.windows import META
 
 SPLITS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid",
           "dev": "valid", "development": "valid", "test": "test", "testing": "test"}  # fmt: skip
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
-             ".array_record": "array_record", ".arrayrecord": "array_record"}  # fmt: skip
-_FIELD_BYTES = 1 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
+_SUFFIXES = (*rows.KINDS, *sources.RECORDS)
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
-_UNDECODED = re.compile("[\udc80-\udcff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Part:
     name: of the file below the source, or of the split. size: in bytes, about. split: train, valid or test.
     """
 
-    kind: str  # jsonl | tsv | csv | array_record | tfds
+    kind: str  # jsonl | json | tsv | csv | parquet | array_record | tfds
     path: str
     name: str
     size: int
@@ -49,6 +61,8 @@ class Part:
     end: int | None = None
     line: int = 1
     member: str = ""  # the tfds name
+    inside: tuple[str, ...] = ()  # members of containers, as of a t5like.files.File
+    names: tuple[str, ...] = ()  # what a person may call its file
 
 
 # ------------------------------------------------------------------------------------------------------------ templates
@@ -67,25 +81,6 @@ def fields_in(template, setting="template"):
 def render(template, record):
     """The text that a template makes of a record. Raises ValueError naming the field that is missing or no text."""
     return _PLACE.sub(lambda m: text_of(lookup(record, m[1]), m[1]) if m[1] else m[0][0], template)
-
-
-def lookup(record, field):
-    """A record's value in a field; dots lead into objects ('a.b') and lists ('a.0'). Raises ValueError without one."""
-    value = record.get(field)
-    if value is None:
-        value = record
-        for key in field.split("."):
-            if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
-                value = value[int(key)]
-            else:
-                value = value.get(key) if isinstance(value, dict) else None
-    if value is None:
-        raise Missing(f"has no field {field!r}, only {', '.join(record) or 'nothing'}")
-    return value
-
-
-class Missing(ValueError):
-    """A record without a field."""
 
 
 def text_of(value, field):
@@ -119,30 +114,32 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
     to read.
     """
     try:
+        taken = left = ""
         if source.startswith("tfds:"):
             parts, described = _tfds_parts(source[len("tfds:") :])
         else:
-            parts, described = _file_parts(source)
-        parts = [_placed(p, valid_glob) for p in parts if not sources.matches(p.name, exclude)]
-        if valid_glob and not any(p.split == "valid" for p in parts):
-            raise UserError(f"source {source}: no file or split matches valid_glob={valid_glob!r}")
+            parts, described, taken, left = _file_parts(source)
+        check_patterns(source, "exclude", exclude, parts)
+        parts = [p for p in parts if not matches(p.names, exclude)]
+        check_patterns(source, "valid_glob", valid_glob, parts)
+        parts = [_placed(p, valid_glob) for p in parts]
         if not any(p.split == "train" for p in parts):
-            left = ", ".join(sorted({p.name for p in parts})[:4]) or "nothing"
-            raise UserError(f"source {source}: nothing is left to train on, only {left}: check exclude and valid_glob")
-        files = sorted({p.path for p in parts})
-        for part in {p.path: p for p in parts}.values():
+            there = ", ".join(sorted({p.name for p in parts})[:4]) or "nothing"
+            raise UserError(f"source {source}: nothing is left to train on, only {there}: check exclude and valid_glob")
+        for part in {p.names[0]: p for p in parts}.values():
             if part.kind in ("tsv", "csv") and not columns:
-                header(part)
-        lines = [sources.checksum(path) for path in files] + [f"{p.kind} {p.name} {p.split} {p.size}" for p in parts]
+                with reading("/".join((part.path, *part.inside))):
+                    header(part)
+        files = sorted({p.path for p in parts})
+        lines = [checksum(path) for path in files] + [f"{p.kind} {p.name} {p.split} {p.size}" for p in parts]
     except OSError as error:
         raise UserError(f"source {source}: {error.filename} cannot be read ({error.strerror})") from error
-    return Listing(
-        tuple(parts), hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:32], described
-    )
+    digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return Listing(tuple(parts), digest[:32], described, taken, left)
 
 
 def _placed(part, valid_glob):
-    return dataclasses.replace(part, split="valid") if sources.matches(part.name, valid_glob) else part
+    return dataclasses.replace(part, split="valid") if matches(part.names, valid_glob) else part
 
 
 def _file_parts(source):
@@ -151,20 +148,31 @@ def _file_parts(source):
         raise UserError(f"source {source}: no such file or directory (other sources of records: tfds:NAME)")
     if (root / META).exists():
         raise UserError(f"source {source} is a prepared directory: it is used as it is, or made again from its source")
-    if root.is_file():
-        return list(_parts_of(root, root.name, "train")), f"{source}: 1 file"
-    parts, seen, files = [], set(), 0
-    for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
-        name = path.relative_to(root)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            seen.add(path.suffix or path.name)
-            if _kind(path.name):
-                files += 1
-                parts += _parts_of(path, name.as_posix(), _split_of(name.parts) or "train")
-    if not parts:
-        held = " ".join(sorted(seen)[:8]) or "nothing"
-        raise UserError(f"source {source} holds no file of records ({' '.join(_SUFFIXES)}); it holds {held}")
-    return parts, f"{source}: {files} files"
+    if root.is_file() and not is_container(root.name) and ending(root.name) not in sources.RECORDS:
+        if not any(ending(root.name).removesuffix(p) in rows.KINDS for p in ("", *PACKED)):
+            raise UserError(f"source {root} is of no known kind: records are read from {' '.join(_SUFFIXES)}")
+
+    @functools.cache
+    def kind(file):
+        if ending(file.name) in sources.RECORDS:
+            return "array_record" if not file.inside else None
+        return rows.kind_of(file) or ("jsonl" if root.is_file() and not file.inside else None)
+
+    found, left = walk(root, kind)
+    if not found and root.is_file() and not left:
+        wants = "a header and a line" if ending(root.name) in (".csv", ".tsv", ".tab") else "one"
+        raise UserError(f"{root} is empty: it wants {wants} for each record")
+    if not found:
+        raise UserError(
+            f"source {source} holds no file of records ({' '.join(_SUFFIXES)} .zip .tar); it holds "
+            f"{told(left) or 'nothing'}"
+        )
+    parts = []
+    for file in found:
+        words = () if root.is_file() and not file.inside else pathlib.PurePosixPath(file.member).parts
+        parts += _parts_of(file, kind(file), _split_of(words) or "train")
+    taken = collections.Counter(ending(file.name) for file in found)
+    return parts, f"{source}: {len(found)} file{'s' * (len(found) > 1 or root.is_dir())}", told(taken), told(left)
 
 
 def _split_of(words):
@@ -173,23 +181,21 @@ def _split_of(words):
     return next((split for split in found if split), None)
 
 
-def _kind(name):
-    return _SUFFIXES.get(sources.ending(name).removesuffix(".gz"))
-
-
-def _parts_of(path, name, split):
-    kind, size = _kind(name), path.stat().st_size
-    if kind is None:
-        raise UserError(f"source {path} is of no known kind: records are read from {' '.join(_SUFFIXES)}")
+def _parts_of(file, kind, split):
+    path, name, size = file.path, file.member, file.size
+    part = functools.partial(Part, kind, path, name, inside=file.inside, names=file.names, split=split)
     if kind == "array_record":
-        yield from _ranges(kind, path, name, size, split, tfds.array_records(str(path)).num_records())
-    elif kind == "csv" or sources.ending(name).endswith(".gz"):
-        yield Part(kind, str(path), name, size, split)
+        yield from _ranges(kind, path, name, size, split, tfds.array_records(path).num_records())
+    elif kind == "parquet":
+        for (start, end), share in rows.parquet_stretches(part(size)):
+            yield part(share, start=start, end=end)
+    elif kind in ("csv", "json") or is_packed(file.name) or file.inside:
+        yield part(UNPACKS_TO * size if is_packed(file.name) else size)
     else:
         start, line = 0, 1
-        with open(path, "rb") as file:
-            while block := file.read(PIECE_BYTES) + file.readline():
-                yield Part(kind, str(path), name, len(block), split, start, start + len(block), line)
+        with open(path, "rb") as stream:
+            while block := stream.read(PIECE_BYTES) + stream.readline():
+                yield part(len(block), start=start, end=start + len(block), line=line)
                 start, line = start + len(block), line + block.count(b"\n")
 
 
@@ -197,7 +203,8 @@ def _ranges(kind, path, name, size, split, count, step=None, member=""):
     step = step or max(1, int(PIECE_BYTES * count / max(size, 1)))
     for start in range(0, count, step):
         end = min(start + step, count)
-        yield Part(kind, str(path), name, size * (end - start) // count, split, start, end, start, member)
+        share = size * (end - start) // count
+        yield Part(kind, path, name, share, split, start, end, start, member, names=(name,))
 
 
 def _tfds_parts(name):
@@ -222,106 +229,18 @@ def read(part, columns=()):
 
     Raises UserError naming the file if it cannot be read as what its name says.
     """
-    try:
-        if part.kind == "jsonl":
-            yield from ((f"{part.path}:{n}", _object(line)) for n, line in _lines(part) if line.strip())
-        elif part.kind == "array_record":
+    place = "/".join((str(part.path), *part.inside))
+    with reading(place):
+        if part.kind == "array_record":
             yield from (
-                (f"{part.path} record {n}", _object(raw.decode("utf-8", "surrogateescape")))
+                (f"{place} record {n}", parsed(raw.decode("utf-8", "surrogateescape")))
                 for n, (_, raw) in enumerate(sources.array_record_rows(part), part.start)
             )
         elif part.kind == "tfds":
             yield from _tfds_records(part)
         else:
-            yield from _table_records(part, columns)
-    except (OSError, EOFError, zlib.error, RuntimeError) as error:
-        raise UserError(f"{part.path}: cannot be read ({tfds.first_line(error)})") from error
-
-
-def header(part):
-    """The names of a table's columns. Raises UserError if it has none, or two of one name."""
-    start = dataclasses.replace(part, start=0, end=None, line=1)
-    names = next((cells for _, cells in _rows(start) if cells), None)
-    if names is None:
-        raise UserError(f"{part.path} is empty: it wants a header and a line for each record")
-    if isinstance(names, Exception):
-        raise UserError(f"{part.path}: its header {names}: mend it")
-    if twice := [n for n in names if names.count(n) > 1]:
-        raise UserError(f"{part.path} has {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
-    return names
-
-
-def _lines(part):
-    """(number, text) of the lines; bytes that are not UTF-8 become lone surrogates."""
-    opened = gzip.open if part.path.lower().endswith(".gz") else open
-    with opened(part.path, "rb") as file:
-        file.seek(part.start)
-        at = part.start
-        for number, raw in enumerate(file, part.line):
-            if part.end is not None and at >= part.end:
-                return
-            at += len(raw)
-            line = raw.decode("utf-8", "surrogateescape")
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
-
-
-def _object(line):
-    if _UNDECODED.search(line):
-        return ValueError("is not UTF-8")
-    try:
-        record = json.loads(line.rstrip())
-    except json.JSONDecodeError as error:
-        return ValueError(f"is not JSON ({error.msg} at character {error.pos + 1})")
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"is not JSON ({error})")
-    return record if isinstance(record, dict) else ValueError(f"is a {type(record).__name__} and not an object")
-
-
-def _table_records(part, columns):
-    names = list(columns) or header(part)
-    skip = not columns and part.start == 0  # the header itself
-    for number, cells in _rows(part):
-        if not cells:
-            continue
-        if skip:
-            skip = False
-            continue
-        if isinstance(cells, list):
-            if _UNDECODED.search("".join(cells)):
-                cells = ValueError("is not UTF-8")
-            elif len(cells) != len(names):
-                cells = ValueError(f"has {len(cells)} column{'s' * (len(cells) != 1)} and the header {len(names)}")
-            else:
-                cells = dict(zip(names, cells))
-        yield f"{part.path}:{number}", cells
-
-
-def _rows(part):
-    """(number of the first line, cells or ValueError) of a table's rows; [] for an empty line."""
-    if part.kind == "tsv":
-        for number, line in _lines(part):
-            line = line.rstrip("\r\n")
-            yield number, line.split("\t") if line else []
-        return
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_BYTES))
-    lines, ahead, used = _lines(part), [], []
-
-    def feed():
-        while (item := ahead.pop() if ahead else next(lines, None)) is not None:
-            used.append(item)
-            yield item[1]
-
-    while True:
-        used.clear()
-        try:
-            cells = next(csv.reader(feed(), strict=True), None)
-        except csv.Error as error:
-            # A quote that is left open must not swallow the records after it: they are read again, from the next line.
-            cells = ValueError(f"is not csv ({error}): is a quote left open?")
-            ahead += used[:0:-1]
-        if cells is None:
-            return
-        yield used[0][0], cells
+            between = " record " if part.kind in ("json", "parquet") else ":"
+            yield from ((f"{place}{between}{n}", record) for n, record in rows.rows(part, columns))
 
 
 def _tfds_records(part):

@@ -24,11 +24,12 @@ class PreparedText:
     """A prepared directory, opened.
 
     window: tokens a window. tokenizer. meta: what meta.json says (counts of documents, tokens, bytes, padding).
-    Raises UserError if the directory is not whole.
+    reads: tokens of a window that the objective reads, None for all: held-out windows are cut into pieces of so many,
+    so that each of their tokens is evaluated once. Raises UserError if the directory is not whole.
     """
 
-    def __init__(self, directory):
-        self.directory = pathlib.Path(directory)
+    def __init__(self, directory, reads=None):
+        self.directory, self.reads = pathlib.Path(directory), reads
         self.meta = read_meta(self.directory)
         self.window = self.meta["settings"]["window"]
         self.fingerprint = self.meta["fingerprint"]
@@ -43,7 +44,7 @@ class PreparedText:
         shards = self.meta["shards"][split]
         if not shards:
             raise UserError(f"{self.directory} has no {split} windows: prepare it with --valid above 0")
-        return WindowSource(
+        windows = WindowSource(
             tuple(str(self.directory / s["file"]) for s in shards),
             tuple(s["windows"] for s in shards),
             self.window,
@@ -52,6 +53,7 @@ class PreparedText:
             self.tokenizer.vocabulary,
             f"{self.fingerprint}/{split}",
         )
+        return windows if split == "train" or self.reads in (None, self.window) else CutWindows(windows, self.reads)
 
 
 class WindowSource:
@@ -88,6 +90,47 @@ class WindowSource:
     def _decode(self, raw):
         tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document, self.pad)
         return {"tokens": tokens, "segments": segments, "byte_lengths": self.byte_lengths}
+
+
+class CutWindows:
+    """The windows of a source in pieces of `length` tokens, none of them twice; the last piece of each has padding.
+
+    A source like it: records are those of a WindowSource with [length] tokens. A piece of padding alone is left out.
+    """
+
+    def __init__(self, windows, length):
+        self.windows, self.length = windows, length
+        self.pieces = -(-windows.window // length)  # of a full window
+        filled = np.full(len(windows), self.pieces)
+        for last in np.cumsum(windows.shards.counts) - 1:  # the only one of a file that may have padding
+            filled[last] = -(-np.count_nonzero(windows[int(last)]["segments"]) // length)
+        self._ends = np.cumsum(filled)
+        self.fingerprint = f"{windows.fingerprint}[{length}]"
+
+    def __len__(self):
+        return int(self._ends[-1])
+
+    def _find(self, position):
+        """(which window, which piece of it)."""
+        window = int(np.searchsorted(self._ends, position, side="right"))
+        return window, int(position) - (int(self._ends[window - 1]) if window else 0)
+
+    def __getitem__(self, position):
+        window, piece = self._find(position)
+        record = self.windows[window]
+        cut = slice(piece * self.length, (piece + 1) * self.length)
+        tokens, segments = record["tokens"][cut], record["segments"][cut]
+        missing = (0, self.length - len(tokens))
+        filler = self.windows.pad or 0
+        return {
+            **record,
+            "tokens": np.pad(tokens, missing, constant_values=filler),
+            "segments": np.pad(segments, missing),
+        }
+
+    def name(self, position):
+        window, piece = self._find(position)
+        return f"{self.windows.name(window)}, piece {piece}"
 
 
 def padding(vocabulary):

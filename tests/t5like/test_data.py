@@ -17,6 +17,7 @@ import pytest
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.schedule import Linear
+from t5like import held_out
 from t5like import prepare as P
 from t5like.corrupt import NextTokenWindows, SpanNoise
 from t5like.data import TextData, TextMixture
@@ -66,7 +67,7 @@ def test_a_damaged_window_is_told():
 
 
 def test_documents_survive_in_order_with_eos_between(folder, tmp_path):
-    prepared = make(folder, tmp_path / "out")
+    prepared = make(folder, tmp_path / "out", valid=0.1)
     train, valid = documents(prepared, "train"), documents(prepared, "valid")
     assert sorted(train + valid) == sorted(text(i) for i in range(30)) and valid
     counts = prepared.meta["counts"]
@@ -139,6 +140,55 @@ def test_the_end_of_an_only_document_is_held_out(tmp_path, kind):
     assert train + valid == whole and train.endswith("\n") and 0.05 < len(valid) / len(whole) < 0.11
 
 
+@pytest.mark.parametrize("packing", [str, None])
+@pytest.mark.parametrize(
+    "lengths", [[100_000], [100_000, *[300] * 11], [300] * 9, [20_000] * 3, [5000] * 60, [9, 90_000]]
+)
+def test_the_share_held_out_is_of_text_however_long_documents_are(lengths, packing, tmp_path):
+    """packing: str: a document a file; None: all in one jsonl."""
+    texts = [f"{i:03}" + text(i, max(lengths) // 4)[: length - 3] for i, length in enumerate(lengths)]
+    if packing:
+        (tmp_path / "in").mkdir()
+        for i, whole in enumerate(texts):
+            (tmp_path / "in" / f"{i}.txt").write_text(whole)
+    else:
+        (tmp_path / "in").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        (tmp_path / "in").rename(tmp_path / "in.jsonl")
+    for valid in (0.05, 0.2):
+        prepared = make(tmp_path / ("in" if packing else "in.jsonl"), tmp_path / f"out{valid}", valid=valid)
+        train, held = documents(prepared, "train"), documents(prepared, "valid")
+        share = sum(map(len, held)) / sum(lengths)
+        assert valid / 2 <= share <= 2 * valid
+        whole = sorted(t for t in train if t in texts)
+        [split] = [t for t in train if t not in texts] or [""]  # one document at most is split, and nothing is lost
+        ends = [h for h in held if h not in texts]
+        assert sorted([*whole, *([split + ends[0]] if split else []), *(h for h in held if h in texts)]) == texts
+
+
+def test_of_a_large_corpus_long_documents_are_split_and_short_ones_chosen_by_hash(tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "SURVEYED", 100_000)
+    texts = [text(i, 100) for i in range(600)] + [text(i, 20_000) for i in range(600, 603)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    prepared = make(tmp_path / "in.jsonl", tmp_path / "out", valid=0.1)
+    train, held = set(documents(prepared, "train")), set(documents(prepared, "valid"))
+    for long in texts[600:]:
+        [end] = [h for h in held if long.endswith(h) and h not in texts]
+        assert long[: -len(end)] in train and 0.09 < len(end) / len(long) < 0.1
+    assert 40 < sum(t in held for t in texts[:600]) < 80
+    assert "of those above" in P.summary(prepared.meta)
+
+
+def test_one_line_of_megabytes_can_teach_a_vocabulary(tmp_path):
+    (tmp_path / "line.txt").write_text(" ".join(text(i).replace("\n", "") for i in range(900)))
+    assert (tmp_path / "line.txt").stat().st_size > 1 << 20
+    assert make(tmp_path / "line.txt", tmp_path / "out", tokenizer="sentencepiece:400").tokenizer.vocab_size == 400
+    (tmp_path / "no_spaces.txt").write_text(
+        "".join(map(chr, np.random.default_rng(0).integers(0x4E00, 0x4E30, 600_000)))
+    )
+    prepared = make(tmp_path / "no_spaces.txt", tmp_path / "out2", tokenizer="sentencepiece:420")
+    assert prepared.meta["invalid_utf8"]["bytes"] == 0 and prepared.tokenizer.vocabulary.text_ids
+
+
 def test_no_validation(folder, tmp_path):
     prepared = make(folder, tmp_path / "out", valid=0.0)
     assert len(documents(prepared, "train")) == 30
@@ -150,7 +200,7 @@ def test_no_validation(folder, tmp_path):
     "settings, message",
     [
         ({"window": 100_000}, r"\d+ training documents hold \d+ tokens, fewer than one window of 100000: shorten"),
-        ({"valid_glob": "c/*"}, r"no document matches valid_glob='c/\*'"),
+        ({"valid_glob": "c/*"}, r"no file or split matches valid_glob='c/\*'; it has a/00.txt, a/02.txt, .*\.\.\."),
         ({"exclude": "*"}, r"exclude='\*' leaves nothing"),
     ],
 )
@@ -332,6 +382,40 @@ def test_recipe_builds_once_and_reads_prepared_directories(folder, tmp_path):
 def test_recipe_errors(settings, message):
     with pytest.raises(UserError, match=message):
         TextData("stdlib", **settings)
+
+
+def test_a_source_is_its_content_not_its_path_or_its_times(folder, tmp_path, monkeypatch):
+    built = TextData(str(folder)).build(tmp_path / "data", window=40, progress=False, workers=1)
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)  # with other times
+    monkeypatch.chdir(tmp_path)
+    for other in ("corpus", "./copy", str(copy)):
+        again = TextData(other).build(tmp_path / "data", window=40, progress=False, workers=1)
+        assert again.fingerprint == built.fingerprint
+        P.prepare(TextData(other, window=40), tmp_path / "data", workers=1, progress=False)
+    next(copy.rglob("*.txt")).write_text("changed")
+    for call in (lambda r: r.build("data", window=40), lambda r: P.prepare(r, "data", 1, False)):
+        with pytest.raises(
+            UserError, match=r"data was made from .*corpus as it was then, and \./copy holds something else"
+        ):
+            call(TextData("./copy", window=40))
+
+
+@pytest.mark.parametrize("length", [32, 12, 31, 7])
+def test_all_of_longer_held_out_windows_is_evaluated(folder, tmp_path, length):
+    recipe = TextData(str(folder), window=32, valid=0.2)
+    whole = recipe.build(tmp_path / "data", window=32, progress=False, workers=1)
+    cut = recipe.build(tmp_path / "data", window=length, progress=False)
+    kept = lambda prepared, name: np.concatenate([w[name][w["segments"] > 0] for w in windows(prepared, "valid")])
+    np.testing.assert_array_equal(kept(cut, "tokens"), kept(whole, "tokens"))
+    assert all(w["tokens"].shape == w["segments"].shape == (length,) for w in windows(cut, "valid"))
+    assert all(w["segments"][0] for w in windows(cut, "valid")), "none is padding alone"
+    source = pickle.loads(pickle.dumps(cut.source("valid")))
+    assert source.name(len(source) - 1).startswith(whole.source("valid").name(len(whole.source("valid")) - 1))
+    assert len(cut.source("train")) == len(whole.source("train"))
+    read = Dataset(cut.source("valid"), NextTokenWindows(BYTES, length), 8, train=False)
+    batches = [read.batch(step) for step in range(len(read))]
+    predicted = sum((b["weights"] * b["mask"][:, None]).sum() for b in batches)
+    assert predicted == len(kept(whole, "tokens"))
 
 
 def test_recipe_without_a_window(folder, tmp_path):

@@ -189,7 +189,7 @@ def test_stretches_of_a_file_give_all_lines_once_with_their_numbers(tmp_path, mo
         ({"target": "yes"}, r"TextRecords.target='yes' names no field: every record would have the same"),
         ({"input": ""}, r"TextRecords.input is not set: give a template of fields"),
         ({"valid": 1.0}, r"valid=1.0: the held-out share of records must lie in \[0, 1\)"),
-        ({"valid_glob": "dev*"}, r"no file or split matches valid_glob='dev\*'$"),
+        ({"valid_glob": "dev*"}, r"no file or split matches valid_glob='dev\*'; it has \S+\.jsonl$"),
         ({"exclude": "*"}, r"nothing is left to train on, only nothing: check exclude and valid_glob$"),
     ],
 )  # fmt: skip
@@ -210,7 +210,7 @@ def test_mistakes_name_the_record_and_the_field(settings, message, tmp_path):
         ("a.xml", "<a/>", r"a.xml is of no known kind: records are read from .jsonl"),
         ("a.jsonl.gz", "text", r"a.jsonl.gz: cannot be read \(Not a gzipped file"),
         ("a.array_record", "text", r"a.array_record: cannot be read as ArrayRecord"),
-        ("folder/a.xml", "<a/>", r"folder holds no file of records \(.jsonl .*\); it holds .xml$"),
+        ("folder/a.xml", "<a/>", r"folder holds no file of records \(.jsonl .*\); it holds 1 file of .xml$"),
         ("test/a.jsonl", "{}", r"nothing is left to train on, only test/a.jsonl: check exclude"),
     ],
 )

@@ -140,6 +140,32 @@ def test_other_peoples_models(pieces, tmp_path):
     assert v.text_ranges == ((3, 200),) and other.byte_lengths[[0, 1, 2, 219, 220]].sum() == 0
     ids = other.encode_prompt("def f <X> return")
     assert other.decode([1, *ids, 2, 220]) == "def f<X> return<mask>"
+    # As transformers' T5Tokenizer has it: the space before a sentinel is lost, each run of text after one has its own.
+    ids = other.encode_prompt("<X>def f <Y>, return<Z><extra_id_3>x \n\t y")
+    assert other.decode(ids) == "<X> def f<Y> , return<Z><extra_id_3> x y"
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("fallback", [False, True])
+def test_the_sign_for_a_space_in_a_text(keeps, fallback):
+    """U+2581 is what SentencePiece reads as a space; bytes of its own where spaces and bytes are kept apart."""
+    how = (
+        dict(normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False)
+        if keeps
+        else {}
+    )
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS[0].splitlines()), model_writer=model, vocab_size=420, hard_vocab_limit=False,
+        byte_fallback=fallback, minloglevel=2, **how,
+    )  # fmt: skip
+    ours = tok.SentencePieceTokenizer(model.getvalue(), 20)
+    for text in ("f\u2581g", "\u2581", "f \u2581 \u2581\u2581g"):
+        if keeps and fallback:
+            assert ours.decode(ours.encode(text)) == text
+        else:
+            theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).encode(text)
+            assert ours.encode(text).tolist() == theirs and ours.vocabulary.unk not in theirs
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,246 @@
+"""Records of a file: an object of JSON a line, a list of them, the rows of csv, tsv and Parquet, as dicts.
+
+A record that is broken comes as the ValueError that says what is wrong with it. What is read is a piece of a source: it
+has `kind`, `path`, `inside`, `start`, `end` (bytes, or rows of Parquet) and `line`, the number of its first.
+"""
+
+import csv
+import dataclasses
+import json
+import re
+
+from paradigm.errors import UserError
+from t5like.files import open_file, reading, unpacked_ending
+
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
+         ".parquet": "parquet"}  # fmt: skip
+_FIELD_BYTES = 1 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_FIRST = 1 << 16  # bytes by which the two kinds of .json are told apart
+
+
+def kind_of(file):
+    """The kind of a File of records: jsonl, json (one list of objects), csv, tsv or parquet; None if it is none.
+
+    A .json file that holds neither a list of objects nor an object a line is none.
+    """
+    kind = KINDS.get(unpacked_ending(file.name))
+    if unpacked_ending(file.name) != ".json":
+        return kind
+    with reading(file.path), open_file(file.path, file.inside) as stream:
+        start = stream.read(_FIRST).decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    if re.match(r"\[\s*\{", start):
+        return "json"
+    line, end, _ = start.partition("\n")
+    if not end and len(start) >= _FIRST // 4:
+        return "jsonl" if line.startswith("{") else None  # a long first line
+    return "jsonl" if isinstance(parsed(line), dict) else None
+
+
+def rows(piece, columns=()):
+    """(number, record or ValueError) of every record of a piece, in order; the number of its line, or of the record.
+
+    columns: names of a table's columns where it has no header.
+    """
+    if piece.kind == "jsonl":
+        yield from ((n, parsed(line)) for n, line in lines(piece) if line.strip())
+    elif piece.kind == "json":
+        yield from _listed(piece)
+    elif piece.kind == "parquet":
+        yield from _parquet(piece)
+    else:
+        yield from _table(piece, columns)
+
+
+def lookup(record, field):
+    """A record's value in a field; dots lead into objects ('a.b') and lists ('a.0').
+
+    Raises ValueError without one, and where 'a.b' is both a field's name and a way into the field 'a'.
+    """
+    value, inside = record.get(field), record
+    for key in field.split("."):
+        if isinstance(inside, list) and key.isdecimal() and int(key) < len(inside):
+            inside = inside[int(key)]
+        else:
+            inside = inside.get(key) if isinstance(inside, dict) else None
+    if "." in field and None not in (value, inside) and value != inside:
+        raise ValueError(
+            f"has a field named {field!r} and {field.split('.')[0]!r} holds another of that way: rename one"
+        )
+    value = inside if value is None else value
+    if value is None:
+        raise Missing(f"has no field {field!r}, only {', '.join(record) or 'nothing'}")
+    return value
+
+
+class Missing(ValueError):
+    """A record without a field."""
+
+
+def parsed(line):
+    """The object of JSON that a line is, or the ValueError that says why it is none."""
+    if _UNDECODED.search(line):
+        return ValueError("is not UTF-8")
+    try:
+        record = json.loads(line.rstrip())
+    except json.JSONDecodeError as error:
+        return ValueError(f"is not JSON ({error.msg} at character {error.pos + 1})")
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"is not JSON ({error})")
+    return _an_object(record)
+
+
+def _an_object(record):
+    return record if isinstance(record, dict) else ValueError(f"is a {type(record).__name__} and not an object")
+
+
+def _listed(piece):
+    with open_file(piece.path, piece.inside) as file:
+        text = file.read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    decoder, at, number = json.JSONDecoder(), text.find("[") + 1, 0
+    gap = re.compile(r"[\s,]*")
+    while (at := gap.match(text, at).end()) < len(text) and text[at] != "]":
+        number += 1
+        try:
+            record, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{piece.path}: record {number} of its list is not JSON ({error})") from error
+        yield number, ValueError("is not UTF-8") if _UNDECODED.search(text[at:end]) else _an_object(record)
+        at = end
+    if at >= len(text):
+        raise UserError(f"{piece.path}: is cut short: its list of records does not end")
+
+
+def parquet_stretches(piece):
+    """[((first row group, the one after the last), bytes)] of a Parquet file.
+
+    One for all of a file that cannot be read: that is told when it is, unless it is left out.
+    """
+    try:
+        with reading(piece.path):
+            metadata = _parquet_file(piece).metadata
+    except UserError:
+        return [((0, None), piece.size)]
+    return [((i, i + 1), metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)]
+
+
+def _parquet_file(piece):
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{piece.path} is Parquet: to read it, pip install pyarrow") from error
+    stream = open_file(piece.path, piece.inside)
+    return pyarrow.parquet.ParquetFile(stream if stream.seekable() else pyarrow.BufferReader(stream.read()))
+
+
+def _parquet(piece):
+    """Of the row groups start .. end."""
+    file = _parquet_file(piece)
+    groups = range(piece.start, file.metadata.num_row_groups if piece.end is None else piece.end)
+    number = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
+    for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
+        for record in batch.to_pylist():
+            number += 1
+            yield number, {k: _plain(v) for k, v in record.items()}
+
+
+def _plain(value):
+    """A value as JSON has it."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def header(piece):
+    """The names of a table's columns. Raises UserError if it has none, or two of one name."""
+    start = dataclasses.replace(piece, start=0, end=None, line=1)
+    names = next((cells for _, cells in _cells(start) if cells), None)
+    if names is None:
+        raise UserError(f"{piece.path} is empty: it wants a header and a line for each record")
+    if isinstance(names, Exception):
+        raise UserError(f"{piece.path}: its header {names}: mend it")
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise UserError(f"{piece.path} has {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
+    return names
+
+
+def lines(piece):
+    """(number, text) of the lines; bytes that are not UTF-8 become lone surrogates."""
+    with open_file(piece.path, piece.inside) as file:
+        if piece.start:
+            file.seek(piece.start)
+        at = piece.start
+        for number, raw in enumerate(file, piece.line):
+            if piece.end is not None and at >= piece.end:
+                return
+            at += len(raw)
+            line = raw.decode("utf-8", "surrogateescape")
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _table(piece, columns):
+    names = list(columns) or header(piece)
+    skip = not columns and piece.start == 0  # the header itself
+    for number, cells in _cells(piece, len(names)):
+        if not cells:
+            continue
+        if skip:
+            skip = False
+            continue
+        if isinstance(cells, list):
+            if _UNDECODED.search("".join(cells)):
+                cells = ValueError("is not UTF-8")
+            elif len(cells) != len(names):
+                cells = ValueError(f"has {len(cells)} column{'s' * (len(cells) != 1)} and the header {len(names)}")
+            else:
+                cells = dict(zip(names, cells))
+        yield number, cells
+
+
+def _cells(piece, wanted=None):
+    """(number of the first line, cells or ValueError) of a table's rows; [] for an empty line."""
+    if piece.kind == "tsv":
+        for number, line in lines(piece):
+            yield number, _tsv(line.rstrip("\r\n"), wanted)
+        return
+    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_BYTES))
+    left, ahead, used = lines(piece), [], []
+
+    def feed():
+        while (item := ahead.pop() if ahead else next(left, None)) is not None:
+            used.append(item)
+            yield item[1]
+
+    while True:
+        used.clear()
+        try:
+            cells = next(csv.reader(feed(), strict=True), None)
+        except csv.Error as error:
+            # A quote that is left open must not swallow the records after it: they are read again, from the next line.
+            cells = ValueError(f"is not csv ({error}): is a quote left open?")
+            ahead += used[:0:-1]
+        if cells is None:
+            return
+        yield used[0][0], cells
+
+
+def _tsv(line, wanted):
+    """The cells of a line: with quotes taken off where they enclose whole cells, and as many are left as are wanted.
+
+    Elsewhere a quote is a character like others, as most tsv files have it.
+    """
+    if not line:
+        return []
+    plain = line.split("\t")
+    if not any(cell.startswith('"') for cell in plain):
+        return plain
+    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_BYTES))
+    try:
+        quoted = next(csv.reader([line], delimiter="\t", strict=True))
+    except (csv.Error, StopIteration):
+        return plain
+    return quoted if len(quoted) == (wanted or len(plain)) else plain
