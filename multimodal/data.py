@@ -15,6 +15,7 @@ from multimodal.sources import open_pairs
 from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
+from paradigm.records import check_readable
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
@@ -100,6 +101,7 @@ class PairData:
         prepared = PreparedPairs(
             self.source, opened.splits, opened.classes, self.channels, tokenizer, fingerprint, refuse, opened.note
         )
+        check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
             print(prepared.described, file=sys.stderr)
         return prepared

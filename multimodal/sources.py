@@ -27,7 +27,8 @@ from paradigm.errors import UserError, choose
 from paradigm.records import keys_of
 from paradigm.storage import expand
 from vision.decode_image import decode
-from vision.sources import SUFFIXES, Archive, Folder, Opened, Reading, TfdsSource, open_source
+from vision.files import Archive, Folder, is_picture
+from vision.sources import Opened, Reading, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
 
 PAIR = "pair"  # the label of shapes that names colour and shape
@@ -270,12 +271,12 @@ def _table_files(path, recipe, names):
         else:
             what = "neither a folder nor a whole zip file" if place.exists() else "not there"
             raise UserError(f"{place} of PairData.images is {what}: name the zip file or folder of the pictures")
-        listed = dict(one.list())
+        listed = dict(one.list()[0])
         stamps += [place.name, *(f"{name} {listed[name]}" for name in names if name in listed)]
         files.append(one)
         found.append(np.array([name in listed for name in names]))
         if not found[-1].any():
-            pictures = [name for name in listed if name.lower().endswith(SUFFIXES)]
+            pictures = [name for name in listed if is_picture(name)]
             raise UserError(
                 f"{place} has the picture of no line, such as {names[0]!r}; it holds {', '.join(pictures[:2])}"
                 ": set PairData.image and PairData.image_suffix so that they give such names"

@@ -22,8 +22,8 @@ from multimodal.fields import RECIPE, captions_of, digest, held_out
 from paradigm import storage
 from paradigm.errors import UserError
 from paradigm.records import keys_of
-from vision.decode_image import decode
-from vision.sources import SUFFIXES, Opened, Reading
+from vision.decode_image import decode, suffixes
+from vision.sources import Opened, Reading
 
 FORMAT = "paradigm-pairs-1"
 _INDEX, _META = "pairs_index.npy", "pairs_index.json"
@@ -199,7 +199,7 @@ def _scan(shard, path):
                 if member.isdir() or not match:
                     continue
                 key, suffix = match[1], match[2].lower()
-                column = _IMAGE if f".{suffix}" in SUFFIXES else _AT.get(suffix)
+                column = _IMAGE if f".{suffix}" in suffixes() else _AT.get(suffix)
                 if column is None:
                     continue
                 if key not in rows:

@@ -89,6 +89,24 @@ class Subset:
         return self.source.name(own) if hasattr(self.source, "name") else f"record {own}"
 
 
+def check_readable(source, what, looked=64):
+    """Raises UserError where none of some records of a source, spread over it, can be read; the first that can ends it.
+
+    what: the source, for the message. A run then ends before its first step, and not at its first evaluation.
+    """
+    last, count = len(source) - 1, min(len(source), looked)
+    for k in range(count):
+        try:
+            source[round(k * last / max(1, count - 1))]
+            return
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise anything at all
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+    name = source.name(last) if hasattr(source, "name") else f"record {last}"
+    raise UserError(f"{what}: none of {count} records looked at can be read, such as {name} ({reason}): mend them")
+
+
 # ------------------------------------------------------------------------------------------------------------- held out
 
 
