@@ -6,7 +6,7 @@ import re
 
 SPLITS = {  # split -> what people call it, in any case
     "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev", "eval", "evaluation"),
+    "valid": ("valid", "validation", "val", "dev", "development", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
