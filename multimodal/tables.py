@@ -100,7 +100,8 @@ def open_table(place, recipe, cache_dir=None):
 
     A picture is looked for, by its column and PairData.image_suffix, in each of PairData.images: zip files, which are
     never unpacked, or folders, by their paths from the table's folder on; without any, in the zip of the table's name,
-    or else in its folder; below the outer folders that hold all, where it is not found at once. A line makes a pair with each that has its picture, and one that no place has is broken.
+    or else in its folder; and where none is found, below the outer folders that hold all. A line makes a pair with each
+    that has its picture, and one that no place has is broken.
 
     Whole groups of lines are held out, those of PairData.group's smallest hashes, else those of one picture's name: as
     'valid'. With PairData.test_images, whose pictures nobody trains on, 'test' is what these show of the training

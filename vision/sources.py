@@ -4,7 +4,7 @@
     shapes            scenes that a program draws (see synthetic_scenes.py)
     idx:DIR           MNIST's format: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., also with .gz
     npz:FILE          x_train y_train x_test y_test (x_valid y_valid), or train_images train_labels ..., or images
-                      labels: uint8 [N, h, w] or [N, h, w, C], and integers [N]
+                      labels, in any case: uint8 [N, h, w] or [N, h, w, C], and integers [N]
     folder:DIR        DIR/train/CLASS/*.jpg with DIR/{valid,test}/CLASS/*.jpg, or DIR/CLASS/*.jpg, or pictures without
                       classes, below any outer folders (see arrange.py); zip:FILE the same inside an archive, which is
                       never unpacked. Splits may be called by other names in any case (see paradigm/names.py)

@@ -417,6 +417,11 @@ def test_npz(tmp_path):
     medical = npz(tmp_path / "m.npz", train_images=IMAGES[:9], train_labels=LABELS[:9], val_images=IMAGES[9:12],
                   val_labels=LABELS[9:12], test_images=IMAGES[12:], test_labels=LABELS[12:])  # fmt: skip
     assert [len(opened(medical).source(s)) for s in ("train", "valid", "test")] == [9, 3, 18]
+    other = npz(
+        tmp_path / "o.npz", X_Train=IMAGES[:9], Y_train=LABELS[:9], X_dev=IMAGES[9:], labels_dev=LABELS[9:], z=LABELS
+    )
+    assert {split: len(s) for split, s in opened(other).splits.items()} == {"train": 9, "valid": 21}
+    assert opened(other).described.endswith("; arrays left out: z")
     alone = opened(npz(tmp_path / "a.npz", images=IMAGES), labels=False)
     assert len(alone.source("train")) == 27 and alone.classes is None
 
@@ -426,6 +431,7 @@ def test_npz(tmp_path):
     [
         ({"x_train": IMAGES, "y_train": np.array([{}] * 30)}, r"y_train holds pickled objects, which are never loaded"),
         ({"images": np.array([None] * 30), "labels": LABELS}, r"images holds pickled objects, which are never"),
+        ({"x_train": IMAGES, "train_images": IMAGES}, r"train_images and x_train, which both say pictures of train"),
         ({"x_train": IMAGES}, r"has x_train and no y_train: add it, or set ImageData.labels = False"),
         ({"x_train": IMAGES, "y_train": LABELS[:7]}, r"y_train holds 7 labels for the 30 pictures of x_train"),
         ({"x_train": IMAGES / 255, "y_train": LABELS}, r"x_train is float64 \[30, 4, 5\]: save pictures as uint8"),
