@@ -144,7 +144,11 @@ def _open_tfds(place, recipe, cache_dir):
         split: TfdsPairs(base.data, base.shards, base.reading, recipe.text, recipe.separator)
         for split, base in opened.splits.items()
     }
-    return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator]), opened.note)
+    used = {recipe.image, recipe.label, *names_in(recipe.text)}
+    rest = [name for name in features if name not in used]
+    note = f"captions from {', '.join(recipe.text)}" + (rest and f"; features left out: {few(rest)}" or "")
+    note = "; ".join(filter(None, (opened.note, note)))
+    return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator]), note)
 
 
 _OPENERS = {"shapes": _open_shapes, "tsv": open_table, "csv": open_table, "wds": open_tars, "tfds": _open_tfds}

@@ -127,10 +127,10 @@ def _pairs(path, counts):
         raise UserError(
             f"{path} cannot be read as an uncompressed tar file ({error}): fetch or pack it again"
         ) from error
-    return _merged(pairs, counts)
+    return _merged(path, pairs, counts)
 
 
-def _merged(pairs, counts):
+def _merged(path, pairs, counts):
     """The pairs, those that are none by themselves joined by WebDataset's rule."""
     apart = collections.defaultdict(list)  # (archive, key up to the first dot) -> what is no pair by itself
     for archive, key in pairs:
@@ -139,8 +139,13 @@ def _merged(pairs, counts):
             apart[archive, folder + slash + base.partition(".")[0]].append((archive, key))
     for short, keys in apart.items():
         own = pairs.get(short)
-        pictures = sum(PICTURE in pairs[key].columns for key in keys)
-        if own is None and not (pictures == 1 and any(pairs[key].has_text for key in keys)):
+        pictures = [key[1] for key in keys if PICTURE in pairs[key].columns]
+        if own is not None and PICTURE not in own.columns and len(pictures) > 1:
+            raise UserError(
+                f"{path} has the pictures {' and '.join(pictures)} for the text of {short[1]}: give that the one that "
+                "belongs to it"
+            )
+        if own is None and not (len(pictures) == 1 and any(pairs[key].has_text for key in keys)):
             continue  # they have nothing but a few letters in common
         own, lacks_text = own or _Pair(), own is None or not own.has_text
         for key in keys:

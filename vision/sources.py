@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import tarfile
 import zipfile
 from typing import Any
 
@@ -97,7 +98,8 @@ def _guess(path):
     if not path.exists():
         raise UserError(f"image source {path}: no such file or directory (sources without files: digits, shapes)")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file")
+        fix = ": unpack it, or pack the pictures as a .zip" if tarfile.is_tarfile(path) else ""
+        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file{fix}")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     return "npz" if names and all(name.endswith(".npy") for name in names) else "zip"

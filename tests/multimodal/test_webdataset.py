@@ -43,6 +43,13 @@ def test_two_readings_of_dots(tmp_path):
     assert "4 files of .ocr.txt left out, 4 files of .seg (a picture) left out" in prepared.described
 
 
+def test_two_pictures_of_one_text(tmp_path):
+    members = [(f"{i}.{side}.png", encoded(pixels(i))) for i in range(4) for side in ("left", "right")]
+    path = tar(tmp_path / "t.tar", *members, *[(f"{i}.txt", b"x") for i in range(4)])
+    with pytest.raises(UserError, match=r"t.tar has the pictures 0.left and 0.right for the text of 0: give that the"):
+        opened(path)
+
+
 def test_all_caption_members_are_read(tmp_path):
     members = []
     for i in range(6):

