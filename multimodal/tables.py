@@ -19,7 +19,7 @@ from vision.decode_image import decode
 from vision.files import Archive, Folder, is_picture
 from vision.sources import Opened, Reading
 
-_BETWEEN = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+_BETWEEN = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
 
 
 def reading_of(recipe, **changes):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.names import is_hidden, kind_of
+from paradigm.names import HIDDEN, is_hidden, kind_of
 from paradigm.records import keys_of
 from vision.decode_image import suffixes
 
@@ -109,7 +109,7 @@ def _pairs(path, counts):
                 suffix = suffix.lower()
                 known = f".{suffix}" in suffixes() or suffix in (*TEXTS, JSON, CLASS)
                 if is_hidden(member.name) or not known or stem.rpartition("/")[2] == "":
-                    counts["left out"]["hidden name" if is_hidden(member.name) else kind_of(member.name)] += 1
+                    counts["left out"][HIDDEN if is_hidden(member.name) else kind_of(member.name)] += 1
                     continue
                 pair, place = pairs[archive, stem], (member.offset_data, member.size)
                 if suffix == CLASS:

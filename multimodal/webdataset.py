@@ -21,7 +21,7 @@ from multimodal.fields import RECIPE, captions_of, digest, held_out
 from multimodal.tar_index import FIELDS, FIRST_TEXT, HASH, JSON, LABEL, PICTURE, SHARD, Scanned, scan
 from paradigm import storage
 from paradigm.errors import UserError
-from paradigm.names import few, is_hidden, kind_of, left_out, split_of
+from paradigm.names import HIDDEN, few, is_hidden, kind_of, left_out, split_of
 from vision.decode_image import decode
 from vision.files import SAMPLED, sample_of, spread
 from vision.sources import Opened, Reading
@@ -163,7 +163,10 @@ def open_tars(place, recipe, cache_dir=None):
     splits = {}
     for split, mask in split_by.items():
         splits[split] = TarPairs(paths, Index(index, kept), np.flatnonzero(mask), *how, fields_too)
-    notes += [said, _captions_note(scanned.counts, recipe, fields_too), left_out(others + scanned.counts["left out"])]
+    numbers = sorted(set(labels[labels >= 0].tolist()))
+    by = f"classes by .cls: {few(classes if scanned.classes else numbers)}" if numbers else ""
+    notes += [said, by, _captions_note(scanned.counts, recipe, fields_too)]
+    notes.append(left_out(others + scanned.counts["left out"]))
     if scanned.counts["unlabelled"]:
         notes.append(f"{scanned.counts['unlabelled']:,} .cls that are no label left out")
     settings = (recipe.text, recipe.separator, recipe.valid, recipe.valid_glob)
@@ -249,8 +252,8 @@ def _captions_note(counts, recipe, fields_too):
     said = [f".{kind.lstrip('.')} ({n:,})" for kind, n in texts.items()]
     if JSON in found and (fields_too or not texts or found[JSON] > max(texts.values())):
         said.append(f"caption of .json ({found[JSON]:,})")
-    merged = "; ".join(f"{n:,} members {kind} taken into pairs" for kind, n in counts["merged"].items())
-    return f"captions from {', '.join(said)}" + (merged and f"; {merged}")
+    merged = [f"{kind} ({n:,})" for kind, n in counts["merged"].items()]
+    return f"captions from {few(said)}" + (f"; members taken into pairs: {few(merged)}" if merged else "")
 
 
 def _classes(pairs, scanned, recipe):
@@ -286,7 +289,7 @@ def _shards(place):
         hidden = [path for path in files if is_hidden(path.relative_to(root).as_posix())]
         found = [str(path) for path in files if path.suffix == ".tar" and path not in set(hidden)]
         others = collections.Counter(kind_of(path.name) for path in files if path.suffix != ".tar")
-        others["hidden name"] = len(hidden)
+        others[HIDDEN] = len(hidden)
     else:
         found = [place] if os.path.exists(place) else sorted(glob.glob(place))
     if not found:

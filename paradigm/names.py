@@ -11,8 +11,11 @@ SPLITS = {  # split -> what people call it, in any case
 }
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _WORD = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
-_CLEAN = re.compile(rf"({_WORD})[-_. ]*(set|data|dataset|images?|imgs?|pictures|photos|split)?[-_. ]*((19|20)\d\d)?")
+_CLEAN = re.compile(  # after a number, before what it is a split of, before a year
+    rf"(?:\d+[-_. ]+)?({_WORD})[-_. ]*(?:set|data|dataset|images?|imgs?|photos|split)?[-_. ]*(?:(?:19|20)\d\d)?"
+)
 _COMPOUND = re.compile(rf"(?:(.+)[-_. ])?({_WORD})(?:[-_. ](.+))?")
+HIDDEN, DANGLING = "hidden name", "dangling link"  # kinds of what is left out, beside suffixes
 _NAMED = 6  # kinds of files that a line names
 
 
@@ -60,7 +63,11 @@ def left_out(kinds):
     """One line for {kind: number of files} that are not read; "" for none."""
     kinds = collections.Counter({kind: count for kind, count in kinds.items() if count})
     order = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
-    lines = [f"{kinds[k]:,} file{'s' * (kinds[k] != 1)} of {k} left out" for k in order[:_NAMED]]
+    plural = lambda kind: "s" * (kinds[kind] != 1)
+    lines = [
+        f"{kinds[k]:,} {k}{plural(k)} left out" if k in (HIDDEN, DANGLING) else
+        f"{kinds[k]:,} file{plural(k)} of {k} left out" for k in order[:_NAMED]
+    ]  # fmt: skip
     if rest := order[_NAMED:]:
         lines.append(f"{sum(kinds[k] for k in rest):,} files of {len(rest)} other kinds left out")
     return ", ".join(lines)
@@ -68,5 +75,5 @@ def left_out(kinds):
 
 def few(names, count=8):
     """Some names for a line."""
-    names = list(names)
+    names = list(map(str, names))
     return ", ".join(names[:count]) + f" and {len(names) - count:,} more" * (len(names) > count)

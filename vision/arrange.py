@@ -24,6 +24,7 @@ def arrange(names, where, labels=True):
     some pictures have a class and others not, or if a folder may be a split as well as a class.
     """
     outer, paths = _inner([parts_of(name) for name in names])
+    paths = _split_first(paths, where)
     folders = {p[0] for p in paths if len(p) > 1}
     found = splits_of(folders)
     _check_splits(found, sorted(folders - {f for own in found.values() for f in own}), paths, where)
@@ -63,6 +64,23 @@ def _inner(paths):
         outer.append(top)
         paths = [p[1:] for p in paths]
     return outer, paths
+
+
+def _split_first(paths, where):
+    """The paths, [SPLIT/ CLASS/ ...] FILE, where each class brings its own folders train, test ... instead.
+
+    Raises UserError where only some of the classes' folders are such.
+    """
+    inside = {p[1] for p in paths if len(p) > 2}
+    if "train" not in splits_of(inside) or splits_of({p[0] for p in paths if len(p) > 1}):
+        return paths
+    others = sorted({"/".join(p[:2]) for p in paths if len(p) < 3 or not split_of(p[1])})
+    if others:
+        raise UserError(
+            f"{where} holds folders train inside of its folders, and others beside those, such as {few(others, 4)}: "
+            "have a folder for each split, with the same classes in it"
+        )
+    return [(p[1], p[0], *p[2:]) for p in paths]
 
 
 def _unnested(rows, split):

@@ -7,7 +7,7 @@ import os
 import zipfile
 
 from paradigm.errors import UserError
-from paradigm.names import is_hidden, kind_of
+from paradigm.names import DANGLING, HIDDEN, is_hidden, kind_of
 from vision.decode_image import suffixes
 
 SAMPLED = 256  # files whose content is looked at to tell a folder from another one of the same names and sizes ...
@@ -53,13 +53,13 @@ class Folder:
         seen, found, without = set(), [], collections.Counter()
         for folder, folders, files in os.walk(self.root, followlinks=True):
             real = os.path.realpath(folder)
-            without["hidden name"] += sum(map(is_hidden, [*folders, *files])) * (real not in seen)
+            without[HIDDEN] += sum(map(is_hidden, [*folders, *files])) * (real not in seen)
             folders[:] = [] if real in seen else sorted(f for f in folders if not is_hidden(f))
             if real not in seen:  # links may go round in circles
                 found += [os.path.join(folder, f) for f in files if not is_hidden(f)]
             seen.add(real)
         stats = [(path, os.stat(path)) for path in found if os.path.isfile(path)]
-        without["link to nowhere"] = len(found) - len(stats)
+        without[DANGLING] = len(found) - len(stats)
         rows = [(os.path.relpath(path, self.root), f"{s.st_size}") for path, s in stats]
         return sorted((name.replace(os.sep, "/"), size) for name, size in rows), without
 
@@ -107,7 +107,7 @@ class Archive:
         if locked:
             raise UserError(f"{self.place(locked)} is encrypted: pack the pictures again without a password")
         names = [(i.filename, f"{i.file_size} {i.CRC:08x}") for i in infos if not is_hidden(i.filename)]
-        return sorted(names), collections.Counter({"hidden name": len(infos) - len(names)})
+        return sorted(names), collections.Counter({HIDDEN: len(infos) - len(names)})
 
     def sample(self, names):
         """Nothing: an archive has a checksum of each member."""

@@ -38,8 +38,7 @@ def test_two_readings_of_dots(tmp_path):
     found = everything(prepared)
     assert set(found) == {f"caption {k + i}" for k in (0, 10, 20, 30, 40) for i in range(4)}
     assert all((record["image"] == pixels(int(text[8:]))).all() for text, record in found.items())
-    assert "4 members .caption.txt taken into pairs" in prepared.described
-    assert "4 members .image (a picture) taken into pairs" in prepared.described
+    assert "members taken into pairs: .caption.txt (4), .image (a picture) (4), .long.txt (4)" in prepared.described
     assert "4 files of .ocr.txt left out, 4 files of .seg (a picture) left out" in prepared.described
 
 
@@ -81,7 +80,7 @@ def test_no_caption_under_that_name(tmp_path):
 def test_classes_may_be_names(tmp_path):
     members = [m for i in range(6) for m in (*pair(f"{i}", i), (f"{i}.cls", ["cat\n", "dog"][i % 2].encode()))]
     prepared = opened(tar(tmp_path / "t.tar", *members))
-    assert prepared.classes == ("cat", "dog") and "2 classes" in prepared.described
+    assert prepared.classes == ("cat", "dog") and "classes by .cls: cat, dog" in prepared.described
     assert {text: r["label"] for text, r in everything(prepared).items()} == {f"caption {i}": i % 2 for i in range(6)}
     again = [opened(tmp_path / "t.tar", tmp_path / "cache") for _ in range(2)]
     assert again[0].classes == again[1].classes == ("cat", "dog")
@@ -121,7 +120,7 @@ def test_hidden_members_are_nobody_s(tmp_path):
     (tmp_path / "._t.tar").write_bytes(b"a resource fork")
     (tmp_path / "sizes.json").write_bytes(b"{}")
     prepared = opened(f"wds:{tmp_path}")
-    assert len(everything(prepared)) == 6 and "5 files of hidden name left out" in prepared.described
+    assert len(everything(prepared)) == 6 and "5 hidden names left out" in prepared.described
     assert "1 file of .json left out" in prepared.described
 
 

@@ -244,6 +244,7 @@ def test_bad_folders(tmp_path, files, message):
         ("training_set test_set", "test_set is test, training_set is train"),
         ("Train dev Test", "Test is test, Train is train, dev is valid"),
         ("seg_train seg_test", "seg_test is test, seg_train is train"),
+        ("1_train 2_test", "1_train is train, 2_test is test"),
     ],
 )
 def test_splits_have_many_names(tmp_path, names, words):
@@ -254,6 +255,16 @@ def test_splits_have_many_names(tmp_path, names, words):
         assert len(prepared.source("train")) == 4
         assert f"all inside of data; splits by folder: {words}" in prepared.described
         assert "classes by folder: a, b" in prepared.described
+
+
+def test_classes_may_bring_their_splits(tmp_path):
+    files = {f"d/{c}/{part}/{i}.png": pixels(i) for part in ("Train", "Test") for i, c in enumerate("abab")}
+    for place in (folder(tmp_path / "d", files), zipped(tmp_path / "d.zip", files)):
+        prepared = opened(place)
+        assert prepared.classes == ("a", "b") and [r["label"] for r in records(prepared, "test")] == [0, 0, 1, 1]
+        assert "splits by folder: Test is test, Train is train" in prepared.described
+    with pytest.raises(UserError, match=r"holds folders train inside of its folders, and others .* such as c/3.png, c"):
+        opened(folder(tmp_path / "e", {f"{k}.png": pixels(0) for k in ("a/train/0", "b/train/1", "c/new/2", "c/3")}))
 
 
 def test_outer_folders_are_passed_through(tmp_path):
@@ -295,7 +306,7 @@ def test_what_is_not_read_is_counted_by_kind(tmp_path):
     files = {f"{'ab'[i % 2]}/{i}.JPG": encoded(pixels(i), "JPEG") for i in range(6)} | others
     for place, hidden in ((folder(tmp_path / "d", files), 4), (zipped(tmp_path / "d.zip", files), 4)):
         said = opened(place).described
-        assert f"{hidden} files of hidden name left out" in said and "6 pictures" not in said
+        assert f"{hidden} hidden names left out" in said and "6 pictures" not in said
         assert "2 files of .heic left out" in said and ".heic needs pip install pillow-heif" in said
         assert "1 file of .db left out" in said and "1 file of no suffix left out" in said
     only = folder(tmp_path / "e", {"a/x.heic": b"x"})
