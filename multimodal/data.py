@@ -15,6 +15,7 @@ from multimodal.sources import open_pairs
 from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
+from paradigm.records import check_readable
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
@@ -28,13 +29,15 @@ class PairData:
     """Which pairs a run reads, and how their captions become tokens.
 
     source: shapes, tsv:FILE, wds:PATTERN, tfds:NAME or a path (see multimodal/sources.py).
-    text: captions of a picture: names of columns (tsv), of keys (the .json of tar files, whose .txt is read at the
-        default) or of features (tfds), or sentences with such names in braces, as in "{name}: {tags}". Training draws
-        one of several, validation reads the first. separator: of a list within such a field, read as commas.
+    text: captions of a picture: names of columns (tables), of keys (the .json of tar files, whose .txt, .caption and
+        .text are read at the default) or of features (tfds), or sentences with such names in braces, as in "{name}:
+        {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
+        read as commas.
     image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png.
     images, test_images: zip files or folders with a tsv's pictures; those of the latter are for the test splits alone.
     label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest, and
-        otherwise Shapes.label decides. classes: names of the numbers that tar files have.
+        otherwise Shapes.label decides. classes: names of the numbers that tar files have; their
+        .cls may hold names as well.
     group: column whose lines are held out together. split: column that says train, valid or test. valid: share of the
         groups that is held out where nothing else is. valid_glob: names of tar files to hold out instead.
     tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the training captions); or the path of
@@ -100,6 +103,7 @@ class PairData:
         prepared = PreparedPairs(
             self.source, opened.splits, opened.classes, self.channels, tokenizer, fingerprint, refuse, opened.note
         )
+        check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
             print(prepared.described, file=sys.stderr)
         return prepared

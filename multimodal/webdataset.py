@@ -1,43 +1,40 @@
-"""WebDataset tar files with random access: their headers are read once, and a pair is then two reads at known places.
+"""WebDataset tar files with random access: their headers are read once (see tar_index.py), a pair by a few reads.
 
-Files of one pair stand together and share a key: the name up to the first dot of its last part, so that `0/17.jpg`,
-`0/17.txt` and `0/17.json` are one (webdataset/tariterators.py). Of a pair are read the picture, its text, and `.cls`,
-the number of its class. Nothing is ever unpacked to a disk; links and names that lead outside are refused all the same,
-since whoever unpacks the file next might follow them.
+Of a pair are read the picture, its texts (.txt, .caption, .text), the fields of its .json, and `.cls`, its class: a
+number, or a name. Nothing is ever unpacked to a disk; links and names that lead outside are refused all the same, since
+whoever unpacks the file next might follow them.
 """
 
+import collections
 import dataclasses
 import fnmatch
 import glob
+import hashlib
 import json
 import os
 import pathlib
 import re
-import tarfile
-from typing import Any
 
 import numpy as np
 
 from multimodal.fields import RECIPE, captions_of, digest, held_out
+from multimodal.tar_index import FIELDS, FIRST_TEXT, HASH, JSON, LABEL, PICTURE, SHARD, Scanned, scan
 from paradigm import storage
 from paradigm.errors import UserError
-from paradigm.records import keys_of
+from paradigm.names import HIDDEN, few, is_hidden, kind_of, left_out, split_of
 from vision.decode_image import decode
-from vision.sources import SUFFIXES, Opened, Reading
+from vision.files import SAMPLED, sample_of, spread
+from vision.sources import Opened, Reading
 
-FORMAT = "paradigm-pairs-1"
+FORMAT = "paradigm-pairs-2"
+LOOKED = 64  # pairs whose texts are looked at when tar files are opened
 _INDEX, _META = "pairs_index.npy", "pairs_index.json"
-_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_TEXT, _JSON, _CLASS = "txt", "json", "cls"
-# Columns of the index: the shard, the hash of the key, then begin and size of four members, -1 where there is none.
-_SHARD, _HASH, _IMAGE = 0, 1, 2
-_AT = {_TEXT: 4, _JSON: 6, _CLASS: 8}
-_COLUMNS = 10
+_DEFAULT = ("caption",)
 
 
 class Index:
-    """Rows int64 [n, 10], see above; of a file, each process that gets a pickled one maps it into memory for itself."""
+    """Rows int64 [n, c] (see tar_index.py); of a file, each process that gets a pickled one maps it for itself."""
 
     def __init__(self, rows, path=None):
         self.path, self._rows = path, rows
@@ -56,7 +53,7 @@ class Index:
 class TarPairs:
     """Pairs in tar files. paths: of the shards. index: of all. chosen: int64 [n], which of its rows.
 
-    text, separator: see `captions_of`. classes: how many have a name; 0 takes any number.
+    text, separator: see `captions_of`. fields_too: whether the .json is read where there is a text beside it.
     """
 
     paths: tuple[str, ...]
@@ -65,43 +62,52 @@ class TarPairs:
     text: tuple[str, ...]
     separator: str
     reading: Reading
-    classes: int = 0
+    fields_too: bool = False
 
     def __len__(self):
         return len(self.chosen)
 
-    def _row(self, position):
+    def row(self, position):
+        """int64 [c]: the index of a pair."""
         return self.index.rows[self.chosen[position]]
 
     def __getitem__(self, position):
-        row = self._row(position)
+        row = self.row(position)
         captions = self.captions(position)
-        raw = self._member(row, _IMAGE)
+        raw = self._member(row, PICTURE)
         if raw is None:
             raise ValueError("there is no picture beside the text")
         image = decode(raw, self.name(position), self.reading.channels, self.reading.max_pixels, RECIPE)
-        return {"image": image, "label": self._label(row, position), "captions": captions}
-
-    def _label(self, row, position):
-        raw = self._member(row, _AT[_CLASS])
-        label = -1 if raw is None else int(raw)
-        if not -1 <= label < (self.classes or label + 1):
-            raise UserError(f"{self.name(position)} is of class {label} and PairData.classes has {self.classes} names, "
-                            "of the classes 0 to the last: give each its name")  # fmt: skip
-        return label
+        return {"image": image, "label": int(row[LABEL]), "captions": captions}
 
     def captions(self, position):
-        row = self._row(position)
-        text, fields = self._member(row, _AT[_TEXT]), {}
-        if text is not None and self.text == ("caption",):
-            fields = {"caption": text}
-        elif (raw := self._member(row, _AT[_JSON])) is not None:
-            fields = json.loads(raw)
-            if not isinstance(fields, dict):
-                raise ValueError("its .json is no object")
-        found = captions_of(fields, self.text, self.separator)
-        if not found:
+        texts = self.texts(position) if self.text == _DEFAULT else ()
+        if texts and not self.fields_too:
+            return texts
+        try:
+            fields = self.fields(position)
+            texts += captions_of(fields, self.text, self.separator)
+        except ValueError:
+            if not texts:
+                raise
+        if not texts:
             raise ValueError(f"it has no text{f' in {self.text}, only in ' + ', '.join(fields) if fields else ''}")
+        return tuple(dict.fromkeys(texts))
+
+    def texts(self, position):
+        """The texts that stand in files of their own: tuple of str."""
+        row = self.row(position)
+        found = [self._member(row, column) for column in range(FIRST_TEXT, len(row), 2)]
+        return captions_of({"caption": [text for text in found if text is not None]}, _DEFAULT, self.separator)
+
+    def fields(self, position):
+        """The fields of the .json; a list there is one of captions."""
+        raw = self._member(self.row(position), FIELDS)
+        found = {} if raw is None else json.loads(raw)
+        if isinstance(found, (str, list)):
+            found = {"caption": found}
+        if not isinstance(found, dict):
+            raise ValueError("its .json is no object")
         return found
 
     def _member(self, row, column):
@@ -109,7 +115,7 @@ class TarPairs:
         begin, size = int(row[column]), int(row[column + 1])
         if begin < 0:
             return None
-        path = self.paths[row[_SHARD]]
+        path = self.paths[row[SHARD]]
         with open(path, "rb", buffering=0) as file:
             raw = os.pread(file.fileno(), size, begin)
         if len(raw) != size:
@@ -117,9 +123,9 @@ class TarPairs:
         return raw
 
     def name(self, position):
-        row = self._row(position)
-        path = self.paths[row[_SHARD]]
-        begin = int(max(row[[_IMAGE, *_AT.values()]]))
+        row = self.row(position)
+        path = self.paths[row[SHARD]]
+        begin = int(max(row[[PICTURE, FIELDS, *range(FIRST_TEXT, len(row), 2)]]))
         try:  # the header, which holds the name, is the block before
             with open(path, "rb", buffering=0) as file:
                 return f"{path} ({os.pread(file.fileno(), 100, begin - 512).split(bytes(1))[0].decode()})"
@@ -130,47 +136,147 @@ class TarPairs:
 def open_tars(place, recipe, cache_dir=None):
     """The Opened of WebDataset tar files. The index is kept in `cache_dir` and made again when a shard has changed.
 
-    PairData.valid_glob names the shards to hold out; without it the pairs with the smallest hashes of their keys are.
-    Raises UserError if a shard is no plain tar file, is damaged, holds links or names that lead outside, or no pairs.
+    PairData.valid_glob names the shards to hold out. Without it shards whose names, or folders, say train and valid or
+    test are those splits; else the pairs with the smallest hashes of their keys are held out. Raises UserError if a
+    shard is no plain tar file, is damaged, holds links or names that lead outside, or no pairs.
     """
-    paths = _shards(place)
-    stamps = [[os.path.basename(p), os.path.getsize(p), os.stat(p).st_mtime_ns] for p in paths]
-    index, kept = _kept(cache_dir, stamps), None
-    if index is None:
-        index = np.concatenate([_scan(k, path) for k, path in enumerate(paths)])
-        if not len(index):
-            raise UserError(f"wds:{place} holds no picture and no .txt or .json in {len(paths)} tar files")
-        _keep(cache_dir, stamps, index)
+    paths, others = _shards(place)
+    scanned, kept = _scanned(paths, place, cache_dir), None
+    index = scanned.rows
     if cache_dir is not None:
         kept = str(pathlib.Path(cache_dir) / _INDEX)
+    has_text = (index[:, [FIELDS, *range(FIRST_TEXT, index.shape[1], 2)]] >= 0).any(1)
+    lost = (index[:, PICTURE] < 0) | ~has_text
+    split_by, said = _splits(paths, index, recipe, place)
+    notes = [f"{lost.sum():,} pairs without a picture or a text"] if lost.any() else []
+    reading = Reading(channels=recipe.channels, max_pixels=recipe.max_pixels)
+    how = (recipe.text, recipe.separator, reading)
+    everything = TarPairs(paths, Index(index, kept), np.arange(len(index)), *how)
+    if lost.all() or (lost.any() and recipe.on_broken == "refuse"):
+        first = everything.name(int(np.argmax(lost)))
+        raise UserError(f"wds:{place} has {notes[0]}, first {first}: mend them, or set PairData.on_broken = 'replace'")
+    fields_too = _look_at_texts(everything, np.flatnonzero(~lost), place)
+    labels, classes = _classes(everything, scanned, recipe)
+    if (labels != index[:, LABEL]).any():
+        index = np.array(index)
+        index[:, LABEL], kept = labels, None
+    splits = {}
+    for split, mask in split_by.items():
+        splits[split] = TarPairs(paths, Index(index, kept), np.flatnonzero(mask), *how, fields_too)
+    numbers = sorted(set(labels[labels >= 0].tolist()))
+    by = f"classes by .cls: {few(classes if scanned.classes else numbers)}" if numbers else ""
+    notes += [said, by, _captions_note(scanned.counts, recipe, fields_too)]
+    notes.append(left_out(others + scanned.counts["left out"]))
+    if scanned.counts["unlabelled"]:
+        notes.append(f"{scanned.counts['unlabelled']:,} .cls that are no label left out")
+    settings = (recipe.text, recipe.separator, recipe.valid, recipe.valid_glob)
+    shards = [(os.path.basename(path), os.path.getsize(path)) for path in paths]
+    content = hashlib.sha256(np.ascontiguousarray(index).tobytes()).hexdigest()
+    members = [PICTURE, FIELDS, *range(FIRST_TEXT, index.shape[1], 2)]
+    sample = [sample_of(paths[row[SHARD]], row[at], row[at + 1])
+              for row in index[spread(len(index), SAMPLED)] for at in members if row[at] >= 0]  # fmt: skip
+    lines = [*shards, settings, classes, content, fields_too, *sample]
+    return Opened(splits, classes or None, digest(lines), "; ".join(filter(None, notes)))
+
+
+def _splits(paths, index, recipe, place):
+    """({split: bool [n]}, what was taken as what)."""
+    names = [os.path.basename(path) for path in paths]
     if recipe.valid_glob:
-        chosen = [k for k, path in enumerate(paths) if fnmatch.fnmatch(os.path.basename(path), recipe.valid_glob)]
-        held = np.isin(index[:, _SHARD], chosen)
+        chosen = [k for k, name in enumerate(names) if fnmatch.fnmatch(name, recipe.valid_glob)]
+        held = np.isin(index[:, SHARD], chosen)
         if held.all() or not held.any():
             which = "every" if held.all() else "no"
             raise UserError(f"wds:{place}: {which} shard with pairs matches PairData.valid_glob={recipe.valid_glob!r}")
+        return {"train": ~held, "valid": held}, f"{len(chosen)} shards held out by PairData.valid_glob"
+    by_name = [_split_of(path) for path in paths]
+    said = ""
+    if "train" in by_name and len(set(by_name) - {None}) > 1:
+        if None in by_name:
+            told = sorted(set(by_name) - {None})
+            raise UserError(
+                f"wds:{place} holds shards of {' and '.join(told)} and {names[by_name.index(None)]}: name those to "
+                "read in PairData.source, and those to hold out in PairData.valid_glob"
+            )
+        found = {split: np.isin(index[:, SHARD], [k for k, s in enumerate(by_name) if s == split])
+                 for split in ("train", "valid", "test") if split in by_name}  # fmt: skip
+        said = "splits by the shards' names: " + ", ".join(f"{by_name.count(s)} of {s}" for s in found)
     else:
-        held = held_out(index[:, _HASH].astype(np.uint64), recipe.valid, f"wds:{place}")
-    lost = (index[:, _IMAGE] < 0) | (index[:, [_AT[_TEXT], _AT[_JSON]]] < 0).all(1)
-    note = f"{lost.sum():,} pairs without a picture or a text" if lost.any() else ""
-    reading = Reading(channels=recipe.channels, max_pixels=recipe.max_pixels)
-    how = recipe.text, recipe.separator, reading, len(recipe.classes)
-    of = lambda mask: TarPairs(paths, Index(index, kept), np.flatnonzero(mask), *how)
-    if lost.all() or (lost.any() and recipe.on_broken == "refuse"):
-        first = of(lost).name(0)
-        raise UserError(f"wds:{place} has {note}, first {first}: mend them, or set PairData.on_broken = 'replace'")
-    settings = (recipe.text, recipe.separator, recipe.valid, recipe.valid_glob)
-    return Opened(
-        {"train": of(~held), "valid": of(held)},
-        recipe.classes or None,
-        digest([*stamps, settings, recipe.classes]),
-        note,
-    )
+        found = {"train": np.ones(len(index), bool)}
+    if "valid" not in found:
+        rows, held = np.flatnonzero(found["train"]), np.zeros(len(index), bool)
+        held[rows] = held_out(index[rows, HASH].astype(np.uint64), recipe.valid, f"wds:{place}")
+        found = {"train": found["train"] & ~held, "valid": held} | {s: m for s, m in found.items() if s == "test"}
+    if empty := [split for split, mask in found.items() if not mask.any()]:
+        raise UserError(f"wds:{place}: no pair in the shards of {' and '.join(empty)}: add some, or leave them out")
+    return found, said
+
+
+def _split_of(path):
+    """The split that a shard's folder or a word of its name says, or None."""
+    words = re.split(r"[-_. ]+", pathlib.PurePath(path).stem)
+    found = {split_of(word) for word in words} - {None}
+    return split_of(os.path.basename(os.path.dirname(path))) or (found.pop() if len(found) == 1 else None)
+
+
+def _look_at_texts(pairs, whole, place):
+    """Whether a .json says more than the texts beside it. Raises UserError where none of some pairs has a text."""
+    fields_too, told, names, reason = False, 0, collections.Counter(), ""
+    chosen = whole[spread(len(whole), LOOKED)]
+    for position in chosen.tolist():
+        try:
+            told += bool(pairs.captions(position))
+        except ValueError as error:
+            reason = str(error)
+        if pairs.row(position)[FIELDS] < 0:
+            continue
+        try:
+            fields = pairs.fields(position)
+        except ValueError:
+            continue
+        names.update(fields)
+        if pairs.text == _DEFAULT and (texts := pairs.texts(position)):
+            fields_too |= not set(captions_of(fields, pairs.text, pairs.separator)) <= set(texts)
+    if not told:
+        only = f"; their .json have {few(sorted(names))}: choose with PairData.text" if names else f" ({reason})"
+        raise UserError(f"wds:{place}: none of {len(chosen)} pairs looked at has a text in {list(pairs.text)}{only}")
+    return fields_too
+
+
+def _captions_note(counts, recipe, fields_too):
+    """Which members the captions come from, and how many each."""
+    found = counts["captions"]
+    if recipe.text != _DEFAULT:
+        return f"captions from {', '.join(recipe.text)} of .json"
+    texts = {kind: n for kind, n in found.items() if kind != JSON}
+    said = [f".{kind.lstrip('.')} ({n:,})" for kind, n in texts.items()]
+    if JSON in found and (fields_too or not texts or found[JSON] > max(texts.values())):
+        said.append(f"caption of .json ({found[JSON]:,})")
+    merged = [f"{kind} ({n:,})" for kind, n in counts["merged"].items()]
+    return f"captions from {few(said)}" + (f"; members taken into pairs: {few(merged)}" if merged else "")
+
+
+def _classes(pairs, scanned, recipe):
+    """(labels int64 [n], names of the classes). Raises UserError for one that PairData.classes does not name."""
+    labels, classes = np.array(scanned.rows[:, LABEL]), recipe.classes
+    if scanned.classes and classes:
+        known = {name: k for k, name in enumerate(classes)}
+        table = np.array([*(known.get(name, -2) for name in scanned.classes), -1])
+        named, labels = labels, table[labels]
+    elif not classes:
+        return np.maximum(labels, -1), scanned.classes
+    wrong = (labels < -1) | (labels >= len(classes))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        found = repr(scanned.classes[named[at]]) if scanned.classes else labels[at]
+        raise UserError(f"{pairs.name(at)} is of class {found} and PairData.classes has {len(classes)} names, "
+                        "of the classes 0 to the last: give each its name")  # fmt: skip
+    return labels, classes
 
 
 def _shards(place):
-    """The paths that a file, a folder, a glob or a range in braces stands for."""
-    place = str(storage.expand(place))
+    """(paths, {kind: number of other files}) that a file, a folder, a glob or a range in braces stands for."""
+    place, others = str(storage.expand(place)), collections.Counter()
     span = _RANGE.search(place)
     if span:
         first, last = int(span[1]), int(span[2])
@@ -178,80 +284,54 @@ def _shards(place):
         if _RANGE.search(found[0] if found else ""):
             raise UserError(f"wds:{place} has two ranges in braces: use one, or a * for the other")
     elif os.path.isdir(place):
-        found = sorted(str(p) for p in pathlib.Path(place).glob("*.tar"))
+        root = pathlib.Path(place)
+        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+        hidden = [path for path in files if is_hidden(path.relative_to(root).as_posix())]
+        found = [str(path) for path in files if path.suffix == ".tar" and path not in set(hidden)]
+        others = collections.Counter(kind_of(path.name) for path in files if path.suffix != ".tar")
+        others[HIDDEN] = len(hidden)
     else:
         found = [place] if os.path.exists(place) else sorted(glob.glob(place))
     if not found:
-        raise UserError(f"wds:{place}: there is no tar file (name a file, a folder, x-*.tar or x-{{000..127}}.tar)")
+        holds = f"; it holds files of {few(sorted(others))}" if others.total() else ""
+        raise UserError(
+            f"wds:{place}: there is no tar file (name a file, a folder, x-*.tar or x-{{000..127}}.tar){holds}"
+        )
     if missing := [path for path in found if not os.path.isfile(path)]:
         raise UserError(f"wds:{place}: {missing[0]} is missing" + f" with {len(missing) - 1} more" * (len(missing) > 1))
-    return tuple(found)
+    return tuple(found), others
 
 
-def _scan(shard, path):
-    """int64 [pairs, 10]: the index of one tar file."""
-    rows: dict[Any, np.ndarray] = {}
+def _scanned(paths, place, cache_dir):
+    """The Scanned of these shards, as it was kept in `cache_dir`, its rows mapped into memory, or made and kept."""
+    stamps = [[os.path.basename(p), os.path.getsize(p), os.stat(p).st_mtime_ns] for p in paths]
+    wanted = {"format": FORMAT, "shards": stamps}
+    if cache_dir is not None and (found := _kept(pathlib.Path(cache_dir), wanted)):
+        return found
+    found = scan(paths)
+    if not len(found.rows):
+        raise UserError(f"wds:{place} holds no picture and no .txt or .json in {len(paths)} tar files")
+    if cache_dir is not None:
+        directory = pathlib.Path(cache_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / _META).unlink(missing_ok=True)  # it is written last, and says that the rest is whole
+        with storage.replacing(directory / _INDEX) as file:
+            np.save(file, found.rows)
+        told = {"classes": found.classes, "counts": found.counts}
+        storage.replace(directory / _META, json.dumps(wanted | told).encode())
+    return found
+
+
+def _kept(directory, wanted):
+    """The Scanned that is kept in a directory; None if there is none, or of other shards."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                _check(member, path)
-                match = _KEY.fullmatch(member.name)
-                if member.isdir() or not match:
-                    continue
-                key, suffix = match[1], match[2].lower()
-                column = _IMAGE if f".{suffix}" in SUFFIXES else _AT.get(suffix)
-                if column is None:
-                    continue
-                if key not in rows:
-                    rows[key] = np.full(_COLUMNS, -1, np.int64)
-                    rows[key][[_SHARD, _HASH]] = shard, keys_of([key])[0].astype(np.int64)
-                if rows[key][column] >= 0:
-                    raise UserError(f"{path} has two members for {key}.{suffix}: give each pair a key of its own")
-                rows[key][column : column + 2] = member.offset_data, member.size
-            end = archive.offset
-        with open(path, "rb") as file:
-            file.seek(end)
-            block = file.read(512)
-        if block != bytes(512):  # zeros end a whole file
-            what = "damaged" if block else "cut short"
-            raise UserError(f"{path} is {what} at byte {end}: fetch or pack it again")
-    except tarfile.TarError as error:
-        raise UserError(
-            f"{path} cannot be read as an uncompressed tar file ({error}): fetch or pack it again"
-        ) from error
-    paired = [row for row in rows.values() if max(row[[_IMAGE, _AT[_TEXT], _AT[_JSON]]]) >= 0]
-    return np.array(paired, np.int64).reshape(-1, _COLUMNS)
-
-
-def _check(member, path):
-    """UserError for what no data set needs and an attacker does."""
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        raise UserError(f"{path} is refused: its member {member.name!r} leads outside; pack it again without")
-    if not (member.isreg() or member.isdir()):
-        what = "a link" if member.issym() or member.islnk() else "no plain file"
-        raise UserError(f"{path} is refused: its member {member.name!r} is {what}; pack it again without")
-
-
-def _kept(cache_dir, stamps):
-    """The index of these shards as `_keep` left it, mapped into memory; None if there is none."""
-    if cache_dir is None:
-        return None
-    try:
-        meta = json.loads((pathlib.Path(cache_dir) / _META).read_text())
-        if meta != {"format": FORMAT, "shards": stamps}:
+        meta = json.loads((directory / _META).read_text())
+        if {name: meta.get(name) for name in wanted} != wanted:
             return None
-        index = np.load(pathlib.Path(cache_dir) / _INDEX, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        rows = np.load(directory / _INDEX, mmap_mode="r", allow_pickle=False)
+        counts = {k: collections.Counter(v) if isinstance(v, dict) else v for k, v in meta["counts"].items()}
+        classes = tuple(meta["classes"])
+    except (OSError, ValueError, EOFError, KeyError):
         return None
-    return index if index.ndim == 2 and index.shape[1] == _COLUMNS and index.dtype == np.int64 else None
-
-
-def _keep(cache_dir, stamps, index):
-    if cache_dir is None:
-        return
-    directory = pathlib.Path(cache_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / _META).unlink(missing_ok=True)  # it is written last, and says that the rest is whole
-    with storage.replacing(directory / _INDEX) as file:
-        np.save(file, index)
-    storage.replace(directory / _META, json.dumps({"format": FORMAT, "shards": stamps}).encode())
+    whole = rows.ndim == 2 and rows.shape[1] >= FIRST_TEXT and rows.dtype == np.int64
+    return Scanned(rows, classes, counts) if whole else None

@@ -210,6 +210,24 @@ class Dataset:
         text = f"{self.source.fingerprint} {self.sizes} {self.batch_size} {self.seed} {self.train}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def check_copies(self, objective):
+        """One line for a person where a batch must hold records more than once, "" where not.
+
+        Raises UserError if they would be negatives of their own copies (see `Objective.contrasts`).
+        """
+        shares = self.source.shares(np.zeros(1, np.int64))[0] if isinstance(self.source, Mixture) else (1.0,)
+        copies = [math.floor(share * self.batch_size) / size for share, size in zip(shares, self.sizes)]
+        if max(copies) <= 1:
+            return ""
+        size = self.sizes[int(np.argmax(copies))]
+        what = f"a batch of {self.batch_size:,} holds each of {size:,} records {max(copies):.3g} times"
+        if objective.contrasts:
+            raise UserError(
+                f"{what}, and {type(objective).__name__} takes the others of a batch for negatives, copies too: make "
+                f"Experiment.batch_size {size:,} or less, or add records"
+            )
+        return what
+
     def example(self, i):
         """Example `i` of the stream: a dict of arrays with `index` uint32 [2] and `mask` float32 []."""
         step, row = divmod(i, self.batch_size)

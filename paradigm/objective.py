@@ -134,6 +134,11 @@ class Objective:
     teacher = None
 
     @property
+    def contrasts(self):
+        """Whether examples of one batch are each other's negatives: a copy in the batch would then be a wrong one."""
+        return self.full_batch or any(part.contrasts for _, part in self.parts)
+
+    @property
     def preprocess(self):
         """On the host: a picklable, numpy-only object, preprocess(example, rng, step, train) -> dict
         of arrays of fixed shapes. rng: a paradigm.dataset.ExampleRng.

@@ -120,6 +120,24 @@ def sample(source, count, seed=0):
     return Mixture(subsets, [1] * len(subsets)) if len(subsets) > 1 else subsets[0]
 
 
+def check_readable(source, what, looked=64):
+    """Raises UserError where none of some records of a source, spread over it, can be read; the first that can ends it.
+
+    what: the source, for the message. A run then ends before its first step, and not at its first evaluation.
+    """
+    last, count = len(source) - 1, min(len(source), looked)
+    for k in range(count):
+        try:
+            source[round(k * last / max(1, count - 1))]
+            return
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise anything at all
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+    name = source.name(last) if hasattr(source, "name") else f"record {last}"
+    raise UserError(f"{what}: none of {count} records looked at can be read, such as {name} ({reason}): mend them")
+
+
 # ------------------------------------------------------------------------------------------------------------- held out
 
 

@@ -1,11 +1,13 @@
 """Pictures that come as arrays: MNIST's idx files, numpy's npz, and scikit-learn's digits."""
 
+import collections
 import dataclasses
 import functools
 import gzip
 import hashlib
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -15,16 +17,14 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError
+from paradigm.names import few, split_of
 from paradigm.storage import expand
 from vision.decode_image import to_channels
 
 _IDX_SPLITS = {"train": "train", "test": "t10k"}
-_NPZ_NAMES = {  # of pictures and labels, as they are met in the wild
-    "train": (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"), ("x", "y")),
-    "valid": (("x_valid", "y_valid"), ("x_val", "y_val"), ("valid_images", "valid_labels"),
-              ("val_images", "val_labels")),
-    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
-}  # fmt: skip
+_NPZ_WORDS = {"x": "pictures", "images": "pictures", "image": "pictures", "data": "pictures",
+              "y": "labels", "labels": "labels", "label": "labels", "targets": "labels"}  # fmt: skip
+_LABELS_OF = {"x": "y", "images": "labels", "image": "label", "data": "labels"}  # what they are called side by side
 
 
 @dataclasses.dataclass
@@ -143,7 +143,7 @@ def _idx(path, stamp, ranks):
 
 
 def npz(place, reading):
-    """({split: ArraySource}, classes, digest) of a numpy archive. Nothing in it is ever unpickled.
+    """({split: ArraySource}, classes, digest, note) of a numpy archive. Nothing in it is ever unpickled.
 
     Raises UserError if it is none, an array is of another type or shape, or labels and pictures differ in number.
     """
@@ -156,23 +156,49 @@ def npz(place, reading):
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} cannot be read as an .npz archive ({error}): make it with numpy.savez") from error
     splits, digest = {}, hashlib.sha256(repr([(i.filename, i.CRC, i.file_size) for i in infos.values()]).encode())
-    for split, names in _NPZ_NAMES.items():
-        images, labels = next((pair for pair in names if pair[0] in infos), (None, None))
-        if images is None:
-            continue
-        if reading.labels and labels not in infos:
-            raise UserError(f"{path} has {images} and no {labels}: add it, or set ImageData.labels = False")
+    found, others = _npz_names(infos, path)
+    for split, (images, labels, missing) in found.items():
+        if reading.labels and labels is None:
+            raise UserError(f"{path} has {images} and no {missing}: add it, or set ImageData.labels = False")
         load = functools.partial(_npz_images, str(path), _stamp(path), images)
-        found = (
-            _checked_labels(_npz(path, labels), len(load()), f"{path}: {labels}", images) if reading.labels else None
-        )
-        splits[split] = ArraySource(load, found, f"{path}: {images}", reading.channels)
+        own = _checked_labels(_npz(path, labels), len(load()), f"{path}: {labels}", images) if reading.labels else None
+        splits[split] = ArraySource(load, own, f"{path}: {images}", reading.channels)
     if "train" not in splits:
         raise UserError(
             f"{path} holds {', '.join(sorted(infos)[:8]) or 'nothing'}: name its arrays x_train, y_train, x_test and "
             "y_test, or images and labels"
         )
-    return _checked(splits, reading, str(path), digest.hexdigest())
+    note = f"arrays left out: {few(sorted(others))}" if others else ""
+    return *_checked(splits, reading, str(path), digest.hexdigest()), note
+
+
+def _npz_names(names, path):
+    """({split: (pictures, labels or None, what those would be called)}, the other names) of an archive's arrays.
+
+    x_train, train_images, X_val ...: a word for pictures or labels and one for a split, in any case and order; pictures
+    without a split are those of train where no others are. Raises UserError where two are meant by the same.
+    """
+    found, others = collections.defaultdict(list), set(names)
+    for name in names:
+        words = re.split(r"[-_.]", name.lower())
+        kinds = [_NPZ_WORDS[word] for word in words if word in _NPZ_WORDS]
+        splits = [split for word in words if (split := split_of(word))]
+        if len(kinds) == 1 and len(kinds) + len(splits) == len(words) and len(splits) < 2:
+            found[splits[0] if splits else "", kinds[0]].append(name)
+    if ("train", "pictures") not in found:
+        for kind in ("pictures", "labels"):
+            found["train", kind] = found["train", kind] or found["", kind]
+    chosen = {}
+    for split in ("train", "valid", "test"):
+        for kind in ("pictures", "labels"):
+            if len(found[split, kind]) > 1:
+                both = " and ".join(sorted(found[split, kind]))
+                raise UserError(f"{path} holds {both}, which both say {kind} of {split}: rename or remove one of them")
+        if images := found[split, "pictures"]:
+            words = [_LABELS_OF.get(word.lower(), word) for word in re.split(r"([-_.])", images[0])]
+            chosen[split] = images[0], (found[split, "labels"] or [None])[0], "".join(words)
+            others -= {*images, *found[split, "labels"]}
+    return chosen, others
 
 
 def _npz(path, key):

@@ -9,7 +9,7 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
-from paradigm.records import Subset, held_out
+from paradigm.records import Subset, check_readable, held_out
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.sources import Reading, open_source
 from vision.synthetic_scenes import Shapes
@@ -71,6 +71,7 @@ class ImageData:
         settings = (opened.digest, self.channels, self.labels, opened.classes, how)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, opened.note)
+        check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
             print(prepared.described, file=sys.stderr)
         return prepared

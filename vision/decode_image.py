@@ -1,14 +1,36 @@
 """The bytes of a picture file become pixels, whatever the file holds; what would fill the memory is not unpacked."""
 
+import contextlib
+import functools
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from paradigm.errors import UserError
 
+with contextlib.suppress(ImportError):  # an extra of Pillow's that a person may have
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 MAX_PIXELS = 64_000_000
 PILLOW_PIXELS = 178_956_970  # past which Pillow opens nothing
+
+
+_SUFFIXES = """.jpg .jpeg .jpe .jfif .png .apng .webp .avif .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga
+               .qoi .mpo .heic .heif""".split()
+_OPTIONAL = {".webp": "webp", ".avif": "avif", ".jp2": "jpg_2000", ".j2k": "jpg_2000"}  # parts of Pillow
+UNREAD = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".avif": "a newer Pillow",
+          ".webp": "a newer Pillow", ".jxl": "converting", ".raw": "converting", ".dng": "converting"}  # fmt: skip
+
+
+@functools.cache
+def suffixes():
+    """The suffixes of pictures that Pillow reads as it is installed here, lower case."""
+    Image.init()
+    known = Image.registered_extensions()
+    return tuple(s for s in _SUFFIXES if s in known and (s not in _OPTIONAL or features.check(_OPTIONAL[s])))
 
 
 def decode(raw, name, channels=3, max_pixels=MAX_PIXELS, recipe="ImageData"):

@@ -4,9 +4,10 @@
     shapes            scenes that a program draws (see synthetic_scenes.py)
     idx:DIR           MNIST's format: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., also with .gz
     npz:FILE          x_train y_train x_test y_test (x_valid y_valid), or train_images train_labels ..., or images
-                      labels: uint8 [N, h, w] or [N, h, w, C], and integers [N]
+                      labels, in any case: uint8 [N, h, w] or [N, h, w, C], and integers [N]
     folder:DIR        DIR/train/CLASS/*.jpg with DIR/{valid,test}/CLASS/*.jpg, or DIR/CLASS/*.jpg, or pictures without
-                      classes; zip:FILE the same inside an archive, which is never unpacked
+                      classes, below any outer folders (see arrange.py); zip:FILE the same inside an archive, which is
+                      never unpacked. Splits may be called by other names in any case (see paradigm/names.py)
     tfds:NAME         a prepared TensorFlow data set of ArrayRecord files (or its directory), read without TensorFlow
     PATH              one of these, by what is there
 
@@ -18,8 +19,8 @@ import collections
 import dataclasses
 import hashlib
 import os
-import pathlib
 import re
+import tarfile
 import zipfile
 from typing import Any
 
@@ -27,20 +28,16 @@ import numpy as np
 
 from paradigm import tfds
 from paradigm.errors import UserError, choose
+from paradigm.names import kind_of, left_out, split_of
 from paradigm.records import Shards, keys_of
 from paradigm.storage import expand
 from vision import array_sources
-from vision.decode_image import MAX_PIXELS, decode, mode, to_channels
+from vision.arrange import arrange
+from vision.decode_image import MAX_PIXELS, UNREAD, decode, mode, suffixes, to_channels
+from vision.files import Archive, Folder, is_picture, kinds_left_out, sample_of, spread
 from vision.synthetic_scenes import Shapes
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-SURVEYED = 64  # pictures of a folder that are looked at when it is opened
-_SPLITS = {  # folders -> splits
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val"),
-    "test": ("test", "testing"),
-}
-_SPLIT_OF = {folder: split for split, folders in _SPLITS.items() for folder in folders}
+SURVEYED = 64  # pictures of each split of a folder that are looked at when it is opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +98,8 @@ def _guess(path):
     if not path.exists():
         raise UserError(f"image source {path}: no such file or directory (sources without files: digits, shapes)")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file")
+        fix = ": unpack it, or pack the pictures as a .zip" if tarfile.is_tarfile(path) else ""
+        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file{fix}")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     return "npz" if names and all(name.endswith(".npy") for name in names) else "zip"
@@ -148,74 +146,6 @@ def _open_shapes(place, reading):
 
 
 # ------------------------------------------------------------------------------------------------- folders and archives
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """Files below a directory, by their names from there on."""
-
-    root: str
-
-    def read(self, name):
-        with open(os.path.join(self.root, name), "rb") as file:
-            return file.read()
-
-    def place(self, name):
-        return os.path.join(self.root, name)
-
-    def list(self):
-        """Sorted (name, what changes with the contents) of every file; hidden ones are left out."""
-        seen, found = set(), []
-        for folder, folders, files in os.walk(self.root, followlinks=True):
-            real = os.path.realpath(folder)
-            folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
-            if real not in seen:  # links may go round in circles
-                found += [os.path.join(folder, f) for f in files if not f.startswith(".")]
-            seen.add(real)
-        stats = [(path, os.stat(path)) for path in found if os.path.isfile(path)]
-        rows = [(os.path.relpath(path, self.root), f"{s.st_size} {s.st_mtime_ns}") for path, s in stats]
-        return sorted((name.replace(os.sep, "/"), stamp) for name, stamp in rows)
-
-
-class Archive:
-    """Members of a zip file. Each process opens it for itself; nothing is written anywhere.
-
-    max_pixels: of a picture, which bounds the bytes of a member. recipe: the class whose setting that is.
-    """
-
-    def __init__(self, root, max_pixels, recipe="ImageData"):
-        self.root, self.max_bytes, self.recipe = root, 8 * max_pixels + (1 << 20), recipe
-        self._opened = (None, None)  # (process, ZipFile)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_opened": (None, None)}
-
-    def _zip(self):
-        process, archive = self._opened
-        if process != os.getpid():  # a fork shares the file's position with its parent
-            archive = zipfile.ZipFile(self.root)
-            self._opened = (os.getpid(), archive)
-        return archive
-
-    def read(self, name):
-        info = self._zip().getinfo(name)
-        if info.file_size > self.max_bytes:
-            raise UserError(
-                f"{self.place(name)} unpacks to {info.file_size:,} bytes, more than any picture of "
-                f"{self.recipe}.max_pixels: remove it, or raise that if it is no decompression bomb"
-            )
-        return self._zip().read(name)
-
-    def place(self, name):
-        return f"{self.root} ({name})"
-
-    def list(self):
-        infos = [i for i in self._zip().infolist() if not i.is_dir()]
-        locked = next((i.filename for i in infos if i.flag_bits & 1), None)
-        if locked:
-            raise UserError(f"{self.place(locked)} is encrypted: pack the pictures again without a password")
-        names = [(i.filename, f"{i.file_size} {i.CRC:08x}") for i in infos]
-        return sorted(row for row in names if not any(p.startswith((".", "__MACOSX")) for p in _parts(row[0])))
 
 
 @dataclasses.dataclass
@@ -276,34 +206,44 @@ def _open_zip(place, reading):
 
 
 def _open_files(files, reading):
-    rows = files.list()
-    stamps = {name: stamp for name, stamp in rows if name.lower().endswith(SUFFIXES)}
+    rows, without = files.list()
+    stamps = {name: stamp for name, stamp in rows if is_picture(name)}
+    without += kinds_left_out(name for name, _ in rows)
     if not stamps:
-        kinds = sorted({pathlib.PurePosixPath(name).suffix or name for name, _ in rows})
+        kinds = sorted({kind_of(name) for name, _ in rows})
         raise UserError(
-            f"{files.root} holds no pictures ({' '.join(SUFFIXES)}); it holds {' '.join(kinds[:8]) or 'nothing'}"
+            f"{files.root} holds no pictures ({' '.join(suffixes())}); it holds {' '.join(kinds[:8]) or 'nothing'}"
+            f"{_unread(kinds)}"
         )
-    found, left_out = arrange(list(stamps), files.root, reading.labels)
-    classes = sorted({label for rows in found.values() for _, label in rows if label is not None})
+    found = arrange(list(stamps), files.root, reading.labels)
+    classes = sorted({label for rows in found.splits.values() for _, label in rows if label is not None})
     places = {name: k for k, name in enumerate(classes)}
     splits = {}
-    for split, rows in found.items():
+    for split, rows in found.splits.items():
         names = [name for name, _ in rows]
         labels = np.array([places[label] for _, label in rows], np.int32) if rows[0][1] is not None else None
         splits[split] = FileSource(files, names, labels, reading)
-    lines = (f"{split} {name} {label} {stamps[name]}" for split, rows in found.items() for name, label in rows)
-    notes = [f"{left_out:,} outside of train, valid and test are left out"] * bool(left_out)
-    notes += [note] if (note := _survey(splits["train"])) else []
-    return Opened(splits, tuple(classes) or None, _digest(lines), "; ".join(notes))
+    lines = [f"{split} {name} {label} {stamps[name]}" for split, rows in found.splits.items() for name, label in rows]
+    names = sorted(name for rows in found.splits.values() for name, _ in rows)
+    notes = [found.note, left_out(without) + _unread(without), *(_survey(split, s) for split, s in splits.items())]
+    return Opened(
+        splits, tuple(classes) or None, _digest([*lines, *files.sample(names)]), "; ".join(filter(None, notes))
+    )
 
 
-def _survey(source):
+def _unread(kinds):
+    """What to do about pictures that Pillow cannot read as it is installed."""
+    kind = next((kind for kind in kinds if kind in UNREAD), None)
+    return f" ({kind} needs {UNREAD[kind]})" if kind else ""
+
+
+def _survey(split, source):
     """What a look at some of the pictures' headers finds that is not of the wanted channels; "" if nothing.
 
     Raises UserError if none of them is a picture, whatever their names say.
     """
     modes, broken = collections.Counter(), []
-    places = sorted({round(k * (len(source) - 1) / (SURVEYED - 1)) for k in range(SURVEYED)})
+    places = spread(len(source), SURVEYED)
     for place in places:
         try:
             modes[mode(source.files.read(source.names[place]))] += 1
@@ -316,57 +256,17 @@ def _survey(source):
         )
     channels = source.reading.channels
     others = [f"{n} {name}" for name, n in sorted(modes.items()) if name != {1: "L", 3: "RGB"}[channels]]
+    others = others if split == "train" else []
     others += [f"{len(broken)} broken"] if broken else []
-    return f"of {len(places)} looked at {', '.join(others)}; all are read with {channels} channels" if others else ""
+    if not others:
+        return ""
+    of = "" if split == "train" else f" of {split}"
+    read = f"; all are read with {channels} channels" if split == "train" else ""
+    return f"of {len(places)} looked at{of} {', '.join(others)}{read}"
 
 
 def _reason(error):
     return re.sub(r" <_io\.BytesIO object at \w+>", "", (str(error).splitlines() or [type(error).__name__])[0])
-
-
-def arrange(names, where, labels=True):
-    """({split: [(name, class or None)]}, number left out) of the names of picture files, by their folders.
-
-    Raises UserError if splits differ in their classes, or if some pictures have a class and others not.
-    """
-    paths = [_parts(name) for name in names]
-    tops = {p[0] for p in paths}
-    if len(tops) == 1 and any(len(p) > 2 and _SPLIT_OF.get(p[1]) == "train" for p in paths):
-        paths = [p[1:] for p in paths]  # an archive of one folder that holds all
-        tops = {p[0] for p in paths}
-    folders = {p[0] for p in paths if len(p) > 1}
-    if not any(_SPLIT_OF.get(f) == "train" for f in folders):
-        if folders and all(f in _SPLIT_OF for f in folders):
-            raise UserError(f"{where} holds {' and '.join(sorted(folders))} and no folder train: add it, or name one")
-        rows = {"train": list(zip(names, paths))}
-    else:
-        rows = collections.defaultdict(list)
-        for name, path in zip(names, paths):
-            if len(path) > 1 and path[0] in _SPLIT_OF:
-                rows[_SPLIT_OF[path[0]]].append((name, path[1:]))
-    found = {s: [(n, p[0] if labels and len(p) > 1 else None) for n, p in part] for s, part in rows.items()}
-    for part in found.values():
-        without = next((name for name, label in part if label is None), None)
-        if without is not None and any(label is not None for _, label in part):
-            raise UserError(
-                f"{where} has pictures in class folders and others beside them ({without}): move those into a "
-                "class, or set ImageData.labels = False"
-            )
-    classes = {split: {label for _, label in part} - {None} for split, part in found.items()}
-    for split, own in classes.items():
-        if own and own != classes["train"]:
-            only = [f"{', '.join(sorted(more)[:8])} only in {s}" for s, more in
-                    (("train", classes["train"] - own), (split, own - classes["train"])) if more]  # fmt: skip
-            raise UserError(
-                f"{where}: the class folders of train and {split} differ ({'; '.join(only)}): rename or complete "
-                "them, or set ImageData.labels = False"
-            )
-    return found, len(names) - sum(map(len, found.values()))
-
-
-def _parts(name):
-    """The folders and the file of a name; an archive's may begin with ./ or worse, which leads nowhere here."""
-    return tuple(part for part in name.split("/") if part not in ("", ".", ".."))
 
 
 # ----------------------------------------------------------------------------------------------------------------- tfds
@@ -412,11 +312,8 @@ def _open_tfds(place, reading):
                 f"tfds:{place} has no feature {field!r}, only {', '.join(features)}: choose with "
                 f"ImageData.{setting}{also}"
             )
-    splits, lines = {}, [info.full_name]
-    for split, names in _SPLITS.items():
-        name = next((n for n in names if n in info.splits), None)
-        if name is None:
-            continue
+    splits, lines, taken = {}, [info.full_name], tfds_splits(place, info)
+    for split, name in taken.items():
         files = [(os.fspath(p), n) for p, n in zip(info.splits[name].filepaths, info.splits[name].shard_lengths) if n]
         other = next((path for path, _ in files if tfds.is_tfrecord(path)), None)
         if other:
@@ -425,12 +322,27 @@ def _open_tfds(place, reading):
                 f"tfds.builder({info.name!r}, file_format='array_record').download_and_prepare()"
             )
         splits[split] = TfdsSource(place, Shards(*map(tuple, zip(*files))), reading)
-        stats = [(os.stat(path), path, count) for path, count in files]
-        lines += [f"{split} {os.path.basename(p)} {n} {s.st_size} {s.st_mtime_ns}" for s, p, n in stats]
-    if "train" not in splits:
-        raise UserError(f"tfds:{place} has no train split, only {', '.join(sorted(info.splits))}")
+        lines += [f"{split} {os.path.basename(p)} {n} {os.stat(p).st_size} {sample_of(p)}" for p, n in files]
     names = getattr(info.features[reading.label_field], "names", None) if reading.labels else None
-    return Opened(splits, tuple(names) if names else None, _digest(lines + wanted))
+    return Opened(splits, tuple(names) if names else None, _digest(lines + wanted), _said(taken, info))
+
+
+def tfds_splits(place, info):
+    """{split: the data set's name of it}. Raises UserError if there is no train, or two names for one."""
+    found = {split: [name for name in info.splits if split_of(name) == split] for split in ("train", "valid", "test")}
+    for split, names in found.items():
+        if len(names) > 1:
+            raise UserError(f"tfds:{place} has {' and '.join(names)}, which both say {split}: prepare it with one")
+    if not found["train"]:
+        raise UserError(f"tfds:{place} has no train split, only {', '.join(sorted(info.splits))}")
+    return {split: names[0] for split, names in found.items() if names}
+
+
+def _said(taken, info):
+    """Which splits are taken under another name, and which are left out."""
+    notes = [f"split {name} is {split}" for split, name in taken.items() if name != split]
+    rest = sorted(set(info.splits) - set(taken.values()))
+    return "; ".join(notes + [f"splits left out: {', '.join(rest)}"] * bool(rest))
 
 
 _OPENERS = {

@@ -360,3 +360,7 @@ def test_a_resnet_tower_reads_views_of_any_size():
     objective = tiny.clip(encoder=pictures.small_resnet())
     assert objective.encoder.image_size != pictures.SIZE and objective.views[0].size == pictures.SIZE
     assert objective.flops(objective.batch_spec(8)) > 0 and "image_head" in objective.modules()
+
+
+def test_they_contrast_the_pairs_of_a_batch():
+    assert tiny.clip().contrasts and tiny.siglip().contrasts

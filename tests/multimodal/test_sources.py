@@ -353,7 +353,10 @@ def test_tfds_captions_are_read_without_tensorflow(tmp_path):
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("shape", r"^unknown source of pairs 'shape': did you mean 'shapes'\? choose from shapes, tsv, wds, tfds$"),
+        (
+            "shape",
+            r"^unknown source of pairs 'shape': did you mean 'shapes'\? choose from shapes, tsv, csv, wds, tf",
+        ),
         ("shapes:3", r"nothing comes after shapes$"),
         ("tsv:", r"names no place: write tsv:PATH"),
         ("tsv:none.tsv", r"^tsv:none.tsv: no such file"),

@@ -297,6 +297,26 @@ def test_errors():
         len(Dataset(Numbers(5), Noise(), 4))
 
 
+class Contrasting:
+    contrasts = True
+
+
+class Alone:
+    contrasts = False
+
+
+def test_copies_in_a_batch_are_told_or_refused():
+    few = Dataset(Numbers(10), Noise(), 64)
+    assert few.check_copies(Alone()) == "a batch of 64 holds each of 10 records 6.4 times"
+    with pytest.raises(UserError, match=r"^a batch of 64 holds each of 10 records 6.4 times, and Contrasting takes"):
+        few.check_copies(Contrasting())
+    mixture = Mixture([Numbers(50), Numbers(14)], [3, 1])
+    for enough in (Dataset(Numbers(64), Noise(), 64), Dataset(mixture, Noise(), 56)):
+        assert enough.check_copies(Contrasting()) == enough.check_copies(Alone()) == ""
+    with pytest.raises(UserError, match="a batch of 64 holds each of 14 records 1.14 times"):
+        Dataset(mixture, Noise(), 64).check_copies(Contrasting())
+
+
 def test_fingerprint_names_the_stream():
     base = Dataset(Numbers(5), Noise(), 4).fingerprint
     assert base == Dataset(Numbers(5), Noise(), 4).fingerprint

@@ -10,7 +10,8 @@ from paradigm.objective import Context
 from paradigm.optim import LARS
 from tests import contract
 from tests.vision import tiny
-from vision.objectives import SimCLR
+from vision.augment import mae_views
+from vision.objectives import MAE, SimCLR
 
 BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
@@ -131,3 +132,7 @@ def test_evaluation_draws_views_and_keeps_running_statistics():
 def test_a_temperature_of_zero():
     with pytest.raises(UserError, match="SimCLR.temperature=0 must be positive"):
         simclr(temperature=0)
+
+
+def test_it_contrasts_the_examples_of_a_batch():
+    assert simclr().contrasts and not MAE(encoder=tiny.encoder(), augment=mae_views(tiny.SIZE)).contrasts

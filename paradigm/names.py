@@ -1,0 +1,79 @@
+"""What the names of files and folders say, by one rule for every reader: hidden ones, splits, and kinds."""
+
+import collections
+import pathlib
+import re
+
+SPLITS = {  # split -> what people call it, in any case
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev", "development", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_WORD = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
+_CLEAN = re.compile(  # after a number, before what it is a split of, before a year
+    rf"(?:\d+[-_. ]+)?({_WORD})[-_. ]*(?:set|data|dataset|images?|imgs?|photos|split)?[-_. ]*(?:(?:19|20)\d\d)?"
+)
+_COMPOUND = re.compile(rf"(?:(.+)[-_. ])?({_WORD})(?:[-_. ](.+))?")
+HIDDEN, DANGLING = "hidden name", "dangling link"  # kinds of what is left out, beside suffixes
+_NAMED = 6  # kinds of files that a line names
+
+
+def parts_of(name):
+    """The folders and the file of a name; an archive's may begin with ./ or worse, which leads nowhere here."""
+    return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def is_hidden(name):
+    """Whether a file is nobody's data: it, or a folder that it lies in, is hidden or an operating system's own."""
+    return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in parts_of(name))
+
+
+def split_of(name):
+    """train, valid or test for one of their names, such as Training, val2017 or test_set; None for any other."""
+    found = _CLEAN.fullmatch(name.strip().lower())
+    return found and _SPLIT_OF[found[1]]
+
+
+def splits_of(names):
+    """{split: its names} among the names of folders that lie side by side.
+
+    Names that share all but the word, such as seg_train and seg_test, are splits where none says train alone.
+    """
+    found = collections.defaultdict(list)
+    for name in sorted(names):
+        if split := split_of(name):
+            found[split].append(name)
+    if "train" in found:
+        return dict(found)
+    stems = collections.defaultdict(lambda: collections.defaultdict(list))
+    for name in sorted(names):
+        if match := _COMPOUND.fullmatch(name.lower()):
+            stems[match[1], match[3]][_SPLIT_OF[match[2]]].append(name)
+    whole = [dict(splits) for splits in stems.values() if "train" in splits and len(splits) > 1]
+    return whole[0] if len(whole) == 1 and not found else dict(found)
+
+
+def kind_of(name):
+    """What a file is called in a count: its suffix."""
+    return pathlib.PurePosixPath(parts_of(name)[-1]).suffix.lower() or "no suffix"
+
+
+def left_out(kinds):
+    """One line for {kind: number of files} that are not read; "" for none."""
+    kinds = collections.Counter({kind: count for kind, count in kinds.items() if count})
+    order = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+    plural = lambda kind: "s" * (kinds[kind] != 1)
+    lines = [
+        f"{kinds[k]:,} {k}{plural(k)} left out" if k in (HIDDEN, DANGLING) else
+        f"{kinds[k]:,} file{plural(k)} of {k} left out" for k in order[:_NAMED]
+    ]  # fmt: skip
+    if rest := order[_NAMED:]:
+        lines.append(f"{sum(kinds[k] for k in rest):,} files of {len(rest)} other kinds left out")
+    return ", ".join(lines)
+
+
+def few(names, count=8):
+    """Some names for a line."""
+    names = list(map(str, names))
+    return ", ".join(names[:count]) + f" and {len(names) - count:,} more" * (len(names) > count)

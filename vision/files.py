@@ -1,0 +1,119 @@
+"""Files of a folder or an archive, by their names, without those that are hidden."""
+
+import collections
+import dataclasses
+import hashlib
+import os
+import zipfile
+
+from paradigm.errors import UserError
+from paradigm.names import DANGLING, HIDDEN, is_hidden, kind_of
+from vision.decode_image import suffixes
+
+SAMPLED = 256  # files whose content is looked at to tell a folder from another one of the same names and sizes ...
+SAMPLE_BYTES = 1 << 18  # ... and how much of each
+
+
+def is_picture(name):
+    """Whether a file's name is that of a picture which can be read here."""
+    return name.lower().endswith(suffixes())
+
+
+def sample_of(path, begin=0, count=SAMPLE_BYTES):
+    """A hash of some bytes of a file; of none where it cannot be read, which is told when it is to be."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(begin)
+            return hashlib.sha256(file.read(count)).hexdigest()[:32]
+    except OSError:
+        return "unreadable"
+
+
+def spread(count, chosen):
+    """At most `chosen` of range(count), spread evenly, both ends among them."""
+    chosen = min(count, chosen)
+    return sorted({round(k * (count - 1) / max(1, chosen - 1)) for k in range(chosen)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """Files below a directory, by their names from there on."""
+
+    root: str
+
+    def read(self, name):
+        with open(os.path.join(self.root, name), "rb") as file:
+            return file.read()
+
+    def place(self, name):
+        return os.path.join(self.root, name)
+
+    def list(self):
+        """(sorted [(name, size)] of every file, {what is left out: how many})."""
+        seen, found, without = set(), [], collections.Counter()
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            real = os.path.realpath(folder)
+            without[HIDDEN] += sum(map(is_hidden, [*folders, *files])) * (real not in seen)
+            folders[:] = [] if real in seen else sorted(f for f in folders if not is_hidden(f))
+            if real not in seen:  # links may go round in circles
+                found += [os.path.join(folder, f) for f in files if not is_hidden(f)]
+            seen.add(real)
+        stats = [(path, os.stat(path)) for path in found if os.path.isfile(path)]
+        without[DANGLING] = len(found) - len(stats)
+        rows = [(os.path.relpath(path, self.root), f"{s.st_size}") for path, s in stats]
+        return sorted((name.replace(os.sep, "/"), size) for name, size in rows), without
+
+    def sample(self, names):
+        """What changes with the contents of some of these files, beside their sizes."""
+        return [f"{names[k]} {sample_of(self.place(names[k]))}" for k in spread(len(names), SAMPLED)]
+
+
+class Archive:
+    """Members of a zip file. Each process opens it for itself; nothing is written anywhere.
+
+    max_pixels: of a picture, which bounds the bytes of a member. recipe: the class whose setting that is.
+    """
+
+    def __init__(self, root, max_pixels, recipe="ImageData"):
+        self.root, self.max_bytes, self.recipe = root, 8 * max_pixels + (1 << 20), recipe
+        self._opened = (None, None)  # (process, ZipFile)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": (None, None)}
+
+    def _zip(self):
+        process, archive = self._opened
+        if process != os.getpid():  # a fork shares the file's position with its parent
+            archive = zipfile.ZipFile(self.root)
+            self._opened = (os.getpid(), archive)
+        return archive
+
+    def read(self, name):
+        info = self._zip().getinfo(name)
+        if info.file_size > self.max_bytes:
+            raise UserError(
+                f"{self.place(name)} unpacks to {info.file_size:,} bytes, more than any picture of "
+                f"{self.recipe}.max_pixels: remove it, or raise that if it is no decompression bomb"
+            )
+        return self._zip().read(name)
+
+    def place(self, name):
+        return f"{self.root} ({name})"
+
+    def list(self):
+        """(sorted [(name, what changes with the contents)] of every file, {what is left out: how many})."""
+        infos = [i for i in self._zip().infolist() if not i.is_dir()]
+        locked = next((i.filename for i in infos if i.flag_bits & 1), None)
+        if locked:
+            raise UserError(f"{self.place(locked)} is encrypted: pack the pictures again without a password")
+        names = [(i.filename, f"{i.file_size} {i.CRC:08x}") for i in infos if not is_hidden(i.filename)]
+        return sorted(names), collections.Counter({HIDDEN: len(infos) - len(names)})
+
+    def sample(self, names):
+        """Nothing: an archive has a checksum of each member."""
+        return []
+
+
+def kinds_left_out(names):
+    """{kind: number} of files that are no pictures."""
+    return collections.Counter(kind_of(name) for name in names if not is_picture(name))
