@@ -1,12 +1,16 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
+import dataclasses
 import itertools
+import re
 
 import jax
 
 from launch.run.loader import batches
 from launch.storage.sync import at_hand
 from paradigm.dataset import Dataset
+from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like.tokenizers import load_tokenizer
 from t5like.vocabulary import same
 
@@ -51,6 +55,36 @@ class Data:
         dataset = next(iter(self.valid.values())) if phase is None else self.valid[phase]
         with batches(dataset, rows=rows) as ahead:
             yield from itertools.islice(ahead, self._limit)
+
+
+SCHEMES = ("folder", "zip", "idx", "npz", "tsv")  # of sources that are files
+
+
+def look(recipe, directory):
+    """Raises UserError for a `source` of a recipe, at any depth, that is a path where nothing is.
+
+    It is asked before anything is compiled. Where data were prepared in `directory`, they are used whatever became of
+    their source; process 0 asks, for it prepares. What is no plain path is left to the recipe.
+    """
+    if jax.process_index() or (directory.exists() and any(directory.iterdir())):
+        return
+    if isinstance(recipe, tuple | list):
+        for one in recipe:
+            look(one, directory)
+        return
+    if not dataclasses.is_dataclass(recipe):
+        return
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name != "source" or not isinstance(value, str):
+            look(value, directory)
+            continue
+        scheme, colon, path = value.partition(":")
+        path = path if colon and scheme in SCHEMES else value
+        named = "/" in path or path.startswith("~") or (colon and scheme in SCHEMES) or re.search(r"\.\w+$", path)
+        if named and not re.search(r"[*?{,\[]|://|^tfds:", path) and not expand(path).exists():
+            what = f"{type(recipe).__name__}.source='{value}'"
+            raise UserError(f"{what}: no such file or directory (looked for {expand(path).absolute()})")
 
 
 def tokenizer_of(workdir):

@@ -1,8 +1,8 @@
 """THE loop. There is one: it trains every objective, on one core or on a pod, from scratch or from where a run stopped.
 
-`train` reads from top to bottom as a run goes: claim the directory, compile while the data start up, find the first
-state, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head of the loop, which
-turns once more than there are steps, so that the last step is nothing special.
+`train` reads from top to bottom as a run goes: lock the directory, compile while the data start up, find the first
+state, claim the directory, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head of
+the loop, which turns once more than there are steps, so that the last step is nothing special.
 
 Rows of metrics.jsonl do not depend on where a run was interrupted. A row merges the sums of the steps since the row
 before; a checkpoint carries the sums of the row that is not full yet, and what was logged and evaluated up to then.
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from launch.run.data import Data
+from launch.run.data import Data, look
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
@@ -87,6 +87,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
                 experiment = bound(experiment)
                 validate(experiment, jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
+                closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
                 run_directory.check(files.workdir, config)
                 step = Checkpoints(files.workdir / "checkpoints").beyond(experiment.total_steps)
@@ -94,7 +95,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
                     if jax.process_index() == 0:
                         print(f"step {step} of {experiment.total_steps}: nothing to do in {workdir}", flush=True)
                     return Finished(step, False, None, {})
-                run_directory.claim(files, config)
+                look(experiment.data, files.local / "data")
                 peers.share(files.workdir)
                 return _train(experiment, files, config, inits, profile, watch, closing)
     except OSError as error:
@@ -125,9 +126,6 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     made = making.submit(make_state)
     data = Data(experiment, files.local / "data")
 
-    if data.tokenizer is not None and jax.process_index() == 0:
-        data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
-
     for where, vocabulary in meta.get("vocabularies", ()):
         same(vocabulary, data.vocabulary, where, f"the data in {files.local / 'data'}")
     state = made.result()
@@ -139,6 +137,9 @@ def _train(experiment, files, config, inits, profile, watch, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
+    run_directory.claim(files, config)  # all is there that the run needs
+    if data.tokenizer is not None and jax.process_index() == 0:
+        data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
     unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(

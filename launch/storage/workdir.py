@@ -1,7 +1,7 @@
 """The run directory: whose it is, and what it was made with.
 
 config.gin holds the operative configuration, environment.json the versions, the commit, the devices and the time of
-every start. Both are there before the first step.
+every start. Both are there before the first step, and not before all is found that a run needs. One run holds it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from importlib import metadata
 
 import jax
 
-from launch.storage import filesystem
+from launch.storage import filesystem, lock, sync
 from launch.storage.checkpoint import Checkpoints
 from paradigm import storage
 from paradigm.errors import UserError
@@ -50,8 +50,25 @@ def check(workdir, config):
             raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
 
 
+@contextlib.contextmanager
+def held(workdir):
+    """Holds the run directory against other runs while the `with` lasts; process 0 does it for all of a run.
+
+    Raises:
+        UserError: another run holds it, or it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        with _accessible(workdir):
+            local = sync.local(workdir)
+            if jax.process_index() == 0:
+                stack.enter_context(lock.locked(local, workdir))
+            else:
+                local.mkdir(parents=True, exist_ok=True)
+        yield
+
+
 def claim(files, config):
-    """Makes a run directory where there is none, and writes its two files: call `check` first.
+    """Writes the two files of a run directory: call `check` first.
 
     Args:
         files: the directory, a launch.storage.sync.WorkdirSync. config: as in `check`.
@@ -61,8 +78,6 @@ def claim(files, config):
     """
     workdir = files.workdir
     with _accessible(workdir):
-        if not filesystem.remote(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             replace(files.local / "config.gin", config.encode())
             _record(files.local / "environment.json")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from launch.aot import dry_run
-from launch.run import evaluation, loop, step_metrics, writers
+from launch.run import data, evaluation, loop, step_metrics, writers
 from launch.run.experiment import Init
 from launch.run.program import Program
 from launch.storage import manifest
@@ -247,12 +247,19 @@ def test_directories_that_cannot_be_a_run(tmp_path):
         loop.train(small.experiment(), tmp_path)
 
 
-def test_configuration_and_environment_come_before_the_first_step(tmp_path, monkeypatch):
-    def no_data(*_):
+def test_configuration_and_environment_come_before_the_first_step_and_after_all_that_a_run_needs(tmp_path, monkeypatch):
+    def stop_here(*_, **__):
         raise KeyError("stop here")
 
+    for name in ("Data", "Evaluation"):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, name, stop_here)
+            with pytest.raises(KeyError):
+                loop.train(small.experiment(), tmp_path / "never", config="Experiment.seed = 0\n")
+        assert not (tmp_path / "never").exists()
+    tmp_path /= "run"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Data", no_data)
+        patch.setattr(loop, "make_writers", stop_here)
         with pytest.raises(KeyError):
             loop.train(small.experiment(), tmp_path, config="Experiment.seed = 0\n")
     assert (tmp_path / "config.gin").read_text() == "Experiment.seed = 0\n"
@@ -262,6 +269,27 @@ def test_configuration_and_environment_come_before_the_first_step(tmp_path, monk
     assert len(environment["earlier"]) == 1
     meta, _ = Checkpoints(tmp_path / "checkpoints").meta(1)
     assert meta["config"] == "Experiment.seed = 0\n" and meta["next_index"] == 16 and meta["objective"] == "TwoTerms"
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesData(small.NumbersData):
+    source: str = "digits"
+
+
+@pytest.mark.parametrize("source", ["/not/here", "nowhere/pictures", "pictures.zip", "folder:here", "~/not/here"])
+def test_data_that_are_not_there_are_told_before_anything_is_compiled(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Program", None)  # what compiles
+    with pytest.raises(UserError, match=f"FilesData.source='{source}': no such file or directory"):
+        loop.train(small.experiment(data=FilesData(source=source)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_that_are_no_plain_paths_are_left_to_the_recipe(tmp_path):
+    for source in ("digits", "tfds:mnist/x", "gs://bucket/x", "data/*.txt", str(tmp_path)):
+        data.look(FilesData(source=source), tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.json").write_text("{}")
+    data.look(FilesData(source="/gone/since"), tmp_path / "data")  # what was prepared is used
 
 
 @pytest.mark.parametrize("method", ["train", "valid"])
