@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import sys
 
 import jax
 
@@ -106,11 +107,12 @@ def _build(recipe, directory, window):
 
     A run in a bucket has a directory for each of them: then each prepares its own.
     """
+    progress = sys.stderr.isatty()  # a bar that redraws itself makes a log unreadable
     if jax.process_count() == 1:
-        return recipe.build(directory, window=window)
+        return recipe.build(directory, window=window, progress=progress)
     from jax.experimental import multihost_utils
 
     if jax.process_index() == 0:
-        recipe.build(directory, window=window)
+        recipe.build(directory, window=window, progress=progress)
     multihost_utils.sync_global_devices("data are prepared")
     return recipe.build(directory, window=window, progress=False)

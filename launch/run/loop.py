@@ -1,8 +1,8 @@
 """THE loop. There is one: it trains every objective, on one core or on a pod, from scratch or from where a run stopped.
 
 `train` reads from top to bottom as a run goes: lock the directory, compile while the data start up, find the first
-state, claim the directory, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head of
-the loop, which turns once more than there are steps, so that the last step is nothing special.
+state, claim the directory, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head
+of the loop, which turns once more than there are steps, so that the last step is nothing special.
 
 Rows of metrics.jsonl do not depend on where a run was interrupted. A row merges the sums of the steps since the row
 before; a checkpoint carries the sums of the row that is not full yet, and what was logged and evaluated up to then.
@@ -151,11 +151,32 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     if line := horizon_changed(experiment.optimizer, step, meta):
         writers.say(line)
-    step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
+    step_metrics = StepMetrics(
+        experiment,
+        program,
+        writers,
+        progress,
+        step,
+        int(state.bad_steps),
+        saved=lambda: max(checkpoints.steps(), default=None),
+        idle=lambda: all(executable.done() for executable in executables.values()),
+    )
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()
     stop = closing.enter_context(Stop())
     trace = closing.enter_context(Profile(profile, files.local / "profile"))
+
+    def saved_meta(step, evaluated):
+        return {
+            "next_index": step * experiment.batch_size,
+            "objective": type(objective).__name__,
+            "phase": objective.phase(step),
+            "config": config,
+            "data": data.fingerprint,
+            "learning_rate": float(experiment.optimizer.learning_rate_at(step)),
+            "versions": run_directory.versions(),
+            "progress": {"evaluated": evaluated, **step_metrics.progress},
+        }
 
     while True:
         watch.at(f"step {step + 1}")
@@ -167,7 +188,16 @@ def _train(experiment, files, config, inits, profile, watch, closing):
             step_metrics.drain()
             watch.at(f"the evaluation after step {step}", UNHURRIED)
             start = time.perf_counter()
-            found = evaluation.run(state, stop.hurried)
+            try:
+                found = evaluation.run(state, stop.hurried)
+            except Exception:
+                if jax.process_count() == 1 and step not in checkpoints.steps():  # else the others would wait
+                    watch.at(f"saving step {step}", UNHURRIED)
+                    last_save = step, state, saved_meta(step, evaluated), {}
+                    checkpoints.save(*last_save)
+                    checkpoints.finish(*last_save)
+                    writers.say(f"the evaluation after step {step} failed; the step is saved")
+                raise
             if found is None:  # a signal came; the evaluation is due again when the run goes on
                 continue
             evaluated, metrics = step, found[0]
@@ -178,17 +208,7 @@ def _train(experiment, files, config, inits, profile, watch, closing):
         if step > 0 and (last or stopping or step % experiment.save_every == 0):
             step_metrics.drain()
             watch.at(f"saving step {step}", UNHURRIED)
-            saved = {
-                "next_index": step * experiment.batch_size,
-                "objective": type(objective).__name__,
-                "phase": objective.phase(step),
-                "config": config,
-                "data": data.fingerprint,
-                "learning_rate": float(experiment.optimizer.learning_rate_at(step)),
-                "versions": run_directory.versions(),
-                "progress": {"evaluated": evaluated, **step_metrics.progress},
-            }
-            last_save = step, state, saved, fresh
+            last_save = step, state, saved_meta(step, evaluated), fresh
             checkpoints.save(*last_save)
             step_metrics.restart_clock()
         if last or stopping:

@@ -281,7 +281,7 @@ class Console:
         if "seconds_per_step" in speed:
             parts.append(f"{_count(speed[f'{self._unit}_per_second'])} {self._unit}/s")
         if "mfu" in speed:
-            parts.append(f"MFU {100 * speed['mfu']:.1f}%")
+            parts.append(f"MFU {100 * speed['mfu']:.1f}%" + " (impossible)" * (speed["mfu"] > 1))
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             return

@@ -1,6 +1,7 @@
 """What there is, for people who look for it: the commands, the lists, the settings of one name."""
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -79,3 +80,18 @@ def test_each_setting_is_told_of():
 def test_an_unknown_name_is_met_with_the_nearest(name, near):
     with pytest.raises(UserError, match=f"--describe={name}: nothing has that name: did you mean '{near}'"):
         catalogue.describe(name)
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("command", [("launch",), ("launch.train", "--list"), ("launch.show", "--help")])
+def test_a_pipe_that_nobody_reads_ends_a_command_quietly(command, buffered):
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=REPO,
+        env=os.environ | {"PYTHONUNBUFFERED": buffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()  # before anything is written
+    assert (process.stderr.read(), process.wait()) == ("", 141)
