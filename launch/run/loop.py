@@ -143,7 +143,14 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(
-        files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
+        files.local,
+        logged=progress["logged"],
+        evaluated=progress["evaluated"],
+        step=step,
+        total_steps=total,
+        unit=unit,
+        title=f"{type(objective).__name__} · {workdir.name}",
+        config=config,
     )
     closing.callback(writers.close)
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))

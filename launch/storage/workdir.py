@@ -185,6 +185,15 @@ def config_diff(old: str, new: str) -> list[str]:
     return lines
 
 
+def compare(old: str, new: str) -> list[str]:
+    """Every setting in which two operative gin texts differ, 'name: old -> new' a line; '(not set)' where one lacks it."""
+    old, new = _bindings(old), _bindings(new)
+    shown = lambda side, key: side.get(key, "(not set)")
+    return [
+        f"{k}: {shown(old, k)} -> {shown(new, k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)
+    ]
+
+
 def _bindings(text: str) -> dict[str, str]:
     """'scope/Name.parameter' -> its value as written, of a text in the form that gin prints."""
     text = re.sub(r"\\\n\s*", "", text)
