@@ -186,7 +186,7 @@ def config_diff(old: str, new: str) -> list[str]:
 
 
 def compare(old: str, new: str) -> list[str]:
-    """Every setting in which two operative gin texts differ, 'name: old -> new' a line; '(not set)' where one lacks it."""
+    """The settings in which two operative gin texts differ, 'name: old -> new' each; '(not set)' where one lacks it."""
     old, new = _bindings(old), _bindings(new)
     shown = lambda side, key: side.get(key, "(not set)")
     return [
