@@ -34,7 +34,9 @@ INIT_PARTLY_FROM = flags.DEFINE_string(
     "init_partly_from", None, "The same, but what does not match is made anew: an encoder under another head."
 )
 IMPORT = flags.DEFINE_multi_string(
-    "import", [], "A module outside the repository whose Objective subclasses gin files may then name. May be repeated."
+    "import",
+    [],
+    "A module outside the repository whose classes and functions gin files may then name. May be repeated.",
 )
 PROFILE = flags.DEFINE_string("profile", None, "Steps to trace for TensorBoard, as in 10:13 (10, 11 and 12).")
 LIST = flags.DEFINE_bool("list", False, "Print what run files there are and what they may name, and stop.")
@@ -84,6 +86,7 @@ def main(argv):
         return
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
     how = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value, "profile": profile}
+    how["imports"] = registry.imported()
     how["step_timeout"] = watchdog.STEP_TIMEOUT.value
     done = loop.train(run, WORKDIR.value, config=registry.operative_config(), **how)
     sys.exit(INTERRUPTED_CODE.value if done.interrupted else 0)

@@ -55,7 +55,17 @@ class Finished:
     metrics: dict
 
 
-def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=None, profile=None, step_timeout=0):
+def train(
+    experiment,
+    workdir,
+    *,
+    config=None,
+    init_from=None,
+    init_partly_from=None,
+    profile=None,
+    step_timeout=0,
+    imports=None,
+):
     """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
 
     SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends
@@ -69,6 +79,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             this run's own checkpoint, then init, then scratch.
         init_partly_from: short for Init(init_partly_from, strict=False).
         profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
+        imports: {module: files of its source} of code from outside, kept in workdir/imports.
         step_timeout: seconds until a step that hangs ends the process (launch.run.watchdog); 0 waits for ever.
 
     Returns:
@@ -97,14 +108,14 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
                     return Finished(step, False, None, {})
                 look(experiment.data, files.local / "data")
                 peers.share(files.workdir)
-                return _train(experiment, files, config, inits, profile, watch, closing)
+                return _train(experiment, files, config, inits, profile, imports or {}, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, files, config, inits, profile, watch, closing):
+def _train(experiment, files, config, inits, profile, imports, watch, closing):
     workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
@@ -137,7 +148,7 @@ def _train(experiment, files, config, inits, profile, watch, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
-    run_directory.claim(files, config)  # all is there that the run needs
+    changed = run_directory.claim(files, config, imports)  # all is there that the run needs
     if data.tokenizer is not None and jax.process_index() == 0:
         data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
     unit = objective.throughput(program.batch[first])[0]
@@ -156,6 +167,8 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     trained = "" if trained == count else f", {trained:,} of them trained"
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
+    for line in changed:
+        writers.say(f"warning: {line}")
     if line := horizon_changed(experiment.optimizer, step, meta):
         writers.say(line)
     step_metrics = StepMetrics(

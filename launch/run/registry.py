@@ -1,12 +1,13 @@
 """gin, and the only file that knows it: run files and bindings in, an Experiment out.
 
-What a gin file can name is what each of our packages lists in its CONFIGURABLE, their objectives, and those of any
-module that --import=MODULE brings in; such a module needs no gin and no decorator. Every failure is a UserError of one
+What a gin file can name is what each of our packages lists in its CONFIGURABLE, their objectives, and what a module
+defines that --import=MODULE brings in; such a module needs no gin and no decorator. Every failure is a UserError of one
 line: what, where (file:line, when gin knows it) and what to do. A binding that nothing reads is a failure too: it would
 otherwise be a silent typo.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import importlib.resources
@@ -16,6 +17,7 @@ import io
 import pathlib
 import re
 import tokenize
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import gin
@@ -30,6 +32,7 @@ PACKAGES = ("paradigm", "t5like", "vision", "multimodal")
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}
+_imported: dict[str, types.ModuleType] = {}  # from outside
 
 
 def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports: Sequence[str] = ()) -> Experiment:
@@ -51,7 +54,7 @@ def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gi
 
 def configurables(imports: Sequence[str] = ()) -> dict[str, Callable]:
     """{name: class or function} of all that gin files may name, those of `imports` too."""
-    names = [*_register_ours(), *(name for module in imports for name in register_objectives(module))]
+    names = [*_register_ours(), *(name for module in imports for name in register_module(module))]
     return {name: _registered[name] for name in names}
 
 
@@ -78,20 +81,58 @@ def register(configurable: Callable, name: str | None = None) -> None:
 
 
 def register_objectives(module: str) -> list[str]:
-    """Imports a module or package and registers the Objective subclasses that it defines and does not hide by a '_'."""
+    """Registers the Objective subclasses that a package of ours defines and does not hide by a '_'; their names."""
     from paradigm.objective import Objective
+
+    found = importlib.import_module(module)
+    own = [v for v in vars(found).values() if inspect.isclass(v) and f"{v.__module__}.".startswith(f"{module}.")]
+    objectives = [v for v in own if issubclass(v, Objective) and not v.__name__.startswith("_")]
+    for objective in objectives:
+        register(objective)
+    return [objective.__name__ for objective in objectives]
+
+
+def register_module(module: str) -> list[str]:
+    """Imports a module or package from outside and registers what gin files may want of it; the names.
+
+    That is: dataclasses (objectives, evaluators, recipes of data, optimizers, schedules), Flax modules and functions
+    that it defines and does not hide by a '_'; or, of these, what its __all__ lists.
+    """
+    from flax import linen as nn
+
+    from paradigm.evaluator import Evaluator
 
     try:
         found = importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"--import={module}: {error}; is its folder on PYTHONPATH?") from error
-    own = [v for v in vars(found).values() if inspect.isclass(v) and f"{v.__module__}.".startswith(f"{module}.")]
-    objectives = [v for v in own if issubclass(v, Objective) and not v.__name__.startswith("_")]
-    if not objectives:
-        raise UserError(f"--import={module}: it defines no subclass of paradigm.objective.Objective to register")
-    for objective in objectives:
-        register(objective)
-    return [objective.__name__ for objective in objectives]
+    listed = getattr(found, "__all__", None)
+    names = []
+    for name, value in vars(found).items():
+        own = f"{getattr(value, '__module__', '')}.".startswith(f"{module}.") and not name.startswith("_")
+        wanted = inspect.isfunction(value) or (
+            inspect.isclass(value) and (dataclasses.is_dataclass(value) or issubclass(value, nn.Module | Evaluator))
+        )
+        if wanted and (own if listed is None else name in listed):
+            register(value, name)
+            names.append(name)
+    if not names:
+        raise UserError(
+            f"--import={module}: it defines nothing that a gin file could name: no dataclass (an objective, evaluator, "
+            "a recipe of data ...), Flax module or function"
+        )
+    _imported[module] = found
+    return names
+
+
+def imported() -> dict[str, list[pathlib.Path]]:
+    """{module: the files of its source} of what the last parsed Experiment imported from outside."""
+    files = {}
+    for module in re.findall(r"^import ([\w.]+)", gin.operative_config_str(), re.MULTILINE):
+        if module in _imported and (source := getattr(_imported[module], "__file__", None)):
+            path = pathlib.Path(source)
+            files[module] = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return files
 
 
 def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experiment:
@@ -170,7 +211,7 @@ def _look_ahead(text: str, origin: str) -> str:
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if match := re.match(r"import\s+([\w.]+)", line):
-            register_objectives(match[1])
+            register_module(match[1])
         if match := re.match(r"include\s+['\"](.*)['\"]", line):
             path = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'")
             if re.search(r"^include\s", path.read_text("utf-8"), re.MULTILINE):

@@ -7,6 +7,7 @@ every start. Both are there before the first step, and not before all is found t
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import pathlib
 import platform
@@ -67,11 +68,15 @@ def held(workdir):
         yield
 
 
-def claim(files, config):
-    """Writes the two files of a run directory: call `check` first.
+def claim(files, config, imports=()):
+    """Writes the two files of a run directory, and the code that it imports: call `check` first.
 
     Args:
         files: the directory, a launch.storage.sync.WorkdirSync. config: as in `check`.
+        imports: {module: files of its source} of code from outside.
+
+    Returns:
+        Lines on code that is not what an earlier start of this run imported.
 
     Raises:
         UserError: the directory cannot be written.
@@ -80,8 +85,35 @@ def claim(files, config):
     with _accessible(workdir):
         if jax.process_index() == 0:
             replace(files.local / "config.gin", config.encode())
-            _record(files.local / "environment.json")
+            hashes = keep_imports(files.local / "imports", imports)
+            before = _record(files.local / "environment.json", hashes)
             files.push()
+            return [
+                f"{name} (sha256 {new[:12]}) is not what this run imported before ({before[name][:12]}); both are in "
+                f"{files.workdir / 'imports'}"
+                for name, new in hashes.items()
+                if before.get(name, new) != new
+            ]
+    return []
+
+
+def keep_imports(directory, imports):
+    """Copies source files into the directory, each under its name and hash; {module, or module/file: its sha256}.
+
+    Args:
+        directory: a pathlib.Path, made if need be. imports: {module: files of its source}.
+    """
+    hashes = {}
+    for module, paths in dict(imports).items():
+        for path in paths:
+            content = path.read_bytes()
+            below = path.relative_to(paths[0].parent).as_posix() if len(paths) > 1 else ""
+            name = f"{module}/{below}" if below else module
+            hashes[name] = hashlib.sha256(content).hexdigest()
+            directory.mkdir(exist_ok=True)
+            stem = name.removesuffix(".py").replace("/", ".")
+            replace(directory / f"{stem}-{hashes[name][:12]}.py", content)
+    return hashes
 
 
 @contextlib.contextmanager
@@ -130,8 +162,8 @@ def versions():
     return found
 
 
-def _record(path):
-    """This start's environment; those of earlier starts stay in `earlier`."""
+def _record(path, imports):
+    """This start's environment; those of earlier starts stay in `earlier`. The imports that the last one had."""
     earlier = []
     if path.exists():
         try:
@@ -148,9 +180,11 @@ def _record(path):
         "platform": platform.platform(),
         "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "processes": jax.process_count(),
+        "imports": imports,
         "earlier": earlier,
     }
     replace(path, json.dumps(now, indent=1).encode())
+    return earlier[-1].get("imports", {}) if earlier else {}
 
 
 def _git():

@@ -319,6 +319,20 @@ def test_configuration_and_environment_come_before_the_first_step_and_after_all_
     assert meta["config"] == "Experiment.seed = 0\n" and meta["next_index"] == 16 and meta["objective"] == "TwoTerms"
 
 
+def test_imported_code_is_kept_with_its_hash_and_told_when_it_differs(tmp_path, capsys):
+    code, run = tmp_path / "mine.py", tmp_path / "run"
+    told = []
+    for steps, text in ((1, "x = 1\n"), (2, "x = 1\n"), (3, "x = 2\n")):
+        code.write_text(text)
+        loop.train(small.experiment(total_steps=steps), run, config="a = 1\n", imports={"mine": [code]})
+        told.append("mine (sha256" in capsys.readouterr().out)
+    assert told == [False, False, True]
+    one, other = sorted((run / "imports").iterdir(), key=lambda path: path.read_text())
+    assert (one.read_text(), other.read_text()) == ("x = 1\n", "x = 2\n")
+    recorded = json.loads((run / "environment.json").read_text())["imports"]["mine"]
+    assert other.name == f"mine-{recorded[:12]}.py" and len(recorded) == 64
+
+
 @dataclasses.dataclass(frozen=True)
 class FilesData(small.NumbersData):
     source: str = "digits"

@@ -236,10 +236,56 @@ def test_modules_from_outside(tmp_path, monkeypatch):
     assert type(run.objective).__name__ == "Mine" and run.objective.rate == 0.25
     assert registry.parse_text(registry.operative_config()) == run  # the imports travel with the run
     for module, text in {
-        "outside_nothing": "--import=outside_nothing: it defines no subclass of paradigm.objective.Objective",
+        "outside_nothing": "--import=outside_nothing: it defines nothing that a gin file could name: no dataclass",
         "outside_clash": "outside_clash.TwoTerms: tests.miniatures has that name already; choose another",
         "no_such_module": "--import=no_such_module: No module named 'no_such_module'; is its folder on PYTHONPATH?",
     }.items():
         with pytest.raises(UserError) as error:
             registry.parse([], [], ["tests.miniatures", module])
         assert text in str(error.value)
+
+
+OUTSIDE = """
+import dataclasses
+from flax import linen as nn
+from paradigm.evaluator import Evaluator
+from tests.miniatures import TwoTerms
+
+class Net(nn.Module):
+    width: int = 3
+
+@dataclasses.dataclass(frozen=True)
+class Counts(Evaluator):
+    k: int = 1
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    source: str = "here"
+    net: object = None
+
+    def build(self, cache_dir, window=None, progress=True):
+        return self
+
+def wide(width):
+    return Net(width)
+
+class Helper:
+    pass
+
+def _hidden():
+    pass
+"""
+
+
+def test_outside_models_evaluators_recipes_and_functions_can_be_named(tmp_path, monkeypatch):
+    (tmp_path / "outside_all.py").write_text(OUTSIDE)
+    (tmp_path / "outside_listed.py").write_text("__all__ = ['listed']\ndef listed(): return 3\ndef other(): return 4\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = GOOD.replace("'rows'", "@Recipe()") + "Recipe.net = @wide()\nwide.width = 7\n"
+    text += "Experiment.evaluators = (@Counts(),)\nCounts.k = 2\nExperiment.seed = @listed()\n"
+    (tmp_path / "mine.gin").write_text(text)
+    run = registry.parse([str(tmp_path / "mine.gin")], [], ["tests.miniatures", "outside_all", "outside_listed"])
+    assert run.data.net.width == 7 and run.evaluators[0].k == 2 and run.seed == 3
+    assert registry.imported()["outside_all"] == [tmp_path / "outside_all.py"]
+    assert registry.register_module("outside_listed") == ["listed"]
+    assert sorted(registry.register_module("outside_all")) == ["Counts", "Net", "Recipe", "wide"]
