@@ -2,6 +2,7 @@
 
     python -m launch.show --workdir=/tmp/demo
     python -m launch.show --workdir=/tmp/demo --step=best | tail -1 | python -m json.tool
+    python -m launch.show --diff /tmp/demo /tmp/other     # the settings in which the two runs differ
 
 The last line is one JSON object: step, next_index, parameter_count, objective, phase, and the sha256 of each tree
 (params, opt_state, extra). A hash covers each leaf's path, dtype, shape and bytes, in the order of paths: runs whose
@@ -19,6 +20,12 @@ TREES = ("params", "opt_state", "extra")
 
 
 def main(argv):
+    if DIFF.value:
+        runs = [DIFF.value, *filter(None, [WORKDIR.value]), *argv[1:]]
+        if len(runs) != 2:
+            raise UserError("--diff takes two runs, as in --diff /tmp/one /tmp/other")
+        print("\n".join(diff(*runs)))
+        return
     if argv[1:]:
         raise UserError(f"'{argv[1]}' is not a flag: did you mean --workdir={argv[1]}? See --help")
     if not WORKDIR.value:
@@ -30,6 +37,25 @@ def main(argv):
     summary, facts = show(WORKDIR.value, STEP.value)
     print(summary)
     print(json.dumps(facts))
+
+
+def diff(one, other):
+    """The lines by which the configurations of two run directories differ, a setting each.
+
+    Raises UserError where one has no config.gin.
+    """
+    from launch.storage import filesystem
+    from launch.storage.workdir import compare
+    from paradigm.storage import retry
+
+    texts = []
+    for workdir in (one, other):
+        path = filesystem.as_path(workdir)
+        with filesystem.explained(path):
+            if not (path / "config.gin").is_file():
+                raise UserError(f"{workdir}: no run directory, it has no config.gin")
+            texts.append(retry((path / "config.gin").read_bytes).decode())
+    return compare(*texts) or ["no setting differs"]
 
 
 def show(workdir, step=None):
@@ -78,5 +104,8 @@ def show(workdir, step=None):
 
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+    DIFF = flags.DEFINE_string(
+        "diff", None, "A run directory to compare the configuration of another with: --diff A B."
+    )
     STEP = flags.DEFINE_string("step", None, "A step, or 'best'. The newest checkpoint that is whole unless given.")
     cli.run(main)

@@ -34,9 +34,15 @@ INIT_PARTLY_FROM = flags.DEFINE_string(
     "init_partly_from", None, "The same, but what does not match is made anew: an encoder under another head."
 )
 IMPORT = flags.DEFINE_multi_string(
-    "import", [], "A module outside the repository whose Objective subclasses gin files may then name. May be repeated."
+    "import",
+    [],
+    "A module outside the repository whose classes and functions gin files may then name. May be repeated.",
 )
 PROFILE = flags.DEFINE_string("profile", None, "Steps to trace for TensorBoard, as in 10:13 (10, 11 and 12).")
+LIST = flags.DEFINE_bool("list", False, "Print what run files there are and what they may name, and stop.")
+DESCRIBE = flags.DEFINE_string(
+    "describe", None, "Print the settings of what a run file may name, as in --describe=MAE, and stop."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, bytes per device and FLOPs per step, and stop.")
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
@@ -49,6 +55,11 @@ flags.adopt_module_key_flags(watchdog)
 def main(argv):
     if argv[1:]:
         raise UserError(f"'{argv[1]}' is not a flag: did you mean --gin_file={argv[1]}? See --help")
+    if LIST.value or DESCRIBE.value:
+        from launch.run import catalogue
+
+        print(catalogue.describe(DESCRIBE.value, IMPORT.value) if DESCRIBE.value else catalogue.listing(IMPORT.value))
+        return
     if not GIN_FILE.value:
         raise UserError("--gin_file is required, as in --gin_file=runs/demo.gin")
     if not (WORKDIR.value or DRY_RUN.value):
@@ -75,6 +86,7 @@ def main(argv):
         return
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
     how = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value, "profile": profile}
+    how["imports"] = registry.imported()
     how["step_timeout"] = watchdog.STEP_TIMEOUT.value
     done = loop.train(run, WORKDIR.value, config=registry.operative_config(), **how)
     sys.exit(INTERRUPTED_CODE.value if done.interrupted else 0)

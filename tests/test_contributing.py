@@ -11,9 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from paradigm import testing
 from paradigm.dataset import Dataset
 from paradigm.optim import AdamW
-from tests import contract
 from tests.t5like.vocabularies import t5_like
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -60,9 +60,9 @@ def test_it_passes_the_contract(masked):
     hidden = batch["inputs"] != batch["targets"]
     assert hidden.any() and not (hidden & (batch["weights"] == 0)).any()
     assert 0.05 < batch["weights"].mean() < 0.25 and (batch["inputs"][hidden] == 358).mean() > 0.6
-    contract.check_resume(objective, AdamW(1e-3), batch_of)
-    contract.check_microbatches(objective, batch_of)
-    contract.check_sharding(objective, batch_of)
+    testing.check_resume(objective, AdamW(1e-3), batch_of)
+    testing.check_microbatches(objective, batch_of)
+    testing.check_sharding(objective, batch_of)
 
 
 def test_it_trains_as_pasted(masked, tmp_path):

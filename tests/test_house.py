@@ -102,7 +102,7 @@ def test_launch_has_no_other_rooms():
     launch = REPO / "launch"
     assert {path.parent.relative_to(launch).as_posix() for path in launch.rglob("*.py")} == {".", *ROOMS}
     commands = {name.split(".")[1] for name in ENTRY_POINTS if name.startswith("launch.")}
-    assert {path.stem for path in launch.glob("*.py")} == {"__init__", "load", *commands}
+    assert {path.stem for path in launch.glob("*.py")} == {"__init__", "__main__", "load", *commands}
 
 
 def test_no_circle_of_imports():

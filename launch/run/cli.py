@@ -1,5 +1,7 @@
 """How entry points start and end: a person's mistake is one line on stderr and exit code 2, never a traceback."""
 
+import os
+import select
 import sys
 import traceback
 
@@ -12,7 +14,7 @@ def run(main):
     """Parses the absl flags, calls main(argv) with what is left of the command line, and exits.
 
     --help prints the module's docstring and its own flags (exit 0). A flag that does not exist or a UserError is one
-    line (exit 2), and so is Ctrl-C (exit 130).
+    line (exit 2), and so is Ctrl-C (exit 130). Where nobody reads on (`| head`), it ends quietly (141).
     """
     app.run(lambda argv: _call(main, argv), flags_parser=lambda argv: _call(_parse, argv))
 
@@ -27,7 +29,15 @@ def _parse(argv):
 
 def _call(function, argv):
     try:
-        return function(argv)
+        try:
+            return function(argv)
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends, which would complain
+    except BrokenPipeError:
+        if _is_read(sys.stdout):
+            raise  # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell counts SIGPIPE
     except (UserError, flags.Error) as error:
         message, code = f"error: {' '.join(str(error).split())}", 2
     except KeyboardInterrupt:
@@ -42,6 +52,13 @@ def _call(function, argv):
 
         distributed.leave(code)
     sys.exit(code)
+
+
+def _is_read(stream):
+    """Whether somebody still reads what is written to this stream; a pipe that nobody reads is in error."""
+    asked = select.poll()
+    asked.register(stream.fileno(), select.POLLOUT)
+    return not any(event & select.POLLERR for _, event in asked.poll(0))
 
 
 def _one_of_several():

@@ -1,12 +1,18 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
+import dataclasses
+import re
+import sys
+
 import jax
 import numpy as np
 
 from launch.run.loader import batches
 from launch.storage.sync import at_hand
 from paradigm.dataset import Dataset
+from paradigm.errors import UserError
 from paradigm.records import sample, spread
+from paradigm.storage import expand
 from t5like.tokenizers import load_tokenizer
 from t5like.vocabulary import same
 
@@ -67,6 +73,36 @@ class Data:
         return {name: x[chosen] for name, x in batch.items()}
 
 
+SCHEMES = ("folder", "zip", "idx", "npz", "tsv")  # of sources that are files
+
+
+def look(recipe, directory):
+    """Raises UserError for a `source` of a recipe, at any depth, that is a path where nothing is.
+
+    It is asked before anything is compiled. Where data were prepared in `directory`, they are used whatever became of
+    their source; process 0 asks, for it prepares. What is no plain path is left to the recipe.
+    """
+    if jax.process_index() or (directory.exists() and any(directory.iterdir())):
+        return
+    if isinstance(recipe, tuple | list):
+        for one in recipe:
+            look(one, directory)
+        return
+    if not dataclasses.is_dataclass(recipe):
+        return
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name != "source" or not isinstance(value, str):
+            look(value, directory)
+            continue
+        scheme, colon, path = value.partition(":")
+        path = path if colon and scheme in SCHEMES else value
+        named = "/" in path or path.startswith("~") or (colon and scheme in SCHEMES) or re.search(r"\.\w+$", path)
+        if named and not re.search(r"[*?{,\[]|://|^tfds:", path) and not expand(path).exists():
+            what = f"{type(recipe).__name__}.source='{value}'"
+            raise UserError(f"{what}: no such file or directory (looked for {expand(path).absolute()})")
+
+
 def tokenizer_of(workdir):
     """The tokenizer that a run was trained with, in a run directory; None where there is none."""
     if not (workdir / "tokenizer").is_dir():
@@ -86,11 +122,12 @@ def _build(recipe, directory, window):
 
     A run in a bucket has a directory for each of them: then each prepares its own.
     """
+    progress = sys.stderr.isatty()  # a bar that redraws itself makes a log unreadable
     if jax.process_count() == 1:
-        return recipe.build(directory, window=window)
+        return recipe.build(directory, window=window, progress=progress)
     from jax.experimental import multihost_utils
 
     if jax.process_index() == 0:
-        recipe.build(directory, window=window)
+        recipe.build(directory, window=window, progress=progress)
     multihost_utils.sync_global_devices("data are prepared")
     return recipe.build(directory, window=window, progress=False)

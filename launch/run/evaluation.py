@@ -7,19 +7,24 @@ from jax.sharding import PartitionSpec as P
 from paradigm.metrics import mean, merge
 from paradigm.step import make_eval_step
 
+LOOKED_AT = 2  # held-out examples that are read before the first step
+
 
 class Evaluation:
     """Runs the validation set and the evaluators. With an average of weights (ema) it is the average that is evaluated.
 
     Each example counts once: sums are added over batches, padding has weight 0, and only then are they divided.
 
-    Raises UserError when an evaluator cannot work with the objective or the data: before the first step, then.
+    Raises UserError when an evaluator cannot work with the objective or the data, or held-out examples cannot be read:
+    before the first step, then.
     """
 
     def __init__(self, program, data):
         self._program, self._data, self._experiment = program, data, program.experiment
         for evaluator in self._experiment.evaluators:
             evaluator.check(self._experiment.objective, data)
+        for dataset in data.valid.values():
+            dataset.read(0, slice(0, LOOKED_AT))
         self._which = "online" if self._experiment.ema is None else "ema"
         self._steps = {}  # phase -> executable, compiled when first needed
 

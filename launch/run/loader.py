@@ -36,7 +36,8 @@ class _Steps(grain.sources.RandomAccessDataSource):
 class Batches:
     """Iterator over batches (dicts of numpy arrays); use it in `with`, or call close().
 
-    problems: how many records were broken so far. Each new one is named on stderr, up to NAMED of them.
+    problems: how often a broken record was met so far. Each record is named on stderr once, up to NAMED of them, and
+    their number at the end.
     """
 
     NAMED = 20
@@ -45,7 +46,7 @@ class Batches:
         # Held where an exit hook can close it and let go of it: Grain complains of iterators that outlive its modules.
         self._held = [iterator]
         self._close = weakref.finalize(self, _close, self._held)
-        self.problems = 0
+        self.problems, self._named = 0, set()
 
     def __iter__(self):
         return self
@@ -56,13 +57,16 @@ class Batches:
         batch, problems = next(self._held[0])
         for problem in problems:
             self.problems += 1
-            if self.problems <= self.NAMED:
-                last = "; no more are named" if self.problems == self.NAMED else ""
+            if problem.record not in self._named and len(self._named) < self.NAMED:
+                self._named.add(problem.record)
+                last = "; no more are named" if len(self._named) == self.NAMED else ""
                 print(f"warning: {problem.record} is broken and left out ({problem.error}){last}", file=sys.stderr)
         return batch
 
     def close(self):
         """Ends threads and processes. Further calls do nothing."""
+        if self._held and self.problems > len(self._named):
+            print(f"warning: broken records were met and left out {self.problems} times in all", file=sys.stderr)
         self._close()
 
     def __enter__(self):

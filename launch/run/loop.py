@@ -1,8 +1,8 @@
 """THE loop. There is one: it trains every objective, on one core or on a pod, from scratch or from where a run stopped.
 
-`train` reads from top to bottom as a run goes: claim the directory, compile while the data start up, find the first
-state, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head of the loop, which
-turns once more than there are steps, so that the last step is nothing special.
+`train` reads from top to bottom as a run goes: lock the directory, compile while the data start up, find the first
+state, claim the directory, take steps. What is due after a step (rows, evaluation, checkpoint) is decided at the head
+of the loop, which turns once more than there are steps, so that the last step is nothing special.
 
 Rows of metrics.jsonl do not depend on where a run was interrupted. A row merges the sums of the steps since the row
 before; a checkpoint carries the sums of the row that is not full yet, and what was logged and evaluated up to then.
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from launch.run.data import Data
+from launch.run.data import Data, look
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
@@ -55,7 +55,17 @@ class Finished:
     metrics: dict
 
 
-def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=None, profile=None, step_timeout=0):
+def train(
+    experiment,
+    workdir,
+    *,
+    config=None,
+    init_from=None,
+    init_partly_from=None,
+    profile=None,
+    step_timeout=0,
+    imports=None,
+):
     """Trains an experiment in a directory, or goes on with the run that is there, to total_steps.
 
     SIGTERM or Ctrl-C saves and returns (the process then exits with 0; the same command goes on); a second Ctrl-C ends
@@ -69,6 +79,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
             this run's own checkpoint, then init, then scratch.
         init_partly_from: short for Init(init_partly_from, strict=False).
         profile: (first, last): steps first .. last - 1 are traced into workdir/profile.
+        imports: {module: files of its source} of code from outside, kept in workdir/imports.
         step_timeout: seconds until a step that hangs ends the process (launch.run.watchdog); 0 waits for ever.
 
     Returns:
@@ -87,6 +98,7 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
                 experiment = bound(experiment)
                 validate(experiment, jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
+                closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
                 run_directory.check(files.workdir, config)
                 step = Checkpoints(files.workdir / "checkpoints").beyond(experiment.total_steps)
@@ -94,16 +106,16 @@ def train(experiment, workdir, *, config=None, init_from=None, init_partly_from=
                     if jax.process_index() == 0:
                         print(f"step {step} of {experiment.total_steps}: nothing to do in {workdir}", flush=True)
                     return Finished(step, False, None, {})
-                run_directory.claim(files, config)
+                look(experiment.data, files.local / "data")
                 peers.share(files.workdir)
-                return _train(experiment, files, config, inits, profile, watch, closing)
+                return _train(experiment, files, config, inits, profile, imports or {}, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, files, config, inits, profile, watch, closing):
+def _train(experiment, files, config, inits, profile, imports, watch, closing):
     workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
@@ -125,9 +137,6 @@ def _train(experiment, files, config, inits, profile, watch, closing):
     made = making.submit(make_state)
     data = Data(experiment, files.local / "data")
 
-    if data.tokenizer is not None and jax.process_index() == 0:
-        data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
-
     for where, vocabulary in meta.get("vocabularies", ()):
         same(vocabulary, data.vocabulary, where, f"the data in {files.local / 'data'}")
     state = made.result()
@@ -139,22 +148,55 @@ def _train(experiment, files, config, inits, profile, watch, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
+    changed = run_directory.claim(files, config, imports)  # all is there that the run needs
+    if data.tokenizer is not None and jax.process_index() == 0:
+        data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
     unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(
-        files.local, logged=progress["logged"], evaluated=progress["evaluated"], step=step, total_steps=total, unit=unit
+        files.local,
+        logged=progress["logged"],
+        evaluated=progress["evaluated"],
+        step=step,
+        total_steps=total,
+        unit=unit,
+        title=f"{type(objective).__name__} · {workdir.name}",
+        config=config,
     )
     closing.callback(writers.close)
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     trained = "" if trained == count else f", {trained:,} of them trained"
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
+    for line in changed:
+        writers.say(f"warning: {line}")
     if line := horizon_changed(experiment.optimizer, step, meta):
         writers.say(line)
-    step_metrics = StepMetrics(experiment, program, writers, progress, step, int(state.bad_steps))
+    step_metrics = StepMetrics(
+        experiment,
+        program,
+        writers,
+        progress,
+        step,
+        int(state.bad_steps),
+        saved=lambda: max(checkpoints.steps(), default=None),
+        idle=lambda: all(executable.done() for executable in executables.values()),
+    )
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()
     stop = closing.enter_context(Stop())
     trace = closing.enter_context(Profile(profile, files.local / "profile"))
+
+    def saved_meta(step, evaluated):
+        return {
+            "next_index": step * experiment.batch_size,
+            "objective": type(objective).__name__,
+            "phase": objective.phase(step),
+            "config": config,
+            "data": data.fingerprint,
+            "learning_rate": float(experiment.optimizer.learning_rate_at(step)),
+            "versions": run_directory.versions(),
+            "progress": {"evaluated": evaluated, **step_metrics.progress},
+        }
 
     while True:
         watch.at(f"step {step + 1}")
@@ -166,7 +208,16 @@ def _train(experiment, files, config, inits, profile, watch, closing):
             step_metrics.drain()
             watch.at(f"the evaluation after step {step}", UNHURRIED)
             start = time.perf_counter()
-            found = evaluation.run(state, stop.hurried)
+            try:
+                found = evaluation.run(state, stop.hurried)
+            except Exception:
+                if jax.process_count() == 1 and step not in checkpoints.steps():  # else the others would wait
+                    watch.at(f"saving step {step}", UNHURRIED)
+                    last_save = step, state, saved_meta(step, evaluated), {}
+                    checkpoints.save(*last_save)
+                    checkpoints.finish(*last_save)
+                    writers.say(f"the evaluation after step {step} failed; the step is saved")
+                raise
             if found is None:  # a signal came; the evaluation is due again when the run goes on
                 continue
             evaluated, metrics = step, found[0]
@@ -177,17 +228,7 @@ def _train(experiment, files, config, inits, profile, watch, closing):
         if step > 0 and (last or stopping or step % experiment.save_every == 0):
             step_metrics.drain()
             watch.at(f"saving step {step}", UNHURRIED)
-            saved = {
-                "next_index": step * experiment.batch_size,
-                "objective": type(objective).__name__,
-                "phase": objective.phase(step),
-                "config": config,
-                "data": data.fingerprint,
-                "learning_rate": float(experiment.optimizer.learning_rate_at(step)),
-                "versions": run_directory.versions(),
-                "progress": {"evaluated": evaluated, **step_metrics.progress},
-            }
-            last_save = step, state, saved, fresh
+            last_save = step, state, saved_meta(step, evaluated), fresh
             checkpoints.save(*last_save)
             step_metrics.restart_clock()
         if last or stopping:

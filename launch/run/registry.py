@@ -1,12 +1,13 @@
 """gin, and the only file that knows it: run files and bindings in, an Experiment out.
 
-What a gin file can name is what each of our packages lists in its CONFIGURABLE, their objectives, and those of any
-module that --import=MODULE brings in; such a module needs no gin and no decorator. Every failure is a UserError of one
+What a gin file can name is what each of our packages lists in its CONFIGURABLE, their objectives, and what a module
+defines that --import=MODULE brings in; such a module needs no gin and no decorator. Every failure is a UserError of one
 line: what, where (file:line, when gin knows it) and what to do. A binding that nothing reads is a failure too: it would
 otherwise be a silent typo.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import importlib.resources
@@ -16,10 +17,12 @@ import io
 import pathlib
 import re
 import tokenize
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import gin
 
+from launch.run import slips
 from launch.run.experiment import Experiment, Init
 from paradigm.errors import UserError
 from paradigm.storage import expand
@@ -29,6 +32,7 @@ PACKAGES = ("paradigm", "t5like", "vision", "multimodal")
 SHIPPED = pathlib.Path(str(importlib.resources.files("gin_configs")))
 
 _registered: dict[str, Callable] = {}
+_imported: dict[str, types.ModuleType] = {}  # from outside
 
 
 def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports: Sequence[str] = ()) -> Experiment:
@@ -48,6 +52,17 @@ def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gi
     return _build([(text, name)], gin_params)
 
 
+def configurables(imports: Sequence[str] = ()) -> dict[str, Callable]:
+    """{name: class or function} of all that gin files may name, those of `imports` too."""
+    names = [*_register_ours(), *(name for module in imports for name in register_module(module))]
+    return {name: _registered[name] for name in names}
+
+
+def shipped(folder: str = "") -> list[str]:
+    """The shipped gin files below a folder, as --gin_file and include name them."""
+    return sorted(path.relative_to(SHIPPED).as_posix() for path in (SHIPPED / folder).rglob("*.gin"))
+
+
 def operative_config() -> str:
     """Every binding that the last parsed Experiment was built from, defaults included: gin text that parses again."""
     return gin.operative_config_str(max_line_length=118)
@@ -58,39 +73,72 @@ def register(configurable: Callable, name: str | None = None) -> None:
     name = name or configurable.__name__
     known = _registered.get(name)
     if known is None:
-        gin.external_configurable(configurable, name=name)
+        with gin.unlock_config():  # an experiment may have been parsed before
+            gin.external_configurable(configurable, name=name)
         _registered[name] = configurable
     elif known.__module__ != configurable.__module__:
         raise UserError(f"{configurable.__module__}.{name}: {known.__module__} has that name already; choose another")
 
 
-def register_objectives(module: str) -> None:
-    """Imports a module or package and registers the Objective subclasses that it defines and does not hide by a '_'."""
+def register_objectives(module: str) -> list[str]:
+    """Registers the Objective subclasses that a package of ours defines and does not hide by a '_'; their names."""
     from paradigm.objective import Objective
+
+    found = importlib.import_module(module)
+    own = [v for v in vars(found).values() if inspect.isclass(v) and f"{v.__module__}.".startswith(f"{module}.")]
+    objectives = [v for v in own if issubclass(v, Objective) and not v.__name__.startswith("_")]
+    for objective in objectives:
+        register(objective)
+    return [objective.__name__ for objective in objectives]
+
+
+def register_module(module: str) -> list[str]:
+    """Imports a module or package from outside and registers what gin files may want of it; the names.
+
+    That is: dataclasses (objectives, evaluators, recipes of data, optimizers, schedules), Flax modules and functions
+    that it defines and does not hide by a '_'; or, of these, what its __all__ lists.
+    """
+    from flax import linen as nn
+
+    from paradigm.evaluator import Evaluator
 
     try:
         found = importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"--import={module}: {error}; is its folder on PYTHONPATH?") from error
-    own = [v for v in vars(found).values() if inspect.isclass(v) and f"{v.__module__}.".startswith(f"{module}.")]
-    objectives = [v for v in own if issubclass(v, Objective) and not v.__name__.startswith("_")]
-    if not objectives:
-        raise UserError(f"--import={module}: it defines no subclass of paradigm.objective.Objective to register")
-    for objective in objectives:
-        register(objective)
+    listed = getattr(found, "__all__", None)
+    names = []
+    for name, value in vars(found).items():
+        own = f"{getattr(value, '__module__', '')}.".startswith(f"{module}.") and not name.startswith("_")
+        wanted = inspect.isfunction(value) or (
+            inspect.isclass(value) and (dataclasses.is_dataclass(value) or issubclass(value, nn.Module | Evaluator))
+        )
+        if wanted and (own if listed is None else name in listed):
+            register(value, name)
+            names.append(name)
+    if not names:
+        raise UserError(
+            f"--import={module}: it defines nothing that a gin file could name: no dataclass (an objective, evaluator, "
+            "a recipe of data ...), Flax module or function"
+        )
+    _imported[module] = found
+    return names
+
+
+def imported() -> dict[str, list[pathlib.Path]]:
+    """{module: the files of its source} of what the last parsed Experiment imported from outside."""
+    files = {}
+    for module in re.findall(r"^import ([\w.]+)", gin.operative_config_str(), re.MULTILINE):
+        if module in _imported and (source := getattr(_imported[module], "__file__", None)):
+            path = pathlib.Path(source)
+            files[module] = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return files
 
 
 def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experiment:
     """Parses each (text, origin), then the bindings, and builds the Experiment."""
     gin.clear_config()
-    register(Experiment)
-    register(Init)
-    for package in PACKAGES:
-        for module, names in importlib.import_module(package).CONFIGURABLE.items():
-            for name in names:
-                register(getattr(importlib.import_module(f"{package}.{module}"), name), name)
-        if importlib.util.find_spec(f"{package}.objectives"):
-            register_objectives(f"{package}.objectives")
+    _register_ours()
     for text, origin in sources:
         _parse(_look_ahead(text, origin), origin)
     # In files, what is bound must be referred to; a binding on the command line may well cut a reference off.
@@ -101,14 +149,35 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     with _in_one_line(sources[-1][1] if sources else "--gin_param"):
         gin.finalize()
         experiment = gin.get_configurable("Experiment")()
+    if wrong := list(slips.wrong_kinds(experiment)):
+        raise UserError("; ".join(wrong))
     _refuse_unread(set().union(*map(_bound, params)), _bound(gin.operative_config_str()))
     return experiment
 
 
+def _register_ours() -> list[str]:
+    register(Experiment)
+    register(Init)
+    ours = ["Experiment", "Init"]
+    for package in PACKAGES:
+        for module, names in importlib.import_module(package).CONFIGURABLE.items():
+            for name in names:
+                register(getattr(importlib.import_module(f"{package}.{module}"), name), name)
+                ours.append(name)
+        if importlib.util.find_spec(f"{package}.objectives"):
+            ours += register_objectives(f"{package}.objectives")
+    return ours
+
+
 def _parse(text: str, origin: str) -> None:
+    for number, line in enumerate(text.splitlines(), 1):
+        if (match := re.match(r"(\w+)\s*=", line)) and match[1] in _registered:
+            raise UserError(f"{origin}:{number}: {match[1]} is no setting: write {match[1]}.parameter = value")
+    for number, slip in slips.references(text):
+        raise UserError(f"{origin}:{number}: {slip}")
     stream = io.StringIO(text)
     stream.name = origin  # gin names it in its errors
-    with _in_one_line(origin):
+    with _in_one_line(origin, text):
         gin.parse_config(stream)
 
 
@@ -124,7 +193,17 @@ def _refuse_unread(bound: set[str], read: set[str]) -> None:
             raise UserError(f"{name} has bindings but nothing refers to @{name}(): remove them, or refer to it; "
                             f"this experiment is made of {', '.join(sorted(read & _registered.keys()))}")  # fmt: skip
         near = [f"{owner}.{name}" for owner in sorted(_registered) if name in _parameters(_registered[owner])]
+        if lost := _close(name, _used() - _bound(gin.config_str())):
+            raise UserError(
+                f"%{lost[0]} is used but not set, and '{name}' is set but nothing reads it: give both one name"
+            )
+        near = near or [f"'{other}'" for other in _close(name, (read | _used()) - _registered.keys())]
         raise UserError(f"'{name}' is set but nothing reads it{f', did you mean {near[0]}?' if near else ''}")
+
+
+def _used() -> set[str]:
+    """The macros that the parsed text refers to."""
+    return set(re.findall(r"%(?:\w+/)*(\w+)", gin.config_str()))
 
 
 def _look_ahead(text: str, origin: str) -> str:
@@ -132,7 +211,7 @@ def _look_ahead(text: str, origin: str) -> str:
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if match := re.match(r"import\s+([\w.]+)", line):
-            register_objectives(match[1])
+            register_module(match[1])
         if match := re.match(r"include\s+['\"](.*)['\"]", line):
             path = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'")
             if re.search(r"^include\s", path.read_text("utf-8"), re.MULTILINE):
@@ -146,29 +225,50 @@ def _find(path: str, what: str) -> pathlib.Path:
     for candidate in (expand(path), SHIPPED / path):
         if candidate.is_file():
             return candidate
-    available = [p.relative_to(SHIPPED).as_posix() for p in SHIPPED.rglob("*.gin")]
-    raise UserError(f"{what}: no such file here or in {SHIPPED}{_nearest(path, available)}")
+    raise UserError(f"{what}: no such file here or in {SHIPPED}{_nearest_file(path)}")
+
+
+def _nearest_file(path: str) -> str:
+    """', did you mean ...?': a file of that name in another folder, else one spelled like it, here or shipped."""
+    folder, name = expand(path).parent, pathlib.PurePath(path).name
+    files = shipped("runs") + [file for file in shipped() if not file.startswith("runs/")]
+    named = [file for file in files if pathlib.PurePath(file).stem == name.removesuffix(".gin")]
+    here = [file.name for file in folder.glob("*.gin")] if folder.is_dir() else []
+    if expand(path).is_dir() and (inside := sorted(expand(path).glob("*.gin"))):
+        return f": it is a folder; one of its files is {inside[0]}"
+    if (SHIPPED / path).is_dir() and (inside := shipped(path)):
+        return f": it is a folder; its files are {', '.join(inside)}"
+    if near := [str(pathlib.PurePath(path).with_name(file)) for file in _close(name, here)]:
+        return f", did you mean '{near[0]}'?"
+    if near := _close(path, named) or named or _close(path, files):
+        return f", did you mean '{near[0]}'?"
+    return "; python -m launch.train --list names those that are shipped"
 
 
 # --- gin's exceptions, in one line -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _in_one_line(origin: str) -> Iterator[None]:
+def _in_one_line(origin: str, text: str = "") -> Iterator[None]:
     """Turns what gin and the constructors raise into UserErrors. A failure of another kind is ours and passes."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error).split("\n  In ")[0]) from None
     except SyntaxError as error:
-        where = f"{error.filename or origin}:{error.lineno}"
-        line = (error.text or "").strip()
-        raise UserError(f"{where}: {error.msg.splitlines()[0]} in `{line}`; bindings read Name.parameter = value, "
-                        "with texts in quotes") from None  # fmt: skip
+        line = _line(text, error.lineno) or (error.text or "").strip()
+        raise UserError(f"{error.filename or origin}:{error.lineno}: `{line}`: {slips.explain(line)}") from None
     except tokenize.TokenError as error:
-        raise UserError(f"{origin}:{error.args[1][0]}: {error.args[0]}: is a bracket or a quote left open?") from None
+        lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"[\w/.]+\s*=", line)]
+        at = lines[-1] if lines else error.args[1][0]
+        raise UserError(f"{origin}:{at}: {slips.open_bracket(_line(text, at))}") from None
     except (ValueError, TypeError, OSError) as error:
         raise UserError(_explain(str(error), origin)) from error
+
+
+def _line(text: str, number: int | None) -> str:
+    lines = text.splitlines()
+    return lines[number - 1].strip() if number and number <= len(lines) else ""
 
 
 def _explain(message: str, origin: str) -> str:
@@ -186,7 +286,9 @@ def _explain(message: str, origin: str) -> str:
             f"{where}{match[1]} has no parameter '{match[2]}'{_nearest(match[2], _parameters(_registered[match[1]]))}"
         )
     if match := re.match(r"No bindings specified for '(\w+)/gin.macro'", first):
-        return f"{origin}: %{match[1]} is used but not set: {_how_to_set(match[1])}"
+        macros = _bound(gin.config_str()) - _registered.keys()
+        near = "".join(f"did you mean %{other}? Else " for other in _close(match[1], macros))
+        return f"{origin}: %{match[1]} is used but not set: {near}{_how_to_set(match[1])}"
     if match := re.match(r"([\w.]+) set to `%gin.REQUIRED`", first):
         return f"{origin}: {match[1]} is required and not set: {_how_to_set(match[1])}"
     if called and (match := re.search(r"missing \d+ required [\w-]+ arguments?: '(\w+)'", first)):
@@ -215,5 +317,10 @@ def _parameters(configurable: Callable) -> list[str]:
 def _nearest(name: str, options: Iterable[str]) -> str:
     """', did you mean ...?', or what there is to choose from."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, 1, 0.5)
+    near = _close(name, options)
     return f", did you mean '{near[0]}'?" if near else f"; there are: {', '.join(options)}"
+
+
+def _close(name: str, options: Iterable[str]) -> list[str]:
+    """[the option that is spelled most like `name`], or []."""
+    return difflib.get_close_matches(name, sorted(options), 1, 0.5)

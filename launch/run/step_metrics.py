@@ -8,6 +8,7 @@ import jax
 from paradigm.errors import UserError
 from paradigm.metrics import mean, merge, peak_flops
 
+MEASURED = 3  # so often at most is a peak measured
 BAD_STEPS = 10  # so many non-finite steps in a row end a run: by then it is not the data
 
 
@@ -19,9 +20,10 @@ class StepMetrics:
     ever: there each step is waited for.
 
     progress: logged, the step of the last full row, and window, {name: [sum, weight]} of the steps since.
+    saved: gives the newest checkpoint's step, or None. idle: whether nothing else runs in this process, a compiler say.
     """
 
-    def __init__(self, experiment, program, writers, progress, step, bad_in_a_row):
+    def __init__(self, experiment, program, writers, progress, step, bad_in_a_row, saved, idle=lambda: True):
         self._experiment, self._writers = experiment, writers
         self._logged = progress["logged"]
         self._window = progress["window"]
@@ -31,7 +33,8 @@ class StepMetrics:
         frozen = program.state.frozen_modules
         self._flops = {phase: experiment.objective.flops(spec, frozen) for phase, spec in program.batch.items()}
         self._throughput = {phase: experiment.objective.throughput(spec) for phase, spec in program.batch.items()}
-        self._peak = None
+        self._saved, self._idle, self._told = saved, idle, False
+        self._peak, self._warm, self._again, self._measured = None, False, False, 0
         self._read_until = step
         self._start = self._clock = time.perf_counter()
         self._forget_speed()
@@ -45,9 +48,13 @@ class StepMetrics:
         self._pending.append((step, phase, metrics))
         while len(self._pending) > self._late:
             self._read()
-        if self._peak is None:  # a CPU's is measured: while nothing else runs, and not before the first step
+        due = self._peak is None or self._again
+        if not self._warm or (due and self._idle()):
             self.drain()
-            self._peak = peak_flops() * jax.device_count()
+            self._warm = True
+            if due and self._idle():  # a CPU's is measured: while nothing else runs, and not before the first step
+                self._peak = peak_flops(again=self._again) * jax.device_count()
+                self._again, self._measured = False, self._measured + 1
             self.restart_clock()
 
     def drain(self):
@@ -69,7 +76,7 @@ class StepMetrics:
         step, phase, metrics = self._pending.popleft()
         metrics = dict(jax.device_get(metrics))
         self._read_until = step
-        if self._peak is not None:  # the first step, which warms up, says nothing of speed
+        if self._warm:  # the first step, which warms up, says nothing of speed
             now = time.perf_counter()
             self._steps += 1
             self._seconds, self._clock = self._seconds + now - self._clock, now
@@ -79,11 +86,14 @@ class StepMetrics:
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
         self._window = merge(self._window, {} if bad else metrics, {"bad_steps": (bad, 0)})
         if self._bad_in_a_row >= BAD_STEPS:
-            size = self._experiment.batch_size
+            size, saved = self._experiment.batch_size, self._saved()
+            left = (
+                "no checkpoint was saved before" if saved is None else f"the newest checkpoint, {saved}, is as it was"
+            )
             raise UserError(
                 f"loss or gradient was not finite in {BAD_STEPS} steps in a row, last in batch {step - 1} (examples "
                 f"{(step - 1) * size} to {step * size - 1}): lower the learning rate, warm up longer or look at "
-                "those data; the newest checkpoint is as it was"
+                f"those data; {left}"
             )
         if step % self._experiment.log_every == 0:
             self._row(step)
@@ -100,7 +110,17 @@ class StepMetrics:
             speed[f"{unit}_per_second"] = self._items_done / self._seconds
             if self._peak:  # listed
                 speed["mfu"] = self._flops_done / self._seconds / self._peak
+                self._doubt(speed["mfu"])
         self._writers.train(step, dict(sorted(means.items())), speed)
+
+    def _doubt(self, mfu):
+        """More than the peak is impossible: it was measured while the machine was busy, and is measured again."""
+        if mfu > 1 and self._measured < MEASURED:
+            self._again = True
+        elif mfu > 1 and not self._told:
+            self._told = True
+            kind, share = jax.devices()[0].device_kind, f"MFU {100 * mfu:.0f} %"
+            self._writers.say(f"warning: {share} is impossible: the peak of '{kind}' is not known well enough here")
 
     def _forget_speed(self):
         self._steps, self._seconds, self._flops_done, self._items_done = 0, 0.0, 0.0, 0.0

@@ -45,10 +45,10 @@ class Writers:
         logged: the step of the last training row that counts; later ones are of steps that will be taken again, and go.
         evaluated: the same for validation rows and samples.
         step, total_steps: where the run stands, for the bar.
-        unit: what is counted a second ("tokens").
+        unit: what is counted a second ("tokens"). title: of the picture. config: text that TensorBoard shows.
     """
 
-    def __init__(self, workdir, *, logged=0, evaluated=0, step=0, total_steps=1, unit="examples"):
+    def __init__(self, workdir, *, logged=0, evaluated=0, step=0, total_steps=1, unit="examples", title="", config=""):
         def counts(at, names):
             return at <= (logged if any(name.startswith(TRAIN) for name in names) else evaluated)
 
@@ -57,7 +57,9 @@ class Writers:
         cut_samples(self._workdir / "samples", evaluated)
         self._file = open(self._workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._board = TensorBoard(self._workdir / "tensorboard", counts)
-        self._console = Console(step, total_steps, unit)
+        if config and self._board.fresh:  # a run that goes on has its own already
+            self._board.text(0, "config", config)
+        self._console, self._title = Console(step, total_steps, unit), title
         self._drawn = time.monotonic()
 
     def say(self, text):
@@ -105,7 +107,7 @@ class Writers:
         self._board.scalars(step, values | {prefix + name: value for name, value in speed.items()})
 
     def _draw(self):
-        draw_loss(self._workdir / "loss.png", self._rows)
+        draw_loss(self._workdir / "loss.png", self._rows, self._title)
         self._drawn = time.monotonic()
 
 
@@ -152,26 +154,56 @@ def save_artefact(directory, artefact):
     return path
 
 
-def draw_loss(path, rows):
-    """The loss curve of these rows, training and validation, as a PNG; nothing when there is none yet."""
-    names = ("train/loss", "valid/loss")
-    curves = {name: [(row["step"], row[name]) for row in rows if row.get(name) is not None] for name in names}
-    if not any(curves.values()):
+def draw_loss(path, rows, title=""):
+    """The curves of these rows as a PNG, nothing when there are none yet.
+
+    The first panel has the loss, training and validation, and the learning rate; then one for each measure that has a
+    baseline in the rows ('valid/unigram/bits_per_byte' of 'valid/bits_per_byte', 'valid/random/knn' of 'valid/knn').
+    """
+    curve = lambda name: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    losses = {name: curve(name) for name in ("train/loss", "valid/loss")}
+    if not any(losses.values()):
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    measures = baselines(rows)
+    figure = Figure(figsize=(8, 5 + 3 * len(measures)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss")
-    for (name, points), style in zip(curves.items(), ("-", "o-")):
+    figure.suptitle(title)
+    panels = figure.subplots(1 + len(measures), 1, squeeze=False, height_ratios=[5, *(3 for _ in measures)])[:, 0]
+    panels[0].set(ylabel="loss", xlabel="step")
+    for (name, points), style in zip(losses.items(), ("-", "o-")):
         if points:
-            axes.plot(*zip(*points), style, markersize=4, label=name)
-    axes.grid(alpha=0.3)
-    axes.legend()
+            panels[0].plot(*zip(*points), style, markersize=4, label=name)
+    if rate := curve("train/learning_rate"):
+        right = panels[0].twinx()
+        right.plot(*zip(*rate), ":", color="gray")
+        right.set_ylabel("learning rate (dotted)")
+        right.set_ylim(bottom=0)
+    for panel, (name, others) in zip(panels[1:], measures.items()):
+        panel.set(ylabel=name.removeprefix("valid/"), xlabel="step")
+        panel.plot(*zip(*curve(name)), "o-", markersize=4, label=name)
+        for other, color in zip(others, ("C3", "C4", "C5", "C6")):
+            panel.plot(*zip(*curve(other)), "--", marker=".", color=color, label=other)
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.legend()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     replace(path, picture.getvalue())
+
+
+def baselines(rows):
+    """{'valid/NAME': ['valid/KIND/NAME', ...]} of the measures in these rows that have a baseline; at most four."""
+    names = {name for row in rows for name, value in row.items() if name.startswith(VALID) and value is not None}
+    found = {}
+    for name in sorted(names):
+        valid, _, measure = name.partition("/")
+        kind, _, of = measure.partition("/")
+        if of and kind != "loss" and f"{valid}/{of}" in names:
+            found.setdefault(f"{valid}/{of}", []).append(name)
+    return dict(list(found.items())[:4])
 
 
 # ------------------------------------------------------------------------------------------------------- TensorBoard
@@ -194,7 +226,8 @@ class TensorBoard:
         for path in files:
             cut_events(path, counts, event_pb2.Event.FromString)
         self._file = open(files[-1] if files else directory / f"events.out.tfevents.{time.time():.0f}.paradigm", "ab")
-        if self._file.tell() == 0:
+        self.fresh = self._file.tell() == 0
+        if self.fresh:
             self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def scalars(self, step, values):
@@ -213,8 +246,12 @@ class TensorBoard:
         else:
             table = artefact.kind == "table"
             lines = [" | ".join(map(str, row)) for row in artefact.value] if table else artefact.value.splitlines()
-            verbatim = "\n".join("    " + line for line in lines)  # in markdown, which TensorBoard reads
-            self._add(step, self._summary.text(artefact.name, verbatim))
+            self.text(step, artefact.name, "\n".join(lines))
+
+    def text(self, step, name, text):
+        """A text, each line as it is."""
+        verbatim = "\n".join("    " + line for line in text.splitlines())  # in markdown, which TensorBoard reads
+        self._add(step, self._summary.text(name, verbatim))
 
     def close(self):
         self._file.close()
@@ -281,7 +318,7 @@ class Console:
         if "seconds_per_step" in speed:
             parts.append(f"{_count(speed[f'{self._unit}_per_second'])} {self._unit}/s")
         if "mfu" in speed:
-            parts.append(f"MFU {100 * speed['mfu']:.1f}%")
+            parts.append(f"MFU {100 * speed['mfu']:.1f}%" + " (impossible)" * (speed["mfu"] > 1))
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             return

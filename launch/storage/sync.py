@@ -23,8 +23,8 @@ from paradigm import storage
 from paradigm.storage import expand, retry
 
 STAGING = "~/.cache/paradigm/runs"
-# The first two are written straight into the bucket, the last stays on this machine.
-APART = ("checkpoints", "frozen", "data")
+# The first two are written straight into the bucket, the others stay on this machine.
+APART = ("checkpoints", "frozen", "data", "run.lock")
 
 _log = logging.getLogger(__name__)
 

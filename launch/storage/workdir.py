@@ -1,12 +1,13 @@
 """The run directory: whose it is, and what it was made with.
 
 config.gin holds the operative configuration, environment.json the versions, the commit, the devices and the time of
-every start. Both are there before the first step.
+every start. Both are there before the first step, and not before all is found that a run needs. One run holds it.
 """
 
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import pathlib
 import platform
@@ -17,7 +18,7 @@ from importlib import metadata
 
 import jax
 
-from launch.storage import filesystem
+from launch.storage import filesystem, lock, sync
 from launch.storage.checkpoint import Checkpoints
 from paradigm import storage
 from paradigm.errors import UserError
@@ -50,23 +51,69 @@ def check(workdir, config):
             raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
 
 
-def claim(files, config):
-    """Makes a run directory where there is none, and writes its two files: call `check` first.
+@contextlib.contextmanager
+def held(workdir):
+    """Holds the run directory against other runs while the `with` lasts; process 0 does it for all of a run.
+
+    Raises:
+        UserError: another run holds it, or it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        with _accessible(workdir):
+            local = sync.local(workdir)
+            if jax.process_index() == 0:
+                stack.enter_context(lock.locked(local, workdir))
+            else:
+                local.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+def claim(files, config, imports=()):
+    """Writes the two files of a run directory, and the code that it imports: call `check` first.
 
     Args:
         files: the directory, a launch.storage.sync.WorkdirSync. config: as in `check`.
+        imports: {module: files of its source} of code from outside.
+
+    Returns:
+        Lines on code that is not what an earlier start of this run imported.
 
     Raises:
         UserError: the directory cannot be written.
     """
     workdir = files.workdir
     with _accessible(workdir):
-        if not filesystem.remote(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             replace(files.local / "config.gin", config.encode())
-            _record(files.local / "environment.json")
+            hashes = keep_imports(files.local / "imports", imports)
+            before = _record(files.local / "environment.json", hashes)
             files.push()
+            return [
+                f"{name} (sha256 {new[:12]}) is not what this run imported before ({before[name][:12]}); both are in "
+                f"{files.workdir / 'imports'}"
+                for name, new in hashes.items()
+                if before.get(name, new) != new
+            ]
+    return []
+
+
+def keep_imports(directory, imports):
+    """Copies source files into the directory, each under its name and hash; {module, or module/file: its sha256}.
+
+    Args:
+        directory: a pathlib.Path, made if need be. imports: {module: files of its source}.
+    """
+    hashes = {}
+    for module, paths in dict(imports).items():
+        for path in paths:
+            content = path.read_bytes()
+            below = path.relative_to(paths[0].parent).as_posix() if len(paths) > 1 else ""
+            name = f"{module}/{below}" if below else module
+            hashes[name] = hashlib.sha256(content).hexdigest()
+            directory.mkdir(exist_ok=True)
+            stem = name.removesuffix(".py").replace("/", ".")
+            replace(directory / f"{stem}-{hashes[name][:12]}.py", content)
+    return hashes
 
 
 @contextlib.contextmanager
@@ -115,8 +162,8 @@ def versions():
     return found
 
 
-def _record(path):
-    """This start's environment; those of earlier starts stay in `earlier`."""
+def _record(path, imports):
+    """This start's environment; those of earlier starts stay in `earlier`. The imports that the last one had."""
     earlier = []
     if path.exists():
         try:
@@ -133,9 +180,11 @@ def _record(path):
         "platform": platform.platform(),
         "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "processes": jax.process_count(),
+        "imports": imports,
         "earlier": earlier,
     }
     replace(path, json.dumps(now, indent=1).encode())
+    return earlier[-1].get("imports", {}) if earlier else {}
 
 
 def _git():
@@ -168,6 +217,15 @@ def config_diff(old: str, new: str) -> list[str]:
             continue
         lines += [f"{sign} {key} = {side[key]}" for sign, side in (("-", old), ("+", new)) if key in side]
     return lines
+
+
+def compare(old: str, new: str) -> list[str]:
+    """The settings in which two operative gin texts differ, 'name: old -> new' each; '(not set)' where one lacks it."""
+    old, new = _bindings(old), _bindings(new)
+    shown = lambda side, key: side.get(key, "(not set)")
+    return [
+        f"{k}: {shown(old, k)} -> {shown(new, k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)
+    ]
 
 
 def _bindings(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from launch.run import loop, registry
 from launch.run.experiment import abstract_params, bound
 from paradigm.objective import Objective
 from tests.golden.update import HERE, goldens, objective_of, runs
+from tests.launch.test_docs import undocumented_in
 
 SHRINK = {
     "t5": "layers = 1, d_model = 16, heads = 2, head_dim = 8, d_ff = 32",
@@ -138,4 +139,5 @@ def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
     toy = registry.parse([run], params + text)
     finished = loop.train(toy, tmp_path / "run", config=registry.operative_config())
     assert finished.step == 1
+    assert not undocumented_in(tmp_path / "run" / "metrics.jsonl")
     assert finished.metrics["valid/loss"] == pytest.approx(CHANCE[type(toy.objective).__name__], rel=0.5)

@@ -1,5 +1,7 @@
 """docs/: what they tell people to type exists, and the table of pods is of today's run files."""
 
+import ast
+import json
 import pathlib
 import re
 
@@ -35,3 +37,53 @@ def test_the_rows_of_pods_are_of_todays_run_files():
     old = sorted({row["run"] for row in rows.values() if row["settings"] != table.digest(row["run"])})
     assert not old, "python -m launch.compile --table " + " ".join(f"--gin_file={run}" for run in old)
     assert all(row["fits"] for row in rows.values())
+
+
+def undocumented(names):
+    """Those of these names of metrics.jsonl that docs/metrics.md does not explain."""
+    table = re.findall(r"^\| (`.*?) \|", (REPO / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    known = {name: re.sub(r"[A-Z]+", r"[\\w@/]+", name) for cell in table for name in re.findall(r"`(\S+?)`", cell)}
+    assert len(known) > 40
+    general = re.compile("|".join(pattern for name, pattern in known.items() if "PART" not in name))
+    part = re.compile(r"(train|valid)/\w+/(?=[^/]+$)")  # 'train/recall/accuracy' is the part's 'train/accuracy'
+    return {name for name in names if not general.fullmatch(name) and not general.fullmatch(part.sub(r"\1/", name, 1))}
+
+
+def written_names():
+    """The names that objectives and evaluators give, by their sources: `metrics`, and what `run` returns."""
+    for package in ("t5like", "vision", "multimodal"):
+        for path in (REPO / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                given = []
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("metrics", "cut"):
+                    given, kinds = [node.value], ("train/", "valid/")
+                elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Loss":
+                    given = [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "metrics")]
+                    kinds = ("train/", "valid/")
+                elif isinstance(node, ast.FunctionDef) and node.name in ("run", "compute"):
+                    values = [n.value for n in ast.walk(node) if isinstance(n, ast.Return)]
+                    given = [v.elts[0] if isinstance(v, ast.Tuple) else v for v in values]
+                    kinds = ("valid/",)
+                keys = [k for value in given if isinstance(value, ast.Dict) for k in value.keys]
+                yield from (kind + k.value for k in keys if isinstance(k, ast.Constant) for kind in kinds)
+
+
+def test_every_metric_is_explained():
+    from launch.run import step_metrics
+    from vision import probe
+
+    found = set(written_names())
+    assert {"train/bits_per_byte", "valid/infill_exact", "valid/unigram/bits_per_byte", "valid/scale"} <= found
+    found |= {f"valid/{kind}{name}" for name in probe.METHODS for kind in ("", "random/")}
+    found |= set(re.findall(r'speed\["(\w+)"\]', pathlib.Path(step_metrics.__file__).read_text()))
+    found |= {"valid/zero_shot@5", "valid/chance/image_to_text@10", "train/recall/accuracy", "valid/loss/a", "step"}
+    assert not undocumented(found)
+    assert undocumented({"train/news", "valid/accuracies", "seconds_per_stop"}) == {
+        "train/news", "valid/accuracies", "seconds_per_stop",
+    }  # fmt: skip
+
+
+def undocumented_in(path):
+    """The same for a file that a run wrote."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return undocumented({name for row in rows for name in [*row, *row["speed"]] if name != "speed"})

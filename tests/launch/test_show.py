@@ -72,3 +72,22 @@ def test_refusals(workdir, tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(UserError, match="checkpoint 5 is damaged: it has no manifest.json"):
         show.show(tmp_path)
+
+
+def test_two_runs_are_told_apart_by_their_settings(tmp_path):
+    common = "Experiment.seed = 0\nExperiment.evaluators = \\\n    (@A(),\n     @B())\n"
+    for name, more in {
+        "one": "AdamW.b1 = 0.9\nA.x = 1\n",
+        "other": "AdamW.b1 = 0.95\nB.y = 'z'\n",
+        "same": "A.x = 1\nAdamW.b1 = 0.9\n",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.gin").write_text(common + more)
+    done = run("--diff", str(tmp_path / "one"), str(tmp_path / "other"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "A.x: 1 -> (not set)\nAdamW.b1: 0.9 -> 0.95\nB.y: (not set) -> 'z'\n"
+    assert show.diff(tmp_path / "one", tmp_path / "same") == ["no setting differs"]
+    done = run(f"--diff={tmp_path}/one")
+    assert (done.returncode, done.stderr) == (2, "error: --diff takes two runs, as in --diff /tmp/one /tmp/other\n")
+    with pytest.raises(UserError, match="nowhere: no run directory, it has no config.gin"):
+        show.diff(tmp_path / "one", tmp_path / "nowhere")

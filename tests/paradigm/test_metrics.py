@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from paradigm import metrics
 from paradigm.metrics import Artefact, bits, mean, merge, peak_flops
 
 
@@ -69,7 +68,7 @@ def test_listed_peaks(kind, flops):
 
 
 def test_a_cpu_is_measured_once_and_shared_between_its_devices():
-    """At least as fast as a product timed here, within what a busy machine allows, and cached."""
+    """At least as fast as a product timed here, within what a busy machine allows; measured again, no slower."""
     first = peak_flops()
     start = time.perf_counter()
     assert peak_flops(jax.devices()[-1]) == first and time.perf_counter() - start < 0.1
@@ -78,4 +77,4 @@ def test_a_cpu_is_measured_once_and_shared_between_its_devices():
     x @ x
     rate = 2 * 1024**3 / (time.perf_counter() - start)
     assert 0.05 * rate < first * jax.device_count() < 1e15
-    assert metrics._measured_cpu() == first * jax.device_count()
+    assert first <= peak_flops(again=True) < 1e15

@@ -111,9 +111,26 @@ def test_broken_records_are_counted_and_named_once(workers, capfd):
     with batches(Dataset(Broken(), Same(), 10), workers=workers) as stream:
         found = np.concatenate([next(stream)["x"] for _ in range(20)])
         assert (found % 3 > 0).all() and 60 < stream.problems < 140
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    *lines, last = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert last == f"warning: broken records were met and left out {stream.problems} times in all"
     assert len(lines) == 20 and lines[0].endswith("is broken and left out (bad sector)") and "record " in lines[0]
     assert lines[-1].endswith("; no more are named")
+
+
+def test_one_broken_record_is_named_at_its_first_draw_only(capfd):
+    class One(Broken):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, position):
+            return super().__getitem__(position) if position == 3 else {"x": np.int64(position)}
+
+    with batches(Dataset(One(), Same(), 10)) as stream:
+        for _ in range(20):
+            next(stream)
+        assert stream.problems > 20
+    named, total = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert named.endswith("is broken and left out (bad sector)") and f"left out {stream.problems} times" in total
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from launch.aot import dry_run
-from launch.run import evaluation, loop, step_metrics, writers
+from launch.run import data, evaluation, loop, step_metrics, writers
 from launch.run.experiment import Init
 from launch.run.program import Program
 from launch.storage import manifest
 from launch.storage.checkpoint import Checkpoints
 from paradigm import trees
 from paradigm.errors import UserError
+from paradigm.evaluator import Evaluator
 from paradigm.objective import Loss
 from paradigm.optim import AdamW
 from paradigm.schedule import Linear
@@ -65,9 +66,56 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_batch(tmp_path, st
     for stop in stops:
         loop.train(dataclasses.replace(experiment, total_steps=stop), tmp_path)
     wanted = rf"not finite in {step_metrics.BAD_STEPS} steps in a row, last in batch 13 \(examples 208 to 223\)"
-    with pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=wanted + ".*; the newest checkpoint, (3|6|7|9|12), is as it was$"):
         loop.train(experiment, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").steps()[-1] <= 13
+
+
+def test_bad_steps_from_the_first_on_say_that_there_is_no_checkpoint(tmp_path):
+    experiment = small.experiment(Poisoned(first=0, last=100), total_steps=30, save_every=100, eval_every=100)
+    with pytest.raises(UserError, match="look at those data; no checkpoint was saved before$"):
+        loop.train(experiment, tmp_path)
+
+
+class Fails(Evaluator):
+    works = False
+
+    def run(self, objective, variables, data):
+        if not Fails.works:
+            raise UserError("Fails: cannot work")
+        return {"works": 1.0}, []
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_due_again(tmp_path, monkeypatch):
+    experiment = small.experiment(total_steps=6, eval_every=4, save_every=100, evaluators=(Fails(),))
+    with pytest.raises(UserError, match="Fails: cannot work"):
+        loop.train(experiment, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
+    monkeypatch.setattr(Fails, "works", True)
+    loop.train(experiment, tmp_path)
+    assert [row["step"] for row in small.rows(tmp_path) if "valid/works" in row] == [4, 6]
+    loop.train(experiment, tmp_path / "whole")
+    assert small.rows(tmp_path) == small.rows(tmp_path / "whole")
+
+
+def test_held_out_examples_that_cannot_be_read_are_told_before_the_first_step(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class BrokenValid(small.NumbersData):
+        def source(self, split):
+            return Unreadable() if split == "valid" else super().source(split)
+
+    class Unreadable:
+        fingerprint = "unreadable"
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, position):
+            raise OSError("bad sector")
+
+    with pytest.raises(UserError, match="bad sector"):
+        loop.train(small.experiment(data=BrokenValid()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_schedule_that_ends_before_the_run_is_told_at_the_start_and_in_a_dry_run(tmp_path, capsys):
@@ -247,12 +295,19 @@ def test_directories_that_cannot_be_a_run(tmp_path):
         loop.train(small.experiment(), tmp_path)
 
 
-def test_configuration_and_environment_come_before_the_first_step(tmp_path, monkeypatch):
-    def no_data(*_):
+def test_configuration_and_environment_come_before_the_first_step_and_after_all_that_a_run_needs(tmp_path, monkeypatch):
+    def stop_here(*_, **__):
         raise KeyError("stop here")
 
+    for name in ("Data", "Evaluation"):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, name, stop_here)
+            with pytest.raises(KeyError):
+                loop.train(small.experiment(), tmp_path / "never", config="Experiment.seed = 0\n")
+        assert not (tmp_path / "never").exists()
+    tmp_path /= "run"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Data", no_data)
+        patch.setattr(loop, "make_writers", stop_here)
         with pytest.raises(KeyError):
             loop.train(small.experiment(), tmp_path, config="Experiment.seed = 0\n")
     assert (tmp_path / "config.gin").read_text() == "Experiment.seed = 0\n"
@@ -262,6 +317,41 @@ def test_configuration_and_environment_come_before_the_first_step(tmp_path, monk
     assert len(environment["earlier"]) == 1
     meta, _ = Checkpoints(tmp_path / "checkpoints").meta(1)
     assert meta["config"] == "Experiment.seed = 0\n" and meta["next_index"] == 16 and meta["objective"] == "TwoTerms"
+
+
+def test_imported_code_is_kept_with_its_hash_and_told_when_it_differs(tmp_path, capsys):
+    code, run = tmp_path / "mine.py", tmp_path / "run"
+    told = []
+    for steps, text in ((1, "x = 1\n"), (2, "x = 1\n"), (3, "x = 2\n")):
+        code.write_text(text)
+        loop.train(small.experiment(total_steps=steps), run, config="a = 1\n", imports={"mine": [code]})
+        told.append("mine (sha256" in capsys.readouterr().out)
+    assert told == [False, False, True]
+    one, other = sorted((run / "imports").iterdir(), key=lambda path: path.read_text())
+    assert (one.read_text(), other.read_text()) == ("x = 1\n", "x = 2\n")
+    recorded = json.loads((run / "environment.json").read_text())["imports"]["mine"]
+    assert other.name == f"mine-{recorded[:12]}.py" and len(recorded) == 64
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesData(small.NumbersData):
+    source: str = "digits"
+
+
+@pytest.mark.parametrize("source", ["/not/here", "nowhere/pictures", "pictures.zip", "folder:here", "~/not/here"])
+def test_data_that_are_not_there_are_told_before_anything_is_compiled(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Program", None)  # what compiles
+    with pytest.raises(UserError, match=f"FilesData.source='{source}': no such file or directory"):
+        loop.train(small.experiment(data=FilesData(source=source)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_that_are_no_plain_paths_are_left_to_the_recipe(tmp_path):
+    for source in ("digits", "tfds:mnist/x", "gs://bucket/x", "data/*.txt", str(tmp_path)):
+        data.look(FilesData(source=source), tmp_path / "data")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.json").write_text("{}")
+    data.look(FilesData(source="/gone/since"), tmp_path / "data")  # what was prepared is used
 
 
 @pytest.mark.parametrize("method", ["train", "valid"])
@@ -325,10 +415,14 @@ def test_handlers_are_given_back_and_the_second_interrupt_is_not_caught():
 
 class Recorder:
     def __init__(self):
-        self.steps = []
+        self.steps, self.speeds, self.said = [], [], []
 
     def train(self, step, metrics, speed):
         self.steps.append(step)
+        self.speeds.append(speed)
+
+    def say(self, text):
+        self.said.append(text)
 
 
 @pytest.mark.parametrize("devices,unread", [(1, 1), (8, 0)])
@@ -337,9 +431,9 @@ def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypat
     monkeypatch.setattr(jax, "device_get", lambda metrics: read.append(int(metrics["loss"][0])) or metrics)
     experiment = small.experiment(log_every=2)
     program = Program(experiment, contract.mesh_of("data"))
-    monkeypatch.setattr(step_metrics, "peak_flops", lambda: 1.0)
+    monkeypatch.setattr(step_metrics, "peak_flops", lambda again: 1e30)
     recorder, read = Recorder(), []
-    running = step_metrics.StepMetrics(experiment, program, recorder, {"logged": 0, "window": {}}, 0, 0)
+    running = step_metrics.StepMetrics(experiment, program, recorder, {"logged": 0, "window": {}}, 0, 0, lambda: None)
     for step in range(1, 6):
         running.push(step, "main", {"loss": (float(step), 1.0), "bad_step": (0.0, 1.0)})
         late = unread if step > 1 else 0  # the first step is waited for: it warms up, and the peak is measured after it
@@ -348,6 +442,38 @@ def test_metrics_are_read_one_step_late_and_at_once_on_virtual_devices(monkeypat
     running.drain()
     assert read == [1, 2, 3, 4, 5]
     assert running.progress == {"logged": 4, "window": {"loss": (5.0, 1.0), "bad_steps": (0.0, 0.0)}}
+
+
+def fed(monkeypatch, peaks, idle=lambda: True, steps=12):
+    """(the recorder, which calls for a peak were for another one) of steps whose peak is measured as these."""
+    peaks, again = list(peaks), []
+    monkeypatch.setattr(jax, "device_get", lambda metrics: metrics)
+    monkeypatch.setattr(step_metrics, "peak_flops", lambda again: asked.append(again) or peaks.pop(0))
+    asked, recorder = again, Recorder()
+    experiment = small.experiment(log_every=1)
+    program = Program(experiment, contract.mesh_of("data"))
+    progress = {"logged": 0, "window": {}}
+    running = step_metrics.StepMetrics(experiment, program, recorder, progress, 0, 0, lambda: None, idle)
+    for step in range(1, steps):
+        running.push(step, "main", {"loss": (1.0, 1.0), "bad_step": (0.0, 1.0)})
+    return recorder, asked
+
+
+def test_an_mfu_above_one_measures_the_peak_again_and_is_then_told_as_impossible(monkeypatch):
+    recorder, asked = fed(monkeypatch, [1.0, 1e30])  # FLOP/s of a CPU that was busy, and that was not
+    assert asked == [False, True] and recorder.said == []
+    assert max(speed.get("mfu", 0) for speed in recorder.speeds) > 1 > recorder.speeds[-1]["mfu"]
+    recorder, asked = fed(monkeypatch, [1.0, 1.0, 1.0])
+    assert asked == [False, True, True] and len(recorder.said) == 1
+    assert recorder.said[0].startswith("warning: MFU ") and "is impossible: the peak of 'cpu'" in recorder.said[0]
+
+
+def test_the_peak_is_measured_when_nothing_else_runs(monkeypatch):
+    busy = [False] * 3 + [True] * 20
+    recorder, asked = fed(monkeypatch, [1e30], idle=lambda: busy.pop(0))
+    assert asked == [False]
+    assert ["mfu" in speed for speed in recorder.speeds][:2] == [False, False] and "mfu" in recorder.speeds[-1]
+    assert "seconds_per_step" in recorder.speeds[1]
 
 
 def test_profile_traces_into_the_run_directory(tmp_path):
@@ -372,5 +498,5 @@ def test_shapes_of_prepare_and_batch_spec_must_agree():
 def test_a_start_that_failed_before_its_first_row_claims_nothing(tmp_path):
     with pytest.raises(UserError, match="no records"):
         loop.train(small.experiment(data=small.NumbersData(train=0)), tmp_path)
-    assert (tmp_path / "config.gin").exists()
+    assert not (tmp_path / "config.gin").exists()
     assert loop.train(small.experiment(total_steps=1, seed=5), tmp_path).step == 1

@@ -65,6 +65,22 @@ def test_files_are_found_as_given_or_shipped_and_includes_go_one_deep(tmp_path, 
         UserError, match=r"--gin_file=runs/dmeo.gin: no such file here or in .*, did you mean 'runs/demo.gin'\?"
     ):
         registry.parse(["runs/dmeo.gin"])
+    (tmp_path / "shipped" / "models").mkdir()
+    (tmp_path / "shipped" / "models" / "demo.gin").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    for wrong, right in {
+        "demo.gin": ", did you mean 'runs/demo.gin'?",
+        "demo": ", did you mean 'runs/demo.gin'?",
+        "rnus/demo.gin": ", did you mean 'runs/demo.gin'?",
+        "modles/demo.gin": ", did you mean 'models/demo.gin'?",
+        f"{tmp_path}/mroe.gin": f", did you mean '{tmp_path}/more.gin'?",
+        "runs": ": it is a folder; its files are runs/demo.gin",
+        str(tmp_path): f": it is a folder; one of its files is {tmp_path}/more.gin",
+        f"{tmp_path}/elsewhere/zzzzzzzzzzzz": "; python -m launch.train --list names those that are shipped",
+    }.items():
+        with pytest.raises(UserError) as error:
+            registry.parse([wrong])
+        assert str(error.value).endswith(right)
     (tmp_path / "deep.gin").write_text(f"include '{tmp_path}/deeper.gin'\n")
     (tmp_path / "deeper.gin").write_text(f"include '{tmp_path}/more.gin'\n")
     with pytest.raises(UserError, match=r"deeper.gin, included by .*deep.gin:1, includes others: includes go one deep"):
@@ -106,7 +122,13 @@ def test_what_is_missing_is_named_with_the_file_and_the_flag(tmp_path, monkeypat
 
 def test_what_nothing_reads_is_an_error():
     assert failure(GOOD, "seed = 3") == "'seed' is set but nothing reads it, did you mean Experiment.seed?"
-    assert failure(GOOD + "totl = 3") == "'totl' is set but nothing reads it"
+    assert failure(GOOD + "totl = 3") == "'totl' is set but nothing reads it, did you mean 'total'?"
+    assert failure(GOOD.replace("%total", "%totl")) == (
+        "%totl is used but not set, and 'total' is set but nothing reads it: give both one name"
+    )
+    assert failure(GOOD, "Experiment.seed = %totl").startswith(
+        "run.gin: %totl is used but not set: did you mean %total?"
+    )
     for bad in (lambda line: failure(GOOD, line), lambda line: failure(GOOD + line)):
         assert bad("Signs.name = 'x'") == (
             "Signs has bindings but nothing refers to @Signs(): remove them, or refer to it; "
@@ -123,14 +145,58 @@ def test_a_param_may_cut_off_what_a_file_binds():
 
 
 @pytest.mark.parametrize("line, text", [
-    ("Experiment.seed = hello", "run.gin:9: malformed node or string"),
-    ("Experiment.seed 3", "run.gin:9: Couldn't parse statement"),
-    ("Experiment.seed =", "run.gin:9: Unable to parse value."),
-    ("Experiment.evaluators = (1,", "is a bracket or a quote left open?"),
+    ("Experiment.data = hello", "text stands in quotes: write Experiment.data = 'hello', or %hello if that is a name"),
+    ("Experiment.data = /tmp/my pictures", "text stands in quotes: write Experiment.data = '/tmp/my pictures'"),
+    ("Experiment.data = C:/x", "text stands in quotes: write Experiment.data = 'C:/x'"),
+    ("Experiment.data = (one, 'two')", "text stands in quotes: write 'one'"),
+    ("Experiment.data = 'it", "the quote is not closed: write Experiment.data = 'it'"),
+    ("Experiment.data = it'", "the quote is not opened: write Experiment.data = 'it'"),
+    ("Experiment.data = \u201crows\u201d", "curly quotes: write straight ones"),
+    ("Experiment.seed 3", "the `=` is missing: write Experiment.seed = 3"),
+    ("Experiment.seed: 3", "a value is set with one `=`: write Experiment.seed = 3"),
+    ("Experiment.seed == 3", "a value is set with one `=`: write Experiment.seed = 3"),
+    ("Experiment.seed =", "the value is missing: write Experiment.seed = VALUE"),
+    ("Experiment.seed = 3;", "nothing stands behind a value: write Experiment.seed = 3"),
+    ("Experiment.seed = 3 4", "a line has one value, and several stand in brackets: write Experiment.seed = (3, 4)"),
+    ("Experiment.seed = 1,000", "numbers have no commas, and a tuple has brackets: write Experiment.seed = 1000"),
+    ("Experiment.seed = 2 * 3", "gin does not calculate: write Experiment.seed = the result of 2 * 3"),
+    ("Experiment.data = true", "true is written True: write Experiment.data = True"),
+    ("Experiment.data = (1, false)", "false is written False"),
+    ("Experiment.data = null", "null is written None: write Experiment.data = None"),
+    ("Experiment.data = TwoTerms()", "what is made by gin has an @: write Experiment.data = @TwoTerms()"),
+    ("Experiment.data = @TwoTerms", "@TwoTerms is the class itself: write @TwoTerms() for what it makes"),
+    ("Experiment.data = (@a/TwoTerms, 3)", "@a/TwoTerms is the class itself: write @a/TwoTerms() for what it makes"),
+    ("Experiment.data = @TwoTerms(name='x')", "its settings are lines of their own, as in TwoTerms.name = 'x'"),
+    ("@TwoTerms.name = 'x'", "a binding has no @ on its left: write TwoTerms.name = 'x'"),
+    ("TwoTerms = 3", "TwoTerms is no setting: write TwoTerms.parameter = value"),
+    ("Experiment.evaluators = (1,", "a bracket or a quote is left open in `Experiment.evaluators = (1,`: close it"),
 ])  # fmt: skip
-def test_syntax_is_reported_with_its_line(line, text):
+def test_slips_are_told_in_words_with_their_line(line, text):
     message = failure(GOOD + line)
-    assert text in message and message.startswith("run.gin:")
+    assert text in message and message.startswith("run.gin:9: ")
+    assert "node" not in message and "token" not in message.lower()
+    assert failure(GOOD, line).startswith("--gin_param:1: ")
+
+
+@pytest.mark.parametrize("line, text", [
+    ("Experiment.batch_size = '64'", "Experiment.batch_size = '64' is a text where a whole number is wanted: leave"),
+    ("Experiment.batch_size = 6.5", "Experiment.batch_size = 6.5 is not a whole number"),
+    ("Experiment.clip = True", "Experiment.clip = True is not a number or None"),
+    ("Experiment.mesh = 3", "Experiment.mesh = 3 is not a text"),
+    ("TwoTerms.name = 3", "TwoTerms.name = 3 is not a text"),
+    ("Experiment.evaluators = (@TwoTerms())", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
+    ("Experiment.evaluators = @TwoTerms()", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
+])  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_told(line, text):
+    assert text in failure(GOOD + line)
+
+
+@pytest.mark.parametrize("line", [
+    "Experiment.clip = 2", "Experiment.clip = None", "Experiment.evaluators = [@TwoTerms()]", "Experiment.ema = 0.5",
+    "Experiment.data = 'an @address, a # and a %percent'", "Experiment.seed = 1  # @Nobody", "Experiment.keep = 1_0",
+])  # fmt: skip
+def test_what_is_right_passes(line):
+    parse(GOOD + line)
 
 
 def test_a_constructor_that_refuses_is_named():
@@ -170,10 +236,56 @@ def test_modules_from_outside(tmp_path, monkeypatch):
     assert type(run.objective).__name__ == "Mine" and run.objective.rate == 0.25
     assert registry.parse_text(registry.operative_config()) == run  # the imports travel with the run
     for module, text in {
-        "outside_nothing": "--import=outside_nothing: it defines no subclass of paradigm.objective.Objective",
+        "outside_nothing": "--import=outside_nothing: it defines nothing that a gin file could name: no dataclass",
         "outside_clash": "outside_clash.TwoTerms: tests.miniatures has that name already; choose another",
         "no_such_module": "--import=no_such_module: No module named 'no_such_module'; is its folder on PYTHONPATH?",
     }.items():
         with pytest.raises(UserError) as error:
             registry.parse([], [], ["tests.miniatures", module])
         assert text in str(error.value)
+
+
+OUTSIDE = """
+import dataclasses
+from flax import linen as nn
+from paradigm.evaluator import Evaluator
+from tests.miniatures import TwoTerms
+
+class Net(nn.Module):
+    width: int = 3
+
+@dataclasses.dataclass(frozen=True)
+class Counts(Evaluator):
+    k: int = 1
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    source: str = "here"
+    net: object = None
+
+    def build(self, cache_dir, window=None, progress=True):
+        return self
+
+def wide(width):
+    return Net(width)
+
+class Helper:
+    pass
+
+def _hidden():
+    pass
+"""
+
+
+def test_outside_models_evaluators_recipes_and_functions_can_be_named(tmp_path, monkeypatch):
+    (tmp_path / "outside_all.py").write_text(OUTSIDE)
+    (tmp_path / "outside_listed.py").write_text("__all__ = ['listed']\ndef listed(): return 3\ndef other(): return 4\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = GOOD.replace("'rows'", "@Recipe()") + "Recipe.net = @wide()\nwide.width = 7\n"
+    text += "Experiment.evaluators = (@Counts(),)\nCounts.k = 2\nExperiment.seed = @listed()\n"
+    (tmp_path / "mine.gin").write_text(text)
+    run = registry.parse([str(tmp_path / "mine.gin")], [], ["tests.miniatures", "outside_all", "outside_listed"])
+    assert run.data.net.width == 7 and run.evaluators[0].k == 2 and run.seed == 3
+    assert registry.imported()["outside_all"] == [tmp_path / "outside_all.py"]
+    assert registry.register_module("outside_listed") == ["listed"]
+    assert sorted(registry.register_module("outside_all")) == ["Counts", "Net", "Recipe", "wide"]

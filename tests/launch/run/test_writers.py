@@ -168,3 +168,36 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     out.say("hello")
     out.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_picture_has_each_measure_with_its_baselines_the_rate_and_a_title(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: drawn.append(self) or save(self, *args, **more))
+    rows = [{"step": n, "train/loss": 5.0 - n, "train/learning_rate": 0.1 * n} for n in (1, 2)]
+    rows += [{"step": 2, "valid/loss": 3.5, "valid/loss/a": 1.0, "valid/knn": 0.8, "valid/random/knn": 0.6}]
+    rows[-1] |= {
+        "valid/chance/knn": 0.1,
+        "valid/a": None,
+        "valid/unigram/bits_per_byte": 3.0,
+        "valid/bits_per_byte": 2.0,
+    }
+    assert writers.baselines(rows) == {
+        "valid/knn": ["valid/chance/knn", "valid/random/knn"],
+        "valid/bits_per_byte": ["valid/unigram/bits_per_byte"],
+    }
+    writers.draw_loss(tmp_path / "loss.png", rows, "MAE · run")
+    (figure,) = drawn
+    assert figure.get_suptitle() == "MAE · run"
+    lines = {line.get_label(): list(line.get_ydata()) for panel in figure.axes for line in panel.get_lines()}
+    assert lines["train/loss"] == [4, 3] and lines["valid/loss"] == [3.5] and [0.1, 0.2] in lines.values()
+    assert lines["valid/random/knn"] == [0.6] and lines["valid/unigram/bits_per_byte"] == [3.0]
+    assert "learning rate (dotted)" in [panel.get_ylabel() for panel in figure.axes]
+
+
+def test_tensorboard_has_the_configuration_as_text_once(tmp_path):
+    for step in (0, 0, 5):
+        writers.Writers(tmp_path, step=step, logged=step, config="Experiment.seed = 7\n").close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert path.read_bytes().count(b"    Experiment.seed = 7") == 1

@@ -1,0 +1,151 @@
+"""What people mistype in gin files, in plain words with the fix: gin's own errors speak of nodes and tokens."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator
+
+_NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
+_QUOTES = "\"'"
+
+
+def explain(line: str) -> str:
+    """What is wrong with a line that gin cannot read, and what to write instead."""
+    line = re.sub(r"\s+#.*", "", line.strip())
+    if re.search("[\u201c\u201d\u2018\u2019]", line):
+        return "curly quotes: write straight ones, ' or \""
+    if re.match(r"@[\w/.]+\s*=", line):
+        return f"a binding has no @ on its left: write {line[1:]}"
+    if match := re.match(r"([\w/.]+)\s*(:|==|[-+*/]=)\s*(\S.*)$", line):
+        return f"a value is set with one `=`: write {match[1]} = {match[3]}"
+    if match := re.match(r"([\w/.]+)\s+([^=\s][^=]*)$", line):
+        return f"the `=` is missing: write {match[1]} = {match[2]}"
+    match = re.match(r"([\w/.]+)\s*=\s*(.*)$", line)
+    if not match:
+        return "a line reads Name.parameter = value, name = value, or include 'FILE'"
+    name, value = match.groups()
+    if not value:
+        return f"the value is missing: write {name} = VALUE"
+    if value[0] in _QUOTES and (len(value) == 1 or value[-1] != value[0]):
+        return f"the quote is not closed: write {name} = {value[0]}{value[1:].strip(_QUOTES)}{value[0]}"
+    if value[-1] in _QUOTES and value[0] not in _QUOTES + "([{":
+        return f"the quote is not opened: write {name} = {value[-1]}{value}"
+    if value.endswith((";", ",")):
+        return f"nothing stands behind a value: write {name} = {value[:-1]}"
+    if (right := {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())) is not None:
+        return f"{value} is written {right}: write {name} = {right}"
+    if match := re.match(r"@[\w/]+\(.+\)$", value):
+        called, inside = value[:-1].split("(", 1)
+        key, _, set_to = inside.partition("=")
+        how = (
+            f"{called.split('/')[-1].lstrip('@')}.{key.strip()} = {set_to.strip()}"
+            if set_to
+            else "Name.parameter = value"
+        )
+        return f"nothing stands between the brackets of {called}(): its settings are lines of their own, as in {how}"
+    if match := re.match(r"([A-Za-z_]\w*(/\w+)*)\(\)$", value):
+        return f"what is made by gin has an @: write {name} = @{value}"
+    if re.fullmatch(_NUMBER + r"\s*([*/+-]|\*\*)\s*" + _NUMBER, value):
+        return f"gin does not calculate: write {name} = the result of {value}"
+    if re.fullmatch(_NUMBER, value) and "," in value:
+        return (
+            f"numbers have no commas, and a tuple has brackets: write {name} = {value.replace(',', '')}, or ({value})"
+        )
+    if value[0] in "([{":
+        word = next(
+            (w for w in re.findall(r"(?<![\w@%/'\".])[A-Za-z_][\w./:-]*", _unquoted(value)) if not _known(w)), ""
+        )
+        if word:
+            lower = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(word.lower())
+            return f"{word} is written {lower}" if lower else f"text stands in quotes: write '{word}'"
+        return "the brackets do not close as they open, or a comma is missing between two values"
+    if re.match(r"[@%]", value):
+        return f"nothing stands behind {value.split()[0]}: a line has one value"
+    if re.match(r"[-+]?[\d.]", value) and " " in value:
+        return f"a line has one value, and several stand in brackets: write {name} = ({', '.join(value.split())})"
+    macro = f", or %{value} if that is a name that is set elsewhere" if re.fullmatch(r"\w+", value) else ""
+    return f"text stands in quotes: write {name} = '{value.strip(_QUOTES)}'{macro}"
+
+
+def open_bracket(line: str) -> str:
+    """The same for a text that ended within a bracket or a quote, which the last binding opened."""
+    return f"a bracket or a quote is left open in `{line.strip()}`: close it"
+
+
+def references(text: str) -> Iterator[tuple[int, str]]:
+    """(line number, what is wrong) of each value @Name without (): the class itself, where all want what it makes."""
+    for number, line in enumerate(text.splitlines(), 1):
+        line = _unquoted(line).split("#")[0]
+        for match in re.finditer(r"@((?:\w+/)*[A-Za-z_][\w.]*)(?![\w./(])", line):
+            if not re.match(r"\s*@", line):
+                yield number, f"@{match[1]} is the class itself: write @{match[1]}() for what it makes"
+
+
+def _unquoted(line: str) -> str:
+    return re.sub(r"'[^']*'|\"[^\"]*\"", lambda match: " " * len(match[0]), line)
+
+
+def _known(word: str) -> bool:
+    return word in ("True", "False", "None") or bool(re.fullmatch(_NUMBER, word))
+
+
+# --- values of the wrong kind ----------------------------------------------------------------------------------------
+
+_PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
+def wrong_kinds(value, name: str = "") -> Iterator[str]:
+    """What is wrong with settings, at any depth, that are plain by their annotation (int, float, bool, str, tuple, and
+    None beside them) and were given a value of another kind: "'64'" where a number is wanted."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from wrong_kinds(item)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return
+    owner = type(value).__name__
+    for field in dataclasses.fields(value):
+        if not field.init or (hasattr(value, "clone") and field.name in ("parent", "name")):  # a Flax module's
+            continue
+        given = getattr(value, field.name)
+        kinds = _kinds(field.type)
+        if kinds and not _fits(given, kinds):
+            yield f"{owner}.{field.name} = {_shown(given)} {_advice(given, kinds)}"
+        else:
+            yield from wrong_kinds(given)
+
+
+def _kinds(annotation) -> tuple:
+    """The plain types of an annotation, NoneType among them; () where it has any other, and nothing can be said."""
+    if isinstance(annotation, str):
+        named = {"int": int, "float": float, "bool": bool, "str": str, "None": types.NoneType, "tuple": tuple}
+        parts = [part.split("[")[0].strip() for part in re.sub(r"\[.*\]", "", annotation).split("|")]
+        return tuple(named[part] for part in parts) if all(part in named for part in parts) else ()
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    parts = tuple(typing.get_origin(part) or part for part in parts)
+    return parts if all(part in (*_PLAIN, tuple, types.NoneType) for part in parts) else ()
+
+
+def _fits(value, kinds) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int):
+        return int in kinds or float in kinds
+    if isinstance(value, list):
+        return tuple in kinds
+    if isinstance(value, str | float | tuple | type(None)):
+        return isinstance(value, kinds)
+    return tuple not in kinds or len(kinds) > 1 or not hasattr(value, "__dataclass_fields__")
+
+
+def _shown(value) -> str:
+    return f"@{type(value).__name__}()" if dataclasses.is_dataclass(value) else repr(value)
+
+
+def _advice(value, kinds) -> str:
+    wanted = " or ".join(_PLAIN.get(kind, "None" if kind is types.NoneType else "a tuple") for kind in kinds)
+    if isinstance(value, str) and not isinstance(value, kinds):
+        return f"is a text where {wanted} is wanted: leave the quotes out"
+    if kinds[0] is tuple:
+        return f"is no tuple: a tuple of one has a comma, as in ({_shown(value)},)"
+    return f"is not {wanted}"
