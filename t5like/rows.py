@@ -14,7 +14,7 @@ from t5like.files import open_file, place_of, reading, unpacked_ending
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
          ".parquet": "parquet"}  # fmt: skip
-_FIELD_BYTES = 1 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
+_FIELD_BYTES = 16 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _FIRST = 1 << 16  # bytes by which the two kinds of .json are told apart
 

@@ -270,3 +270,10 @@ def test_the_summary_says_what_was_read_and_what_was_not(tmp_path):
     P.prepare(recipe, tmp_path / "records", 1, False, RECORDS)
     said = RECORDS.summary(PreparedRecords(tmp_path / "records").meta)
     assert "read       40 files of .jsonl\nleft out   1 file of .png, 1 hidden file\n" in said
+
+
+def test_a_cell_of_a_table_may_hold_a_book(tmp_path):
+    book = text(0, 400_000)
+    assert len(book) > 1 << 20
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"{book}"\n2,short\n')
+    assert texts_of(tmp_path) == [book, "short"]
