@@ -177,6 +177,11 @@ def reading(place):
         raise UserError(f"{place}: cannot be read ({tfds.first_line(error)})") from error
 
 
+def place_of(piece):
+    """Where a File or a piece of one is, for a person: its path, and in containers the members' names."""
+    return "/".join((str(piece.path), *piece.inside))
+
+
 def open_file(path, inside=()):
     """A binary stream of what a file holds, unpacked; `inside` as of a File."""
     return _unpacked(_stored(path, inside), inside[-1] if inside else path)
@@ -223,7 +228,7 @@ def _spooled(stream):
 
 def _members(file):
     """The Files in a container: of a zip in the order of names, of a tar as stored, since it is read in that order."""
-    with reading("/".join((file.path, *file.inside))):
+    with reading(place_of(file)):
         archive = _archive(file.path, file.inside, _stamp(file.path))
         if isinstance(archive, zipfile.ZipFile):
             sizes = {i.filename: i.file_size for i in archive.infolist() if not i.is_dir()}

@@ -10,11 +10,11 @@ import json
 import re
 
 from paradigm.errors import UserError
-from t5like.files import open_file, reading, unpacked_ending
+from t5like.files import open_file, place_of, reading, unpacked_ending
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
          ".parquet": "parquet"}  # fmt: skip
-_FIELD_BYTES = 1 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
+_FIELD_BYTES = 16 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _FIRST = 1 << 16  # bytes by which the two kinds of .json are told apart
 
@@ -27,7 +27,7 @@ def kind_of(file):
     kind = KINDS.get(unpacked_ending(file.name))
     if unpacked_ending(file.name) != ".json":
         return kind
-    with reading(file.path), open_file(file.path, file.inside) as stream:
+    with reading(place_of(file)), open_file(file.path, file.inside) as stream:
         start = stream.read(_FIRST).decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
     if re.match(r"\[\s*\{", start):
         return "json"
@@ -104,11 +104,11 @@ def _listed(piece):
         try:
             record, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{piece.path}: record {number} of its list is not JSON ({error})") from error
+            raise UserError(f"{place_of(piece)}: record {number} of its list is not JSON ({error})") from error
         yield number, ValueError("is not UTF-8") if _UNDECODED.search(text[at:end]) else _an_object(record)
         at = end
     if at >= len(text):
-        raise UserError(f"{piece.path}: is cut short: its list of records does not end")
+        raise UserError(f"{place_of(piece)}: is cut short: its list of records does not end")
 
 
 def parquet_stretches(piece):
@@ -117,7 +117,7 @@ def parquet_stretches(piece):
     One for all of a file that cannot be read: that is told when it is, unless it is left out.
     """
     try:
-        with reading(piece.path):
+        with reading(place_of(piece)):
             metadata = _parquet_file(piece).metadata
     except UserError:
         return [((0, None), piece.size)]
@@ -128,7 +128,7 @@ def _parquet_file(piece):
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{piece.path} is Parquet: to read it, pip install pyarrow") from error
+        raise UserError(f"{place_of(piece)} is Parquet: to read it, pip install pyarrow") from error
     stream = open_file(piece.path, piece.inside)
     return pyarrow.parquet.ParquetFile(stream if stream.seekable() else pyarrow.BufferReader(stream.read()))
 
@@ -160,11 +160,13 @@ def header(piece):
     start = dataclasses.replace(piece, start=0, end=None, line=1)
     names = next((cells for _, cells in _cells(start) if cells), None)
     if names is None:
-        raise UserError(f"{piece.path} is empty: it wants a header and a line for each record")
+        raise UserError(f"{place_of(piece)} is empty: it wants a header and a line for each record")
     if isinstance(names, Exception):
-        raise UserError(f"{piece.path}: its header {names}: mend it")
+        raise UserError(f"{place_of(piece)}: its header {names}: mend it")
     if twice := [n for n in names if names.count(n) > 1]:
-        raise UserError(f"{piece.path} has {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own")
+        raise UserError(
+            f"{place_of(piece)} has {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own"
+        )
     return names
 
 

@@ -35,6 +35,7 @@ from t5like.files import (
     is_container,
     is_packed,
     open_file,
+    place_of,
     reading,
     told,
     unpacked_ending,
@@ -127,7 +128,7 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
 
     Raises UserError naming the file if it cannot be read as what its name says.
     """
-    with reading("/".join((str(piece.path), *piece.inside))):
+    with reading(place_of(piece)):
         yield from {
             "text": _read_text,
             "jsonl": _read_jsonl,
@@ -139,7 +140,7 @@ def read(piece) -> Iterator[tuple[str, bytes]]:
 
 def place(piece, name):
     """Where a person finds a document of this piece."""
-    return piece.path if piece.single and not piece.inside else f"{piece.path} ({name})"
+    return place_of(piece) if piece.single else f"{place_of(piece)} ({name})"
 
 
 def cut_at(raw, at):
@@ -333,14 +334,14 @@ def _read_jsonl(piece):
 
 def _read_rows(piece):
     for number, record in rows.rows(piece):
-        where = f"{piece.path}: record {number}" if piece.kind in ("json", "parquet") else f"{piece.path}:{number}"
+        where = f"{place_of(piece)}{': record ' if piece.kind in ('json', 'parquet') else ':'}{number}"
         if isinstance(record, Exception):
             raise UserError(f"{where} {record}")
         yield f"{piece.name}@{number}", _text_in(record, piece.field, where)
 
 
 def _json_text(line, piece, offset):
-    where = f"{piece.path}: the line at byte {offset}"
+    where = f"{place_of(piece)}: the line at byte {offset}"
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if not offset else line)
     except (ValueError, RecursionError) as error:

@@ -31,6 +31,7 @@ from t5like.files import (
     is_container,
     is_packed,
     matches,
+    place_of,
     reading,
     told,
     walk,
@@ -128,7 +129,7 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
             raise UserError(f"source {source}: nothing is left to train on, only {there}: check exclude and valid_glob")
         for part in {p.names[0]: p for p in parts}.values():
             if part.kind in ("tsv", "csv") and not columns:
-                with reading("/".join((part.path, *part.inside))):
+                with reading(place_of(part)):
                     header(part)
         files = sorted({p.path for p in parts})
         lines = [checksum(path) for path in files] + [f"{p.kind} {p.name} {p.split} {p.size}" for p in parts]
@@ -229,7 +230,7 @@ def read(part, columns=()):
 
     Raises UserError naming the file if it cannot be read as what its name says.
     """
-    place = "/".join((str(part.path), *part.inside))
+    place = place_of(part)
     with reading(place):
         if part.kind == "array_record":
             yield from (

@@ -208,6 +208,27 @@ def test_a_package_that_is_missing_is_named(name, wanted, tmp_path, monkeypatch)
     make(tmp_path, tmp_path.with_name(f"{wanted}-out"), exclude=name)  # what is left out need not be readable
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            "a.jsonl",
+            b'{"body": 1}\n',
+            r"x.zip/in/y.tar/a.jsonl: the line at byte 0 has no text in 'text' \(it has body\)",
+        ),
+        ("a.csv", b"body\n1\n", r"x.zip/in/y.tar/a.csv:2 has no text in 'text' \(it has body\)"),
+        ("a.csv", b"n,n\n1\n", r"x.zip/in/y.tar/a.csv has 2 columns 'n': give each a name of its own"),
+        ("a.txt", b"a\0b", r"x.zip/in/y.tar/a.txt looks binary"),
+        ("a.txt.gz", b"not gzip", r"x.zip/in/y.tar/a.txt.gz: cannot be read \(Not a gzipped file"),
+        ("z.zip", b"no zip", r"x.zip/in/y.tar/z.zip: cannot be read as a zip archive"),
+    ],
+)
+def test_what_is_wrong_in_a_container_is_named_with_its_place(name, content, message, tmp_path):
+    (tmp_path / "x.zip").write_bytes(zipped({"in/y.tar": tarred({name: content})}))
+    with pytest.raises(UserError, match=message):
+        make(tmp_path / "x.zip", tmp_path / "out")
+
+
 # ------------------------------------------------------------------------------------------- patterns, and the summary
 
 
@@ -249,3 +270,10 @@ def test_the_summary_says_what_was_read_and_what_was_not(tmp_path):
     P.prepare(recipe, tmp_path / "records", 1, False, RECORDS)
     said = RECORDS.summary(PreparedRecords(tmp_path / "records").meta)
     assert "read       40 files of .jsonl\nleft out   1 file of .png, 1 hidden file\n" in said
+
+
+def test_a_cell_of_a_table_may_hold_a_book(tmp_path):
+    book = text(0, 400_000)
+    assert len(book) > 1 << 20
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"{book}"\n2,short\n')
+    assert texts_of(tmp_path) == [book, "short"]
