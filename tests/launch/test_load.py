@@ -66,7 +66,9 @@ def test_infill(spans):
     assert logits.shape == (1, 4, 384)
     assert "sat on" in str(run.infill("The <X> sat on <Y> mat", max_new_tokens=4))
     assert "params" not in repr(run)
-    with pytest.raises(UserError, match="^generate: SpanCorruption cannot continue a text, .*: use infill.*, which it can"):
+    with pytest.raises(
+        UserError, match="^generate: SpanCorruption cannot continue a text, .*: use infill.*, which it can"
+    ):
         run.generate("Once")
 
 

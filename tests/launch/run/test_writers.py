@@ -168,3 +168,10 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     out.say("hello")
     out.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_console_names_each_picture_that_was_written(tmp_path, capsys):
+    write(tmp_path, [20]).close()
+    said = capsys.readouterr().out
+    for name in ("masks.png", "grey.png", "shares.csv"):
+        assert f": {tmp_path / 'samples' / '00000020' / name}\n" in said
