@@ -16,6 +16,12 @@ $(VENV)/.ready: setup.py
 
 demo: venv
 	$(PY) -m launch.train --gin_file=runs/demo.gin --workdir=$(WORKDIR)
+	@echo
+	@echo 'What to look at, and what to try next:'
+	@echo '  $(WORKDIR)/loss.png         the loss curve;  $(WORKDIR)/samples  has all that was infilled, step by step'
+	@echo '  $(PY) -i -c "from launch import load; run = load('"'$(WORKDIR)'"')"'
+	@echo '  >>> print(run.infill("for i in <X>:\n    self.<Y>\n    return <Z>\n", temperature=0.5).text)'
+	@echo '  $(PY) -m launch.train --gin_file=runs/smoke/mae.gin --workdir=workdirs/mae    # the second demo: pictures, in half a minute'
 
 test: venv
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'

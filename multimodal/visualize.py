@@ -9,12 +9,13 @@ from multimodal.zero_shot import at_least_one, captions_at, check_captions, embe
 from paradigm.capabilities import PairEmbedding
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
-from paradigm.records import Subset
+from paradigm.records import Subset, spread
 from vision.preprocess import resize_to_square
+from vision.sheet import INK, LINE, PAPER, RIGHT, written
 
-GAP, LINE = 4, 15  # pixels between cells, and of a line of text
+GAP = 4  # pixels between cells
 TEXT = 240  # pixels that a caption is wide
-INK, PAPER, DARK, RIGHT = (20, 20, 20), (255, 255, 255), (8, 48, 107), (22, 150, 60)
+DARK = (8, 48, 107)
 
 
 class _OfPairs(Evaluator):
@@ -73,13 +74,14 @@ class Retrieved(_OfPairs):
         objective, variables = self.towers(objective, variables)
         source = Subset.drawn(data.records(self.split), self.pairs, self.seed)
         x, _, places = embed_pictures(objective, variables, source)
-        chosen = np.random.default_rng(self.seed).permutation(len(places))[: self.queries]
+        chosen = spread(len(places), min(self.queries, len(places)), self.seed)
         asked = [captions_at(source, places[i])[0] for i in chosen]
-        near = np.argsort(-embed_texts(objective, variables, asked, data.tokenizer) @ x.T, axis=1, kind="stable")
+        cosines = embed_texts(objective, variables, asked, data.tokenizer) @ x.T
+        near = np.argsort(-cosines, axis=1, kind="stable")
         rows = []
-        for caption, order in zip(asked, near[:, : self.nearest]):
+        for caption, own, order in zip(asked, cosines, near[:, : self.nearest]):
             right = [caption in captions_at(source, places[i]) for i in order]
-            rows.append((caption, _pictures(source, places[order]), right))
+            rows.append((caption, _pictures(source, places[order]), right, own[order]))
         return {}, [Artefact("retrieved", "image", retrieved(rows))]
 
 
@@ -88,6 +90,9 @@ def similarity(pictures, captions, cosines, cell=64):
     low, high = float(np.min(cosines)), float(np.max(cosines))
     columns, rows = len(pictures), len(captions)
     sheet = Image.new("RGB", (TEXT + GAP + columns * (cell + GAP), (rows + 1) * (cell + GAP)), PAPER)
+    sheet.paste(
+        written("cosine of each caption with each picture; a picture's own is on the diagonal", TEXT, cell), (0, 0)
+    )
     for k, picture in enumerate(pictures):
         sheet.paste(_thumbnail(picture, cell), (TEXT + GAP + k * (cell + GAP), 0))
     draw = ImageDraw.Draw(sheet)
@@ -107,13 +112,16 @@ def similarity(pictures, captions, cosines, cell=64):
 
 
 def retrieved(rows, cell=96):
-    """uint8 [height, width, 3] of rows (caption, pictures uint8 [h, w, 3], whether each is right)."""
-    frame = GAP // 2
-    across = max(len(pictures) for _, pictures, _ in rows)
-    sheet = Image.new("RGB", (TEXT + GAP + across * (cell + 3 * GAP), len(rows) * (cell + 3 * GAP)), PAPER)
+    """uint8 [height, width, 3] of rows (caption, pictures uint8 [h, w, 3], whether each is right, their cosines)."""
+    frame, tall = GAP // 2, cell + 3 * GAP + LINE
+    across = max(len(pictures) for _, pictures, _, _ in rows)
+    sheet = Image.new("RGB", (TEXT + GAP + across * (cell + 3 * GAP), LINE + len(rows) * tall), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, (caption, pictures, right) in enumerate(rows):
-        top = i * (cell + 3 * GAP) + GAP
+    sheet.paste(written("caption; its own pictures are framed", TEXT, LINE), (0, 0))
+    for k in range(across):
+        sheet.paste(written(f"nearest {k + 1}", cell, LINE), (TEXT + 2 * GAP + k * (cell + 3 * GAP), 0))
+    for i, (caption, pictures, right, cosines) in enumerate(rows):
+        top = LINE + i * tall + 2 * GAP
         sheet.paste(written(caption, TEXT, cell), (0, top))
         for k, picture in enumerate(pictures):
             left = TEXT + 2 * GAP + k * (cell + 3 * GAP)
@@ -121,27 +129,8 @@ def retrieved(rows, cell=96):
                 edge = (left - 2 * frame, top - 2 * frame, left + cell - 1 + 2 * frame, top + cell - 1 + 2 * frame)
                 draw.rectangle(edge, RIGHT)
             sheet.paste(_thumbnail(picture, cell), (left, top))
+            sheet.paste(written(f"{cosines[k]:.2f}", cell, LINE), (left, top + cell + GAP))
     return np.asarray(sheet)
-
-
-def written(text, width, height):
-    """A Pillow picture of a text in lines; what does not fit ends with an ellipsis."""
-    font = ImageFont.load_default(12)
-    lines, most = [""], max(1, height // LINE)
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > most:
-        lines[most - 1 :] = [lines[most - 1] + " ..."]
-    picture = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(picture)
-    first = (height - LINE * len(lines)) // 2
-    for k, line in enumerate(lines):
-        draw.text((0, first + k * LINE), line, INK, font)
-    return picture
 
 
 def _pictures(source, places):

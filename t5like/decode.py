@@ -334,7 +334,8 @@ def spans_of(ids, vocabulary):
 class InfillSamples(Evaluator):
     """Shows validation examples of span corruption: the corrupted text, then each span by the model and in truth.
 
-    count: examples. temperature, top_k, top_p: see Sampling. seed: of the draws.
+    count: examples. temperature, top_k, top_p: see Sampling; above a temperature of 0 what is drawn stands beside the
+    most probable, which repeats itself. seed: of the draws. </s> is where a document ends.
     """
 
     count: int = 4
@@ -351,26 +352,23 @@ class InfillSamples(Evaluator):
         rows, tokenizer = part.examples(data, self.count), data.tokenizer
         inputs = [x[real > 0] for x, real in zip(rows["encoder_inputs"], rows["encoder_segments"])]
         targets = [x[real > 0] for x, real in zip(rows["targets"], rows["segments"])]
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
-        new = rows["targets"].shape[1]
-        found = decode_rows(
-            part.objective,
-            part.variables(variables),
-            [[]] * len(inputs),
-            new,
-            sampling,
-            tokenizer.vocabulary,
-            self.seed,
-            inputs,
-        )
+        ways = {"model": Sampling(vocab_size=tokenizer.vocab_size)}
+        if self.temperature:
+            how = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
+            ways[f"at temperature {self.temperature:g}"] = how
+        fixed = part.objective, part.variables(variables), [[]] * len(inputs), rows["targets"].shape[1]
+        found = [decode_rows(*fixed, way, tokenizer.vocabulary, self.seed, inputs) for way in ways.values()]
+        text = lambda ids: _with_ends(tokenizer, ids)
+        whole = lambda ids: ids[:-1] if len(ids) and ids[-1] == tokenizer.vocabulary.end else ids  # without its own end
         shown, right, total = [], 0, 0
-        for n, (source, target, ours) in enumerate(zip(inputs, targets, found), 1):
-            truth, ours = (spans_of(x, tokenizer.vocabulary) for x in (target, ours))
-            shown.append(f"example {n}: {_one_line(tokenizer.decode(source))}")
+        for n, (source, target, *ours) in enumerate(zip(inputs, targets, *found), 1):
+            truth, *ours = (spans_of(x, tokenizer.vocabulary) for x in (whole(target), *ours))
+            shown.append(f"example {n}: {text(whole(source))}")
             for i, span in truth.items():
-                wanted, filled = (_one_line(tokenizer.decode(x)) for x in (span, ours.get(i, [])))
-                shown.append(f"  {tokenizer.decode([i])}  model: {filled!r}  truth: {wanted!r}")
-                right, total = right + (filled == wanted), total + 1
+                wanted, *filled = (text(x) for x in (span, *(spans.get(i, []) for spans in ours)))
+                said = "".join(f"  {name}: {x!r}" for name, x in zip((*ways, "truth"), (*filled, wanted)))
+                shown.append(f"  {tokenizer.decode([i])}{said}")
+                right, total = right + (filled[0] == wanted), total + 1
         return {"infill_exact": right / max(total, 1)}, [Artefact("infill", "text", "\n".join(shown))]
 
 
@@ -420,6 +418,12 @@ class GenerateSamples(Evaluator):
                 f"  {name}: {_one_line(tokenizer.decode(x))!r}" for name, x in (("model", ours), ("truth", truth))
             ]
         return {}, [Artefact("generate", "text", "\n".join(shown))]
+
+
+def _with_ends(tokenizer, ids):
+    """A text on one line, with </s> where documents end inside it: `decode` leaves that out."""
+    ids, end = np.asarray(ids, np.int64), tokenizer.vocabulary.end
+    return "</s>".join(_one_line(tokenizer.decode(x[x != end])) for x in np.split(ids, np.flatnonzero(ids == end)))
 
 
 def _one_line(text):

@@ -96,8 +96,8 @@ class Probes(Evaluator):
     def scores(self, objective, variables, data):
         """{method: accuracy} of the encoder in these variables."""
         train, test = self.records(data)
-        x, y = features(objective, variables, train)
-        x_test, y_test = features(objective, variables, test)
+        x, y, _ = features(objective, variables, train)
+        x_test, y_test, _ = features(objective, variables, test)
         classes = _classes(y, y_test, train.source)
         scores = {}
         for method in self.methods:
@@ -151,13 +151,14 @@ def _encode(objective):
 
 
 def features(objective, variables, source):
-    """(float32 [N, D], labels int [N]) of every picture of a source that can be read."""
-    xs, ys = [], []
+    """(float32 [N, D], labels int [N], places int64 [N]) of every picture of a source that can be read."""
+    xs, ys, places = [], [], []
     for batch in _batches(source, objective.preprocess):
         real = batch["mask"] > 0
         xs.append(np.asarray(_encode(objective)(variables, batch))[real])
         ys.append(batch["label"][real])
-    return np.concatenate(xs), np.concatenate(ys)
+        places.append(batch["index"][real].astype(np.int64) @ np.array([1 << 32, 1]))
+    return tuple(map(np.concatenate, (xs, ys, places)))
 
 
 def _some_labels(source, split, count=8):

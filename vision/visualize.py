@@ -14,26 +14,7 @@ from paradigm.metrics import Artefact
 from paradigm.records import Subset
 from paradigm.schedule import FINAL
 from vision.probe import features
-
-GAP = 2  # white pixels between two pictures
-SMALLEST = 96  # small pictures are enlarged to about this many pixels a side, each pixel whole
-
-
-def sheet(rows):
-    """Rows of pictures, each float [H, W, C] in [0, 1] of one size -> uint8 [height, width, 3], with white gaps."""
-    side = rows[0][0].shape[0]
-    times = max(1, round(SMALLEST / side))
-    lines = []
-    for row in rows:
-        cells = []
-        for picture in row:
-            picture = np.clip(np.asarray(picture, np.float32), 0, 1).repeat(times, 0).repeat(times, 1)
-            picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
-            cells.append(np.pad(picture, ((0, GAP), (0, GAP), (0, 0)), constant_values=1))
-        lines.append(np.concatenate(cells, 1))
-    width = max(line.shape[1] for line in lines)
-    lines = [np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=1) for line in lines]
-    return np.uint8(np.round(255 * np.concatenate(lines)))
+from vision.sheet import sheet
 
 
 def _some(part, data, count):
@@ -43,7 +24,8 @@ def _some(part, data, count):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructions(Evaluator):
-    """Triptychs of a masked autoencoder: what the encoder sees, what is made of it, and the picture. count: of them."""
+    """Triptychs of a masked autoencoder: the picture, what the encoder sees of it, and what is made of that. count: of
+    them."""
 
     count: int = 8
 
@@ -55,14 +37,14 @@ class Reconstructions(Evaluator):
         images = objective.view(batch)
         keys = rng.per_example(rng.key(0, "pictures"), batch["index"])
         shown = jax.jit(objective.reconstruct)(variables, images, keys)
-        columns = (shown["masked"], shown["reconstructed"], images)
-        columns = [np.asarray(objective.views[0].undo(x)) for x in columns]
-        return {}, [Artefact("reconstructions", "image", sheet(list(zip(*columns))))]
+        columns = {"original": images, "masked": shown["masked"], "reconstructed": shown["reconstructed"]}
+        rows = zip(*(np.asarray(objective.views[0].undo(x)) for x in columns.values()))
+        return {}, [Artefact("reconstructions", "image", sheet(list(rows), list(columns)))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Views(Evaluator):
-    """Pictures beside two random views of each, as the objective draws them in training. count: of pictures."""
+    """Pictures beside the random views of each that the objective draws in training. count: of pictures."""
 
     count: int = 8
 
@@ -72,16 +54,20 @@ class Views(Evaluator):
         del variables
         part = self.part(objective)
         objective, batch = part.objective, _some(part, data, self.count)
-        rows = [objective.views[0].undo(objective.view(batch))]
+        columns = {"original": objective.views[0].undo(objective.view(batch))}
         for i, augment in enumerate(objective.views):
             keys = rng.per_example(rng.key(0, f"view/{i}"), batch["index"])
-            rows.append(augment.undo(jax.jit(augment.__call__)(batch["image"], batch["aspect"], keys)))
-        return {}, [Artefact("views", "image", sheet([list(np.asarray(row)) for row in zip(*rows)]))]
+            name = f"view {i + 1}" if len(objective.views) > 1 else "view"
+            columns[name] = augment.undo(jax.jit(augment.__call__)(batch["image"], batch["aspect"], keys))
+        rows = zip(*map(np.asarray, columns.values()))
+        return {}, [Artefact("views", "image", sheet(list(rows), list(columns)))]
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours(Evaluator):
     """Validation pictures, each before its nearest training pictures by cosine of the features.
+
+    Below each stand its class, where it has one, and the cosine; those of the query's class have a frame.
 
     queries: how many. nearest: how many of each. train_images: how many are searched.
     """
@@ -98,16 +84,25 @@ class Neighbours(Evaluator):
         train = Subset.drawn(data.records("train"), self.train_images, 0)
         test = Subset.drawn(data.records("valid"), self.queries, 0)
         unit = lambda x: x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
-        (x, _), (q, _) = (features(objective, variables, source) for source in (train, test))
-        order = np.argsort(-unit(q) @ unit(x).T, axis=1)[:, : self.nearest]
+        (x, y, at), (q, wanted, asked) = (features(objective, variables, source) for source in (train, test))
+        cosines = unit(q) @ unit(x).T
+        order = np.argsort(-cosines, axis=1)[:, : self.nearest]
         square = lambda source, i: objective.preprocess(source[int(i)], None, FINAL, False)["image"] / 255.0
-        rows = [[square(test, i), *(square(train, j) for j in near)] for i, near in enumerate(order)]
-        return {}, [Artefact("neighbours", "image", sheet(rows))]
+        classes = getattr(data.records("valid"), "classes", None)
+        named = lambda label: [] if label < 0 else [str(classes[label] if classes else label)]
+        rows, captions, framed = [], [], []
+        for i, near in enumerate(order):
+            rows.append([square(test, asked[i]), *(square(train, at[j]) for j in near)])
+            said = [named(wanted[i]), *(named(y[j]) + [f"{cosines[i, j]:.3f}"] for j in near)]
+            captions.append([" · ".join(words) for words in said])
+            framed.append([False, *(bool(wanted[i] == y[j] >= 0) for j in near)])
+        headings = ["query", *(f"nearest {k + 1}" for k in range(order.shape[1]))]
+        return {}, [Artefact("neighbours", "image", sheet(rows, headings, captions, framed))]
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchPCA(Evaluator):
-    """Pictures above the first three principal components of their patches' features, as red, green and blue.
+    """Pictures beside the first three principal components of their patches' features, as red, green and blue.
 
     The components are of all patches shown, as in Oquab et al. 2023 (DINOv2), section 7.5. count: of pictures.
     """
@@ -138,4 +133,4 @@ class PatchPCA(Evaluator):
         times = objective.encoder.patch
         maps = shown.repeat(times, 1).repeat(times, 2)
         originals = np.asarray(objective.views[0].undo(images))[:, : side * times, : side * times]  # what patches cover
-        return {}, [Artefact("patch_pca", "image", sheet([list(originals), list(maps)]))]
+        return {}, [Artefact("patch_pca", "image", sheet(list(zip(originals, maps)), ["original", "patches"]))]

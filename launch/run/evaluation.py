@@ -1,5 +1,7 @@
 """The validation of a state, during training and after it."""
 
+import dataclasses
+
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -52,8 +54,17 @@ class Evaluation:
                 variables = objective.variables(params, state.extra, self._which)
                 more, shown = evaluator.run(objective, variables, self._data)
                 named |= more
-                artefacts += shown
+                artefacts += [self._titled(artefact, int(state.step)) for artefact in shown]
         return {f"valid/{name}": float(value) for name, value in named.items()}, artefacts
+
+    def _titled(self, artefact, step):
+        """An artefact; a picture says of what run and step it is, wherever it is shown."""
+        if artefact.kind != "image":
+            return artefact
+        from vision.sheet import titled
+
+        title = f"{artefact.name} · {type(self._experiment.objective).__name__} · step {step:,}"
+        return dataclasses.replace(artefact, value=titled(artefact.value, title))
 
     def _step(self, phase):
         if phase not in self._steps:

@@ -85,6 +85,8 @@ class Writers:
             if artefact.kind == "text":
                 lines = str(artefact.value).splitlines()
                 self.say("\n".join(f"  {line}" for line in lines[:6]) + (f"\n  ... {path}" if len(lines) > 6 else ""))
+            else:
+                self.say(f"  {artefact.name}: {path}")
         if time.monotonic() - self._drawn > 60:  # a curve takes half a second: not at each of many short evaluations
             self._draw()
 

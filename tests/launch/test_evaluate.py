@@ -19,6 +19,7 @@ from launch.run.mesh import make_mesh
 from launch.run.program import Program
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
+from paradigm.metrics import Artefact
 from paradigm.objective import Context
 from paradigm.records import spread
 from tests import miniatures
@@ -105,6 +106,20 @@ def test_offline_and_during_training_agree_and_evaluators_run_in_both(settings, 
     assert (tmp_path / "samples" / "00000003" / "weight.txt").read_text() == "100 examples\n"
     with pytest.raises(UserError, match="of step 5"):
         evaluate(tmp_path, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shows(Evaluator):
+    def run(self, objective, variables, data):
+        return {}, [Artefact("dots", "image", np.zeros((20, 30, 3), np.uint8)), Artefact("said", "text", "x")]
+
+
+def test_pictures_have_a_title(tmp_path):
+    run, state, _ = evaluation(small.experiment(evaluators=(Shows(),)), tmp_path)
+    _, [picture, text] = run.run(state)
+    later = run.run(state.replace(step=jnp.int32(7)))[1][0].value
+    assert text.value == "x" and picture.value.shape == later.shape and (picture.value[-20:, :30] == 0).all()
+    assert len(picture.value) > 30 and (picture.value[:-20] != later[:-20]).any(), "the step is in the title"
 
 
 def command(*flags):

@@ -333,6 +333,22 @@ def test_infill_samples(answers):
     assert "example 3" in artefact.value
     _, (few,) = InfillSamples(count=1).run(SPANS, {}, data)
     assert "example 2" not in few.value
+    metrics, (both,) = InfillSamples(count=1, temperature=0.5).run(SPANS, {}, data)
+    assert metrics == {"infill_exact": 1 / 2}  # of the most probable
+    assert both.value.splitlines()[1] == "  <X>  model: ' truths'  at temperature 0.5: ' truths'  truth: ' truths'"
+
+
+def test_infill_samples_show_where_documents_end(answers):
+    answers("<X> one")
+    end = [TOKENIZER.eos_id]
+    inputs = np.r_[TOKENIZER.encode("A cat.\n"), end, TOKENIZER.encode_prompt("Dogs<X>"), end][None].astype(np.int32)
+    targets = np.r_[TOKENIZER.encode_prompt("<X> bark."), end, TOKENIZER.encode("End"), end][None].astype(np.int32)
+    ones = {"encoder_segments": np.ones_like(inputs), "segments": np.ones_like(targets), "mask": np.ones(1, np.float32)}
+    _, (shown,) = InfillSamples().run(SPANS, {}, Data(encoder_inputs=inputs, targets=targets, **ones))
+    assert shown.value.splitlines() == [
+        "example 1: A cat.⏎</s>Dogs<X>",
+        "  <X>  model: ' one'  truth: ' bark.</s>End'",
+    ]
 
 
 def test_generate_samples():

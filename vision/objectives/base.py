@@ -43,10 +43,12 @@ class ImageObjective(ImageFeatures, Objective):
         object.__setattr__(self, "augment", sized(self.augment))
         object.__setattr__(self, "host_image_size", self.host_image_size or size)
 
+    LONE = 2
+
     @property
     def groups(self):
-        """((Augments that share their draws, number of views), ...); a lone Augment stands for two views."""
-        return view_groups(self.augment, 2)
+        """((Augments that share their draws, number of views), ...); a lone Augment stands for LONE views."""
+        return view_groups(self.augment, self.LONE)
 
     @property
     def views(self):

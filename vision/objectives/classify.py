@@ -36,6 +36,8 @@ class Classify(ImageObjective):
     classes: int
     smoothing: float = 0.0
 
+    LONE = 1  # view
+
     def modules(self):
         return {**super().modules(), "classifier": (Linear(self.classes), jnp.zeros((1, self.encoder.features)))}
 

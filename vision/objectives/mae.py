@@ -89,6 +89,8 @@ class MAE(Reconstructing, ImageObjective):
     decoder_d_ff: int | None = None
     decoder_positions: str = "sincos"
 
+    LONE = 1  # view
+
     def __post_init__(self):
         super().__post_init__()
         if self.augment.size != self.encoder.image_size:

@@ -201,3 +201,10 @@ def test_tensorboard_has_the_configuration_as_text_once(tmp_path):
         writers.Writers(tmp_path, step=step, logged=step, config="Experiment.seed = 7\n").close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     assert path.read_bytes().count(b"    Experiment.seed = 7") == 1
+
+
+def test_the_console_names_each_picture_that_was_written(tmp_path, capsys):
+    write(tmp_path, [20]).close()
+    said = capsys.readouterr().out
+    for name in ("masks.png", "grey.png", "shares.csv"):
+        assert f": {tmp_path / 'samples' / '00000020' / name}\n" in said

@@ -1,0 +1,67 @@
+"""Sheets of pictures with words: headings, captions, frames and a title, for what evaluators show."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 2  # white pixels between two pictures
+SMALLEST = 96  # small pictures are enlarged to about this many pixels a side, each pixel whole
+LINE, FONT, FRAME = 15, 12, 4  # pixels: of a line of text, of its letters, and of a frame
+INK, PAPER, RIGHT = (20, 20, 20), (255, 255, 255), (22, 150, 60)
+
+
+def sheet(rows, headings=(), captions=(), framed=()):
+    """Rows of pictures, each float [H, W, C] in [0, 1] of one size -> uint8 [height, width, 3], with white gaps.
+
+    headings: a text above each column. captions: [rows][columns], a text below each picture. framed: [rows][columns],
+    which have a green frame.
+    """
+    times = max(1, round(SMALLEST / rows[0][0].shape[0]))
+    lines = [np.concatenate([_line(text, rows[0][0].shape[1] * times) for text in headings], 1)] if headings else []
+    for i, row in enumerate(rows):
+        cells = []
+        for k, picture in enumerate(row):
+            picture = np.clip(np.asarray(picture, np.float32), 0, 1).repeat(times, 0).repeat(times, 1)
+            picture = np.uint8(np.round(255 * np.broadcast_to(picture, (*picture.shape[:2], 3))))
+            if framed and framed[i][k]:
+                inside = picture[FRAME:-FRAME, FRAME:-FRAME].copy()
+                picture[:] = RIGHT
+                picture[FRAME:-FRAME, FRAME:-FRAME] = inside
+            cell = np.pad(picture, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+            cells.append(np.concatenate([cell, _line(captions[i][k], picture.shape[1])]) if captions else cell)
+        lines.append(np.concatenate(cells, 1))
+    width = max(line.shape[1] for line in lines)
+    return np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in lines])
+
+
+def titled(picture, title):
+    """A picture uint8 [height, width, 3] or [height, width] below its title, as wide as both need."""
+    picture = np.broadcast_to(picture if picture.ndim == 3 else picture[..., None], (*picture.shape[:2], 3))
+    width = max(picture.shape[1], 2 * GAP + round(ImageFont.load_default(FONT).getlength(title)))
+    strip = np.asarray(written(title, width, LINE + 2 * GAP))
+    missing = width - picture.shape[1]
+    return np.concatenate([strip, np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255)])
+
+
+def written(text, width, height):
+    """A Pillow picture of a text in lines; what does not fit ends with an ellipsis."""
+    font = ImageFont.load_default(FONT)
+    lines, most = [""], max(1, height // LINE)
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > most:
+        lines[most - 1 :] = [lines[most - 1] + " ..."]
+    picture = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(picture)
+    first = (height - LINE * len(lines)) // 2
+    for k, line in enumerate(lines):
+        draw.text((0, first + k * LINE), line, INK, font)
+    return picture
+
+
+def _line(text, width):
+    """uint8 [LINE, width + GAP, 3]: a text on one line."""
+    return np.pad(np.asarray(written(text, width, LINE)), ((0, 0), (0, GAP), (0, 0)), constant_values=255)
