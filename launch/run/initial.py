@@ -63,7 +63,7 @@ def initial_state(program, checkpoints, inits=()):
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
     wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
-    given, stats, lines, vocabularies = {}, {}, [], []
+    given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
         found, found_stats, where, vocabulary = _read(init)
         matched, line = _matched(init, found, wanted, where, alone=len(inits) == 1)
@@ -74,8 +74,11 @@ def initial_state(program, checkpoints, inits=()):
         # Running statistics belong to the parameters that were trained with them.
         stats |= {n: x for n, x in found_stats.items() if n in wanted_stats and wanted_stats[n].shape == x.shape}
         lines.append(line)
-        if vocabulary is not None and any(name.endswith(TABLES) for name in matched):
-            vocabularies.append((where, vocabulary))
+        if any(name.endswith(TABLES) for name in matched):
+            if vocabulary is not None:
+                vocabularies.append((where, vocabulary))
+            elif (tokenizer := pretrained.tokenizer(filesystem.as_path(init.path))) is not None:
+                tokenizers.append((where, tokenizer))
     missing = [name for name in wanted if name not in given]
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
@@ -83,7 +86,7 @@ def initial_state(program, checkpoints, inits=()):
     _refuse_drawn(program.state.frozen_modules, missing, inits)
     if not inits:
         return program.init, fresh, "started from scratch"
-    fresh["vocabularies"] = vocabularies  # which the data have to be of, once they are there
+    fresh["vocabularies"], fresh["tokenizers"] = vocabularies, tokenizers  # of which the data have to be
     return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
 
 
@@ -96,6 +99,22 @@ def horizon_changed(optimizer, step, meta):
     if was in (None, rate):
         return ""
     return f"the schedule's horizon changed: the rate at step {step} was {was:g} and is {rate:g}"
+
+
+PROBE = "The cat sat on the mat; 12 men saw 345 trees. Ein Fluß, 7 x 8 = 56: what's that?"
+
+
+def same_ids(found, wanted, found_in, wanted_in):
+    """Raises UserError unless two tokenizers give one text the same ids, as far as there are two.
+
+    The files of a released model do not say how many sentinels the data's tokenizer was given beside them, so that
+    fingerprints may differ where the ids of text are the same.
+    """
+    if wanted is not None and list(found.encode(PROBE)) != list(wanted.encode(PROBE)):
+        raise UserError(
+            f"another vocabulary: the tokenizer in {found_in} gives text other ids than that of {wanted_in}. Ids of "
+            f"one mean nothing to the other: prepare the data with launch.prepare --tokenizer={found_in}"
+        )
 
 
 def _read(init):

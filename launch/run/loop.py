@@ -24,7 +24,7 @@ from launch.run.data import Data, look
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
-from launch.run.initial import horizon_changed, initial_state, sources
+from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program
@@ -139,6 +139,8 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
 
     for where, vocabulary in meta.get("vocabularies", ()):
         same(vocabulary, data.vocabulary, where, f"the data in {files.local / 'data'}")
+    for where, tokenizer in meta.get("tokenizers", ()):
+        same_ids(tokenizer, data.tokenizer, where, f"the data in {files.local / 'data'}")
     state = made.result()
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):

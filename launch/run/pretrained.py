@@ -20,3 +20,18 @@ def is_pretrained(path):
 def read(path):
     """(modules, parameters), both by module name, of a directory of save_pretrained. Raises as `paradigm.hf.read`."""
     return hf.read(path, families())
+
+
+def tokenizer(path):
+    """The tokenizer whose files lie in such a directory; None where there is none, or none of a kind that is known."""
+    from launch.storage.sync import at_hand
+    from paradigm.errors import UserError
+    from t5like.tokenizers import get_tokenizer
+
+    if not is_pretrained(path):
+        return None
+    with at_hand(path) as directory:
+        try:
+            return get_tokenizer(str(directory))
+        except UserError:
+            return None

@@ -60,3 +60,26 @@ def test_a_run_and_data_of_another_vocabulary(corpora, tmp_path):
     ):
         train(corpora, "b", tmp_path / "next", init_from=str(tmp_path / "run"))
     assert train(corpora, "b_as_a", tmp_path / "good", init_from=str(tmp_path / "run")).step == 1
+
+
+def test_a_directory_of_the_transformers_library_with_a_tokenizer_is_compared_too(corpora, tmp_path):
+    """By the ids that it gives to text: its files do not say how many sentinels the data have."""
+    from launch.run import initial, pretrained
+    from t5like.tokenizers import get_tokenizer, load_tokenizer
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        model = next(path for path in (corpora / name / "tokenizer").iterdir() if path.suffix == ".model")
+        (tmp_path / name / "spiece.model").write_bytes(model.read_bytes())
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text("{}")
+    ours = load_tokenizer(corpora / "a" / "tokenizer")
+    assert pretrained.tokenizer(tmp_path / "none") is None
+    initial.same_ids(pretrained.tokenizer(tmp_path / "a"), ours, "weights", "the data")
+    initial.same_ids(get_tokenizer(str(tmp_path / "a" / "spiece.model"), extra_ids=7), ours, "weights", "the data")
+    initial.same_ids(pretrained.tokenizer(tmp_path / "b"), None, "weights", "pictures")
+    with pytest.raises(
+        UserError, match="another vocabulary: the tokenizer in weights gives text other ids than that of"
+    ):
+        initial.same_ids(pretrained.tokenizer(tmp_path / "b"), ours, "weights", "the data")
