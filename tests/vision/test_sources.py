@@ -433,6 +433,14 @@ def test_npz(tmp_path):
     )
     assert {split: len(s) for split, s in opened(other).splits.items()} == {"train": 9, "valid": 21}
     assert opened(other).described.endswith("; arrays left out: z")
+    for words in (np.array(["dog", "cat", "emu"]), np.array([b"dog", b"cat", b"emu"])):
+        named = npz(tmp_path / "w.npz", x_train=IMAGES[:9], y_train=words[LABELS[:9]], x_test=IMAGES[9:],
+                    y_test=words[LABELS[9:]])  # fmt: skip
+        assert opened(named).classes == ("cat", "dog", "emu")
+        assert [r["label"] for r in records(opened(named))] == [1, 0, 2] * 3
+        assert [r["label"] for r in records(opened(named, classes=["dog", "cat", "emu"]), "test")] == [0, 1, 2] * 7
+        with pytest.raises(UserError, match=r"y_train holds 'dog', which ImageData.classes does not name: name all"):
+            opened(named, classes=["cat", "emu"])
     alone = opened(npz(tmp_path / "a.npz", images=IMAGES), labels=False)
     assert len(alone.source("train")) == 27 and alone.classes is None
 
