@@ -23,7 +23,7 @@ from paradigm import storage
 from paradigm.errors import UserError
 from paradigm.names import HIDDEN, few, is_hidden, kind_of, left_out, split_of
 from vision.decode_image import decode
-from vision.files import SAMPLED, sample_of, spread
+from vision.files import SAMPLE_BYTES, SAMPLED, sample_of, spread
 from vision.sources import Opened, Reading
 
 FORMAT = "paradigm-pairs-2"
@@ -173,7 +173,7 @@ def open_tars(place, recipe, cache_dir=None):
     shards = [(os.path.basename(path), os.path.getsize(path)) for path in paths]
     content = hashlib.sha256(np.ascontiguousarray(index).tobytes()).hexdigest()
     members = [PICTURE, FIELDS, *range(FIRST_TEXT, index.shape[1], 2)]
-    sample = [sample_of(paths[row[SHARD]], row[at], row[at + 1])
+    sample = [sample_of(paths[row[SHARD]], row[at], min(row[at + 1], SAMPLE_BYTES))
               for row in index[spread(len(index), SAMPLED)] for at in members if row[at] >= 0]  # fmt: skip
     lines = [*shards, settings, classes, content, fields_too, *sample]
     return Opened(splits, classes or None, digest(lines), "; ".join(filter(None, notes)))

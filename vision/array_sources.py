@@ -157,11 +157,15 @@ def npz(place, reading):
         raise UserError(f"{path} cannot be read as an .npz archive ({error}): make it with numpy.savez") from error
     splits, digest = {}, hashlib.sha256(repr([(i.filename, i.CRC, i.file_size) for i in infos.values()]).encode())
     found, others = _npz_names(infos, path)
+    words = _npz_classes(path, [labels for _, labels, _ in found.values() if labels and reading.labels], reading)
     for split, (images, labels, missing) in found.items():
         if reading.labels and labels is None:
             raise UserError(f"{path} has {images} and no {missing}: add it, or set ImageData.labels = False")
         load = functools.partial(_npz_images, str(path), _stamp(path), images)
-        own = _checked_labels(_npz(path, labels), len(load()), f"{path}: {labels}", images) if reading.labels else None
+        own = None
+        if reading.labels:
+            own = _npz(path, labels) if words is None else words[1][labels]
+            own = _checked_labels(own, len(load()), f"{path}: {labels}", images)
         splits[split] = ArraySource(load, own, f"{path}: {images}", reading.channels)
     if "train" not in splits:
         raise UserError(
@@ -169,7 +173,22 @@ def npz(place, reading):
             "y_test, or images and labels"
         )
     note = f"arrays left out: {few(sorted(others))}" if others else ""
-    return *_checked(splits, reading, str(path), digest.hexdigest()), note
+    splits, classes, digest = _checked(splits, reading, str(path), digest.hexdigest())
+    return splits, classes if words is None else words[0], digest, note
+
+
+def _npz_classes(path, names, reading):
+    """(classes, {array: int [N]}) of labels that are names of classes; None where they are numbers."""
+    arrays = {name: _npz(path, name) for name in names}
+    if not arrays or any(array.dtype.kind not in "US" for array in arrays.values()):
+        return None
+    texts = {name: np.char.decode(a, "utf-8") if a.dtype.kind == "S" else a for name, a in arrays.items()}
+    classes = reading.classes or tuple(np.unique(np.concatenate([text.ravel() for text in texts.values()])).tolist())
+    number = {name: k for k, name in enumerate(classes)}
+    for name, text in texts.items():
+        if other := next((word for word in text.ravel().tolist() if word not in number), None):
+            raise UserError(f"{path}: {name} holds {other!r}, which ImageData.classes does not name: name all")
+    return classes, {name: np.vectorize(number.get, otypes=[np.int32])(text) for name, text in texts.items()}
 
 
 def _npz_names(names, path):

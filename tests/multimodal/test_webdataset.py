@@ -105,8 +105,9 @@ def test_tars_one_after_the_other_are_read_whole(tmp_path):
     joined.write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
     assert set(everything(opened(joined))) == {f"caption {i}" for i in range(10)}
     other = tar(tmp_path / "c.tar", *[m for i in range(5) for m in pair(f"x/{i:04}", 20 + i)])  # the same keys
-    joined.write_bytes((tmp_path / "a.tar").read_bytes() + other.read_bytes())
-    assert set(everything(opened(joined))) == {f"caption {i}" for i in (*range(5), *range(20, 25))}
+    third = tar(tmp_path / "d.tar", *[m for i in range(5) for m in pair(f"x/{i:04}", 30 + i)])
+    joined.write_bytes(b"".join(path.read_bytes() for path in (tmp_path / "a.tar", other, third)))
+    assert set(everything(opened(joined))) == {f"caption {k + i}" for k in (0, 20, 30) for i in range(5)}
     size = (tmp_path / "a.tar").stat().st_size
     joined.write_bytes((tmp_path / "a.tar").read_bytes() + b"x" * 1024)
     with pytest.raises(UserError, match=rf"joined.tar is damaged at byte {size}: fetch or pack it again"):

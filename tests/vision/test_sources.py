@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 from paradigm import tfds as prepared_tfds
 from paradigm.errors import UserError
 from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, zipped
-from vision.decode_image import decode, suffixes
+from vision.decode_image import decode
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 
@@ -235,116 +235,6 @@ def test_bad_folders(tmp_path, files, message):
         assert "\n" not in str(error.value) and str(place) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "names, words",
-    [
-        ("Training Testing", "Testing is test, Training is train"),
-        ("TRAIN VAL", "TRAIN is train, VAL is valid"),
-        ("train2017 val2017", "train2017 is train, val2017 is valid"),
-        ("training_set test_set", "test_set is test, training_set is train"),
-        ("Train dev Test", "Test is test, Train is train, dev is valid"),
-        ("seg_train seg_test", "seg_test is test, seg_train is train"),
-        ("1_train 2_test", "1_train is train, 2_test is test"),
-    ],
-)
-def test_splits_have_many_names(tmp_path, names, words):
-    files = {f"data/{part}/{c}/{i}.png": pixels(i) for part in names.split() for i, c in enumerate("aabb")}
-    for place in (folder(tmp_path / "d", files), zipped(tmp_path / "d.zip", files)):
-        prepared = opened(place)
-        assert set(prepared.splits) >= {"train", "valid"} and prepared.classes == ("a", "b")
-        assert len(prepared.source("train")) == 4
-        assert f"all inside of data; splits by folder: {words}" in prepared.described
-        assert "classes by folder: a, b" in prepared.described
-
-
-def test_classes_may_bring_their_splits(tmp_path):
-    files = {f"d/{c}/{part}/{i}.png": pixels(i) for part in ("Train", "Test") for i, c in enumerate("abab")}
-    for place in (folder(tmp_path / "d", files), zipped(tmp_path / "d.zip", files)):
-        prepared = opened(place)
-        assert prepared.classes == ("a", "b") and [r["label"] for r in records(prepared, "test")] == [0, 0, 1, 1]
-        assert "splits by folder: Test is test, Train is train" in prepared.described
-    with pytest.raises(UserError, match=r"holds folders train inside of its folders, and others .* such as c/3.png, c"):
-        opened(folder(tmp_path / "e", {f"{k}.png": pixels(0) for k in ("a/train/0", "b/train/1", "c/new/2", "c/3")}))
-
-
-def test_outer_folders_are_passed_through(tmp_path):
-    files = {f"x/y/z/{c}/{i}.png": pixels(i) for i, c in enumerate("ababab")}
-    twice = {f"d/train/train/{c}/{i}.png": pixels(i) for i, c in enumerate("ababab")}
-    for k, (content, outer) in enumerate(((files, "x/y/z"), (twice, "d/train"))):
-        for place in (folder(tmp_path / f"{k}", content), zipped(tmp_path / f"{k}.zip", content)):
-            prepared = opened(place)
-            assert prepared.classes == ("a", "b") and f"all inside of {outer};" in prepared.described
-    kaggle = {f"{s}_set/{s}_set/{c}/{i}.png": pixels(i) for s in ("training", "test") for i, c in enumerate("abab")}
-    prepared = opened(zipped(tmp_path / "k.zip", kaggle | {"README.md": b"x"}))
-    assert prepared.classes == ("a", "b") and len(prepared.source("test")) == 4
-    windows = zipped(tmp_path / "w.zip", {f"pets\\{c}\\{i}.png": pixels(i) for i, c in enumerate("abab")})
-    assert opened(windows).classes == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    "names, message",
-    [
-        ("train/a/0 Training/a/1 test/a/2", r"holds Training and train, which both say train: rename or remove one"),
-        ("train/a/0 val/a/1 dev/a/2", r"holds dev and val, which both say valid"),
-        (
-            "test/0 cat/1 dog/2",
-            r"holds test beside cat, dog: a split or a class\? If a split, put the others into a fo",
-        ),
-        ("train/0 bus/1 car/2", r"holds train beside bus, car: a split or a class\? If a split, move the others away"),
-    ],
-)
-def test_a_folder_that_may_be_two_things(tmp_path, names, message):
-    files = {f"{name}.png": pixels(i) for i, name in enumerate(names.split())}
-    for place in (folder(tmp_path / "d", files), zipped(tmp_path / "d.zip", files)):
-        with pytest.raises(UserError, match=message):
-            opened(place)
-
-
-def test_what_is_not_read_is_counted_by_kind(tmp_path):
-    others = {"a/x.heic": b"x", "b/y.heic": b"x", "a/Thumbs.db": b"x", "a/noext": b"x", "a/._0.png": b"x",
-              "__MACOSX/a/._0.png": b"x", ".git/0.png": b"x", "b/.DS_Store": b"x"}  # fmt: skip
-    files = {f"{'ab'[i % 2]}/{i}.JPG": encoded(pixels(i), "JPEG") for i in range(6)} | others
-    for place, hidden in ((folder(tmp_path / "d", files), 4), (zipped(tmp_path / "d.zip", files), 4)):
-        said = opened(place).described
-        assert f"{hidden} hidden names left out" in said and "6 pictures" not in said
-        assert "2 files of .heic left out" in said and ".heic needs pip install pillow-heif" in said
-        assert "1 file of .db left out" in said and "1 file of no suffix left out" in said
-    only = folder(tmp_path / "e", {"a/x.heic": b"x"})
-    with pytest.raises(UserError, match=r"holds no pictures .*; it holds .heic \(.heic needs pip install pillow-heif"):
-        opened(only)
-
-
-@pytest.mark.parametrize("kind, suffix", [("AVIF", "avif"), ("WEBP", "webp"), ("TIFF", "tiff"), ("JPEG", "jfif"),
-                                          ("JPEG2000", "jp2"), ("TGA", "tga"), ("PPM", "pnm")])  # fmt: skip
-def test_all_that_pillow_reads_is_read(tmp_path, kind, suffix):
-    if f".{suffix}" not in suffixes():
-        pytest.skip("this Pillow is without it")
-    place = folder(tmp_path, {f"{i}.{suffix.upper()}": encoded(pixels(i, 32, 32), kind) for i in range(4)})
-    assert len(records(opened(place))) == 3
-
-
-def test_held_out_pictures_that_cannot_be_read_are_found_at_the_start(tmp_path):
-    whole = encoded(pixels(0, 64, 64))
-    files = {f"train/{i}.png": pixels(i) for i in range(4)} | {f"val/{i}.png": whole[:-2000] for i in range(3)}
-    place = folder(tmp_path / "d", files)  # whose headers are whole
-    with pytest.raises(UserError, match=r"held out: none of 3 records looked at can be read, such as .*2.png \("):
-        opened(place)
-    (place / "val/1.png").write_bytes(whole)
-    assert len(opened(place).source("valid")) == 3
-
-
-def test_the_identity_of_a_folder_is_its_content(tmp_path, monkeypatch):
-    place = folder(tmp_path / "d", {f"{'ab'[i % 2]}/{i}.png": pixels(i) for i in range(6)})
-    wanted = opened(place).fingerprint
-    for path in place.rglob("*.png"):
-        os.utime(path, ns=(1, 1))
-    monkeypatch.chdir(tmp_path)
-    assert opened(place).fingerprint == opened("./d").fingerprint == opened("folder:d/").fingerprint == wanted
-    assert opened(shutil.copytree(place, tmp_path / "elsewhere")).fingerprint == wanted
-    (place / "a/0.png").write_bytes((place / "a/0.png").read_bytes()[::-1])  # as long as before
-    assert opened(place).fingerprint != wanted
-
-
 # ------------------------------------------------------------------------------------------------------------------ idx
 
 
@@ -433,6 +323,14 @@ def test_npz(tmp_path):
     )
     assert {split: len(s) for split, s in opened(other).splits.items()} == {"train": 9, "valid": 21}
     assert opened(other).described.endswith("; arrays left out: z")
+    for words in (np.array(["dog", "cat", "emu"]), np.array([b"dog", b"cat", b"emu"])):
+        named = npz(tmp_path / "w.npz", x_train=IMAGES[:9], y_train=words[LABELS[:9]], x_test=IMAGES[9:],
+                    y_test=words[LABELS[9:]])  # fmt: skip
+        assert opened(named).classes == ("cat", "dog", "emu")
+        assert [r["label"] for r in records(opened(named))] == [1, 0, 2] * 3
+        assert [r["label"] for r in records(opened(named, classes=["dog", "cat", "emu"]), "test")] == [0, 1, 2] * 7
+        with pytest.raises(UserError, match=r"y_train holds 'dog', which ImageData.classes does not name: name all"):
+            opened(named, classes=["cat", "emu"])
     alone = opened(npz(tmp_path / "a.npz", images=IMAGES), labels=False)
     assert len(alone.source("train")) == 27 and alone.classes is None
 
@@ -527,6 +425,9 @@ def test_tfds_is_read_without_tensorflow(tfds_dir):
     assert len(list(tfds_dir.glob("*train.array_record*"))) == 2
     prepared = opened(f"tfds:{tfds_dir}")
     assert prepared.classes == ("cat", "dog") and opened(tfds_dir).fingerprint == prepared.fingerprint
+    for path in tfds_dir.iterdir():
+        os.utime(path, ns=(1, 1))  # which is nothing of the content
+    assert opened(tfds_dir).fingerprint == prepared.fingerprint
     found = records(prepared)
     known = {pixels(i).tobytes(): i for i in range(12)}
     order = [known[r["image"].tobytes()] for r in found]
