@@ -43,6 +43,8 @@ class Data:
         where = getattr(prepared, "directory", "")
         same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
+        if said := self.train.check_copies(objective):
+            print(f"warning: {said}", file=sys.stderr, flush=True)
         self._held_out = prepared.source("valid")
         self._prepared_for = lambda phase, source, rows: Dataset(
             source, objective.preprocess_for(phase), rows, seed, train=False
@@ -84,23 +86,25 @@ def look(recipe, directory):
     """
     if jax.process_index() or (directory.exists() and any(directory.iterdir())):
         return
-    if isinstance(recipe, tuple | list):
-        for one in recipe:
-            look(one, directory)
-        return
-    if not dataclasses.is_dataclass(recipe):
-        return
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if field.name != "source" or not isinstance(value, str):
-            look(value, directory)
-            continue
+    for name, value in sources(recipe):
         scheme, colon, path = value.partition(":")
         path = path if colon and scheme in SCHEMES else value
         named = "/" in path or path.startswith("~") or (colon and scheme in SCHEMES) or re.search(r"\.\w+$", path)
         if named and not re.search(r"[*?{,\[]|://|^tfds:", path) and not expand(path).exists():
-            what = f"{type(recipe).__name__}.source='{value}'"
+            what = f"{name}.source='{value}'"
             raise UserError(f"{what}: no such file or directory (looked for {expand(path).absolute()})")
+
+
+def sources(recipe):
+    """[(name of a recipe, its `source`)] of a recipe and of those inside it."""
+    if isinstance(recipe, tuple | list):
+        return [found for one in recipe for found in sources(one)]
+    if not dataclasses.is_dataclass(recipe):
+        return []
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    own = fields.pop("source", None)
+    here = [(type(recipe).__name__, own)] if isinstance(own, str) else sources(own)
+    return here + sources(list(fields.values()))
 
 
 def tokenizer_of(workdir):

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from launch.run.data import Data, look
+from launch.run.data import Data, look, sources
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
@@ -144,9 +144,10 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
     state = made.result()
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):
+        where = " and ".join(source for _, source in sources(experiment.data)) or files.local / "data"
         raise UserError(
-            f"{files.local / 'data'} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted "
-            f"{meta['data']}): put the data back, or take another directory"
+            f"{where} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted {meta['data']}): "
+            "put the data back, or take another directory"
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)

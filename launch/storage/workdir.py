@@ -201,11 +201,14 @@ def _git():
 # --- comparing configurations ----------------------------------------------------------------------------------------
 
 
+PLACES = ("source", "images", "test_images")  # settings of data that are paths
+
+
 def config_diff(old: str, new: str) -> list[str]:
     """The lines by which two operative gin texts differ in what a resumed run may not change; [] when it may go on.
 
     Free to change: `MAY_CHANGE` of Experiment, a macro of one of those names with all that follows from it (total_steps
-    in a schedule), and the settings of evaluators.
+    in a schedule), the settings of evaluators, and where data are: what they hold is compared when they are opened.
     """
     old, new = _bindings(old), _bindings(new)
     free = {f"Experiment.{name}" for name in MAY_CHANGE} | set(MAY_CHANGE)
@@ -214,6 +217,8 @@ def config_diff(old: str, new: str) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         name = key.split("/")[-1]
         if old.get(key) == new.get(key) or name in free or name.split(".")[0] in evaluators:
+            continue
+        if name.split(".")[-1] in PLACES:
             continue
         lines += [f"{sign} {key} = {side[key]}" for sign, side in (("-", old), ("+", new)) if key in side]
     return lines

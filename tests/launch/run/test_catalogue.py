@@ -42,7 +42,7 @@ def test_the_list_has_all_that_gin_may_name_once_each_with_its_line():
     names = [name for kind in catalogue.KINDS for name in found[kind]]
     assert len(names) == len(set(names)) and set(names) == set(registry.configurables()) | set(registry.shipped("runs"))
     assert all(line for names in found.values() for line in names.values())
-    assert set(found["models"]) == {"t5", "gpt", "vit", "resnet", "clip_vit", "clip_text", "siglip_text"}
+    assert set(found["models"]) == {"t5", "gpt", "bert", "vit", "resnet", "clip_vit", "clip_text", "siglip_text"}
     assert {"TextData", "ImageData", "PairData", "TextMixture"} <= set(found["data"])
     assert "Muon" in found["optimizers"] and "WSD" in found["schedules"] and "ZeroShot" in found["evaluators"]
     assert found["runs"]["runs/demo.gin"].startswith("Span corruption on the text of Python")
