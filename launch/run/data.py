@@ -86,7 +86,7 @@ def look(recipe, directory):
     """
     if jax.process_index() or (directory.exists() and any(directory.iterdir())):
         return
-    for name, value in sources(recipe):
+    for name, value in named_sources(recipe):
         scheme, colon, path = value.partition(":")
         path = path if colon and scheme in SCHEMES else value
         named = "/" in path or path.startswith("~") or (colon and scheme in SCHEMES) or re.search(r"\.\w+$", path)
@@ -95,16 +95,16 @@ def look(recipe, directory):
             raise UserError(f"{what}: no such file or directory (looked for {expand(path).absolute()})")
 
 
-def sources(recipe):
+def named_sources(recipe):
     """[(name of a recipe, its `source`)] of a recipe and of those inside it."""
     if isinstance(recipe, tuple | list):
-        return [found for one in recipe for found in sources(one)]
+        return [found for one in recipe for found in named_sources(one)]
     if not dataclasses.is_dataclass(recipe):
         return []
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     own = fields.pop("source", None)
-    here = [(type(recipe).__name__, own)] if isinstance(own, str) else sources(own)
-    return here + sources(list(fields.values()))
+    here = [(type(recipe).__name__, own)] if isinstance(own, str) else named_sources(own)
+    return here + named_sources(list(fields.values()))
 
 
 def tokenizer_of(workdir):

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from launch.run.data import Data, look, sources
+from launch.run.data import Data, look, named_sources
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
@@ -144,7 +144,7 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
     state = made.result()
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):
-        where = " and ".join(source for _, source in sources(experiment.data)) or files.local / "data"
+        where = " and ".join(source for _, source in named_sources(experiment.data)) or files.local / "data"
         raise UserError(
             f"{where} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted {meta['data']}): "
             "put the data back, or take another directory"
