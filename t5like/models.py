@@ -96,7 +96,9 @@ class TextModel(Architecture, kw_only=True):
         x = self.embed(tokens)
         if self.positions == "learned":
             if tokens.shape[1] > self.places:
-                raise UserError(f"{tokens.shape[1]} tokens, but {self.places} learned positions: raise max_length")
+                have = f"max_length={self.max_length} learned positions"
+                have += f" from row {self.position_offset} on" if self.position_offset else ""
+                raise UserError(f"{tokens.shape[1]} tokens, but {have}: raise max_length")
             x = x + self.learned(positions + self.position_offset)
         return x
 

@@ -116,6 +116,7 @@ FIRST = {objective_of(run): run for run in reversed(sorted(runs(), key=lambda ru
 CHANCE = {
     "SpanCorruption": math.log(360),
     "NextToken": math.log(360),
+    "MaskedLM": math.log(361),
     "Classify": math.log(10),
     "CLIP": math.log(8),
     "SimCLR": 2 * math.log(15),

@@ -126,7 +126,10 @@ def test_evaluators_are_asked_before_the_first_step():
     class Program:
         experiment = Experiment(NESTED)
 
-    Evaluation(Program, None)
+    class Data:
+        valid = {}
+
+    Evaluation(Program, Data)
     Program.experiment = Experiment(MOVING)
     with pytest.raises(UserError, match="^Negation: RunningStatistics cannot negate, Still can"):
-        Evaluation(Program, None)
+        Evaluation(Program, Data)

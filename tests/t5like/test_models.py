@@ -9,7 +9,7 @@ import pytest
 
 from paradigm import partition, trees
 from paradigm.errors import UserError
-from t5like.models import GPT_SIZES, PARTITION_RULES, T5_SIZES, Encoder, gpt, t5
+from t5like.models import GPT_SIZES, PARTITION_RULES, T5_SIZES, Encoder, bert, gpt, t5
 
 SMALL = {"d_model": 32, "heads": 4, "head_dim": 8, "d_ff": 48, "layers": 2}
 VOCABULARY = 40
@@ -248,6 +248,8 @@ def test_every_matrix_has_a_rule(family):
 
 def test_every_rule_matches_something():
     names = [name for family in FAMILIES for name, _ in trees.named_leaves(shapes(family))]
+    with_head = jax.eval_shape(bert("tiny", VOCABULARY).init, jax.random.key(0), tokens())["params"]
+    names += [name for name, _ in trees.named_leaves(with_head)]
     assert [rule for rule, _ in PARTITION_RULES if not any(re.search(rule, name) for name in names)] == []
 
 
