@@ -53,7 +53,9 @@ def fill_mask(objective, variables, tokenizer, text, top=5):
     parts = [part for n, part in enumerate(_MASK.split(text)) if n % 2 == 0]
     if tokenizer.kind == "bytes":
         parts = [part + space for part, space in zip(parts, [*_MASK.findall(text), ""])]
-    ids = [v.mask if n % 2 else i for n, part in enumerate(_between(parts)) for i in _ids(tokenizer, part)]
+    ids = tokenizer.encode(parts[0]).tolist() if parts[0] else []
+    for part in parts[1:]:
+        ids += [v.mask, *(tokenizer.encode(part).tolist() if part else [])]
     ids = np.array([i for i in (v.cls, *ids, v.sep) if i is not None], np.int32)
     if model.positions == "learned" and len(ids) > model.places:
         raise UserError(f"fill_mask: a text of {len(ids)} tokens, and the model has {model.places} learned positions")
@@ -72,12 +74,3 @@ def fill_mask(objective, variables, tokenizer, text, top=5):
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(objective, variables, tokens, segments):
     return objective.apply("model", variables, tokens, None, segments)[0]
-
-
-def _between(parts):
-    """a, b, c -> a, None, b, None, c."""
-    return [x for part in parts for x in (part, None)][:-1]
-
-
-def _ids(tokenizer, part):
-    return [None] if part is None else tokenizer.encode(part).tolist() if part else []

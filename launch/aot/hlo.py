@@ -350,8 +350,7 @@ def _groups(rest):
         return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1])]
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         shape, tiles, order = (list(map(int, part.split(","))) if part else None for part in found.groups())
-        ids = np.arange(math.prod(tiles)).reshape(tiles)
-        return (ids.transpose(order) if order else ids).reshape(shape).tolist()
+        return _iota(tiles, order).reshape(shape).tolist()
     if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", rest):
         axes = re.findall(r"'([\w.]+)'=(\d+)", found[1])
         named = re.findall(r"'([\w.]+)'", found[3])
@@ -363,10 +362,15 @@ def _groups(rest):
     return []
 
 
+def _iota(tiles, order):
+    """0, 1, ... as an array of that shape, its axes then in that order (None: as they are)."""
+    ids = np.arange(math.prod(tiles)).reshape(tiles)
+    return ids.transpose(order) if order else ids
+
+
 def _device_ids(text, count):
     """The order of a mesh's devices: None for 0, 1, ...; '3,1,2,0'; or '[4,64]T(1,0)', an array that is transposed."""
     if tiles := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text or ""):
         shape, order = (list(map(int, part.split(","))) if part else None for part in tiles.groups())
-        ids = np.arange(count).reshape(shape)
-        return ids.transpose(order).ravel() if order else ids.ravel()
+        return _iota(shape, order).ravel()
     return np.array(list(map(int, text.split(",")))) if text else np.arange(count)

@@ -6,12 +6,8 @@ A file's pooler and its next-sentence head, which no model of ours has, are left
 from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 from paradigm.hf.leaves import Vector
-from t5like.hf.common import text_family
+from t5like.hf.common import ACTIVATIONS, text_family
 from t5like.models import Encoder
-
-ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu",
-               "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
-_IRRELEVANT = ("use_cache", "layer_norm_epsilon")
 
 
 def _model(offset, head_activation=None):
@@ -123,7 +119,6 @@ BERT = text_family(
     **HOW,
     rename=_renamed,
     ignored=r"bert\.pooler\.|cls\.seq_relationship\.|bert\.embeddings\.position_ids",
-    irrelevant=_IRRELEVANT,
 )
 ROBERTA = text_family(
     "RoBERTa",
@@ -135,5 +130,4 @@ ROBERTA = text_family(
     _leaves("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
     **HOW,
     ignored=r"roberta\.pooler\.|roberta\.embeddings\.position_ids",
-    irrelevant=_IRRELEVANT,
 )

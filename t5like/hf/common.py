@@ -8,6 +8,8 @@ from paradigm.hf import Family
 from t5like.models import EncoderDecoder
 
 OUTPUT = "lm_head.weight"
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu", "silu": "silu",
+               "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
 
 
 def decoder_layers(model):

@@ -2,11 +2,9 @@
 
 from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
-from t5like.hf.common import OUTPUT, prefixed, text_family
+from t5like.hf.common import ACTIVATIONS, OUTPUT, prefixed, text_family
 from t5like.models import Decoder
 
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu", "silu": "silu",
-               "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
 # Of heads that classify; the order of the softmax's arithmetic; n_ctx is what old files call n_positions beside it.
 _IRRELEVANT = ("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
                "summary_use_proj", "reorder_and_upcast_attn", "n_ctx",

@@ -38,6 +38,14 @@ class TextObjective(TextScoring, Objective):
             raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
         return self.vocabulary
 
+    def check_positions(self, name):
+        """Raises UserError where the model has learned positions for fewer than `length` tokens."""
+        if self.model.positions == "learned" and self.model.places < self.length:
+            raise UserError(
+                f"{name}: length {self.length} but the model has {self.model.places} learned positions; "
+                f"lower the length or set the model's max_length to {self.length}"
+            )
+
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
         return batch["targets"], batch["weights"] * batch["mask"][:, None], self.known.is_text(batch["targets"])

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from paradigm.capabilities import FillingMasks
-from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES
@@ -45,11 +44,7 @@ class MaskedLM(FillingMasks, TextObjective):
 
     def __post_init__(self):
         _ = self._masking  # raises now rather than in a data worker
-        if self.model.positions == "learned" and self.model.places < self.length:
-            raise UserError(
-                f"masked_lm: length {self.length} but the model has {self.model.places} learned positions; "
-                f"lower the length or set the model's max_length to {self.length}"
-            )
+        self.check_positions("masked_lm")
 
     @functools.cached_property
     def _masking(self):

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from paradigm.capabilities import Generating
-from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import NextTokenWindows
 from t5like.models import PARTITION_RULES
@@ -43,11 +42,7 @@ class NextToken(Generating, TextObjective):
 
     def __post_init__(self):
         _ = NextTokenWindows(self.vocabulary, self.length)  # raises now rather than in a data worker
-        if self.model.positions == "learned" and self.model.max_length < self.length:
-            raise UserError(
-                f"next_token: length {self.length} but the model has {self.model.max_length} learned positions; "
-                f"lower the length or set the model's max_length to {self.length}"
-            )
+        self.check_positions("next_token")
 
     @functools.cached_property
     def preprocess(self):
