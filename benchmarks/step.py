@@ -30,7 +30,7 @@ STEPS = flags.DEFINE_integer("steps", 5, "Steps to time, after two that are not.
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What the arithmetic is done in.")
 ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "plain"], "What the device can, or the plain path.")
 PEER = flags.DEFINE_multi_string("peer", [], "A command to compare with, run in turn; repeatable.")
-SCAN = flags.DEFINE_enum("scan", "auto", ["auto", "on", "off"], "One traced body for all layers; auto: above 8 layers.")
+SCAN = flags.DEFINE_enum("scan", "auto", ["auto", "on", "off"], "One traced body for all layers; auto: if many.")
 BATCH = flags.DEFINE_integer("batch", None, "Rows, in place of the workload's.", lower_bound=1)
 PROFILE = flags.DEFINE_integer("profile", 0, "Name this many of the costliest kernels too, of three steps more.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of a comparison.", lower_bound=1)
@@ -158,14 +158,16 @@ def workload():
     Raises:
         UserError: an unknown name, or a workload whose objective this project does not have yet.
     """
+    import jax
+
     w = choose("workload", WORKLOAD.value, WORKLOADS)
     w = {**w, "batch": BATCH.value or w["batch"]}
     make = choose("kind of workload", w["kind"], KINDS)
     fields = {name: w[name] for name in ("d_model", "heads", "d_ff", "layers")}
     fields |= {"head_dim": w["d_model"] // w["heads"], "dtype": DTYPE.value}
-    fields["scan"] = {"auto": w["layers"] > 8, "on": True, "off": False}[
-        SCAN.value
-    ]  # unrolled is faster, and compiles in time when there are few layers
+    # Unrolled is faster, and compiles in time when there are few layers, or on a GPU not more than a tower's.
+    most = 24 if jax.default_backend() == "gpu" and w["kind"] != "span_corruption" else 8
+    fields["scan"] = {"auto": w["layers"] > most, "on": True, "off": False}[SCAN.value]
     objective, entries = make(w, fields, np.random.default_rng(0).integers)
     rows = {"index": np.stack([np.zeros(w["batch"]), np.arange(w["batch"])], 1), "mask": np.ones(w["batch"])}
     spec = objective.batch_spec(w["batch"])

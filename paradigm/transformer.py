@@ -290,8 +290,8 @@ class Stack(Architecture, kw_only=True):
 
     cross: blocks attend to a source as well.
     remat: none; full, keep only each block's input for the backward pass; dots, keep the products with kernels too.
-    scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on CPU. The
-        same parameters serve both.
+    scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on a CPU and
+        10 to 20 % on a GPU (docs/results/gpu.md), and takes longer to compile. The same parameters serve both.
     scaled_init: whether init_std is divided on residual branches (GPT-2), or the same everywhere (BERT).
     """
 
