@@ -259,6 +259,9 @@ def _in_one_line(origin: str, text: str = "") -> Iterator[None]:
         line = _line(text, error.lineno) or (error.text or "").strip()
         raise UserError(f"{error.filename or origin}:{error.lineno}: `{line}`: {slips.explain(line)}") from None
     except tokenize.TokenError as error:
+        if "EOF" not in error.args[0]:  # of one line, as Python 3.12 and later tell it
+            line = _line(text, error.args[1][0])
+            raise UserError(f"{origin}:{error.args[1][0]}: `{line}`: {slips.explain(line)}") from None
         lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"[\w/.]+\s*=", line)]
         at = lines[-1] if lines else error.args[1][0]
         raise UserError(f"{origin}:{at}: {slips.open_bracket(_line(text, at))}") from None

@@ -34,7 +34,7 @@ def normal(seed, *shape, scale=1.0):
 
 def layer(seed, scale=1.0):
     """One layer's leaves; sizes that Adafactor factors with min_dim_size_to_factor=4."""
-    r = lambda k, *shape: normal((seed, k), *shape, scale=scale)
+    r = lambda k, *shape: normal((*np.atleast_1d(seed), k), *shape, scale=scale)
     return {
         "attention": {
             "query": {"kernel": r(0, 6, 2, 4), "bias": r(1, 2, 4)},
