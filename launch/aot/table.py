@@ -1,9 +1,8 @@
 """docs/pods.md: which run fits which pod, as the compiler says. Rows are kept in docs/pods.json and made one by one.
 
-A row holds a digest of the run's settings, so that a row that is older than its run file can be told.
+A row holds the run's settings, so that a row that is older than its run file can be told.
 """
 
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -44,7 +43,7 @@ def write(runs=(), missing=False):
         rows = {key: row for key, row in rows.items() if row["run"] != gone}
     for run in names:
         for topology in TOPOLOGIES:
-            if missing and rows.get(f"{run} {topology}", {}).get("settings") == digest(run):
+            if missing and (row := rows.get(f"{run} {topology}")) and is_of_today(row):
                 continue
             rows[f"{run} {topology}"] = row = _compile(run, topology)
             print(f"{run} {topology}: {_verdict(row)}", flush=True)
@@ -66,15 +65,29 @@ def pod_runs():
     return [name for name, mesh in meshes.items() if -1 not in mesh.values() and set(mesh.values()) != {1}]
 
 
-def digest(run):
-    """Of all settings of a run that change its step."""
+def settings(run):
+    """({'objective.model.heads': '6', ...}, names at their default) of all settings of a run that change its step."""
     from launch.run import registry
-    from launch.run.experiment import flatten
+    from launch.run.experiment import at_default, flatten
 
     experiment = registry.parse([run])
     names = ("objective", "optimizer", "batch_size", "microbatches", "clip", "ema", "mesh")
-    settings = {name: flatten(getattr(experiment, name), name) for name in names}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    flat = {name: flatten(getattr(experiment, name), name) for name in names}
+    unset = at_default(experiment)
+    return {key: x for part in flat.values() for key, x in part.items()}, unset
+
+
+def is_of_today(row):
+    """Whether the run file still says what the row was compiled from. A setting that the code did not have then has
+    changed nothing where it is at its default."""
+    now, unset = settings(row["run"])
+    then = row["settings"]
+    added = now.keys() - then.keys()
+    return all(now.get(key) == x for key, x in then.items()) and all(_within(key, unset) for key in added)
+
+
+def _within(key, names):
+    return any(key == name or key.startswith((name + ".", name + "[")) for name in names)
 
 
 def _compile(run, topology):
@@ -85,7 +98,7 @@ def _compile(run, topology):
         found = {"fits": False, "error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     else:
         found = json.loads(lines[-1])
-    return {**found, "run": run, "topology": topology, "settings": digest(run)}
+    return {**found, "run": run, "topology": topology, "settings": settings(run)[0]}
 
 
 def _verdict(row):

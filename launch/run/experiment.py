@@ -191,3 +191,17 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     if isinstance(value, tuple) and len(value) > 16:  # the ids of sentinels
         return {path: f"({value[0]!r}, {value[1]!r} .. {value[-1]!r}: {len(value)})"}
     return {path: getattr(value, "__name__", repr(value))}
+
+
+def at_default(value: Any, path: str = "") -> set[str]:
+    """The names, as `flatten` gives them, of the settings that are their class's defaults, at any depth."""
+    if isinstance(value, tuple):
+        return {name for i, item in enumerate(value) for name in at_default(item, f"{path}[{i}]")}
+    if not dataclasses.is_dataclass(value):
+        return set()
+    found = set()
+    for f in dataclasses.fields(value):
+        name, own = f"{path}.{f.name}".lstrip("."), getattr(value, f.name)
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        found |= {name} if type(own) is type(default) and own == default else at_default(own, name)
+    return found

@@ -34,9 +34,20 @@ def test_commands_exist(page):
 def test_the_rows_of_pods_are_of_todays_run_files():
     rows = table.load()
     assert rows and table.PAGE.read_text() == table.page(dict(sorted(rows.items())))
-    old = sorted({row["run"] for row in rows.values() if row["settings"] != table.digest(row["run"])})
+    old = sorted({row["run"] for row in rows.values() if not table.is_of_today(row)})
     assert not old, "python -m launch.compile --table " + " ".join(f"--gin_file={run}" for run in old)
     assert all(row["fits"] for row in rows.values())
+
+
+def test_a_row_of_pods_is_old_when_a_setting_changed_and_not_when_one_was_added_at_its_default():
+    row = next(row for row in table.load().values() if row["run"] == "runs/gpt_1b_c4.gin")
+    without = lambda name: {**row, "settings": {k: v for k, v in row["settings"].items() if k != name}}
+    assert "objective.model.qk_norm" in row["settings"] and "objective.model.heads" in row["settings"]
+    assert table.is_of_today(without("objective.model.qk_norm"))  # False, which is the class's default
+    assert not table.is_of_today(without("objective.model.heads"))  # has no default
+    changed = {**row["settings"], "objective.model.heads": "7"}
+    assert not table.is_of_today({**row, "settings": changed})
+    assert not table.is_of_today({**row, "settings": {**row["settings"], "objective.gone": "1"}})
 
 
 def undocumented(names):
