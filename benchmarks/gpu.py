@@ -157,7 +157,7 @@ def attention_table():
             grads, y = jax.grad(value, (0, 1, 2) if table is None else (0, 1, 2, 3), has_aux=True)(*inputs)
             return y, grads
 
-        row = {"attention": name, "kernel": attention_kernels.pick(q, False, table)[0]}
+        row = {"attention": name, "kernel": attention_kernels.pick(q, k, mask, False, table)[0]}
         try:
             results, seconds = {}, {}
             for kind, dtype in ("plain", jnp.float32), ("plain", jnp.bfloat16), ("picked", jnp.bfloat16):

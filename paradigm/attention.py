@@ -28,7 +28,7 @@ class AttentionMask:
         al. 2020, section 3.2.1).
     queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
         alone, keys of segment 0 are padding and the rest is visible to every query.
-    offset: int32 [B], or 0: the first query's position among the keys, as in decoding with a cache.
+    offset: int32 [B] or [], the first query's position among the keys, as in decoding with a cache; None is 0.
     window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
         query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
     """
@@ -37,17 +37,17 @@ class AttentionMask:
     prefix: Any = None
     queries: Any = None
     keys: Any = None
-    offset: Any = 0
+    offset: Any = None
     window: int | None = struct.field(pytree_node=False, default=None)
 
     def positions(self, length):
         """int32 [B or 1, L]: the queries' positions among the keys."""
-        return jnp.reshape(self.offset, (-1, 1)) + jnp.arange(length)
+        return jnp.reshape(0 if self.offset is None else self.offset, (-1, 1)) + jnp.arange(length)
 
     def cut(self, start, length):
         """The same for `length` queries from `start` (traced) on."""
         queries = None if self.queries is None else jax.lax.dynamic_slice_in_dim(self.queries, start, length, 1)
-        return self.replace(queries=queries, offset=self.offset + start)
+        return self.replace(queries=queries, offset=start if self.offset is None else self.offset + start)
 
     def expand(self, length, source):
         """bool, broadcastable to [B, 1, L, S]; None when all is visible."""

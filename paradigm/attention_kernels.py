@@ -1,7 +1,8 @@
-"""One function picks how attention is computed: the plain path, or cuDNN's flash attention on a GPU.
+"""One function picks how attention is computed: the plain path, cuDNN's flash attention on a GPU, splash on a TPU.
 
-The plain path (attention.py) is right everywhere and forms [B, H, L, S] in blocks. cuDNN's never forms it, and wants a
-GPU, 16-bit arithmetic, neither bias nor dropout, and a head width that is a multiple of 8 up to 128.
+The plain path (attention.py) is right everywhere and forms [B, H, L, S] in blocks. The kernels never form it. cuDNN's
+wants 16-bit arithmetic, neither bias nor dropout, and a head width that is a multiple of 8 up to 128; Pallas' splash
+(splash.py) neither bias nor dropout, a mask that is static beside segments, and rows of at least 128.
 """
 
 import contextlib
@@ -10,36 +11,70 @@ import contextvars
 import jax
 import jax.numpy as jnp
 
-from paradigm import attention
-from paradigm.errors import choose
+from paradigm import attention, splash
+from paradigm.errors import UserError, choose
 
-_FORCED = contextvars.ContextVar("attention", default="auto")
+KINDS = ("auto", "plain", "cudnn", "splash")
+_FORCED = contextvars.ContextVar("attention", default=("auto", {}))
 
 
 @contextlib.contextmanager
 def use(name):
-    """Within it, what is traced attends by `auto` (what the device can) or by `plain`."""
-    token = _FORCED.set(choose("attention", name, dict.fromkeys(("auto", "plain"), name)))
+    """Within it, what is traced attends by `auto` (what the device can), `plain`, `cudnn` or `splash`.
+
+    Yields {"kernel: why": how often it was picked}, which fills as functions are traced. A kernel that is named and
+    cannot take what it is given is a UserError; splash on another device than a TPU is interpreted, slowly.
+    """
+    token = _FORCED.set((choose("attention", name, dict.fromkeys(KINDS, name)), {}))
     try:
-        yield
+        yield _FORCED.get()[1]
     finally:
         _FORCED.reset(token)
 
 
-def pick(q_BxHxLxK, dropout, bias=None):
-    """("cudnn" or "plain", why) for these queries and this bias. dropout: whether attention weights are dropped."""
+def platform():
+    """Of the devices that a program is traced for: those of the mesh in context, or jax's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def pick(q_BxHxLxK, k_BxGxSxK, mask, dropout, bias=None):
+    """("cudnn", "splash" or "plain", why) for these. dropout: whether attention weights are dropped.
+
+    Raises UserError for a kernel that was asked for by name and cannot take them.
+    """
+    asked, picked = _FORCED.get()
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform()) if asked == "auto" else asked
+    reason = _unfit(kernel, q_BxHxLxK, k_BxGxSxK, mask, dropout, bias)
+    if reason and kernel == asked != "plain":
+        raise UserError(f"attention={asked!r} cannot serve here: {reason}; 'auto' takes it where it can")
+    found = ("plain", reason) if reason else (kernel, "flash attention" if kernel == "cudnn" else "blocks on the chip")
+    what = f"{found[0]}: {found[1]}"
+    picked[what] = picked.get(what, 0) + 1
+    return found
+
+
+def _unfit(kernel, q_BxHxLxK, k_BxGxSxK, mask, dropout, bias):
+    """Why a kernel cannot take these; None where it can."""
     width = q_BxHxLxK.shape[-1]
-    reasons = {
-        "it was asked for": _FORCED.get() == "plain",
-        f"the device is a {jax.default_backend()}": jax.default_backend() not in ("gpu", "cuda"),
-        f"the arithmetic is {q_BxHxLxK.dtype}": q_BxHxLxK.dtype not in (jnp.bfloat16, jnp.float16),
-        "weights are dropped": dropout,
-        # Measured (docs/results/gpu.md): slower there than the plain path, its gradient a sum in 16 bits.
-        "there is a bias": bias is not None,
-        f"heads are {width} wide": width % 8 or width > 128,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    return ("cudnn", "flash attention") if reason is None else ("plain", reason)
+    if kernel == "plain":
+        return "it was asked for"
+    if kernel is None:
+        return f"the device is a {platform()}"
+    if dropout:
+        return "weights are dropped"
+    if (
+        bias is not None
+    ):  # measured with cuDNN (docs/results/gpu.md): slower than the plain path, its gradient in 16 bits
+        return "there is a bias"
+    if kernel == "splash":
+        return splash.unfit(q_BxHxLxK, k_BxGxSxK, mask)
+    if platform() != "gpu":
+        return f"the device is a {platform()}"
+    if q_BxHxLxK.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the arithmetic is {q_BxHxLxK.dtype}, and cuDNN takes bfloat16 and float16"
+    return f"heads are {width} wide, and cuDNN takes multiples of 8 up to 128" if width % 8 or width > 128 else None
 
 
 def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=None):
@@ -47,12 +82,18 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=
 
     Args: as attention.attend; `dropped` is a function of the attention weights, or None for no dropout.
     """
-    kernel, _ = pick(q_BxHxLxK, dropped is not None, bias)
+    kernel, _ = pick(q_BxHxLxK, k_BxGxSxK, mask, dropped is not None, bias)
     if kernel == "plain":
         weights = dropped if dropped is not None else lambda p: p
         return attention.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, weights)
+    if kernel == "splash":
+        return splash.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale, interpret=platform() != "tpu")
+    return _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale)
+
+
+def _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale):
     # A triangle that starts at the first key is a kernel's own mask; any other is an array of 16-bit numbers to it.
-    triangle = mask.causal and isinstance(mask.offset, int) and mask.offset == 0
+    triangle = mask.causal and mask.offset is None
     masked = any(x is not None for x in (mask.keys, mask.prefix, mask.window)) or (mask.causal and not triangle)
     batch, _, length, _ = q_BxHxLxK.shape
     source = k_BxGxSxK.shape[2]

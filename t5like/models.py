@@ -210,9 +210,9 @@ class Decoder(TextModel, kw_only=True):
             prefix: int32 [B], how many first positions are visible to all.
             cache: from `new_cache`; intermediates["cache"] is the next one.
         """
-        offset = 0 if cache is None else cache["index"]
+        offset = None if cache is None else cache["index"]
         if positions is None:
-            positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(offset, (-1, 1))
+            positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(0 if offset is None else offset, (-1, 1))
         mask = AttentionMask(True, prefix, segments, segments, offset, self.window)
         embedded = self.embedded(tokens_in, positions)
         hidden, intermediates = self.decoder(
@@ -276,8 +276,8 @@ class EncoderDecoder(TextModel, kw_only=True):
             input_segments: int32 [B, S], of what was encoded; 0 is not seen. target_segments: int32 [B, L], or None.
             cache: from `new_cache`; intermediates["cache"] is the next one. Its first use must bring `encoded`.
         """
-        offset = 0 if cache is None else cache["index"]
-        positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(offset, (-1, 1))
+        offset = None if cache is None else cache["index"]
+        positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(0 if offset is None else offset, (-1, 1))
         mask = AttentionMask(True, None, target_segments, target_segments, offset, self.window)
         to_source = AttentionMask(queries=target_segments, keys=input_segments)
         embedded = self.embedded(decoder_inputs, positions)

@@ -56,6 +56,7 @@ def report(experiment: Experiment) -> str:
         *_columns(table),
         f"(activations: all that lives within a step, gradients too, as compiled for {platform})",
     ]
+    lines += program.attention_lines()
     lines += [f"warning: {line}" for line in warnings(experiment)]
     return "\n".join(lines)
 

@@ -92,6 +92,7 @@ def compile_phase(program, phase, topology):
         "compiled_flops_per_chip": cost.flops,
         "memory_traffic_per_chip": cost.memory,
         "collectives": hlo.by_kind(cost.collectives),
+        "attention": program.attention[phase],
         "compile_seconds": round(seconds, 1),
         "roofline": chip and roofline(cost, found["flops"], topology),
     }

@@ -36,7 +36,7 @@ class Evaluation:
         'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
         """
         sums, params = {}, state.all_params
-        with jax.set_mesh(self._program.mesh):
+        with self._program.context():
             for phase in self._data.valid:
                 for batch in self._data.batches(phase, self._program.rows()):
                     if abandon():

@@ -58,6 +58,7 @@ class Experiment:
         best_metric, best_mode: which checkpoint is the best: 'min' or 'max' of a validation metric.
         workers: processes that prepare batches; 0: a thread of this one.
         mesh: see launch.run.mesh.
+        attention: the kernel; 'auto' is what the devices can, 'plain', 'cudnn' or 'splash' one by name.
     """
 
     objective: "Objective"
@@ -81,6 +82,7 @@ class Experiment:
     best_mode: str = "min"
     workers: int = 0
     mesh: str = "data:1,fsdp:-1,tensor:1"
+    attention: str = "auto"
 
     def __post_init__(self):
         for name in SCHEDULED:

@@ -186,6 +186,8 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
     )
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
     executables[first].result()
+    for line in program.attention_lines():
+        writers.say(line)
     stop = closing.enter_context(Stop())
     trace = closing.enter_context(Profile(profile, files.local / "profile"))
 

@@ -3,6 +3,7 @@
 Abstract state -> shardings -> executables, one for each phase of the objective.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from launch.run import host
 from launch.run.initial import make_state
-from paradigm import partition, trees
+from paradigm import attention_kernels, partition, trees
 from paradigm.errors import UserError
 from paradigm.step import make_train_step
 
@@ -20,11 +21,12 @@ from paradigm.step import make_train_step
 class Program:
     """The shapes, shardings and executables of an experiment on a mesh.
 
-    state: the TrainState as ShapeDtypeStructs with shardings. batch[phase]: the same of a batch.
+    state: the TrainState as ShapeDtypeStructs with shardings. batch[phase]: the same of a batch. attention[phase]: once
+    it is compiled, {"kernel: why": calls} of paradigm.attention_kernels.
     """
 
     def __init__(self, experiment, mesh):
-        self.experiment, self.mesh = experiment, mesh
+        self.experiment, self.mesh, self.attention = experiment, mesh, {}
         objective = experiment.objective
         shapes = jax.eval_shape(lambda: make_state(experiment))
         self.shardings = partition.state_shardings(shapes, objective.all_partition_rules, mesh)
@@ -32,10 +34,16 @@ class Program:
         specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
         self.batch = {phase: _placed(spec, partition.batch_shardings(spec, mesh)) for phase, spec in specs.items()}
 
+    @contextlib.contextmanager
+    def context(self):
+        """On the mesh, and with the attention of the experiment; yields which kernels are picked, as they are."""
+        with jax.set_mesh(self.mesh), attention_kernels.use(self.experiment.attention) as picked:
+            yield picked
+
     def init(self, given=None, stats=None):
         """The state at step 0, made where it will live; `given` and `stats` as `make_state` takes them."""
         make = functools.partial(make_state, self.experiment)
-        with jax.set_mesh(self.mesh):
+        with self.context():
             if given is None:
                 return jax.jit(make, out_shardings=self.shardings)()
             places = dict(trees.named_leaves(self.shardings.all_params))
@@ -48,10 +56,22 @@ class Program:
         step = make_train_step(
             e.objective, e.optimizer, seed=e.seed, phase=phase, microbatches=e.microbatches, clip=e.clip, ema=e.ema
         )
-        with jax.set_mesh(self.mesh):
+        with self.context() as self.attention[phase]:
             jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, NamedSharding(self.mesh, P())))
             options = host.compiler_options(self.mesh.devices.flat[0].platform)
             return jitted.lower(self.state, self.batch[phase]).compile(options)
+
+    def attention_lines(self):
+        """What computes the attention of each phase that has been compiled, and why; none where there is no attention.
+
+        The kernels' names and reasons are those of paradigm.attention_kernels.pick.
+        """
+        several = len(self.batch) > 1
+        return [
+            f"attention{f' of {phase}' if several else ''}: {'; '.join(sorted(picked))}"
+            for phase, picked in self.attention.items()
+            if picked
+        ]
 
     def rows(self):
         """The rows of the global batch that this process's devices hold, ascending: all that it has to read.

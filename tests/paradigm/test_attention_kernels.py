@@ -4,13 +4,16 @@ The kernel itself needs a GPU (`python -m benchmarks.gpu --attention_table` comp
 the same call stands in for it.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigm import attention, attention_kernels
+from paradigm import attention, attention_kernels, splash
 from paradigm.attention import AttentionMask
+from paradigm.errors import UserError
 
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2, 0, 0]])
 
@@ -64,18 +67,106 @@ def test_the_kernel_is_given_what_the_plain_path_computes(kernel, name, length):
     assert kwargs["is_causal"] == (name == "causal")
 
 
+def pick(q, dropout=False, bias=None, mask=AttentionMask(), k=None):  # noqa: B008
+    return attention_kernels.pick(q, q if k is None else k, mask, dropout, bias)
+
+
 def test_what_the_kernel_cannot_do_goes_the_plain_way(kernel):
     q = draw(0, 1, 2, 4, 8)
-    assert attention_kernels.pick(q, dropout=False) == ("cudnn", "flash attention")
-    assert attention_kernels.pick(q, dropout=True) == ("plain", "weights are dropped")
-    assert attention_kernels.pick(q.astype(jnp.float32), dropout=False) == ("plain", "the arithmetic is float32")
-    assert attention_kernels.pick(draw(0, 1, 2, 4, 6), dropout=False) == ("plain", "heads are 6 wide")
-    assert attention_kernels.pick(q, False, draw(1, 1, 2, 4, 4)) == ("plain", "there is a bias")
-    with attention_kernels.use("plain"):
-        assert attention_kernels.pick(q, dropout=False) == ("plain", "it was asked for")
+    assert pick(q) == ("cudnn", "flash attention")
+    assert pick(q, dropout=True) == ("plain", "weights are dropped")
+    assert pick(q.astype(jnp.float32)) == ("plain", "the arithmetic is float32, and cuDNN takes bfloat16 and float16")
+    assert pick(draw(0, 1, 2, 4, 6)) == ("plain", "heads are 6 wide, and cuDNN takes multiples of 8 up to 128")
+    assert pick(q, bias=draw(1, 1, 2, 4, 4)) == ("plain", "there is a bias")
+    with attention_kernels.use("plain") as picked:
+        assert pick(q) == ("plain", "it was asked for")
+    assert picked == {"plain: it was asked for": 1}
     plain = attention_kernels.attend(q, q, q, AttentionMask(), dropped=lambda p: p * 0)
     assert not kernel and not plain.any()
 
 
 def test_a_cpu_takes_the_plain_path():
-    assert attention_kernels.pick(draw(0, 1, 2, 4, 8), dropout=False) == ("plain", "the device is a cpu")
+    assert pick(draw(0, 1, 2, 4, 8)) == ("plain", "the device is a cpu")
+
+
+# What splash cannot take, by the changes to a call that it can.
+UNFIT = {
+    "a prefix is no static mask": {"mask": AttentionMask(True, jnp.array([3]))},
+    "it decodes with a cache": {"mask": AttentionMask(True, offset=jnp.array([3]))},
+    "rows are shorter than 128": {"k": draw(0, 1, 2, 127, 8)},
+    "128 queries are masked by their place among 130 keys": {"mask": AttentionMask(True), "k": draw(0, 1, 2, 130, 8)},
+    "there is a bias": {"bias": jnp.zeros((1, 2, 128, 128))},
+    "weights are dropped": {"dropout": True},
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_a_kernel_that_is_asked_for_and_cannot_serve_is_refused(reason):
+    q = draw(0, 1, 2, 128, 8)
+    with attention_kernels.use("splash"):
+        assert pick(q)[0] == "splash"
+        with pytest.raises(UserError, match=re.escape(f"attention='splash' cannot serve here: {reason}; 'auto'")):
+            pick(q, **UNFIT[reason])
+    with attention_kernels.use("cudnn"), pytest.raises(UserError, match="cannot serve here: the device is a cpu"):
+        pick(q)
+    with pytest.raises(UserError, match="unknown attention"), attention_kernels.use("flash"):
+        pass
+
+
+PACKED = jnp.concatenate([jnp.ones(90), jnp.full(50, 2), jnp.zeros(60)]).astype(jnp.int32)[None]
+SPLASH = {  # length, source, mask
+    "all": (200, 200, lambda n: AttentionMask()),
+    "a source of another length": (128, 200, lambda n: AttentionMask(keys=PACKED[:, :n])),
+    "causal": (256, 256, lambda n: AttentionMask(True)),
+    "causal, packed": (200, 200, lambda n: AttentionMask(True, None, PACKED[:, :n], PACKED[:, :n])),
+    "window": (200, 200, lambda n: AttentionMask(True, window=70)),
+    "local, padded": (200, 200, lambda n: AttentionMask(keys=PACKED[:, :n], window=70)),
+}
+
+
+@pytest.mark.parametrize("name", SPLASH)
+def test_splash_computes_what_the_plain_path_does(name):
+    """Its blocks, skipped blocks and padding, interpreted: lengths that are no multiple of 128, two heads to a key."""
+    length, source, make = SPLASH[name]
+    mask = make(source)
+    q, k, v = (
+        draw(i, 1, *shape).astype(jnp.float32) for i, shape in enumerate(((4, length, 8), *[(2, source, 8)] * 2))
+    )
+    g = draw(3, 1, 4, length, 8).astype(jnp.float32)
+    if mask.queries is not None:  # what padding sees is nobody's
+        g *= (mask.queries > 0)[:, None, :, None]
+
+    def both(attend):
+        y, back = jax.vjp(lambda *qkv: attend(*qkv, mask, None, 0.3), q, k, v)
+        return [y * (g != 0), *back(g)]
+
+    with attention_kernels.use("splash") as picked:
+        ours = jax.jit(lambda: both(attention_kernels.attend))()
+    assert picked == {"splash: blocks on the chip": 1}
+    for x, plain in zip(ours, both(attention.attend)):
+        np.testing.assert_allclose(x, plain, atol=2e-5)
+
+
+def test_splash_on_a_mesh_is_splash_on_one_device():
+    mask = AttentionMask(True, None, *[jnp.tile(PACKED[:, :128], (4, 1))] * 2)
+    q, k = draw(0, 4, 4, 128, 8).astype(jnp.float32), draw(1, 4, 2, 128, 8).astype(jnp.float32)
+    run = jax.jit(jax.grad(lambda q, k: attention_kernels.attend(q, k, k, mask, None, 0.3).sum(), (0, 1)))
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    with attention_kernels.use("splash"):
+        one = run(q, k)
+        with jax.set_mesh(mesh):
+            cut = run(q, k)
+            with pytest.raises(UserError, match="3 rows do not divide over data x fsdp"):
+                pick(q[:3], k=k[:3])
+            with pytest.raises(UserError, match="1 key heads do not divide over tensor"):
+                pick(q, k=k[:, :1])
+    for a, b in zip(one, cut):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_the_share_of_blocks_that_splash_goes_through():
+    share = lambda *args: splash._share(*args)  # what launch/aot/hlo.py counts by: of 4 x 4 blocks
+    assert share(512, 512, 128, 128, False, None) == 1
+    assert share(512, 512, 128, 128, True, None) == 10 / 16
+    assert share(512, 512, 128, 128, True, 129) == 7 / 16
+    assert share(512, 512, 128, 128, False, 130) == 14 / 16
