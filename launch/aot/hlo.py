@@ -152,6 +152,8 @@ class _Program:
             total.flops = _convolution(i, *(_dims(shape(operand)) for operand in i.operands[:2]))
         elif i.opcode.removesuffix("-start") in KINDS:
             total.collectives = (self._collective(where, i),)
+        elif i.opcode == "custom-call" and (kernel := _splash(i, shape)):
+            total.flops, total.memory = kernel
         elif i.opcode == "send" and "megascale" in i.rest:
             total.collectives = (self._between_slices(where, i),)
         if not fused:
@@ -267,6 +269,8 @@ def parse(text):
             arguments = rest[: _closing("(" + rest) - 1]
             operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
             body.append(Instruction(found[2], shape, opcode.strip(), operands, rest, bool(found[1])))
+        elif body and line.strip(" }"):  # attributes of a kernel that hold line breaks
+            body[-1] = dataclasses.replace(body[-1], rest=body[-1].rest + line)
     return computations, entry
 
 
@@ -340,6 +344,30 @@ def _taps(inputs, outputs, size, stride, low, spread, step):
     """How many (output, tap) pairs of one dim meet an input."""
     at = np.arange(outputs)[:, None] * stride + np.arange(size)[None] * step - low
     return int(((at >= 0) & (at <= (inputs - 1) * spread) & (at % spread == 0)).sum())
+
+
+# Matrix products [L, K] x [K, S] of each of splash attention's kernels, and which of its operands it reads again for each
+# block of the others: keys and values, or queries and the output's gradient (by their places among the 4-dim ones).
+SPLASH = {"fwd": (2, (1, 2)), "dq": (3, (1, 2)), "dkv": (4, (0, 4))}
+
+
+def _splash(i, shape):
+    """(FLOPs, bytes read beyond its operands once) of a call of Pallas' splash attention; None for other calls.
+
+    Of what it does the compiler says nothing. paradigm/splash.py writes the share of blocks that it goes through into
+    the name of the operation.
+    """
+    found = re.match(r"splash_mha_(fwd|dq|dkv)_", i.name)
+    share = i.attribute(r"splash_share_([\d.]+)")
+    if not found or share is None:
+        return None
+    products, again = SPLASH[found[1]]
+    arrays = [shape(operand) for operand in i.operands if operand and len(_dims(shape(operand))) == 4]
+    (batch, heads, length, width), (*_, source, _) = map(_dims, arrays[:2])
+    block = int(i.attribute(rf"block_{'q' if found[1] == 'dkv' else 'kv'}\D+(\d+)") or 512)
+    turns = max(float(share) * (source if found[1] == "dkv" else length) / block - 1, 0)
+    per_head = {n: _bytes(arrays[n]) * heads / _dims(arrays[n])[1] for n in again}  # a key's head serves several
+    return 2.0 * products * batch * heads * length * source * width * float(share), turns * sum(per_head.values())
 
 
 def _groups(rest):

@@ -151,6 +151,33 @@ def test_a_tpu_program_by_hand():
     assert found.memory == pytest.approx(20 * (q + k) + 2 * g + 2 * 5 * w + 12 * 8 * 128 * 4, abs=300)
 
 
+SPLASH = """\
+ENTRY %main (q: bf16[2,4,2048,128], k: bf16[2,2,2048,128]) -> bf16[2,4,2048,128] {
+  %q = bf16[2,4,2048,128]{3,2,1,0} parameter(0)
+  %k = bf16[2,2,2048,128]{3,2,1,0} parameter(1)
+  %m = s8[1,4,4]{2,1,0} parameter(2)
+  %l = f32[2,4,8,2048]{3,2,1,0:S(1)} parameter(3)
+  %splash_mha_fwd_residuals.2 = bf16[2,4,2048,128]{3,2,1,0} custom-call(%m, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256, \\"block_kv\\": 512}"
+}}, metadata={op_name="jit(step)/splash_share_0.6250/vmap(static_sparsity_splash)/pallas_call"}
+  ROOT %splash_mha_dkv_no_residuals.1 = bf16[2,4,2048,128]{3,2,1,0} custom-call(%m, %q, %k, %k, %l, /*index=5*/%q, %l), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256, \\"block_kv\\": 512}"
+}}, metadata={op_name="jit(step)/splash_share_0.6250/vmap(static_sparsity_splash)/pallas_call"}
+}
+"""  # noqa: E501
+
+
+def test_splash_attention_counts_by_formula():
+    found = hlo.cost(SPLASH)
+    product = 2 * 2 * 4 * 2048 * 2048 * 128  # of all queries and keys
+    assert found.flops == 0.625 * (2 + 4) * product
+    q, k, mask = 2 * 4 * 2048 * 128 * 2, 2 * 2 * 2048 * 128 * 2, 16
+    once = (q + 2 * k + mask + q) + (q + 2 * k + q + mask + q)
+    # Each query head reads the keys it sees in 512s, the backward pass queries and gradients in 256s.
+    again = (0.625 * 4 - 1) * 2 * (2 * k) + (0.625 * 8 - 1) * 2 * q
+    assert found.memory == once + again
+
+
 def test_each_turn_of_a_ring_counts():
     """Unrolled, its permutes may share a channel; none is another's repetition."""
     permute = "collective-permute(%x), channel_id=5, source_target_pairs={{0,1},{1,0}}"
