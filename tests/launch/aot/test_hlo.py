@@ -164,7 +164,7 @@ ENTRY %main (q: bf16[2,4,2048,128], k: bf16[2,2,2048,128]) -> bf16[2,4,2048,128]
 "xprof_metadata":"{\\"block_q\\": 256, \\"block_kv\\": 512}"
 }}, metadata={op_name="jit(step)/splash_share_0.6250/vmap(static_sparsity_splash)/pallas_call"}
 }
-"""  # noqa: E501
+"""
 
 
 def test_splash_attention_counts_by_formula():
