@@ -53,7 +53,10 @@ ROWS = (
     ("paradigm/attention.py", "jnp.where(distance > 0, buckets, 0)", "jnp.where(distance < 0, buckets, 0)", "paradigm/test_transformer", "relative_buckets"),
     ("paradigm/attention.py", "flat[..., rows - 1 :", "flat[..., rows :", "paradigm/test_transformer", "lookup_by_pair"),
     ("paradigm/layers.py", "jnp.zeros(like.shape, jnp.float32).at[ids].add(g.astype(jnp.float32))", "jnp.zeros(like.shape, g.dtype).at[ids].add(g)", "paradigm/test_transformer", "summed_in_float32"),
-    ("paradigm/attention.py", "offset=self.offset + start", "offset=self.offset", "paradigm/test_transformer", "blocks_of_queries"),
+    ("paradigm/attention.py", "offset=start if self.offset", "offset=None if self.offset", "paradigm/test_transformer", "blocks_of_queries"),
+    ("paradigm/splash.py", "PADDING = -1", "PADDING = 1", "paradigm/test_attention_kernels", "splash_computes"),
+    ("paradigm/splash.py", "(window - 1, 0 if causal", "(window, 0 if causal", "paradigm/test_attention_kernels", "splash_computes and window"),
+    ("paradigm/splash.py", "(keys > 0).astype(jnp.int32)", "keys", "paradigm/test_attention_kernels", "splash_computes and padded"),
     ("paradigm/rope.py", "b * cos + a * sin", "b * cos - a * sin", "paradigm/test_rope", "differences"),
     ("paradigm/transformer.py", '(0, None))(keys, own["layer"])', '(0, None))(keys, 0 * own["layer"])', "paradigm/test_transformer", "layers_draw"),
     # paradigm: optimizers, schedules, trees
