@@ -347,7 +347,7 @@ def _taps(inputs, outputs, size, stride, low, spread, step):
 
 
 # Matrix products [L, K] x [K, S] of each of splash attention's kernels, and which operands it reads again for each
-# block of the others: keys and values, or queries and the gradient of the output (by their places among those of 4 dims).
+# block of the others: keys and values, or queries and the gradient of the output (by place among those of 4 dims).
 SPLASH = {"fwd": (2, (1, 2)), "dq": (3, (1, 2)), "dkv": (4, (0, 4))}
 
 
