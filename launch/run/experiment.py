@@ -49,6 +49,8 @@ class Experiment:
         ema: decay of the average of weights (float or Schedule); None keeps no average.
         freeze: ((regex, bool), ...) on parameters' names, the first match counts: what is True is not trained. It has
             no gradient, no part in clipping and no decay, no optimizer state and no average, and is saved once.
+        adapt: the objective's adaptation (paradigm.adapt), whatever the objective: LoRA, BottleneckAdapter, PromptTuning
+            ...; None leaves it as it is.
         init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.
@@ -70,6 +72,7 @@ class Experiment:
     clip: float | None = 1.0
     ema: "float | Schedule | None" = None
     freeze: tuple[tuple[str, bool], ...] = ()
+    adapt: Any = None
     init: tuple[Init, ...] = ()
     evaluators: tuple[Any, ...] = ()
     log_every: int = 10
@@ -83,6 +86,8 @@ class Experiment:
     mesh: str = "data:1,fsdp:-1,tensor:1"
 
     def __post_init__(self):
+        if self.adapt is not None and self.objective.adapt != self.adapt:
+            object.__setattr__(self, "objective", self.objective.adapted(self.adapt))
         for name in SCHEDULED:
             object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
 
@@ -164,7 +169,7 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     try:
         params = abstract_params(e.objective)
         shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
-        trees.split(params, e.freeze)
+        trees.split(params, e.objective.freeze_table(e.freeze))
     except UserError as error:
         yield str(error)
 
