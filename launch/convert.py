@@ -6,9 +6,10 @@
 
 T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = 'rope'`), Mistral, Qwen2 and Qwen3;
 ViT-MAE, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the
-weights that evaluation uses, the average where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and
-beside the weights what AutoTokenizer reads. The second writes a checkpoint of parameters alone, and prints the modules
-that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
+weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into them; of a run
+on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second writes a checkpoint
+of parameters alone, and prints the modules that a gin file has to describe; --init_from reads such a directory itself
+too. Nothing is written over.
 """
 
 from absl import flags
@@ -52,10 +53,12 @@ def to_hf(workdir, out, step=None):
     from launch import load
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
+    adapted, run = run.objective.adapt, run.merged()
     out, objective = _empty(out), run.objective
     package = _package(objective)
     left = package.write_objective(out, objective, run.variables()["params"])
     told = f"step {run.step} of {workdir} -> {out}" + (f", without {', '.join(left)}" if left else "")
+    told += "" if adapted is None else f", its {type(adapted).__name__} merged"
     ends = package.texts_end(objective)
     remarks = [] if ends is None else _tokenizer(run, out, ends)
     return "\n".join([told, *(f"note: {line}" for line in remarks)])

@@ -29,8 +29,8 @@ class AttentionMask:
     queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
         alone, keys of segment 0 are padding and the rest is visible to every query.
     offset: int32 [B], or 0: the first query's position among the keys, as in decoding with a cache.
-    shared: static; the first so many positions, soft tokens, are seen by every query, and see all that `causal` lets them
-        see but padding.
+    shared: static; the first so many positions, soft tokens, are seen by every query, and see all but padding that
+        `causal` lets them see.
     window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
         query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
     """

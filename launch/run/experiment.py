@@ -49,8 +49,8 @@ class Experiment:
         ema: decay of the average of weights (float or Schedule); None keeps no average.
         freeze: ((regex, bool), ...) on parameters' names, the first match counts: what is True is not trained. It has
             no gradient, no part in clipping and no decay, no optimizer state and no average, and is saved once.
-        adapt: the objective's adaptation (paradigm.adapt), whatever the objective: LoRA, BottleneckAdapter, PromptTuning
-            ...; None leaves it as it is.
+        adapt: the objective's adaptation (paradigm.adapt), whatever the objective: LoRA, PromptTuning ...; None leaves
+            it as it is.
         init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.

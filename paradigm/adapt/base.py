@@ -1,8 +1,8 @@
 """What every adaptation is: a value that adds leaves beside a model's own, and says which leaves are trained.
 
 The leaves are added by an interceptor over our Dense, Embed, Attention, MLP, Block and Stack, which
-`Objective.apply` enters, so that scans stack them, and sharding, checkpoints, decoding and compilation see them. What is
-not trained is frozen by the table that Experiment.freeze is (see `Adaptation.freeze`).
+`Objective.apply` enters, so that scans stack them, and sharding, checkpoints, decoding and compilation see them. What
+is not trained is frozen by the table that Experiment.freeze is (see `Adaptation.freeze`).
 """
 
 import dataclasses
@@ -80,8 +80,8 @@ class Adaptation:
             self.check_pattern("train", pattern, base)
         if self.freezes and not self.trained and not self.own and not (self.heads and heads):
             raise UserError(
-                f"{type(self).__name__} trains heads alone, and {objective} has none beside {', '.join(params)}: choose "
-                f"another method, or name what is trained in {type(self).__name__}.train"
+                f"{type(self).__name__} trains heads alone, and {objective} has none beside {', '.join(params)}: "
+                f"choose another method, or name what is trained in {type(self).__name__}.train"
             )
         if self.own and not any(map(self.is_own, names)):
             self.refuse(objective, params, heads)
@@ -180,7 +180,7 @@ class LinearProbe(Adaptation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitFit(Adaptation):
-    """The biases and the heads are trained (Ben Zaken et al. 2022, "BitFit", section 2: all bias terms, of norms too)."""
+    """The biases and the heads are trained (Ben Zaken et al. 2022, section 2: all bias terms, of norms too)."""
 
     @property
     def trained(self):

@@ -1,9 +1,9 @@
 """Bottleneck adapters: h + U act(D h + b) + c, with U = 0 and c = 0 at first, so that nothing changes.
 
-houlsby   after attention and after the MLP, on each branch before it is added (Houlsby et al. 2019, section 2.1, fig. 2)
+houlsby   after attention and after the MLP, on each branch before it is added (Houlsby et al. 2019, section 2.1)
 pfeiffer  once a layer: on the layer's output, added to the MLP's branch (Pfeiffer et al. 2020, "MAD-X", section 4.2.1,
           equation 1; where norms follow branches, it reads the norm's output, and that norm follows it again)
-parallel  beside the MLP, on what the MLP reads, times `scale` (He et al. 2022, "Towards a Unified View", section 3.3, 4.6)
+parallel  beside the MLP, on what the MLP reads, times `scale` (He et al. 2022, "Towards a Unified View", 3.3, 4.6)
 
 Leaves `adapter/down` and `adapter/up`, kernel and bias, below the module whose output they follow. The adapters library
 (configuration/adapter_config.py) gives the widths, activations and the scale of 4; its U is drawn with a deviation of
@@ -22,7 +22,7 @@ from paradigm.layers import ACTIVATIONS, NORMS, Dense
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import MLP, Attention, Block
 
-# style: (one unit for so many dims of the model, activation, scale); adapters: DoubleSeqBnConfig, SeqBnConfig, ParBnConfig
+# style: (dims of the model for one unit, activation, scale); adapters' DoubleSeqBnConfig, SeqBnConfig, ParBnConfig
 STYLES = {"houlsby": (16, "silu", 1.0), "pfeiffer": (16, "relu", 1.0), "parallel": (2, "relu", 4.0)}
 
 
@@ -47,8 +47,8 @@ class BottleneckAdapter(Adaptation):
     """Small networks inside every layer, the model around them frozen.
 
     style: houlsby, pfeiffer or parallel (see above). width: units of the bottleneck; None: d_model divided by 16, or by
-    2 in parallel. activation, scale: None is the style's. cross: whether houlsby has one after attention to a source too.
-    where: regex on the layers' names, such as '^text/' or 'decoder/'.
+    2 in parallel. activation, scale: None is the style's. cross: whether houlsby has one after attention to a source
+    too. where: regex on the layers' names, such as '^text/' or 'decoder/'.
     """
 
     style: str = "houlsby"

@@ -3,7 +3,7 @@
     y = W x + s B A x,   s = alpha / r,   A uniform in +-fan_in ** -0.5, B = 0 at first
 
 (microsoft/LoRA layers.py and peft tuners/lora/layer.py: kaiming_uniform_ with a = sqrt(5); an embedding has A = 0 and B
-normal.) Rank-stabilised: s = alpha / sqrt(r) (Kalajdzievski 2023, equation 6). DoRA (Liu et al. 2024, "DoRA", section 4):
+normal.) Rank-stabilised: s = alpha / sqrt(r) (Kalajdzievski 2023, equation 6). DoRA (Liu et al. 2024, section 4):
 
     y = m / |W + s B A| (W + s B A) x,   norms over the inputs, the denominator held constant in the gradient
 
@@ -174,7 +174,10 @@ class LoRA(Adaptation):
         return self.effective(params)
 
     def unmerge(self, merged, own):
-        """What `merge` was given, of what it made and of the leaves that it left out (`split`), within rounding."""
+        """What `merge` was given, of what it made and of the leaves that it left out (`split`), within rounding.
+
+        With dora, where each output's change is smaller than its kernel (else two kernels give the same).
+        """
         changes = {}
         for path, leaves in by_module(own).items():
             for kind, kernel in by_module(merged)[path].items():

@@ -108,8 +108,10 @@ class PromptTuning(Adaptation):
         """Whether a text model's tokens come after soft ones."""
         if hasattr(module, "decode"):
             if module.positions == "learned":
-                raise UserError("PromptTuning: an EncoderDecoder with learned positions has one table for both stacks, "
-                                "and soft tokens move one of them: choose relative positions, or place='layers'")  # fmt: skip
+                raise UserError(
+                    "PromptTuning: an EncoderDecoder with learned positions has one table for both stacks, and soft "
+                    "tokens move one of them: choose relative positions"
+                )
             return False
         return any(hasattr(module, stack) and self._here(f"{path}/{stack}") for stack in ("encoder", "decoder"))
 
