@@ -77,6 +77,12 @@ class PromptTuning(Adaptation):
         """How far they move a text's positions."""
         return 0 if self.place == "layers" else self.length
 
+    def ids(self, vocab_size):
+        """The tokens that they begin as."""
+        count = min(FREQUENT, vocab_size)
+        drawn = np.random.default_rng(0).choice(count, self.length, replace=self.length > count)
+        return np.resize(self.tokens, self.length) if self.tokens else drawn
+
     def new_cache(self, model, batch, length):
         cache = model.new_cache(batch, length + self.soft_tokens)
         return {**cache, "decoder": {**cache["decoder"], FIRST: ()}} if self.soft_tokens else cache
@@ -157,9 +163,7 @@ class PromptTuning(Adaptation):
                 "PromptTuning.start='vocabulary' and tokens are for text: a model of images has no embedding"
             )
         else:
-            count = min(FREQUENT, model.vocab_size)
-            drawn = np.random.default_rng(0).choice(count, self.length, replace=self.length > count)
-            ids = np.resize(self.tokens, self.length) if self.tokens else drawn
+            ids = self.ids(model.vocab_size)
             if max(ids) >= model.vocab_size or min(ids) < 0:
                 raise UserError(f"PromptTuning.tokens: the model has ids from 0 to {model.vocab_size - 1}")
             soft = model.embed(jnp.asarray(ids, jnp.int32)).astype(jnp.float32)
