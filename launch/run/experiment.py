@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Init:
     """Where parameters of a new run come from.
 
-    path: a run directory, one checkpoint in it (DIR/checkpoints/120), or a directory of the transformers library's
-        save_pretrained; a path or a URL.
+    path: a run directory, one checkpoint in it (DIR/checkpoints/120), a directory of the transformers library's
+        save_pretrained, or one of the peft library's behind that of its base; a path or a URL.
     rename: ((regex, replacement), ...) on the names of its leaves, 'a/b/kernel': the first whose regex is found
         rewrites the name as re.sub does. (('^model/', 'text/'),) makes a text model the text tower.
     strict: all that is there has to have its place and shape in the model; and where every source is strict, all of

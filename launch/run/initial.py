@@ -10,6 +10,7 @@ from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
 from paradigm import rng, trees
 from paradigm.errors import UserError
+from paradigm.hf import peft
 from paradigm.step import init_state
 
 TABLES = ("embed/embedding", "logits/kernel")  # the parameters that have a row for each id
@@ -69,7 +70,7 @@ def initial_state(program, checkpoints, inits=()):
     wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
     given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
-        found, found_stats, where, vocabulary = _read(init)
+        found, found_stats, where, vocabulary = _read(init, program.experiment.objective, given)
         if program.experiment.objective.adapt is not None:
             found, behind = _of_bodies(program.experiment.objective, found, wanted)
             if behind:
@@ -128,12 +129,15 @@ def same_ids(found, wanted, found_in, wanted_in):
         )
 
 
-def _read(init):
+def _read(init, objective, base):
     """({name: array}, the same of batch statistics, what to call it, its Vocabulary or None) of a source, renamed."""
     path, step = filesystem.as_path(init.path), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
-    if pretrained.is_pretrained(path):
+    if peft.is_adapter(path):
+        tree = trees.nested(pretrained.adapter(path, objective, base))
+        params, stats, where, vocabulary = tree, {}, f"{init.path}", None
+    elif pretrained.is_pretrained(path):
         params, stats, where, vocabulary = pretrained.read(path)[1], {}, f"{init.path}", None
     else:
         found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))

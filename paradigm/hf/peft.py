@@ -123,8 +123,7 @@ class _Model:
         found = self.parts.get(module) or self.parts.get(self.family.written(self.family.rename(module)))
         if found is None:
             near = next(iter(self.parts))
-            raise UserError(f"{path} is of another model: it adapts {module}, which a {self.family.title} of ours lacks "
-                            f"(it has {near} ...)")  # fmt: skip
+            raise UserError(f"{path} is of another model: it adapts {module}, and a {self.family.title} has {near} ...")
         return found
 
     def kernel(self, name, layer):

@@ -140,7 +140,7 @@ def test_dropout_is_drawn_in_training_alone_and_where_the_model_itself_draws_not
     values = jax.jit(lambda p: [objective.loss(p, extra, batch, ctx).value() for ctx in contexts])(params)
     still = adapted(dataclasses.replace(METHODS["dora"], dropout=0.0), "vit")
     without = jax.jit(lambda p: still.loss(p, extra, batch, contexts[0]).value())(params)
-    assert abs(values[0] - without) > 1e-4 and values[1] == values[2]
+    assert abs(values[0] - without) > 2e-5 and values[1] == values[2]
 
 
 REFUSED = {

@@ -1,6 +1,6 @@
 """Writes the goldens of adapters by running the peft library live, then has it read adapters that we wrote.
 
-    python -m tests.parity.peft --reference=PYTHON      as `make parity` does
+python -m tests.parity.peft --reference=PYTHON      as `make parity` does
 """
 
 import argparse
