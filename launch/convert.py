@@ -1,13 +1,15 @@
 """Take a run's weights to the transformers library, or its weights to a run; config.json and model.safetensors.
 
     python -m launch.convert --workdir=/tmp/demo --out=/tmp/demo_hf --format=hf
+    python -m launch.convert --workdir=/tmp/lora --out=/tmp/lora_peft --format=peft
     python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
 T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = 'rope'`), Mistral, Qwen2 and Qwen3;
 ViT-MAE, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the
-weights that evaluation uses, the average where one is kept; of a run on text its tokenizer too, ours in tokenizer/ and
-beside the weights what AutoTokenizer reads. The second writes a checkpoint of parameters alone, and prints the modules
+weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into them; of a run
+on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second writes an
+adaptation alone, as the peft library has it. The third writes a checkpoint of parameters alone, and prints the modules
 that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
@@ -19,7 +21,7 @@ from paradigm.errors import UserError
 from paradigm.storage import expand
 
 read = pretrained.read
-FORMATS = {"hf": "--workdir", "checkpoint": "--weights"}
+FORMATS = {"hf": "--workdir", "peft": "--workdir", "checkpoint": "--weights"}
 
 
 def main(argv):
@@ -37,7 +39,10 @@ def main(argv):
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the accelerator may be busy, and nothing is computed here
-    print(to_hf(WORKDIR.value, OUT.value, STEP.value) if WORKDIR.value else to_checkpoint(WEIGHTS.value, OUT.value))
+    if WORKDIR.value:
+        print((to_peft if FORMAT.value == "peft" else to_hf)(WORKDIR.value, OUT.value, STEP.value))
+    else:
+        print(to_checkpoint(WEIGHTS.value, OUT.value))
 
 
 def to_hf(workdir, out, step=None):
@@ -52,13 +57,34 @@ def to_hf(workdir, out, step=None):
     from launch import load
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
+    adapted, run = run.objective.adapt, run.merged()
     out, objective = _empty(out), run.objective
     package = _package(objective)
     left = package.write_objective(out, objective, run.variables()["params"])
     told = f"step {run.step} of {workdir} -> {out}" + (f", without {', '.join(left)}" if left else "")
+    told += "" if adapted is None else f", its {type(adapted).__name__} merged"
     ends = package.texts_end(objective)
     remarks = [] if ends is None else _tokenizer(run, out, ends)
     return "\n".join([told, *(f"note: {line}" for line in remarks)])
+
+
+def to_peft(workdir, out, step=None):
+    """Writes the adaptation of a run alone as the peft library has it; returns what to tell.
+
+    Args: as `to_hf`.
+
+    Raises:
+        UserError: as `launch.load` and `paradigm.hf.peft.write`; a run without an adaptation.
+    """
+    from launch import load
+    from paradigm.hf import peft
+
+    run = load(workdir, step if step in (None, "best") else _integer(step))
+    out, adapt = _empty(out), run.objective.adapt
+    if adapt is None:
+        raise UserError(f"{workdir} is no adapted run: --format=hf writes its weights")
+    peft.write(out, pretrained.bodies(run.objective), pretrained.families(), adapt, run.variables()["params"])
+    return f"{type(adapt).__name__} of step {run.step} of {workdir} -> {out}"
 
 
 def _package(objective):
@@ -124,7 +150,10 @@ if __name__ == "__main__":
     )
     OUT = flags.DEFINE_string("out", None, "The directory to write, new or empty.")
     FORMAT = flags.DEFINE_enum(
-        "format", "hf", list(FORMATS), "What to write: hf from --workdir, checkpoint from --weights."
+        "format",
+        "hf",
+        list(FORMATS),
+        "What to write: hf, or peft (the adaptation alone), from --workdir; checkpoint from --weights.",
     )
     STEP = flags.DEFINE_string(
         "step", None, "Of --workdir: a step, or 'best'. The newest whole checkpoint unless given."

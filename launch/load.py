@@ -84,6 +84,20 @@ class Run:
         which = which or ("online" if self.experiment.ema is None else "ema")
         return self.objective.variables(self.params, self.extra, which)
 
+    def merged(self):
+        """The Run of the base model that computes what this adapted one does, with the weights of evaluation.
+
+        Raises:
+            UserError: its adaptation has no such form (soft tokens, bottleneck adapters).
+        """
+        e, adapt = self.experiment, self.objective.adapt
+        if adapt is None:
+            return self
+        params = adapt.merge(self.variables()["params"])
+        extra = {name: x for name, x in self.extra.items() if name != "ema"}
+        plain = dataclasses.replace(e, objective=e.objective.adapted(None), adapt=None, ema=None)
+        return dataclasses.replace(self, experiment=plain, params=params, extra=extra)
+
     def infill(self, text, which=None, **how):
         """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
         from paradigm.capabilities import Infilling, ask

@@ -29,6 +29,8 @@ class AttentionMask:
     queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
         alone, keys of segment 0 are padding and the rest is visible to every query.
     offset: int32 [B] or [], the first query's position among the keys, as in decoding with a cache; None is 0.
+    shared: static; the first so many positions, soft tokens, are seen by every query, and see all but padding that
+        `causal` lets them see.
     window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
         query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
     """
@@ -39,10 +41,22 @@ class AttentionMask:
     keys: Any = None
     offset: Any = None
     window: int | None = struct.field(pytree_node=False, default=None)
+    shared: int = struct.field(pytree_node=False, default=0)
 
     def positions(self, length):
         """int32 [B or 1, L]: the queries' positions among the keys."""
         return jnp.reshape(0 if self.offset is None else self.offset, (-1, 1)) + jnp.arange(length)
+
+    def after(self, count, queries=True):
+        """The same behind so many shared positions, which stand before the keys, and before the queries too or not."""
+        front = lambda x: None if x is None else jnp.pad(x, ((0, 0), (count, 0)), constant_values=1)
+        return self.replace(
+            prefix=None if self.prefix is None else self.prefix + count,
+            queries=front(self.queries) if queries else self.queries,
+            keys=front(self.keys),
+            offset=self.offset if queries else count + (0 if self.offset is None else self.offset),
+            shared=self.shared + count,
+        )
 
     def cut(self, start, length):
         """The same for `length` queries from `start` (traced) on."""
@@ -60,11 +74,19 @@ class AttentionMask:
         if self.keys is not None:
             keys = self.keys[:, None, :]  # [B, 1, S]
             same = keys > 0 if self.queries is None else self.queries[:, :, None] == keys
+            if self.shared:
+                same |= self._shared(length, source) & (keys > 0)
             seen = same if seen is None else seen & same
         if self.window is not None:
             near = jnp.abs(jnp.arange(source) - self.positions(length)[..., None]) < self.window
+            if self.shared:
+                near |= self._shared(length, source)
             seen = near if seen is None else seen & near
         return None if seen is None else seen[:, None]
+
+    def _shared(self, length, source):
+        """bool [B or 1, L, S]: whether the query or the key is one of the shared positions."""
+        return (self.positions(length)[..., None] < self.shared) | (jnp.arange(source) < self.shared)
 
 
 # ---- Positions -------------------------------------------------------------------------------------------------------

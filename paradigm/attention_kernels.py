@@ -93,7 +93,7 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=
 
 def _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale):
     # A triangle that starts at the first key is a kernel's own mask; any other is an array of 16-bit numbers to it.
-    triangle = mask.causal and mask.offset is None
+    triangle = mask.causal and mask.offset is None and not mask.shared
     masked = any(x is not None for x in (mask.keys, mask.prefix, mask.window)) or (mask.causal and not triangle)
     batch, _, length, _ = q_BxHxLxK.shape
     source = k_BxGxSxK.shape[2]

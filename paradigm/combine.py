@@ -49,6 +49,16 @@ class Combined(Objective):
         if "ema" in names:
             raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
 
+        if any(part.adapt != self.adapt for _, part in self.parts):
+            raise UserError(
+                f"{type(self).__name__}: its parts share parameters, so that they have one adaptation: set "
+                "Experiment.adapt, which gives it to all, or adapted(adapt)"
+            )
+
+    def adapted(self, adapt):
+        parts = tuple((name, part.adapted(adapt)) for name, part in self.parts)
+        return dataclasses.replace(self, parts=parts, adapt=adapt)
+
     def bind(self, vocabulary):
         return dataclasses.replace(self, parts=tuple((name, part.bind(vocabulary)) for name, part in self.parts))
 

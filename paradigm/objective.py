@@ -18,6 +18,7 @@ from paradigm import rng, teacher, trees
 from paradigm.schedule import FINAL
 
 MAIN = "main"  # the phase of an objective that has only one
+BODIES = ("model", "encoder", "text")  # what the modules are called that are pre-trained and adapted
 
 
 @struct.dataclass
@@ -115,9 +116,8 @@ class Objective:
     Parameters are {module's name: its tree, scalar's name: its value}. `modules` is the one door to them: `init`,
     `apply`, batch statistics and the teacher derive from it.
 
-    adapt: an adaptation that adds leaves beside those of the modules, or None. It is a frozen value with
-        `interceptor(name)`, what flax.linen.intercept_methods takes while the module of that name is called, and with
-        `partition_rules` for the leaves that it adds. It is entered in `apply` and `init`, and nowhere else.
+    adapt: a paradigm.adapt.Adaptation, which may add leaves beside those of the modules and says what is trained, or
+        None. It is entered in `apply` and `init`, and nowhere else, and never in a head, which is trained whole.
     """
 
     adapt: Any = dataclasses.field(default=None, kw_only=True)
@@ -180,6 +180,23 @@ class Objective:
         raise NotImplementedError
 
     @property
+    def heads(self):
+        """Names of the modules that an adaptation takes for new: not the bodies, by the names that they have here."""
+        return tuple(name for name in self.modules() if name not in BODIES)
+
+    def adapted(self, adapt):
+        """The same objective under this adaptation, or under none."""
+        return dataclasses.replace(self, adapt=adapt)
+
+    def freeze_table(self, freeze=()):
+        """((regex, bool), ...) of what is not trained: an experiment's table, and below it the adaptation's."""
+        return (*freeze, *(() if self.adapt is None else self.adapt.freeze(self.heads)))
+
+    def draws(self, module):
+        """Whether a call of this module in training draws anything from its keys."""
+        return module.is_random or (self.adapt is not None and self.adapt.is_random)
+
+    @property
     def scalars(self):
         """name -> first value of the parameters beside the modules, such as a learned temperature."""
         return {}
@@ -187,6 +204,8 @@ class Objective:
     def init(self, key):
         """The parameter tree: {name: tree} of the modules, and the scalars."""
         modules = {name: first["params"] for name, first in self._first(key).items() if "params" in first}
+        if self.adapt is not None:
+            self.adapt.check(type(self).__name__, modules, self.heads)
         return {**modules, **{name: jnp.float32(x) for name, x in self.scalars.items()}}
 
     def init_extra(self, params, key):
@@ -200,7 +219,7 @@ class Objective:
 
         def first(name, module, inputs):
             make = lambda: module.init(rng.fold(key, name), *(inputs if isinstance(inputs, tuple) else (inputs,)))
-            if self.adapt is None:
+            if not self._adapts(name):
                 return make()
             with self._adapted(name):
                 more = make()
@@ -210,7 +229,10 @@ class Objective:
 
     def _adapted(self, name):
         """The place where an adaptation enters the call of a module."""
-        return contextlib.nullcontext() if self.adapt is None else nn.intercept_methods(self.adapt.interceptor(name))
+        return nn.intercept_methods(self.adapt.interceptor(name)) if self._adapts(name) else contextlib.nullcontext()
+
+    def _adapts(self, name):
+        return self.adapt is not None and self.adapt.adds and name not in self.heads
 
     def apply(self, name, variables, *inputs, ctx=EVALUATION, method=None, **how):
         """(output, intermediates, moments) of one of the modules: the only call of a module that there is.
@@ -294,9 +316,11 @@ class Objective:
 
     def flops(self, batch_spec, frozen=()):
         """Model FLOPs of a step: two products backward for each forward one, but forward alone in what is frozen or a
-        teacher."""
+        teacher, and one where a body's kernels are frozen by an adaptation (whose own products are not counted)."""
         parts = self.forward_flops(batch_spec)
-        total = sum(x * (1.0 if name in frozen else 3.0) for name, x in parts.items())
+        inside = 3.0 if self.adapt is None or self.adapt.trains_kernels else 2.0
+        times = lambda name: 1.0 if name in frozen else inside if name in BODIES else 3.0
+        total = sum(x * times(name) for name, x in parts.items())
         return total + (
             0.0 if self.teacher is None else sum(parts.get(name, 0.0) for name in self.teacher.names(parts))
         )

@@ -29,9 +29,13 @@ from paradigm.errors import UserError
 from paradigm.schedule import Schedule, as_schedule
 
 # How many leading axes of one layer's parameter are the rows (inputs) of its matrix, the others being its columns; -1:
-# all but the last; 0: not a matrix, whatever its rank. query [D, H, K] is D x HK, out [H, K, D] is HK x D, and a
-# convolution [h, w, in, out] is (h w in) x out.
-MATRICES = ((r"(^|/)(bias|scale)$|relative_bias/", 0), (r"(^|/)(query|key|value)/kernel$", 1), ("", -1))
+# all but the last; 0: not a matrix, whatever its rank. query [D, H, K] is D x HK, out [H, K, D] is HK x D, a
+# convolution [h, w, in, out] is (h w in) x out, and LoRA's B [r, H, K] is r x HK.
+MATRICES = (
+    (r"(^|/)(bias|scale|ia3|lora_magnitude|soft|prefix_key|prefix_value)$|relative_bias/", 0),
+    (r"(^|/)((query|key|value)/kernel|lora_b)$", 1),
+    ("", -1),
+)
 
 
 @dataclasses.dataclass(frozen=True)

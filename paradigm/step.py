@@ -51,11 +51,11 @@ def init_state(objective, optimizer, seed, ema=None, params=None, freeze=()):
     """The state at step 0, a pure function of the seed. Trace it with jax.eval_shape or jit it with out_shardings.
 
     params: to start from, in place of the objective's own. freeze: ((regex, bool), ...), the first match counts: the
-    parameters that are not trained.
+    parameters that are not trained, beside those of the objective's adaptation.
     """
     params = objective.init(rng.key(seed, "params")) if params is None else params
     extra = dict(objective.init_extra(params, rng.key(seed, "extra")))
-    params, frozen = trees.split(params, freeze)
+    params, frozen = trees.split(params, objective.freeze_table(freeze))
     if ema is not None:
         extra["ema"] = jax.tree.map(jnp.copy, params)
     zero = jnp.zeros((), jnp.int32)

@@ -184,9 +184,13 @@ class Attention(Architecture, kw_only=True):
         dropped, rate = None, self.dropout if self.attention_dropout is None else self.attention_dropout
         if keys is not None and rate:
             dropped = lambda p: self.dropped(p, keys, f"{self.name}/weights", rate)
-        y = attend(q, memory["key"], memory["value"], mask, bias, scale, dropped)
+        y = self.attended(q, memory["key"], memory["value"], mask, bias, scale, dropped)
         y = Dense((self.d_model,), 2, out_bias, self.out_std, self.dtype, name="out")(y.swapaxes(1, 2))
         return y, memory
+
+    def attended(self, q, key, value, mask, bias, scale, dropped):
+        """attention_kernels.attend; a method, so that an adaptation can put keys and values before these."""
+        return attend(q, key, value, mask, bias, scale, dropped)
 
 
 class MLP(Architecture, kw_only=True):

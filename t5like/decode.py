@@ -130,7 +130,7 @@ def decode(
         return sampling.choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
 
     encoded = None if inputs is None else apply(inputs, None, input_segments, method="encode")[0]
-    hidden, cache = run(prompts, objective.model.new_cache(batch, width + new), encoded)
+    hidden, cache = run(prompts, _new_cache(objective, batch, width + new), encoded)
     cache = {**cache, "index": lengths}  # what the padding of a prompt wrote will be written over before it is seen
     token = choose(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1), 0)
 
@@ -165,10 +165,10 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
     """
     if new < 1:
         raise UserError(f"max_new_tokens={new}: ask for 1 or more")
-    model, count, rows = objective.model, len(prompts), _whole_rows(len(prompts))
-    _check_room(model, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
+    count, rows = len(prompts), _whole_rows(len(prompts))
+    _check_room(objective, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
     prompts = [np.r_[vocabulary.start, row] for row in prompts]
-    width = lambda texts: min(_rounded(max(map(len, texts))), _room(model))
+    width = lambda texts: min(_rounded(max(map(len, texts))), _room(objective))
     index = np.stack([np.zeros(rows), np.arange(rows)], axis=1).astype(np.uint32)
     tokens = decode(
         objective,
@@ -189,16 +189,24 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
     return [row[: end[0]] if len(end) else row for row, end in zip(tokens, ends)]
 
 
-def _room(model):
-    return model.places if model.positions == "learned" else math.inf
+def _new_cache(objective, batch, length):
+    model, adapt = objective.model, objective.adapt
+    return model.new_cache(batch, length) if adapt is None else adapt.new_cache(model, batch, length)
 
 
-def _check_room(model, prompt, new, inputs=0):
+def _room(objective):
+    """Tokens for which there are positions; soft tokens have the first of them."""
+    if objective.model.positions != "learned":
+        return math.inf
+    return objective.model.places - (0 if objective.adapt is None else objective.adapt.shift)
+
+
+def _check_room(objective, prompt, new, inputs=0):
     """Raises UserError where so many tokens pass the learned positions of the model."""
-    if max(prompt + new, inputs) > _room(model):
+    if max(prompt + new, inputs) > _room(objective):
         raise UserError(
             f"a prompt of {inputs or prompt} tokens and max_new_tokens={new} do not fit into "
-            f"max_length={_room(model)} positions"
+            f"max_length={_room(objective)} positions"
         )
 
 
@@ -391,7 +399,7 @@ class GenerateSamples(Evaluator):
 
     def check(self, objective, data):
         part = self.part(objective).objective
-        _check_room(part.model, min(self.prompt_tokens, part.raw_length - 1), self.max_new_tokens)
+        _check_room(part, min(self.prompt_tokens, part.raw_length - 1), self.max_new_tokens)
 
     def run(self, objective, variables, data):
         """({}, [Artefact "generate"])."""

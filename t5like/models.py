@@ -91,14 +91,17 @@ class TextModel(Architecture, kw_only=True):
     def stack(self, **changes):
         return Stack(**self.shared(layers=self.layers, remat=self.remat, scan=self.scan) | changes)
 
-    def embedded(self, tokens, positions):
+    def embedded(self, tokens, positions, *more):
         """int32 [B, L] -> [B, L, D]."""
-        x = self.embed(tokens)
+        return self.placed(self.embed(tokens), positions, *more)
+
+    def placed(self, x, positions):
+        """Embeddings [B, L, D] at these positions int32 [B or 1, L] -> [B, L, D], what the stack reads."""
         if self.positions == "learned":
-            if tokens.shape[1] > self.places:
+            if x.shape[1] > self.places:
                 have = f"max_length={self.max_length} learned positions"
                 have += f" from row {self.position_offset} on" if self.position_offset else ""
-                raise UserError(f"{tokens.shape[1]} tokens, but {have}: raise max_length")
+                raise UserError(f"{x.shape[1]} tokens, but {have}: raise max_length")
             x = x + self.learned(positions + self.position_offset)
         return x
 
@@ -159,6 +162,10 @@ class Encoder(TextModel, kw_only=True):
             of_head = {"vocab_size": self.vocab_size, "activation": self.head_activation or self.activation}
             self.masked_head = MaskedHead(**self.shared(**of_head), name="head")
 
+    def placed(self, x, positions, types=None):
+        x = super().placed(x, positions)
+        return x + self.types(jnp.zeros((1, 1), jnp.int32) if types is None else types) if self.token_types else x
+
     def hidden(self, tokens, keys=None, segments=None, places=None, types=None):
         """int32 [B, L] -> (hidden [B, L, D], or [B, P, D] at `places`; intermediates).
 
@@ -166,9 +173,7 @@ class Encoder(TextModel, kw_only=True):
         the last axis is D + 1. types: int32 [B, L] of `token_types`; None is 0 everywhere.
         """
         mask = AttentionMask(queries=segments, keys=segments, window=self.window)
-        embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None])
-        if self.token_types:
-            embedded = embedded + self.types(jnp.zeros((1, 1), jnp.int32) if types is None else types)
+        embedded = self.embedded(tokens, jnp.arange(tokens.shape[1])[None], types)
         x, intermediates = self.encoder(embedded, mask, keys=keys)
         hidden = x if places is None else jnp.take_along_axis(x, places[..., None], axis=1)
         return self.masked_head(hidden) if self.head else hidden, {"embedded": embedded, **intermediates, "encoded": x}

@@ -9,17 +9,19 @@ import re
 from launch.run import registry
 from paradigm.errors import UserError
 
-KINDS = ("runs", "objectives", "models", "data", "evaluators", "optimizers", "schedules", "parts")
+KINDS = ("runs", "objectives", "models", "data", "evaluators", "adaptations", "optimizers", "schedules", "parts")
 
 
 def by_kind(imports=()):
     """{kind: {name: its one line}}; kinds as in KINDS, 'parts' being what the others are made of."""
+    from paradigm.adapt import Adaptation
     from paradigm.evaluator import Evaluator
     from paradigm.objective import Objective
     from paradigm.optim import Optimizer
     from paradigm.schedule import Schedule
 
-    bases = {"objectives": Objective, "evaluators": Evaluator, "optimizers": Optimizer, "schedules": Schedule}
+    bases = {"objectives": Objective, "evaluators": Evaluator, "adaptations": Adaptation}
+    bases |= {"optimizers": Optimizer, "schedules": Schedule}
     found = {kind: {} for kind in KINDS}
     found["runs"] = {path: _header(registry.SHIPPED / path) for path in registry.shipped("runs")}
     for name, configurable in sorted(registry.configurables(imports).items()):

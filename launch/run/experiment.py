@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Init:
     """Where parameters of a new run come from.
 
-    path: a run directory, one checkpoint in it (DIR/checkpoints/120), or a directory of the transformers library's
-        save_pretrained; a path or a URL.
+    path: a run directory, one checkpoint in it (DIR/checkpoints/120), a directory of the transformers library's
+        save_pretrained, or one of the peft library's behind that of its base; a path or a URL.
     rename: ((regex, replacement), ...) on the names of its leaves, 'a/b/kernel': the first whose regex is found
         rewrites the name as re.sub does. (('^model/', 'text/'),) makes a text model the text tower.
     strict: all that is there has to have its place and shape in the model; and where every source is strict, all of
@@ -49,6 +49,8 @@ class Experiment:
         ema: decay of the average of weights (float or Schedule); None keeps no average.
         freeze: ((regex, bool), ...) on parameters' names, the first match counts: what is True is not trained. It has
             no gradient, no part in clipping and no decay, no optimizer state and no average, and is saved once.
+        adapt: the objective's adaptation (paradigm.adapt), whatever the objective: LoRA, PromptTuning ...; None leaves
+            it as it is.
         init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.
@@ -71,6 +73,7 @@ class Experiment:
     clip: float | None = 1.0
     ema: "float | Schedule | None" = None
     freeze: tuple[tuple[str, bool], ...] = ()
+    adapt: Any = None
     init: tuple[Init, ...] = ()
     evaluators: tuple[Any, ...] = ()
     log_every: int = 10
@@ -85,6 +88,8 @@ class Experiment:
     attention: str = "auto"
 
     def __post_init__(self):
+        if self.adapt is not None and self.objective.adapt != self.adapt:
+            object.__setattr__(self, "objective", self.objective.adapted(self.adapt))
         for name in SCHEDULED:
             object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
 
@@ -166,7 +171,7 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     try:
         params = abstract_params(e.objective)
         shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
-        trees.split(params, e.freeze)
+        trees.split(params, e.objective.freeze_table(e.freeze))
     except UserError as error:
         yield str(error)
 

@@ -10,6 +10,7 @@ from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
 from paradigm import rng, trees
 from paradigm.errors import UserError
+from paradigm.hf import peft
 from paradigm.step import init_state
 
 TABLES = ("embed/embedding", "logits/kernel")  # the parameters that have a row for each id
@@ -23,7 +24,11 @@ def make_state(experiment, given=None, stats=None):
     e, params = experiment, None
     taken = lambda given: lambda name, x: given.get(name, x)
     if given is not None:
-        params = trees.named_map(taken(given), e.objective.init(rng.key(e.seed, "params")))
+        drawn, adapt = e.objective.init(rng.key(e.seed, "params")), e.objective.adapt
+        if adapt is not None:
+            first = dict(trees.named_leaves(drawn))
+            given = {name: adapt.begin(name, first[name], x) for name, x in given.items()}
+        params = trees.named_map(taken(given), drawn)
     state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze)
     if stats:
         state.extra["batch_stats"] = trees.named_map(taken(stats), state.extra["batch_stats"])
@@ -65,8 +70,13 @@ def initial_state(program, checkpoints, inits=()):
     wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
     given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
-        found, found_stats, where, vocabulary = _read(init)
-        matched, line = _matched(init, found, wanted, where, alone=len(inits) == 1)
+        found, found_stats, where, vocabulary = _read(init, program.experiment.objective, given)
+        if program.experiment.objective.adapt is not None:
+            found, behind = _of_bodies(program.experiment.objective, found, wanted)
+            if behind:
+                print(f"{where}: not taken {', '.join(behind)}", flush=True)
+        needed = {n: x for n, x in wanted.items() if n in found or not _is_new(program.experiment.objective, n)}
+        matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
@@ -79,14 +89,16 @@ def initial_state(program, checkpoints, inits=()):
                 vocabularies.append((where, vocabulary))
             elif (tokenizer := pretrained.tokenizer(filesystem.as_path(init.path))) is not None:
                 tokenizers.append((where, tokenizer))
-    missing = [name for name in wanted if name not in given]
+    missing = [name for name in wanted if name not in given and not _is_new(program.experiment.objective, name)]
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
         raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
-    _refuse_drawn(program.state.frozen_modules, missing, inits)
+    _refuse_drawn(program, missing, inits)
     if not inits:
         return program.init, fresh, "started from scratch"
     fresh["vocabularies"], fresh["tokenizers"] = vocabularies, tokenizers  # of which the data have to be
+    drawn = [name for name in wanted if name not in given and _is_new(program.experiment.objective, name)]
+    lines += [f"drawn are {drawn[0]}{_more(drawn)}"] if drawn else []
     return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
 
 
@@ -117,12 +129,15 @@ def same_ids(found, wanted, found_in, wanted_in):
         )
 
 
-def _read(init):
+def _read(init, objective, base):
     """({name: array}, the same of batch statistics, what to call it, its Vocabulary or None) of a source, renamed."""
     path, step = filesystem.as_path(init.path), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
-    if pretrained.is_pretrained(path):
+    if peft.is_adapter(path):
+        tree = trees.nested(pretrained.adapter(path, objective, base))
+        params, stats, where, vocabulary = tree, {}, f"{init.path}", None
+    elif pretrained.is_pretrained(path):
         params, stats, where, vocabulary = pretrained.read(path)[1], {}, f"{init.path}", None
     else:
         found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
@@ -164,9 +179,33 @@ def _matched(init, found, wanted, where, alone):
     return {name: found[name] for name in report.matched}, f"matching parameters ({report}) of {where}"
 
 
-def _refuse_drawn(frozen_modules, missing, inits):
-    """Raises UserError where a module of which nothing is trained would stay as it was drawn, wholly or in part."""
+def _is_new(objective, name):
+    """Whether no base run need have the parameter of this name: the adaptation adds it, or it is a head's."""
+    adapt = objective.adapt
+    return adapt is not None and (adapt.is_own(name) or name.split("/")[0] in objective.heads)
+
+
+def _of_bodies(objective, found, wanted):
+    """(what of a source is for an adapted objective, the names of modules that stay behind).
+
+    Other modules than the objective's stay behind, and heads of other shapes: those are drawn.
+    """
+    modules = {name.split("/")[0] for name in wanted}
+    fits = lambda name, x: name in wanted and wanted[name].shape == x.shape
+    heads = {name.split("/")[0] for name, x in found.items() if not fits(name, x)} & set(objective.heads)
+    kept = {n: x for n, x in found.items() if n.split("/")[0] in modules - heads}
+    return kept, sorted({name.split("/")[0] for name in found if name not in kept})
+
+
+def _refuse_drawn(program, missing, inits):
+    """Raises UserError where a module of which nothing is trained would stay as it was drawn, wholly or in part, or the
+    base of an adaptation would."""
+    frozen_modules, adapt = program.state.frozen_modules, program.experiment.objective.adapt
     lost = [name for name in missing if name.split("/")[0] in frozen_modules]
+    if adapt is not None and adapt.freezes and not lost:
+        frozen = {name for name, _ in trees.named_leaves(program.state.frozen)}
+        lost = [name for name in missing if name in frozen]
+        frozen_modules = sorted({name.split("/")[0] for name in lost})
     if lost and not inits:
         raise UserError(
             f"{', '.join(frozen_modules)} is frozen, and without Experiment.init or --init_partly_from=DIR it would "

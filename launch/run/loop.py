@@ -168,7 +168,7 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
     )
     closing.callback(writers.close)
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
-    trained = "" if trained == count else f", {trained:,} of them trained"
+    trained = "" if trained == count else f", {trained:,} of them trained ({100 * trained / count:.3g} %)"
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     for line in changed:
         writers.say(f"warning: {line}")

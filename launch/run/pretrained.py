@@ -1,6 +1,8 @@
 """Weights of the transformers library as parameters of ours, whatever package has the model."""
 
 from paradigm import hf
+from paradigm.errors import UserError
+from paradigm.objective import BODIES
 
 
 def families():
@@ -22,10 +24,45 @@ def read(path):
     return hf.read(path, families())
 
 
+def bodies(objective):
+    """The modules that a family of the library has: all of a pair's, and without heads of others'."""
+    modules = {name: module for name, (module, _) in objective.modules().items()}
+    return modules if "text" in modules else {name: m for name, m in modules.items() if name in BODIES}
+
+
+def adapter(path, objective, base):
+    """The leaves {name: array} of an adapter of the peft library, for an objective adapted in the same way.
+
+    base: {name: array} of the parameters that it adapts.
+
+    Raises:
+        UserError: as `paradigm.hf.peft.read`; no base; an objective with another adaptation.
+    """
+    from paradigm import trees
+    from paradigm.adapt import LoRA
+    from paradigm.hf import peft
+
+    if not base:
+        raise UserError(
+            f"{path} is an adapter: name its base before it in Experiment.init, (Init(BASE), Init(ADAPTER))"
+        )
+    found, own = peft.read(path, bodies(objective), families(), trees.nested(base))
+    ours, own = objective.adapt, dict(trees.named_leaves(own))
+    if type(found) is not type(ours):
+        raise UserError(f"{path} is a {type(found).__name__}, and the objective's adaptation is "
+                        f"{'None' if ours is None else type(ours).__name__}: set Experiment.adapt")  # fmt: skip
+    for name in own if isinstance(ours, LoRA) else ():
+        kernel = next(n for n in base if n.rpartition("/")[0] == name.rpartition("/")[0] and found.rank_of(n))
+        has = ours.scale_of(kernel) if ours.rank_of(kernel) else None
+        if has is not None and abs(has - found.scale_of(kernel)) > 1e-6 * has:
+            raise UserError(f"{path} scales {kernel} by {found.scale_of(kernel):g}, and LoRA.alpha and rank of the "
+                            f"objective by {has:g}: set them as its adapter_config.json has them")  # fmt: skip
+    return own
+
+
 def tokenizer(path):
     """The tokenizer whose files lie in such a directory; None where there is none, or none of a kind that is known."""
     from launch.storage.sync import at_hand
-    from paradigm.errors import UserError
     from t5like.tokenizers import get_tokenizer
 
     if not is_pretrained(path):

@@ -164,9 +164,8 @@ class ImageText(PairEmbedding, ImageObjective):
         """[B]: the picture is a square already, and stays one where its aspect is ignored."""
         return jnp.ones_like(batch["aspect"]) if self.ignore_aspect else batch["aspect"]
 
-    @staticmethod
-    def _keys(name, tower, ctx, index):
-        return ctx.keys(name, index) if ctx.train and tower.is_random else None
+    def _keys(self, name, tower, ctx, index):
+        return ctx.keys(name, index) if ctx.train and self.draws(tower) else None
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""

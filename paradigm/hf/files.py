@@ -12,6 +12,7 @@ from paradigm.errors import UserError
 from paradigm.hf.leaves import Constant
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLES = {TENSORS: "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}
 DTYPES = ("F32", "F16", "BF16")  # read as float32; F32 is written
 ROUNDING = 1e-5  # how far a constant may be from its formula: float32's rounding, where it was computed another way
 
@@ -38,18 +39,16 @@ class Tensors:
         UserError: the library is not installed, a file is missing or damaged, or it is a pickle.
     """
 
-    def __init__(self, path, stack, rename, ignored):
+    def __init__(self, path, stack, rename, ignored, file=TENSORS):
         try:
             import safetensors
         except ImportError:
             raise UserError('reading weights needs safetensors: pip install -e ".[weights]" in the checkout') from None
-        files = [TENSORS]
+        files = [file]
         if (path / INDEX).exists():
             files = sorted(set(read_json(path / INDEX)["weight_map"].values()))
-        elif not (path / TENSORS).exists() and (path / "pytorch_model.bin").exists():
-            raise UserError(
-                f"{path} holds a pickle, pytorch_model.bin, which is not loaded: save it again as safetensors"
-            )
+        elif not (path / file).exists() and (path / (pickle := PICKLES[file])).exists():
+            raise UserError(f"{path} holds a pickle, {pickle}, which is not loaded: save it again as safetensors")
         self._places = {}
         for file in files:
             try:
@@ -133,6 +132,11 @@ def save(path, config, leaves, abstract, params, rename):
         (path / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_tensors(path, tensors):
+    """A safetensors file of {name: float32 array}."""
+    _write(path, [(name, x.shape) for name, x in tensors.items()], tensors.values())
 
 
 def _shapes(leaf, abstract):

@@ -46,6 +46,13 @@ class TextObjective(TextScoring, Objective):
                 f"lower the length or set the model's max_length to {self.length}"
             )
 
+    def output_kernel(self, params):
+        """float32 [D, V] with logits == hidden @ output_kernel(params), what an adaptation makes of it included."""
+        tree = params["model"]
+        if self.adapt is not None and "logits" in tree:
+            (tree,) = self.adapt.effective({"model": tree}, r"^model/logits/").values()
+        return self.model.output_kernel(tree)
+
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
         return batch["targets"], batch["weights"] * batch["mask"][:, None], self.known.is_text(batch["targets"])

@@ -77,7 +77,7 @@ class MaskedLM(FillingMasks, TextObjective):
         variables, how = self.variables(params, extra), {"ctx": ctx, "method": "hidden"}
         read = batch["encoder_inputs"], keys, batch["encoder_segments"], batch["positions"]
         hidden, _, _ = self.apply("model", variables, *read, **how)
-        kernel = self.model.output_kernel(params["model"])
+        kernel = self.output_kernel(params)
         return score_text(hidden, kernel, targets, weights, is_text, batch["text_bytes"] * batch["mask"], self.z_loss)
 
     @property

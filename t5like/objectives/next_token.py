@@ -72,7 +72,7 @@ class NextToken(Generating, TextObjective):
         variables = self.variables(params, extra)
         read = batch["inputs"], keys, batch["segments"], batch["positions"], visible
         hidden, _, _ = self.apply("model", variables, *read, **how)
-        kernel = self.model.output_kernel(params["model"])
+        kernel = self.output_kernel(params)
         text_bytes = batch["text_bytes"] * batch["mask"]
         return score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
 

@@ -79,7 +79,7 @@ class SpanCorruption(Infilling, TextObjective):
         variables, how = self.variables(params, extra), {"ctx": ctx, "method": "hidden"}
         read = batch["encoder_inputs"], batch["inputs"], keys, batch["encoder_segments"]
         hidden, _, _ = self.apply("model", variables, *read, **how)
-        kernel = self.model.output_kernel(params["model"])
+        kernel = self.output_kernel(params)
         text_bytes = batch["text_bytes"] * batch["mask"]
         return score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
 

@@ -16,6 +16,7 @@ from launch import load
 from launch.run import loop, registry
 from launch.run.experiment import bound
 from paradigm import trees
+from paradigm.adapt import Adaptation
 from paradigm.layers import Dense
 from paradigm.objective import EVALUATION
 from t5like.models import gpt
@@ -44,9 +45,11 @@ TextData.source = '{source}'
 
 
 @dataclasses.dataclass(frozen=True)
-class Gains:
+class Gains(Adaptation):
     """y -> y * (1 + gain), a gain [*features] beside the kernel of every Dense."""
 
+    own = ("gain",)
+    freezes = False  # Experiment.freeze says what is
     partition_rules = ((r"/gain$", ()),)
 
     def interceptor(self, name):

@@ -67,7 +67,7 @@ class ImageObjective(ImageFeatures, Objective):
         """
         apart = apart and self.encoder.has_batch_norm
         keys = None
-        if ctx.train and self.encoder.is_random:
+        if ctx.train and self.draws(self.encoder):
             keys = [ctx.keys(f"dropout/{i}", index) for i in range(len(views))]
         # Views of a picture side by side: on a mesh each device keeps its own rows, as it would not if they were
         # concatenated.  V x [B, ...] -> [B, V, ...] -> [B V, ...]

@@ -1,0 +1,106 @@
+"""Adapters of the peft library: its outputs by our models, what we write read again, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from launch import convert, load
+from paradigm import trees
+from paradigm.adapt import BottleneckAdapter, LoRA
+from paradigm.errors import UserError
+from paradigm.hf import peft
+from t5like import hf
+from tests import contract
+from tests.adapt.models import adapted
+from tests.adapt.test_methods import disturbed
+from tests.launch.test_adapted_runs import LORA, places, run  # noqa: F401
+from tests.launch.test_adapted_runs import adapted as lora_run
+from tests.parity import peft as parity
+from tests.parity import peft_cases
+
+TOLERANCE = 1e-4
+CASES = list(peft_cases.CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_the_librarys_and_what_is_written_is_read(case, tmp_path):
+    modules, params = parity.base(case, tmp_path / "base")
+    adapt, own = peft.read(parity.released(case, tmp_path / "theirs"), modules, hf.FAMILIES, params)
+    both = trees.merge(params, own)
+    logits, scored = parity.run(modules, adapt, both, peft_cases.inputs(case))
+    golden = peft_cases.load(case)
+    assert scored.sum() > 15 and np.abs(logits - golden["logits"])[scored].max() < TOLERANCE
+    assert np.abs(parity.run(modules, None, params, peft_cases.inputs(case))[0] - logits)[scored].max() > 0.1
+    peft.write(tmp_path / "ours", modules, hf.FAMILIES, adapt, both)
+    again, found = peft.read(tmp_path / "ours", modules, hf.FAMILIES, params)
+    assert again == adapt
+    contract.assert_trees_close(found, own, 1e-6)
+
+
+def test_kernels_that_share_one_of_their_modules_keep_what_is_theirs(tmp_path):
+    """GPT-2's query and value are columns of c_attn, with an A each here and one for all there."""
+    objective = adapted(LoRA(rank=2, rank_stabilized=True), "gpt2")
+    params = disturbed(objective)
+    modules = {"model": objective.model}
+    peft.write(tmp_path / "one", modules, hf.FAMILIES, objective.adapt, params)
+    config = json.loads((tmp_path / "one" / peft.CONFIG).read_text())
+    assert set(config["rank_pattern"].values()) == {4} and config["target_modules"][0] == "transformer.h.0.attn.c_attn"
+    base, _ = objective.adapt.split(params)
+    adapt, own = peft.read(tmp_path / "one", modules, hf.FAMILIES, base)
+    contract.assert_trees_close(adapt.merge(trees.merge(base, own)), objective.adapt.merge(params), 1e-5)
+
+
+def changed(directory, **entries):
+    path = directory / peft.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    return directory
+
+
+@pytest.mark.parametrize("entries, message", [
+    ({"peft_type": "LOHA"}, "peft_type in .* is 'LOHA'; those that are read: LORA, IA3, PROMPT_TUNING, PREFIX_TUNING"),
+    ({"bias": "all"}, "a LORA adapter with bias='all' is not one of our models"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' .* it changes the base's weights"),
+    ({"new_thing": 3}, "new_thing=3 .* we do not know what this entry does"),
+])  # fmt: skip
+def test_settings_that_are_not_ours(entries, message, tmp_path):
+    modules, params = parity.base("gpt2_lora", tmp_path / "base")
+    directory = changed(parity.released("gpt2_lora", tmp_path / "theirs"), **entries)
+    with pytest.raises(UserError, match=message):
+        peft.read(directory, modules, hf.FAMILIES, params)
+
+
+def test_adapters_of_another_model_and_methods_that_peft_lacks(tmp_path):
+    modules, params = parity.base("gpt2_lora", tmp_path / "base")
+    with pytest.raises(UserError, match="is of another model: it adapts bert.encoder.*, and a GPT-2 has transformer"):
+        peft.read(parity.released("bert_lora", tmp_path / "bert"), modules, hf.FAMILIES, params)
+    wide = {"model": modules["model"].clone(d_ff=20)}
+    kernels = trees.named_map(
+        lambda n, x: np.zeros((3, 12, 20)) if n.endswith("up/kernel") else np.zeros((3, 20, 12))
+        if n.endswith("down/kernel") else x, params)  # fmt: skip
+    with pytest.raises(UserError, match="is of another model: transformer.h.0.mlp.c_fc adapts 12 x 48, and ours is 12"):
+        peft.read(parity.released("gpt2_lora", tmp_path / "gpt2"), wide, hf.FAMILIES, kernels)
+    with pytest.raises(UserError, match="the peft library has no BottleneckAdapter as ours is; those that are written"):
+        peft.write(tmp_path / "out", modules, hf.FAMILIES, BottleneckAdapter(), params)
+
+
+def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811
+    lora_run(places)
+    convert.to_peft(places / "lora", tmp_path / "out")
+    init = f"Experiment.init = (@base/Init(), @more/Init())\nbase/Init.path = '{places}/base'\n"
+    init += f"more/Init.path = '{tmp_path}/out'\n"
+    pattern = ("(('', 8),)", "(('', 16.0),)")
+    how = [f"LoRA.ranks = {pattern[0]}", f"LoRA.alphas = {pattern[1]}", "AdamW.learning_rate = 0.0"]
+    run(tmp_path / "again", places / "other.txt", LORA + init, how)
+    ask = lambda path: load(path).merged().params
+    contract.assert_trees_close(ask(tmp_path / "again"), ask(places / "lora"), 1e-5)
+    with pytest.raises(UserError, match="scales model/decoder/.* by 4, and LoRA.alpha and rank of the objective by 1"):
+        run(tmp_path / "scaled", places / "other.txt", LORA + init, [how[0], "LoRA.alpha = 8.0"])
+    with pytest.raises(UserError, match="is a LoRA, and the objective's adaptation is IA3: set Experiment.adapt"):
+        run(tmp_path / "ia3", places / "other.txt", "Experiment.adapt = @IA3()\n" + init)
+    with pytest.raises(UserError, match="is an adapter: name its base before it in Experiment.init"):
+        run(tmp_path / "alone", places / "other.txt", LORA, init_from=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="is no adapted run: --format=hf writes its weights"):
+        convert.to_peft(places / "base", tmp_path / "none")
+    shutil.rmtree(tmp_path / "again")
