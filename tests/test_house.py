@@ -34,6 +34,7 @@ ENTRY_POINTS = (
     "launch.prepare",
     "launch.show",
     "launch.compare",
+    "launch.sweep",
     "launch.convert",
     "launch.compile",
     "launch.pods",
