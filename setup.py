@@ -18,6 +18,7 @@ PACKAGES = [
     "launch",
     "launch.aot",
     "launch.clusters",
+    "launch.results",
     "launch.run",
     "launch.storage",
     "gin_configs",

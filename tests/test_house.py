@@ -25,6 +25,7 @@ ROOMS = {  # the same inside launch: whom a room may know beside itself; the com
     "run": {"storage"},
     "aot": {"run", "storage"},
     "clusters": {"run", "storage"},
+    "results": {"run", "storage"},
 }
 LAUNCH_ONLY = {"gin", "absl", "orbax", "tensorflow", "tensorflow_datasets", "google"}  # when imported at the top
 ENTRY_POINTS = (
@@ -32,6 +33,8 @@ ENTRY_POINTS = (
     "launch.evaluate",
     "launch.prepare",
     "launch.show",
+    "launch.compare",
+    "launch.sweep",
     "launch.convert",
     "launch.compile",
     "launch.pods",
@@ -87,7 +90,7 @@ def test_arrows_and_size(path):
 
 
 def test_arrows_inside_launch():
-    """storage <- run <- {aot, clusters} <- commands."""
+    """storage <- run <- {aot, clusters, results} <- commands."""
     for path in FILES:
         _, room, *rest = NAMES[path].split(".") + [""]
         if not path.is_relative_to(REPO / "launch" / room) or room not in ROOMS:

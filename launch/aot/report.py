@@ -8,7 +8,7 @@ from launch.aot import hlo
 from launch.aot.dry_run import bytes_on_device, readable
 from launch.run.experiment import bound, flatten, validate
 from launch.run.mesh import make_mesh, mesh_shape, parse_mesh
-from launch.run.program import Program
+from launch.run.program import Program, step_memory
 from paradigm.errors import UserError
 
 
@@ -82,9 +82,7 @@ def compile_phase(program, phase, topology):
         found["bytes_per_chip"] = found["arguments"] + needed
         return found
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    found["arguments"] = memory.argument_size_in_bytes
-    found["temporaries"] = memory.temp_size_in_bytes + max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    found["arguments"], found["temporaries"] = step_memory(compiled)
     found["bytes_per_chip"] = found["arguments"] + found["temporaries"]
     found["fits"] = chip is None or found["bytes_per_chip"] <= chip.hbm
     cost = hlo.cost(compiled.as_text(), topology.chips // topology.slices)

@@ -27,7 +27,7 @@ from launch.run.experiment import bound, flatten, validate, warnings
 from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
-from launch.run.program import Program
+from launch.run.program import Program, step_memory
 from launch.run.step_metrics import StepMetrics
 from launch.run.watchdog import Watchdog
 from launch.run.writers import make_writers
@@ -151,7 +151,9 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
         )
     feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
     evaluation = Evaluation(program, data)
-    changed = run_directory.claim(files, config, imports)  # all is there that the run needs
+    count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
+    parameters = {"all": count, "trained": trained}
+    changed = run_directory.claim(files, config, imports, parameters)  # all is there that the run needs
     if data.tokenizer is not None and jax.process_index() == 0:
         data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
     unit = objective.throughput(program.batch[first])[0]
@@ -167,7 +169,6 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
         config=config,
     )
     closing.callback(writers.close)
-    count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     trained = "" if trained == count else f", {trained:,} of them trained ({100 * trained / count:.3g} %)"
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     for line in changed:
@@ -182,6 +183,7 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
         step,
         int(state.bad_steps),
         saved=lambda: max(checkpoints.steps(), default=None),
+        memory=lambda phase: sum(step_memory(executables[phase].result())),
         idle=lambda: all(executable.done() for executable in executables.values()),
     )
     evaluated, metrics, last_save = progress["evaluated"], {}, ()

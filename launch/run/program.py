@@ -109,5 +109,15 @@ class Program:
         return {name: whole(np.asarray(batch[name], s.dtype), s) for name, s in spec.items()}
 
 
+def step_memory(compiled):
+    """(arguments, all else): bytes that one device holds at most while it runs a compiled step.
+
+    Arguments are state and batch; all else is what lives within the step, and results that take no argument's place.
+    """
+    memory = compiled.memory_analysis()
+    left = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes + left
+
+
 def _placed(shapes, shardings):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -1,6 +1,7 @@
 """The metrics of the train steps as the host reads them: so late that the device never waits, merged into rows."""
 
 import collections
+import functools
 import time
 
 import jax
@@ -21,9 +22,21 @@ class StepMetrics:
 
     progress: logged, the step of the last full row, and window, {name: [sum, weight]} of the steps since.
     saved: gives the newest checkpoint's step, or None. idle: whether nothing else runs in this process, a compiler say.
+    memory: gives the bytes that a step of a phase needs at most, 0 where that is not known.
     """
 
-    def __init__(self, experiment, program, writers, progress, step, bad_in_a_row, saved, idle=lambda: True):
+    def __init__(
+        self,
+        experiment,
+        program,
+        writers,
+        progress,
+        step,
+        bad_in_a_row,
+        saved,
+        idle=lambda: True,
+        memory=lambda phase: 0,
+    ):
         self._experiment, self._writers = experiment, writers
         self._logged = progress["logged"]
         self._window = progress["window"]
@@ -33,7 +46,7 @@ class StepMetrics:
         frozen = program.state.frozen_modules
         self._flops = {phase: experiment.objective.flops(spec, frozen) for phase, spec in program.batch.items()}
         self._throughput = {phase: experiment.objective.throughput(spec) for phase, spec in program.batch.items()}
-        self._saved, self._idle, self._told = saved, idle, False
+        self._saved, self._memory, self._idle, self._told = saved, functools.cache(memory), idle, False
         self._peak, self._warm, self._again, self._measured = None, False, False, 0
         self._read_until = step
         self._start = self._clock = time.perf_counter()
@@ -82,6 +95,7 @@ class StepMetrics:
             self._seconds, self._clock = self._seconds + now - self._clock, now
             self._flops_done += self._flops[phase]
             self._items_done += self._throughput[phase][1]
+            self._peak_memory = max(self._peak_memory, self._memory(phase))
         bad, _ = metrics.pop("bad_step")
         self._bad_in_a_row = self._bad_in_a_row + 1 if bad else 0
         self._window = merge(self._window, {} if bad else metrics, {"bad_steps": (bad, 0)})
@@ -108,6 +122,8 @@ class StepMetrics:
             unit = next(iter(self._throughput.values()))[0]
             speed["seconds_per_step"] = self._seconds / self._steps
             speed[f"{unit}_per_second"] = self._items_done / self._seconds
+            if self._peak_memory:
+                speed["peak_memory"] = self._peak_memory
             if self._peak:  # listed
                 speed["mfu"] = self._flops_done / self._seconds / self._peak
                 self._doubt(speed["mfu"])
@@ -123,4 +139,4 @@ class StepMetrics:
             self._writers.say(f"warning: {share} is impossible: the peak of '{kind}' is not known well enough here")
 
     def _forget_speed(self):
-        self._steps, self._seconds, self._flops_done, self._items_done = 0, 0.0, 0.0, 0.0
+        self._steps, self._seconds, self._flops_done, self._items_done, self._peak_memory = 0, 0.0, 0.0, 0.0, 0

@@ -68,12 +68,13 @@ def held(workdir):
         yield
 
 
-def claim(files, config, imports=()):
+def claim(files, config, imports=(), parameters=None):
     """Writes the two files of a run directory, and the code that it imports: call `check` first.
 
     Args:
         files: the directory, a launch.storage.sync.WorkdirSync. config: as in `check`.
         imports: {module: files of its source} of code from outside.
+        parameters: {"all": how many the model has, "trained": how many of them are trained}.
 
     Returns:
         Lines on code that is not what an earlier start of this run imported.
@@ -86,7 +87,7 @@ def claim(files, config, imports=()):
         if jax.process_index() == 0:
             replace(files.local / "config.gin", config.encode())
             hashes = keep_imports(files.local / "imports", imports)
-            before = _record(files.local / "environment.json", hashes)
+            before = _record(files.local / "environment.json", hashes, parameters)
             files.push()
             return [
                 f"{name} (sha256 {new[:12]}) is not what this run imported before ({before[name][:12]}); both are in "
@@ -162,7 +163,7 @@ def versions():
     return found
 
 
-def _record(path, imports):
+def _record(path, imports, parameters):
     """This start's environment; those of earlier starts stay in `earlier`. The imports that the last one had."""
     earlier = []
     if path.exists():
@@ -180,6 +181,7 @@ def _record(path, imports):
         "platform": platform.platform(),
         "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
         "processes": jax.process_count(),
+        "parameters": parameters,
         "imports": imports,
         "earlier": earlier,
     }
@@ -210,7 +212,7 @@ def config_diff(old: str, new: str) -> list[str]:
     Free to change: `MAY_CHANGE` of Experiment, a macro of one of those names with all that follows from it (total_steps
     in a schedule), the settings of evaluators, and where data are: what they hold is compared when they are opened.
     """
-    old, new = _bindings(old), _bindings(new)
+    old, new = bindings(old), bindings(new)
     free = {f"Experiment.{name}" for name in MAY_CHANGE} | set(MAY_CHANGE)
     evaluators = [n for side in (old, new) for n in re.findall(r"(\w+)\(\)", side.get("Experiment.evaluators", ""))]
     lines = []
@@ -226,14 +228,14 @@ def config_diff(old: str, new: str) -> list[str]:
 
 def compare(old: str, new: str) -> list[str]:
     """The settings in which two operative gin texts differ, 'name: old -> new' each; '(not set)' where one lacks it."""
-    old, new = _bindings(old), _bindings(new)
+    old, new = bindings(old), bindings(new)
     shown = lambda side, key: side.get(key, "(not set)")
     return [
         f"{k}: {shown(old, k)} -> {shown(new, k)}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)
     ]
 
 
-def _bindings(text: str) -> dict[str, str]:
+def bindings(text: str) -> dict[str, str]:
     """'scope/Name.parameter' -> its value as written, of a text in the form that gin prints."""
     text = re.sub(r"\\\n\s*", "", text)
     pairs = re.findall(r"^([\w./]+) = (.*(?:\n[ \t]+.*)*)", text, re.MULTILINE)

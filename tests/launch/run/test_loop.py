@@ -476,6 +476,18 @@ def test_the_peak_is_measured_when_nothing_else_runs(monkeypatch):
     assert "seconds_per_step" in recorder.speeds[1]
 
 
+def test_a_run_says_what_it_trains_and_what_a_step_needs(tmp_path):
+    experiment = small.experiment(total_steps=4, log_every=2, eval_every=100, freeze=(("/in/", True),))
+    loop.train(experiment, tmp_path)
+    sizes = {"in": 8 * 16, "out": 16 * 16}
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["parameters"] == {"all": sizes["in"] + sizes["out"], "trained": sizes["out"]}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    needs = [row["speed"]["peak_memory"] for row in rows if "peak_memory" in row["speed"]]
+    least = 4 * (sizes["in"] + 3 * sizes["out"]) + 16 // 8 * 8 * 4  # parameters, two moments, this device's rows
+    assert needs and all(least < need < 100 * least for need in needs)
+
+
 def test_profile_traces_into_the_run_directory(tmp_path):
     loop.train(small.experiment(total_steps=4, eval_every=100), tmp_path, profile=(2, 3))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

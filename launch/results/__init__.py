@@ -1,0 +1,1 @@
+"""What finished runs have to say: reading run directories, comparing them in a table and a picture."""
