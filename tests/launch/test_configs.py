@@ -18,6 +18,7 @@ SHRINK = {
     "gpt": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "SpanCorruption": "length = 32",
     "NextToken": "length = 32",
+    "PrefixLM": "length = 32",
     "TextData": "tokenizer = 'bytes', valid = 0.5",
     "vit": "layers = 1, d_model = 16, heads = 2, d_ff = 32, image_size = 16, patch = 8",
     "resnet": "depth = 'tiny', stem = 'small', image_size = 16",
@@ -116,6 +117,7 @@ FIRST = {objective_of(run): run for run in reversed(sorted(runs(), key=lambda ru
 CHANCE = {
     "SpanCorruption": math.log(360),
     "NextToken": math.log(360),
+    "PrefixLM": math.log(360),
     "MaskedLM": math.log(361),
     "Classify": math.log(10),
     "CLIP": math.log(8),

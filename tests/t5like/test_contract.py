@@ -11,6 +11,7 @@ from paradigm.dataset import Dataset
 from t5like.models import bert, gpt, t5
 from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.next_token import NextToken
+from t5like.objectives.prefix_lm import PrefixLM
 from t5like.objectives.span_corruption import SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from tests import contract
@@ -24,7 +25,7 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
-    "prefix_lm": NextToken(GPT, length=24, prefix=True).bind(ByteTokenizer().vocabulary),
+    "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
 everyone = pytest.mark.parametrize("name", list(OBJECTIVES))

@@ -13,7 +13,7 @@ from paradigm.partition import AXES
 from t5like import decode
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import Encoder, gpt, t5
-from t5like.objectives import NextToken, SpanCorruption
+from t5like.objectives import NextToken, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
 
@@ -357,8 +357,8 @@ def test_generate_samples():
     segments = (tokens > 0).astype(np.int32)
     segments[0, 9:18] = 2  # a second document begins after "To be or "
     data = Data(targets=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
-    for prefix in (False, True):
-        objective = NextToken(model, tokens.shape[1], prefix=prefix)
+    for kind in (NextToken, PrefixLM):
+        objective = kind(model, tokens.shape[1])
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
         metrics, (artefact,) = evaluator.run(objective, alone(model)[1], data)
         lines = artefact.value.splitlines()
