@@ -230,8 +230,9 @@ class SpanNoise:
         tokens = example["tokens"][read][: plan.raw]
         mask = span_mask(rng, plan)
         v, sentinels = self.vocabulary, np.asarray(self.vocabulary.sentinels)
-        read_by_encoder, encoder_segments = _row(spans_to_sentinels(tokens, mask, sentinels), self.length, v)
-        targets, segments = _row(spans_to_sentinels(tokens, ~mask, sentinels), self.target_length, v)
+        ended = lambda kept, length: filled([*spans_to_sentinels(tokens, kept, sentinels), v.end], length, v.filler)
+        read_by_encoder, encoder_segments = ended(mask, self.length)
+        targets, segments = ended(~mask, self.target_length)
         return {
             "encoder_inputs": read_by_encoder,
             "encoder_segments": encoder_segments,
@@ -241,12 +242,11 @@ class SpanNoise:
         }
 
 
-def _row(ids, length, vocabulary):
-    """(int32 [length]: ids and the vocabulary's end, then its filler; int32 [length]: 1 on ids and the end)."""
-    row, segments = np.full(length, vocabulary.filler, np.int32), np.zeros(length, np.int32)
+def filled(ids, length, filler):
+    """(int32 [length]: ids, then the filler; int32 [length]: 1 on the ids)."""
+    row, segments = np.full(length, filler, np.int32), np.zeros(length, np.int32)
     row[: len(ids)] = ids
-    row[len(ids)] = vocabulary.end
-    segments[: len(ids) + 1] = 1
+    segments[: len(ids)] = 1
     return row, segments
 
 

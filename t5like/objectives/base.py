@@ -41,6 +41,11 @@ class TextObjective(TextScoring, Objective):
             raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
         return self.vocabulary
 
+    def groups(self, batch):
+        """name -> shares of the targets whose nll is told by itself; see score_text."""
+        del batch
+        return {}
+
     def check_positions(self, name, length=None):
         """Raises UserError where the model has learned positions for fewer than `length` tokens (None: its own)."""
         length = self.length if length is None else length
@@ -97,7 +102,8 @@ class LeftToRight(Generating):
 
     def loss(self, params, extra, batch, ctx):
         hidden, kernel = self.hidden(params, extra, batch, ctx), self.model.output_kernel(params["model"])
-        return score_text(hidden, kernel, *self.scored(batch), batch["text_bytes"] * batch["mask"], self.z_loss)
+        text_bytes = batch["text_bytes"] * batch["mask"]
+        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
 
     @property
     def partition_rules(self):
@@ -139,7 +145,8 @@ class SequenceToSequence:
 
     def loss(self, params, extra, batch, ctx):
         hidden, kernel = self.hidden(params, extra, batch, ctx), self.model.output_kernel(params["model"])
-        return score_text(hidden, kernel, *self.scored(batch), batch["text_bytes"] * batch["mask"], self.z_loss)
+        text_bytes = batch["text_bytes"] * batch["mask"]
+        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
 
     @property
     def partition_rules(self):

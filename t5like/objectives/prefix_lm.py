@@ -1,4 +1,4 @@
-"""Prefix language modelling: Raffel et al. 2020 ("Exploring the Limits of Transfer Learning", sections 3.2.1 and 3.2.3).
+"""Prefix language modelling: Raffel et al. 2020 ("Exploring the Limits of Transfer Learning", section 3.2.3).
 
 The first p tokens of a window, p uniform over 1 .. n - 1 for its n tokens, are read and not predicted. The p + 1
 positions of the start id and of these tokens see each other, the rest is causal:
