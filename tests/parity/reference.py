@@ -28,7 +28,9 @@ def shapes(case):
     """name -> shape of what a released checkpoint of this kind holds: each tied matrix once, under its first name."""
     config = model_class(case).config_class(**cases.CONFIGS[case])
     state = {name: list(x.shape) for name, x in model_class(case)(config).state_dict().items()}
-    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
+    tied = [
+        f"{model}{side}.embed_tokens.weight" for model in ("", "model.") for side in ("encoder", "decoder")
+    ]  # always
     tied += [f"{head}.decoder.{kind}" for head in ("cls.predictions", "lm_head") for kind in ("weight", "bias")]
     if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
         tied.append("lm_head.weight")
@@ -42,6 +44,7 @@ def run(case, directory):
     assert not problems, f"{case}: transformers reports {problems}"
     tensors = lambda arrays: {name: torch.tensor(x) for name, x in arrays.items()}
     how = {"max_new_tokens": cases.NEW, "min_new_tokens": cases.NEW, "do_sample": False, "pad_token_id": 0}
+    how |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
     with torch.no_grad():
         out = model.eval()(**tensors(cases.inputs(case)))
         if cases.masked(case):

@@ -1,5 +1,7 @@
 """Logits and loss of the transformers library's models, reproduced by ours from the same weights (tests/parity)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +13,24 @@ from t5like.decode import ModelAlone, Sampling, decode
 from tests.parity import cases, make
 
 TOLERANCE = 1e-4
-REPEATING = ("t5_v1_0", "gpt2_silu", "llama_yarn", "qwen3")  # random weights that say one thing again and again
+REPEATING = (
+    "bart",
+    "mbart",
+    "t5_v1_0",
+    "gpt2_silu",
+    "llama_yarn",
+    "qwen3",
+)  # random weights that say one thing again and again
 
 
+@dataclasses.dataclass(frozen=True)
 class NoEos(Sampling):
     """Greedy, but never eos."""
 
+    eos: int = 1
+
     def choose(self, logits, keys):
-        return super().choose(logits.at[:, 1].set(-jnp.inf), keys)
+        return super().choose(logits.at[:, self.eos].set(-jnp.inf), keys)
 
 
 @pytest.fixture(scope="module", params=list(cases.CONFIGS))
@@ -52,10 +64,20 @@ def test_greedy_decoding(golden, ours):
     prompts, more = given["input_ids"], {}
     if "decoder_start_token_id" in stored["config"]:
         more = {"inputs": prompts, "input_segments": given["attention_mask"]}
-        prompts = np.zeros((len(prompts), 1), np.int32)
+        prompts = np.full((len(prompts), 1), stored["config"]["decoder_start_token_id"], np.int32)
     lengths, keys = np.full(len(prompts), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(prompts))
     variables = {"params": {"model": params}}
-    tokens = decode(ModelAlone(model), variables, prompts, lengths, keys, cases.NEW, NoEos(), -1, **more)
+    tokens = decode(
+        ModelAlone(model),
+        variables,
+        prompts,
+        lengths,
+        keys,
+        cases.NEW,
+        NoEos(eos=stored["config"].get("eos_token_id", 1)),
+        -1,
+        **more,
+    )
     assert np.array_equal(tokens, stored["generated"])
     assert case in REPEATING or len(np.unique(tokens)) > 3
 
