@@ -48,7 +48,8 @@ class SpanPlan:
         return self.noise + self.spans + 1
 
 
-def _plan(raw, rate, mean_span):
+def plan_spans(raw, rate, mean_span):
+    """The SpanPlan of so many tokens."""
     # Python's round and the reference's tf.round both send halves to the even neighbour.
     noise = min(max(round(raw * rate), 1), raw - 1)
     return SpanPlan(raw, noise, max(round(noise / mean_span), 1))
@@ -78,14 +79,14 @@ def span_plan(length, rate, mean_span, max_targets=None):
     if length < 4:
         raise UserError(f"span corruption: length {length} cannot hold a kept token, a sentinel and eos; use 4 or more")
     raw = length - 1
-    while _plan(raw + 1, rate, mean_span).inputs <= length:
+    while plan_spans(raw + 1, rate, mean_span).inputs <= length:
         raw += 1
-    plan = _plan(raw, rate, mean_span)
+    plan = plan_spans(raw, rate, mean_span)
     # The reference drops one noise token here so that both sides of a symmetric split have the same length.
     if rate == 0.5 and plan.targets > plan.inputs:
-        plan = _plan(raw - 1, rate, mean_span)
+        plan = plan_spans(raw - 1, rate, mean_span)
     while max_targets is not None and plan.targets > max_targets:
-        plan = _plan(plan.raw - 1, rate, mean_span)
+        plan = plan_spans(plan.raw - 1, rate, mean_span)
     kept = plan.raw - plan.noise
     if plan.spans > min(plan.noise, kept):
         raise UserError(
@@ -226,7 +227,7 @@ class SpanNoise:
         read = window(example, plan.raw, rng, train)
         text = np.count_nonzero(example["segments"][read])
         if text < plan.raw:  # the last window of a corpus: its padding is not text to be masked
-            plan = _plan(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans)
+            plan = plan_spans(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans)
         tokens = example["tokens"][read][: plan.raw]
         mask = span_mask(rng, plan)
         v, sentinels = self.vocabulary, np.asarray(self.vocabulary.sentinels)

@@ -160,11 +160,12 @@ class SequenceToSequence:
         return {"model": self.model.flops(batch, source, length)}
 
 
-def padding_share(batch):
-    """{"encoder_padding": (sum, weight)}: the share of the encoder's places that hold no token, where an objective's
-    inputs are shorter than the longest that it can make."""
-    rows = batch["mask"][:, None] * jnp.ones_like(batch["encoder_segments"], jnp.float32)
-    return {"encoder_padding": ((rows * (batch["encoder_segments"] == 0)).sum(), rows.sum())}
+def padding_share(batch, name="encoder_"):
+    """{"encoder_padding": (sum, weight)}, or "padding" with name="": the share of places that hold no token, where rows
+    are shorter than the longest that the objective can make."""
+    empty = batch[f"{name}segments"] == 0
+    rows = batch["mask"][:, None] * jnp.ones_like(empty, jnp.float32)
+    return {f"{name}padding": ((rows * empty).sum(), rows.sum())}
 
 
 def text_spec(batch_size, length):

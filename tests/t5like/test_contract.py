@@ -15,7 +15,9 @@ from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.next_token import NextToken
 from t5like.objectives.prefix_lm import PrefixLM
 from t5like.objectives.span_corruption import SpanCorruption
+from t5like.objectives.ul2 import UL2
 from t5like.tokenizers import ByteTokenizer
+from t5like.vocabulary import MODES
 from tests import contract
 
 B, VOCAB = 8, 384
@@ -29,6 +31,8 @@ OBJECTIVES = {
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
+    "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
+    "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
