@@ -12,6 +12,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 NEW = 12  # tokens that are generated
+BEAMS = {"num_beams": 3, "length_penalty": 0.6}  # of generate, which returns them all
 PAD = -100  # the label that the transformers library does not score
 
 # Widths that differ from one another, so that a transpose can't go unseen; lengths beyond the last bucket.

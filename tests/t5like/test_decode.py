@@ -1,6 +1,7 @@
 """Cached decoding against the plain forward pass, the draws against their probabilities, and text in and out."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +208,8 @@ def answers(monkeypatch):
             given.update(prompts=prompts, inputs=inputs)
             return [TOKENIZER.encode_prompt(text)] * len(prompts)
 
-        monkeypatch.setattr(decode, "decode_rows", rows)
+        for name in ("text", "samples"):
+            monkeypatch.setattr(importlib.import_module(f"t5like.decode.{name}"), "decode_rows", rows)
         return given
 
     return answer
