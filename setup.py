@@ -6,6 +6,7 @@ PACKAGES = [
     "paradigm",
     "paradigm.hf",
     "t5like",
+    "t5like.decode",
     "t5like.hf",
     "t5like.objectives",
     "t5like.tokenizers",

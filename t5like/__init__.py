@@ -5,6 +5,7 @@ CONFIGURABLE = {
     "data": ("TextData", "TextMixture"),
     "records": ("TextRecords",),
     "models": ("t5", "gpt", "bert"),
+    "bart": ("bart",),
     "baselines": ("UnigramBaseline", "BigramBaseline"),
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "decode": ("InfillSamples", "GenerateSamples"),

@@ -48,7 +48,8 @@ class SpanPlan:
         return self.noise + self.spans + 1
 
 
-def _plan(raw, rate, mean_span):
+def plan_spans(raw, rate, mean_span):
+    """The SpanPlan of so many tokens."""
     # Python's round and the reference's tf.round both send halves to the even neighbour.
     noise = min(max(round(raw * rate), 1), raw - 1)
     return SpanPlan(raw, noise, max(round(noise / mean_span), 1))
@@ -78,14 +79,14 @@ def span_plan(length, rate, mean_span, max_targets=None):
     if length < 4:
         raise UserError(f"span corruption: length {length} cannot hold a kept token, a sentinel and eos; use 4 or more")
     raw = length - 1
-    while _plan(raw + 1, rate, mean_span).inputs <= length:
+    while plan_spans(raw + 1, rate, mean_span).inputs <= length:
         raw += 1
-    plan = _plan(raw, rate, mean_span)
+    plan = plan_spans(raw, rate, mean_span)
     # The reference drops one noise token here so that both sides of a symmetric split have the same length.
     if rate == 0.5 and plan.targets > plan.inputs:
-        plan = _plan(raw - 1, rate, mean_span)
+        plan = plan_spans(raw - 1, rate, mean_span)
     while max_targets is not None and plan.targets > max_targets:
-        plan = _plan(plan.raw - 1, rate, mean_span)
+        plan = plan_spans(plan.raw - 1, rate, mean_span)
     kept = plan.raw - plan.noise
     if plan.spans > min(plan.noise, kept):
         raise UserError(
@@ -226,12 +227,13 @@ class SpanNoise:
         read = window(example, plan.raw, rng, train)
         text = np.count_nonzero(example["segments"][read])
         if text < plan.raw:  # the last window of a corpus: its padding is not text to be masked
-            plan = _plan(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans)
+            plan = plan_spans(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans)
         tokens = example["tokens"][read][: plan.raw]
         mask = span_mask(rng, plan)
         v, sentinels = self.vocabulary, np.asarray(self.vocabulary.sentinels)
-        read_by_encoder, encoder_segments = _row(spans_to_sentinels(tokens, mask, sentinels), self.length, v)
-        targets, segments = _row(spans_to_sentinels(tokens, ~mask, sentinels), self.target_length, v)
+        ended = lambda kept, length: filled([*spans_to_sentinels(tokens, kept, sentinels), v.end], length, v.filler)
+        read_by_encoder, encoder_segments = ended(mask, self.length)
+        targets, segments = ended(~mask, self.target_length)
         return {
             "encoder_inputs": read_by_encoder,
             "encoder_segments": encoder_segments,
@@ -241,12 +243,11 @@ class SpanNoise:
         }
 
 
-def _row(ids, length, vocabulary):
-    """(int32 [length]: ids and the vocabulary's end, then its filler; int32 [length]: 1 on ids and the end)."""
-    row, segments = np.full(length, vocabulary.filler, np.int32), np.zeros(length, np.int32)
+def filled(ids, length, filler):
+    """(int32 [length]: ids, then the filler; int32 [length]: 1 on the ids)."""
+    row, segments = np.full(length, filler, np.int32), np.zeros(length, np.int32)
     row[: len(ids)] = ids
-    row[len(ids)] = vocabulary.end
-    segments[: len(ids) + 1] = 1
+    segments[: len(ids)] = 1
     return row, segments
 
 

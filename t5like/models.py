@@ -4,6 +4,7 @@ Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D
 
     embed/embedding                         [V, D]      shared by encoder and decoder
     positions/embedding                     [T, D]      learned positions only
+    decoder_positions/embedding             [T, D]      learned positions of an EncoderDecoder's decoder
     token_types/embedding                   [S, D]      token_types only
     encoder|decoder/relative_bias/embedding [32, H]     relative positions only (per layer: below layers/)
     encoder|decoder/layers/...              leaves with a leading n:
@@ -20,7 +21,7 @@ Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D
     logits/kernel                           [D, V]      untied only
     head/dense/kernel                       [D, D]      head only (/bias [D] with bias=True)
     head/norm/scale                         [D]         head only (/bias [D])
-    head/bias                               [V]         head only
+    head/bias                               [V]         head, or an EncoderDecoder's logits_bias
 
 An Encoder has `encoder/`, a Decoder `decoder/`, an EncoderDecoder both. Every call returns (output, intermediates): a
 dict of "embedded" [B, L, D] and "layers" [n, B, L, D], and for an EncoderDecoder the encoder's under "encoder/" and
@@ -40,7 +41,7 @@ from paradigm.transformer import Architecture, Stack
 # First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
 PARTITION_RULES = (
     (r"(^|/)embed/embedding$", ("tensor", "fsdp")),
-    (r"(^|/)(positions|token_types)/embedding$", (None, "fsdp")),
+    (r"(^|/)(positions|decoder_positions|token_types)/embedding$", (None, "fsdp")),
     (r"(^|/)logits/kernel$", ("fsdp", "tensor")),
     (r"(^|/)head/dense/kernel$", ("fsdp", "tensor")),
     (r"(^|/)head/bias$", ("tensor",)),
@@ -67,6 +68,7 @@ class TextModel(Architecture, kw_only=True):
     position_std: float | None = None
     max_length: int | None = None
     position_offset: int = 0
+    scale_embeddings: bool = False
     remat: str = "none"
     scan: bool = True
 
@@ -91,18 +93,24 @@ class TextModel(Architecture, kw_only=True):
     def stack(self, **changes):
         return Stack(**self.shared(layers=self.layers, remat=self.remat, scan=self.scan) | changes)
 
-    def embedded(self, tokens, positions, *more):
+    def embedded(self, tokens, positions, *more, **how):
         """int32 [B, L] -> [B, L, D]."""
-        return self.placed(self.embed(tokens), positions, *more)
+        x = self.embed(tokens)
+        if self.scale_embeddings:
+            x = x * jnp.asarray(self.d_model**0.5, x.dtype)
+        return self.placed(x, positions, *more, **how)
 
-    def placed(self, x, positions):
-        """Embeddings [B, L, D] at these positions int32 [B or 1, L] -> [B, L, D], what the stack reads."""
+    def placed(self, x, positions, table=None):
+        """Embeddings [B, L, D] at these positions int32 [B or 1, L] -> [B, L, D], what the stack reads.
+
+        table: of learned positions; None is `positions`.
+        """
         if self.positions == "learned":
             if x.shape[1] > self.places:
                 have = f"max_length={self.max_length} learned positions"
                 have += f" from row {self.position_offset} on" if self.position_offset else ""
                 raise UserError(f"{x.shape[1]} tokens, but {have}: raise max_length")
-            x = x + self.learned(positions + self.position_offset)
+            x = x + (table or self.learned)(positions + self.position_offset)
         return x
 
     @nn.nowrap
@@ -134,6 +142,17 @@ class MaskedHead(Architecture, kw_only=True):
         x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="dense")(x)
         x = self.make_norm("norm")(activation(x))
         self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)  # a row of the output kernel
+        return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
+
+
+class LogitsBias(nn.Module):
+    """A bias [V] of the logits: [..., D] -> [..., D + 1], with a 1 for the row that it is of the output kernel."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, x):
+        self.param("bias", nn.initializers.zeros, (self.vocab_size,), jnp.float32)
         return jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], -1)
 
 
@@ -248,19 +267,32 @@ class Decoder(TextModel, kw_only=True):
 class EncoderDecoder(TextModel, kw_only=True):
     """T5: an encoder, and a causal decoder that attends to it, with one embedding.
 
-    layers: of the encoder, and of the decoder unless decoder_layers says otherwise.
+    layers: of the encoder, and of the decoder unless decoder_layers says otherwise. logits_bias: a vector that is added
+    to tied logits (BART's final_logits_bias). scaled_init: see Stack. Learned positions of the decoder have a table of
+    their own.
     """
 
     decoder_layers: int | None = None
+    logits_bias: bool = False
+    scaled_init: bool = True
 
     def setup(self):
         super().setup()
-        self.encoder = self.stack()
+        self.encoder = self.stack(scaled_init=self.scaled_init)
         self.decoder = self.stack(**self._decoder)
+        self.decoder_table = None
+        if self.positions == "learned":
+            std = self.embed_std if self.position_std is None else self.position_std
+            self.decoder_table = Embed(self.max_length, self.d_model, std, self.dtype, name="decoder_positions")
+        if self.logits_bias:
+            if not self.tied:
+                raise UserError("an EncoderDecoder with logits_bias=True scores by its embedding: set tied=True")
+            self.bias_of_logits = LogitsBias(self.vocab_size, name="head")
 
     @property
     def _decoder(self):
-        return {"cross": True, "layers": self.layers if self.decoder_layers is None else self.decoder_layers}
+        layers = self.layers if self.decoder_layers is None else self.decoder_layers
+        return {"cross": True, "layers": layers, "scaled_init": self.scaled_init}
 
     def encode(self, inputs, keys=None, input_segments=None):
         """int32 [B, S] -> (encoded [B, S, D], intermediates).
@@ -273,7 +305,7 @@ class EncoderDecoder(TextModel, kw_only=True):
         return encoded, {"embedded": embedded, **intermediates}
 
     def decode(self, encoded, decoder_inputs, keys=None, input_segments=None, target_segments=None, cache=None):
-        """int32 [B, L] -> (hidden [B, L, D], intermediates).
+        """int32 [B, L] -> (hidden [B, L, D], or D + 1 with `logits_bias`; intermediates).
 
         Args:
             encoded: [B, S, D]; None when the cache already holds the source's keys and values.
@@ -285,7 +317,7 @@ class EncoderDecoder(TextModel, kw_only=True):
         positions = jnp.arange(decoder_inputs.shape[1]) + jnp.reshape(0 if offset is None else offset, (-1, 1))
         mask = AttentionMask(True, None, target_segments, target_segments, offset, self.window)
         to_source = AttentionMask(queries=target_segments, keys=input_segments)
-        embedded = self.embedded(decoder_inputs, positions)
+        embedded = self.embedded(decoder_inputs, positions, self.decoder_table)
         hidden, intermediates = self.decoder(
             embedded,
             mask,
@@ -295,6 +327,7 @@ class EncoderDecoder(TextModel, kw_only=True):
             keys=_fold(keys, 1),
             cache=None if cache is None else cache["decoder"],
         )
+        hidden = self.bias_of_logits(hidden) if self.logits_bias else hidden
         return hidden, _advanced({"embedded": embedded, **intermediates}, cache, decoder_inputs.shape[1])
 
     def hidden(self, inputs, decoder_inputs, keys=None, input_segments=None, target_segments=None):
@@ -307,6 +340,12 @@ class EncoderDecoder(TextModel, kw_only=True):
         """int32 [B, S] and [B, L] -> (logits float32 [B, L, V], intermediates); give both segments or neither."""
         hidden, intermediates = self.hidden(inputs, decoder_inputs, keys, input_segments, target_segments)
         return self.score(hidden), {**intermediates, "hidden": hidden}
+
+    @nn.nowrap
+    def output_kernel(self, params):
+        """float32 [D, V], or [D + 1, V] with `logits_bias`: logits == hidden @ output_kernel(params)."""
+        kernel = super().output_kernel(params)
+        return jnp.concatenate([kernel, params["head"]["bias"][None]]) if self.logits_bias else kernel
 
     @nn.nowrap
     def new_cache(self, batch, length):

@@ -6,7 +6,7 @@ from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Loss, Term
 
 
-def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss):
+def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss, groups=None):
     """Next-token scores of a batch as a Loss.
 
     Args:
@@ -15,6 +15,7 @@ def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss):
         is_text: bool [B, L], which targets spell text; sentinels and specials do not.
         text_bytes: float32 [B], bytes that the text targets spell, 0 for rows of padding.
         z_loss: coefficient of log(Z)^2 in the loss (1e-4 in T5X).
+        groups: name -> float32 [B, L] or [B, 1], shares of the targets whose nll is also told by itself, as NAME/nll.
 
     Returns:
         Loss with the term `cross_entropy` (nats a target, z-loss included) and the metrics `nll` (nats a target),
@@ -27,4 +28,6 @@ def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss):
         "accuracy": ((ce.correct * weights).sum(), count),
         "bits_per_byte": ((ce.nll * weights * is_text).sum() / math.log(2), text_bytes.sum()),
     }
+    for name, share in (groups or {}).items():
+        metrics[f"{name}/nll"] = ((ce.nll * weights * share).sum(), (weights * share).sum())
     return Loss(terms={"cross_entropy": Term(ce.total, count)}, metrics=metrics)

@@ -9,14 +9,16 @@ import functools
 from paradigm.errors import UserError
 
 ROWS = 128  # a table of so many rows, or a multiple, divides over devices: T5's 32,100 ids have 32,128
-NAMES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")
+MODES = ("nlu", "nlg", "s2s")  # UL2's, which its released checkpoints write [NLU], [NLG] and [S2S]
+NAMES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep", *MODES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
     """The ids of a tokenizer.
 
-    size: all ids, 0 .. size - 1. pad, bos, eos, unk, mask, cls, sep: the special ones, None where there is none.
+    size: all ids, 0 .. size - 1. pad, bos, eos, unk, mask, cls, sep: the special ones, None where there is none; nlu,
+    nlg, s2s: UL2's modes.
     sentinels: those that stand for masked spans, first one first. silent: other ids that spell no text, as control
     pieces do. fingerprint: of the tokenizer; "" while it has yet to be learnt from the data.
     """
@@ -29,6 +31,9 @@ class Vocabulary:
     mask: int | None = None
     cls: int | None = None
     sep: int | None = None
+    nlu: int | None = None
+    nlg: int | None = None
+    s2s: int | None = None
     sentinels: tuple[int, ...] = ()
     silent: tuple[int, ...] = ()
     fingerprint: str = ""
@@ -77,6 +82,16 @@ class Vocabulary:
     def text_ids(self):
         """How many ids spell text."""
         return sum(end - first for first, end in self.text_ranges)
+
+
+def need(vocabulary, objective, *names):
+    """Raises UserError unless the vocabulary has these special ids; says how to add them."""
+    if missing := [name for name in names if getattr(vocabulary, name) is None]:
+        one = f"('{missing[0]}',)" if len(missing) == 1 else str(tuple(missing))
+        raise UserError(
+            f"{objective} needs {', '.join(missing)}, and this tokenizer has no such id: give it one with "
+            f"TextData.specials = {one}, or launch.prepare --specials={','.join(missing)}"
+        )
 
 
 def fit_rows(model, vocabulary, what="model", multiple=1):

@@ -49,7 +49,7 @@ class PreparedText:
             tuple(s["windows"] for s in shards),
             self.window,
             self.meta["dtype"],
-            self.tokenizer.byte_lengths,
+            {name: getattr(self.tokenizer, name) for name in ("byte_lengths", "sentence_ends")},
             self.tokenizer.vocabulary,
             f"{self.fingerprint}/{split}",
         )
@@ -60,14 +60,14 @@ class WindowSource:
     """Random access to the windows of some shards; picklable, since files are opened when first read.
 
     A record is {"tokens": int32 [W], "segments": int32 [W] (1, 2 .. the window's documents, 0 padding), "byte_lengths":
-    float32 [vocabulary], the same array in every record}.
+    float32 [vocabulary], "sentence_ends": bool [vocabulary]}, the last two the same arrays in every record.
     """
 
-    def __init__(self, paths, counts, window, dtype, byte_lengths, vocabulary, fingerprint):
+    def __init__(self, paths, counts, window, dtype, of_ids, vocabulary, fingerprint):
         self.pad = padding(vocabulary)
         self.shards = Shards(paths, counts, "window", file_reader_buffer_size=1 << 12)
         self.window, self.dtype = window, np.dtype(dtype)
-        self.byte_lengths, self.fingerprint = byte_lengths, fingerprint
+        self.of_ids, self.fingerprint = of_ids, fingerprint
         self._one_document = np.ones(window, np.int32)
         self._one_document.flags.writeable = False
 
@@ -89,7 +89,7 @@ class WindowSource:
 
     def _decode(self, raw):
         tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document, self.pad)
-        return {"tokens": tokens, "segments": segments, "byte_lengths": self.byte_lengths}
+        return {"tokens": tokens, "segments": segments, **self.of_ids}
 
 
 class CutWindows:

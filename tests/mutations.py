@@ -86,9 +86,9 @@ ROWS = (
     ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole or value_and_gradient or depends"),
     ("t5like/corrupt.py", "places - np.maximum.accumulate(np.where(begins, places, 0))", "places - 0 * np.maximum.accumulate(np.where(begins, places, 0))", "t5like/test_corrupt or t5like/test_next_token", "shift or next_token or documents"),
     ("t5like/objectives/base.py", 'batch["weights"] * batch["mask"][:, None]', 'batch["weights"]', "t5like/test_span_corruption", "value_and_gradient"),
-    ("t5like/decode.py", "before < self.top_p", "p < self.top_p", "t5like/test_decode", "probability or draws"),
-    ("t5like/decode.py", "jnp.where(done, filler, choose(hidden, step))", "choose(hidden, step)", "t5like/test_decode", "after_eos"),
-    ("t5like/decode.py", "visible = lengths if prefix else None", "visible = None", "t5like/test_decode", "cached_is_uncached"),
+    ("t5like/decode/sampled.py", "before < self.top_p", "p < self.top_p", "t5like/test_decode", "probability or draws"),
+    ("t5like/decode/sampled.py", "jnp.where(done, filler, choose(hidden, step))", "choose(hidden, step)", "t5like/test_decode", "after_eos"),
+    ("t5like/decode/sampled.py", "lengths if prefix else None", "None", "t5like/test_decode", "cached_is_uncached"),
     # vision
     ("vision/objectives/moco.py", 'self.embed(extra["teacher"], key, batch, ctx)', 'self.embed(self.variables(params, extra), key, batch, ctx)', "vision/test_moco", "official"),
     ("vision/objectives/moco_v3.py", 'self.encode_views(extra["teacher"], views', 'self.encode_views(self.variables(params, extra), views', "vision/test_moco_v3", "official or asked_for_the_other"),

@@ -1,13 +1,16 @@
-"""What every text objective shares: the vocabulary that the data hand to it, and what of a batch is scored."""
+"""What text objectives share: the vocabulary that the data hand to them, what of a batch is scored, and the two ways of
+reading a batch, by a Decoder (LeftToRight) and by an EncoderDecoder (SequenceToSequence)."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import TextScoring
+from paradigm.capabilities import Generating, TextScoring
 from paradigm.errors import UserError
-from paradigm.objective import Objective
+from paradigm.objective import MAIN, Objective, rows_spec
+from t5like.models import PARTITION_RULES
+from t5like.scoring import score_text
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 
@@ -38,12 +41,31 @@ class TextObjective(TextScoring, Objective):
             raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
         return self.vocabulary
 
-    def check_positions(self, name):
-        """Raises UserError where the model has learned positions for fewer than `length` tokens."""
-        if self.model.positions == "learned" and self.model.places < self.length:
+    def groups(self, batch):
+        """name -> shares of the targets whose nll is told by itself; see score_text."""
+        del batch
+        return {}
+
+    def check_positions(self, name, length=None):
+        """Raises UserError where the model has learned positions for fewer than `length` tokens (None: its own)."""
+        length = self.length if length is None else length
+        if self.model.positions == "learned" and self.model.places < length:
+            need = length + self.model.position_offset
             raise UserError(
-                f"{name}: length {self.length} but the model has {self.model.places} learned positions; "
-                f"lower the length or set the model's max_length to {self.length}"
+                f"{name}: length {length} but the model has {self.model.places} learned positions; "
+                f"lower the length or set the model's max_length to {need}"
+            )
+
+    def check_model(self, name, *kinds):
+        """Raises UserError unless the model is one of these, and says which architectures can carry the objective."""
+        if not isinstance(self.model, kinds):
+            able = " or ".join(kind.__name__ for kind in kinds)
+            made = {"Decoder": "@gpt()", "EncoderDecoder": "@t5() or @bart()"}
+            how = " or ".join(made[kind.__name__] for kind in kinds)
+            kind = type(self.model).__name__
+            raise UserError(
+                f"{name} cannot train {'an' if kind[0] == 'E' else 'a'} {kind}; a model that can carry it is {able}: "
+                f"set {type(self).__name__}.model = {how}"
             )
 
     def output_kernel(self, params):
@@ -56,6 +78,101 @@ class TextObjective(TextScoring, Objective):
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
         return batch["targets"], batch["weights"] * batch["mask"][:, None], self.known.is_text(batch["targets"])
+
+
+class LeftToRight(Generating):
+    """How a Decoder reads a batch: for the objectives with fields `model`, `length` and `z_loss`.
+
+    prefix: whether batches hold `prefix` int32 [B], tokens that see each other and are not predicted.
+    """
+
+    prefix = False
+
+    @property
+    def raw_length(self):
+        """Tokens a data window must hold."""
+        return self.length
+
+    def batch_spec(self, batch_size, phase=MAIN):
+        prefix = {"prefix": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if self.prefix else {}
+        return {**text_spec(batch_size, self.length), **prefix, **rows_spec(batch_size)}
+
+    def modules(self):
+        return {"model": (self.model, jnp.ones((1, 8), jnp.int32))}
+
+    def hidden(self, params, extra, batch, ctx):
+        """[B, L, D] from which each target is predicted."""
+        keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
+        visible = batch["prefix"] + 1 if self.prefix else None  # the start id stands before the prefix
+        read = batch["inputs"], keys, batch["segments"], batch["positions"], visible
+        return self.apply("model", self.variables(params, extra), *read, ctx=ctx, method="hidden")[0]
+
+    def loss(self, params, extra, batch, ctx):
+        hidden, kernel = self.hidden(params, extra, batch, ctx), self.output_kernel(params)
+        text_bytes = batch["text_bytes"] * batch["mask"]
+        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
+
+    @property
+    def partition_rules(self):
+        return PARTITION_RULES
+
+    def throughput(self, batch_spec):
+        return "tokens", batch_spec["targets"].size
+
+    def forward_flops(self, batch_spec):
+        return {"model": self.model.flops(*batch_spec["targets"].shape)}
+
+
+class SequenceToSequence:
+    """How an EncoderDecoder reads a batch: for the objectives with fields `model` and `z_loss`, and `_noise`, which has
+    `raw_length`, `length` (of the encoder's inputs) and `target_length`."""
+
+    @property
+    def preprocess(self):
+        return self.known and self._noise
+
+    @property
+    def raw_length(self):
+        """Tokens a data window must hold."""
+        return self._noise.raw_length
+
+    def batch_spec(self, batch_size, phase=MAIN):
+        read = jax.ShapeDtypeStruct((batch_size, self._noise.length), jnp.int32)
+        encoder = {"encoder_inputs": read, "encoder_segments": read}
+        return {**encoder, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+
+    def modules(self):
+        return {"model": (self.model, (jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)))}
+
+    def hidden(self, params, extra, batch, ctx):
+        """[B, L, D] from which each target is predicted."""
+        keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
+        read = batch["encoder_inputs"], batch["inputs"], keys, batch["encoder_segments"]
+        return self.apply("model", self.variables(params, extra), *read, ctx=ctx, method="hidden")[0]
+
+    def loss(self, params, extra, batch, ctx):
+        hidden, kernel = self.hidden(params, extra, batch, ctx), self.output_kernel(params)
+        text_bytes = batch["text_bytes"] * batch["mask"]
+        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
+
+    @property
+    def partition_rules(self):
+        return PARTITION_RULES
+
+    def throughput(self, batch_spec):
+        return "tokens", batch_spec["encoder_inputs"].size + batch_spec["targets"].size
+
+    def forward_flops(self, batch_spec):
+        (batch, source), (_, length) = batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape
+        return {"model": self.model.flops(batch, source, length)}
+
+
+def padding_share(batch, name="encoder_"):
+    """{"encoder_padding": (sum, weight)}, or "padding" with name="": the share of places that hold no token, where rows
+    are shorter than the longest that the objective can make."""
+    empty = batch[f"{name}segments"] == 0
+    rows = batch["mask"][:, None] * jnp.ones_like(empty, jnp.float32)
+    return {f"{name}padding": ((rows * empty).sum(), rows.sum())}
 
 
 def text_spec(batch_size, length):

@@ -18,19 +18,14 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from paradigm.capabilities import Infilling
-from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import SpanNoise
-from t5like.models import PARTITION_RULES
-from t5like.objectives.base import TextObjective, text_spec
-from t5like.scoring import score_text
+from t5like.models import EncoderDecoder
+from t5like.objectives.base import SequenceToSequence, TextObjective
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(Infilling, TextObjective):
+class SpanCorruption(SequenceToSequence, Infilling, TextObjective):
     """Sequence-to-sequence denoising of masked spans.
 
     model: an EncoderDecoder. length: encoder inputs, eos included. rate: share of tokens masked; mean_span: mean tokens
@@ -47,49 +42,9 @@ class SpanCorruption(Infilling, TextObjective):
 
     def __post_init__(self):
         _ = self._noise  # raises now rather than in a data worker
+        self.check_model("span_corruption", EncoderDecoder)
+        self.check_positions("span_corruption", max(self.length, self._noise.target_length))
 
     @functools.cached_property
     def _noise(self):
         return SpanNoise(self.vocabulary, self.length, self.rate, self.mean_span)
-
-    @property
-    def preprocess(self):
-        return self.known and self._noise
-
-    @property
-    def raw_length(self):
-        """Tokens a data window must hold."""
-        return self._noise.raw_length
-
-    def batch_spec(self, batch_size, phase=MAIN):
-        ints = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-        return {
-            "encoder_inputs": ints(self.length),
-            "encoder_segments": ints(self.length),
-            **text_spec(batch_size, self._noise.target_length),
-            **rows_spec(batch_size),
-        }
-
-    def modules(self):
-        return {"model": (self.model, (jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)))}
-
-    def loss(self, params, extra, batch, ctx):
-        targets, weights, is_text = self.scored(batch)
-        keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
-        variables, how = self.variables(params, extra), {"ctx": ctx, "method": "hidden"}
-        read = batch["encoder_inputs"], batch["inputs"], keys, batch["encoder_segments"]
-        hidden, _, _ = self.apply("model", variables, *read, **how)
-        kernel = self.output_kernel(params)
-        text_bytes = batch["text_bytes"] * batch["mask"]
-        return score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
-
-    @property
-    def partition_rules(self):
-        return PARTITION_RULES
-
-    def throughput(self, batch_spec):
-        return "tokens", batch_spec["encoder_inputs"].size + batch_spec["targets"].size
-
-    def forward_flops(self, batch_spec):
-        (batch, source), (_, length) = batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape
-        return {"model": self.model.flops(batch, source, length)}

@@ -11,7 +11,8 @@ import re
 import numpy as np
 
 from paradigm.errors import UserError
-from t5like.vocabulary import NAMES, Vocabulary
+from t5like.sentences import sentence_ends
+from t5like.vocabulary import MODES, NAMES, Vocabulary
 
 META = "paradigm_tokenizer.json"  # `tokenizer.json` is a file of the transformers library's
 SENTINEL_NAMES = ("<X>", "<Y>", "<Z>")  # as the T5 paper prints the first three (figure 2)
@@ -101,7 +102,8 @@ class Tokenizer:
         vanish = {i for name in _SILENT if (i := getattr(v, name)) is not None} | {*v.silent}
         named = lambda i: SENTINEL_NAMES[i] if i < len(SENTINEL_NAMES) else f"<extra_id_{i}>"
         marks = {s: named(i) for i, s in enumerate(v.sentinels)}
-        marks |= {i: name for i, name in ((v.unk, "\ufffd"), (v.mask, "<mask>")) if i is not None}
+        special = ((v.unk, "\ufffd"), (v.mask, "<mask>"), *((getattr(v, name), f"[{name.upper()}]") for name in MODES))
+        marks |= {i: name for i, name in special if i is not None}
         return vanish, {i: name for i, name in marks.items() if i not in vanish}
 
     @functools.cached_property
@@ -110,6 +112,14 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, np.float32)
         lengths[: self.text_size] = self._text_byte_lengths()
         return lengths * self.vocabulary.is_text(np.arange(self.vocab_size))
+
+    @functools.cached_property
+    def sentence_ends(self):
+        """bool [vocab_size]: the ids whose text ends a sentence (t5like/sentences.py)."""
+        ids = np.arange(self.text_size)
+        text = self.vocabulary.is_text(ids)
+        ends = sentence_ends(self._decode_text([i], False) if is_text else "" for i, is_text in zip(ids.tolist(), text))
+        return np.pad(ends, (0, self.vocab_size - self.text_size))
 
     def save(self, directory):
         """Writes the tokenizer into a directory, which is made; `load_tokenizer` reads it."""

@@ -12,6 +12,7 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 NEW = 12  # tokens that are generated
+BEAMS = {"num_beams": 3, "length_penalty": 0.6}  # of generate, which returns them all
 PAD = -100  # the label that the transformers library does not score
 
 # Widths that differ from one another, so that a transpose can't go unseen; lengths beyond the last bucket.
@@ -136,7 +137,34 @@ ROBERTA = {
     **{**BERT, "architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "hidden_act": "gelu_new"},
     **{"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
 }
+BART = {
+    "architectures": ["BartForConditionalGeneration"],
+    "model_type": "bart",
+    "vocab_size": 40,
+    "d_model": 12,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 20,
+    "decoder_ffn_dim": 20,
+    "activation_function": "gelu",
+    "dropout": 0.1,
+    "attention_dropout": 0.2,
+    "max_position_embeddings": 29,
+    "scale_embedding": False,
+    "is_encoder_decoder": True,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+MBART = {
+    **{**BART, "architectures": ["MBartForConditionalGeneration"], "model_type": "mbart"},
+    **{"activation_function": "relu", "scale_embedding": True},
+}
 CONFIGS = {
+    **{"bart": BART, "mbart": MBART},
     **{"bert": BERT, "roberta": ROBERTA},
     **{"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "mt5": MT5, "umt5": UMT5, "gpt2": GPT2, "gpt2_silu": GPT2_SILU},
     **{
@@ -155,7 +183,18 @@ def weight(name, shape):
     draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if len(shape) == 1:
         return (draw * np.float32(0.1) + np.float32(name.endswith("weight"))).astype(np.float32)
-    if any(part in name for part in ("_embeddings", "shared", "embed_tokens", "wte", "wpe", "relative_attention_bias")):
+    if any(
+        part in name
+        for part in (
+            "_embeddings",
+            "shared",
+            "embed_tokens",
+            "embed_positions",
+            "wte",
+            "wpe",
+            "relative_attention_bias",
+        )
+    ):
         return draw
     return draw / np.float32(np.sqrt(min(shape)))
 
@@ -186,8 +225,14 @@ def inputs(case):
     mask[1, source - 9 :] = 0
     labels = draw(2, target)
     labels[1, target - 5 :] = PAD
-    shifted = np.pad(np.where(labels == PAD, 0, labels)[:, :-1], ((0, 0), (1, 0)))
-    return {"input_ids": draw(2, source) * mask, "attention_mask": mask, "decoder_input_ids": shifted, "labels": labels}
+    pad, start = (CONFIGS[case][f"{name}_token_id"] for name in ("pad", "decoder_start"))
+    shifted = np.pad(np.where(labels == PAD, pad, labels)[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+    return {
+        "input_ids": np.where(mask, draw(2, source), pad),
+        "attention_mask": mask,
+        "decoder_input_ids": shifted,
+        "labels": labels,
+    }
 
 
 def masked(case):

@@ -62,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", required=True, help="a Python that has torch, transformers and safetensors")
     python = parser.parse_args().reference
-    for what in ("goldens", "configs"):
+    for what in ("goldens", "beams", "configs"):
         subprocess.run([python, "-m", "tests.parity.reference", what], check=True)
     with tempfile.TemporaryDirectory() as root:
         for case in cases.CONFIGS:

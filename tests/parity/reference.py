@@ -1,6 +1,7 @@
 """The transformers library's side of the comparison; run by tests.parity.make under a Python that has torch.
 
 python -m tests.parity.reference goldens        writes tests/parity/CASE.npz
+python -m tests.parity.reference beams          writes tests/parity/beams.npz
 python -m tests.parity.reference configs        writes tests/parity/configs.json
 python -m tests.parity.reference check ROOT     loads ROOT/CASE, which we wrote, and compares it with the goldens
 """
@@ -28,7 +29,9 @@ def shapes(case):
     """name -> shape of what a released checkpoint of this kind holds: each tied matrix once, under its first name."""
     config = model_class(case).config_class(**cases.CONFIGS[case])
     state = {name: list(x.shape) for name, x in model_class(case)(config).state_dict().items()}
-    tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
+    tied = [
+        f"{model}{side}.embed_tokens.weight" for model in ("", "model.") for side in ("encoder", "decoder")
+    ]  # always
     tied += [f"{head}.decoder.{kind}" for head in ("cls.predictions", "lm_head") for kind in ("weight", "bias")]
     if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
         tied.append("lm_head.weight")
@@ -42,6 +45,7 @@ def run(case, directory):
     assert not problems, f"{case}: transformers reports {problems}"
     tensors = lambda arrays: {name: torch.tensor(x) for name, x in arrays.items()}
     how = {"max_new_tokens": cases.NEW, "min_new_tokens": cases.NEW, "do_sample": False, "pad_token_id": 0}
+    how |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
     with torch.no_grad():
         out = model.eval()(**tensors(cases.inputs(case)))
         if cases.masked(case):
@@ -61,6 +65,33 @@ def goldens():
         path = cases.HERE / f"{case}.npz"
         np.savez_compressed(path, shapes=json.dumps(names), logits=logits, loss=loss, generated=generated)
         print(f"{path.name}: {path.stat().st_size} bytes, loss {loss:.4f}, largest logit {np.abs(logits).max():.2f}")
+
+
+def beams():
+    """Texts and scores of the library's beam search, and its arguments, of every model that generates: beams.npz."""
+    found = {}
+    for case in cases.CONFIGS:
+        if cases.masked(case):
+            continue
+        golden = cases.load(case)
+        with tempfile.TemporaryDirectory() as directory:
+            pathlib.Path(directory, "config.json").write_text(json.dumps(golden["config"]))
+            save_file(golden["weights"], pathlib.Path(directory, "model.safetensors"), metadata={"format": "pt"})
+            model = model_class(case).from_pretrained(directory, dtype=torch.float32).eval()
+        given = {name: torch.tensor(x) for name, x in cases.prompt(case).items()}
+        how = {"max_new_tokens": cases.NEW, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+        how |= {"forced_bos_token_id": None, "forced_eos_token_id": None, "output_scores": True}
+        with torch.no_grad():
+            out = model.generate(**given, **how, **cases.BEAMS, num_return_sequences=cases.BEAMS["num_beams"])
+        new = out.sequences[:, (1 if model.config.is_encoder_decoder else given["input_ids"].shape[1]) :].numpy()
+        ended = np.cumsum(new == golden["config"].get("eos_token_id", 1), axis=1)
+        new = np.where(
+            np.pad(ended, ((0, 0), (1, 0)))[:, :-1] > 0, 0, new
+        )  # the library goes on with eos, for pad is 0
+        found[case] = np.pad(new, ((0, 0), (0, cases.NEW - new.shape[1]))).astype(np.int32)
+        found[f"{case}_scores"] = out.sequences_scores.numpy()
+        print(case, found[case][0], found[f"{case}_scores"])
+    np.savez_compressed(cases.HERE / "beams.npz", **found)
 
 
 def configs():
@@ -85,4 +116,4 @@ def check(root):
 
 
 if __name__ == "__main__":
-    {"goldens": goldens, "configs": configs, "check": check}[sys.argv[1]](*sys.argv[2:])
+    {"goldens": goldens, "beams": beams, "configs": configs, "check": check}[sys.argv[1]](*sys.argv[2:])

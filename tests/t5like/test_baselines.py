@@ -1,6 +1,5 @@
 """Counting baselines against counts made one token at a time, on exactly the objective's targets."""
 
-import dataclasses
 import functools
 import math
 
@@ -11,7 +10,7 @@ from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from t5like.baselines import BigramBaseline, UnigramBaseline, kneser_ney, previous_tokens, token_pairs, training_windows
 from t5like.models import gpt, t5
-from t5like.objectives import NextToken, SpanCorruption
+from t5like.objectives import NextToken, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 
 TOKENIZER = ByteTokenizer(20)
@@ -60,11 +59,10 @@ class Data:
 
 SPANS = SpanCorruption(t5("tiny"), length=40).bind(TOKENIZER.vocabulary)
 NEXT = NextToken(gpt("tiny"), 32).bind(TOKENIZER.vocabulary)
+PREFIX = PrefixLM(gpt("tiny"), 32).bind(TOKENIZER.vocabulary)
 
 
-@pytest.mark.parametrize(
-    "objective", [SPANS, NEXT, dataclasses.replace(NEXT, prefix=True)], ids=["spans", "next", "prefix"]
-)
+@pytest.mark.parametrize("objective", [SPANS, NEXT, PREFIX], ids=["spans", "next", "prefix"])
 def test_unigram(objective):
     data = Data(objective)
     metrics, artefacts = UnigramBaseline().run(objective, None, data)

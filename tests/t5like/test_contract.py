@@ -8,11 +8,16 @@ import pytest
 from paradigm import optim
 from paradigm.combine import Alternate
 from paradigm.dataset import Dataset
+from t5like.bart import bart
 from t5like.models import bert, gpt, t5
+from t5like.objectives.bart import Bart
 from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.next_token import NextToken
+from t5like.objectives.prefix_lm import PrefixLM
 from t5like.objectives.span_corruption import SpanCorruption
+from t5like.objectives.ul2 import UL2
 from t5like.tokenizers import ByteTokenizer
+from t5like.vocabulary import MODES
 from tests import contract
 
 B, VOCAB = 8, 384
@@ -20,13 +25,18 @@ TINY = {"d_model": 16, "heads": 4, "head_dim": 8, "d_ff": 32, "layers": 2, "drop
 T5 = t5("tiny", VOCAB, **TINY)
 GPT = gpt("tiny", VOCAB, **TINY)
 BERT = bert("tiny", VOCAB, **{**TINY, "head_dim": 4})
+BART = bart("tiny", VOCAB, **TINY)
 OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
-    "prefix_lm": NextToken(GPT, length=24, prefix=True).bind(ByteTokenizer().vocabulary),
+    "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
+    "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
+    "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
+    "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
+LENGTHS, ENDS = ByteTokenizer().byte_lengths, ByteTokenizer().sentence_ends
 everyone = pytest.mark.parametrize("name", list(OBJECTIVES))
 
 
@@ -47,7 +57,7 @@ class Windows:
         if i % 3 == 0:
             segments[self.length // 2 :] = 2
             tokens[-3:], segments[-3:] = 0, 0
-        return {"tokens": tokens, "segments": segments, "byte_lengths": ByteTokenizer().byte_lengths}
+        return {"tokens": tokens, "segments": segments, "byte_lengths": LENGTHS, "sentence_ends": ENDS}
 
 
 @functools.cache

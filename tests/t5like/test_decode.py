@@ -1,6 +1,7 @@
 """Cached decoding against the plain forward pass, the draws against their probabilities, and text in and out."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from paradigm.partition import AXES
 from t5like import decode
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
 from t5like.models import Encoder, gpt, t5
-from t5like.objectives import NextToken, SpanCorruption
+from t5like.objectives import NextToken, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
 
@@ -207,7 +208,8 @@ def answers(monkeypatch):
             given.update(prompts=prompts, inputs=inputs)
             return [TOKENIZER.encode_prompt(text)] * len(prompts)
 
-        monkeypatch.setattr(decode, "decode_rows", rows)
+        for name in ("text", "samples"):
+            monkeypatch.setattr(importlib.import_module(f"t5like.decode.{name}"), "decode_rows", rows)
         return given
 
     return answer
@@ -357,8 +359,8 @@ def test_generate_samples():
     segments = (tokens > 0).astype(np.int32)
     segments[0, 9:18] = 2  # a second document begins after "To be or "
     data = Data(targets=tokens, segments=segments, mask=np.array([1, 1, 1, 0], np.float32))
-    for prefix in (False, True):
-        objective = NextToken(model, tokens.shape[1], prefix=prefix)
+    for kind in (NextToken, PrefixLM):
+        objective = kind(model, tokens.shape[1])
         evaluator = GenerateSamples(count=9, prompt_tokens=6, max_new_tokens=4)
         metrics, (artefact,) = evaluator.run(objective, alone(model)[1], data)
         lines = artefact.value.splitlines()

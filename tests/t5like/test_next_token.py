@@ -10,15 +10,15 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
-from t5like.models import gpt
-from t5like.objectives import NextToken
+from t5like.models import gpt, t5
+from t5like.objectives import NextToken, PrefixLM
 from tests.t5like.test_span_corruption import slow_token
 from tests.t5like.vocabularies import t5_like
 
 VOCAB, LENGTH = 50, 12
 MODEL = gpt("tiny", VOCAB, d_model=16, heads=2, d_ff=24, layers=2, init_std=0.3, embed_std=1.0)
 OBJECTIVE = NextToken(MODEL, LENGTH, z_loss=0.01).bind(t5_like(VOCAB))
-PREFIX = dataclasses.replace(OBJECTIVE, prefix=True)
+PREFIX = PrefixLM(MODEL, LENGTH, z_loss=0.01).bind(t5_like(VOCAB))
 SEGMENTS = ([1] * 12, [1] * 5 + [2] * 4 + [3] * 3, [1] * 3 + [2] * 5 + [0] * 4, [1] * 12)
 
 
@@ -97,14 +97,17 @@ def test_value_and_gradient(objective, seed, params):
 def test_what_each_loss_depends_on(params):
     """Move one token: exactly the scores that may see it change (causal, one document, prefix seen whole)."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Probe(NextToken):
-        def scored(self, batch):
-            targets, weights, is_text = super().scored(batch)
-            return targets, weights * batch["only"], is_text
+    def probing(kind):
+        @dataclasses.dataclass(frozen=True)
+        class Probe(kind):
+            def scored(self, batch):
+                targets, weights, is_text = super().scored(batch)
+                return targets, weights * batch["only"], is_text
 
-    for prefix in (0, 3):
-        probe = Probe(MODEL, LENGTH, prefix=prefix > 0).bind(t5_like(VOCAB))
+        return Probe(MODEL, LENGTH).bind(t5_like(VOCAB))
+
+    for kind, prefix in ((NextToken, 0), (PrefixLM, 3)):
+        probe = probing(kind)
         ctx = Context(jnp.int32(0), train=False)
         one = lambda only, b: probe.loss(params, {}, {**b, "only": only}, ctx).terms["cross_entropy"].sum
         scores = jax.jit(lambda batch: jax.vmap(one, (0, None))(jnp.eye(LENGTH), batch))
@@ -166,3 +169,9 @@ def test_settings_that_cannot_be():
         NextToken(gpt("tiny", VOCAB, style="gpt2"), 2048)
     with pytest.raises(UserError, match="length must be at least 2"):
         NextToken(MODEL, 1)
+    with pytest.raises(UserError, match="an objective of its own now: Experiment.objective = @PrefixLM"):
+        NextToken(MODEL, LENGTH, prefix=True)
+    for kind, name in ((NextToken, "next_token"), (PrefixLM, "prefix_lm")):
+        message = f"{name} cannot train an EncoderDecoder; a model that can carry it is Decoder: .*model = @gpt"
+        with pytest.raises(UserError, match=message):
+            kind(t5("tiny", VOCAB), LENGTH)

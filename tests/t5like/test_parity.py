@@ -1,5 +1,7 @@
 """Logits and loss of the transformers library's models, reproduced by ours from the same weights (tests/parity)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,18 +9,28 @@ import pytest
 
 from paradigm import trees
 from t5like import hf
-from t5like.decode import ModelAlone, Sampling, decode
+from t5like.decode import ModelAlone, Sampling, beam_search, decode
 from tests.parity import cases, make
 
 TOLERANCE = 1e-4
-REPEATING = ("t5_v1_0", "gpt2_silu", "llama_yarn", "qwen3")  # random weights that say one thing again and again
+REPEATING = (
+    "bart",
+    "mbart",
+    "t5_v1_0",
+    "gpt2_silu",
+    "llama_yarn",
+    "qwen3",
+)  # random weights that say one thing again and again
 
 
+@dataclasses.dataclass(frozen=True)
 class NoEos(Sampling):
     """Greedy, but never eos."""
 
+    eos: int = 1
+
     def choose(self, logits, keys):
-        return super().choose(logits.at[:, 1].set(-jnp.inf), keys)
+        return super().choose(logits.at[:, self.eos].set(-jnp.inf), keys)
 
 
 @pytest.fixture(scope="module", params=list(cases.CONFIGS))
@@ -52,12 +64,42 @@ def test_greedy_decoding(golden, ours):
     prompts, more = given["input_ids"], {}
     if "decoder_start_token_id" in stored["config"]:
         more = {"inputs": prompts, "input_segments": given["attention_mask"]}
-        prompts = np.zeros((len(prompts), 1), np.int32)
+        prompts = np.full((len(prompts), 1), stored["config"]["decoder_start_token_id"], np.int32)
     lengths, keys = np.full(len(prompts), prompts.shape[1], np.int32), jax.random.split(jax.random.key(0), len(prompts))
     variables = {"params": {"model": params}}
-    tokens = decode(ModelAlone(model), variables, prompts, lengths, keys, cases.NEW, NoEos(), -1, **more)
+    tokens = decode(
+        ModelAlone(model),
+        variables,
+        prompts,
+        lengths,
+        keys,
+        cases.NEW,
+        NoEos(eos=stored["config"].get("eos_token_id", 1)),
+        -1,
+        **more,
+    )
     assert np.array_equal(tokens, stored["generated"])
     assert case in REPEATING or len(np.unique(tokens)) > 3
+
+
+def test_beam_search(golden, ours):
+    """The texts and scores that the library's generate finds with several beams, ends and all of them included."""
+    case, stored = golden
+    if cases.masked(case):
+        pytest.skip("an encoder decodes nothing")
+    model, params = ours
+    given = {name: x.astype(np.int32) for name, x in cases.prompt(case).items()}
+    prompts, more = given["input_ids"], {}
+    if "decoder_start_token_id" in stored["config"]:
+        more = {"inputs": prompts, "input_segments": given["attention_mask"]}
+        prompts = np.full((len(prompts), 1), stored["config"]["decoder_start_token_id"], np.int32)
+    lengths, eos = np.full(len(prompts), prompts.shape[1], np.int32), stored["config"].get("eos_token_id", 1)
+    how = cases.NEW, cases.BEAMS["num_beams"], cases.BEAMS["length_penalty"], eos
+    variables = {"params": {"model": params}}
+    tokens, scores = beam_search(ModelAlone(model), variables, prompts, lengths, *how, **more)
+    with np.load(cases.HERE / "beams.npz") as wanted:
+        assert np.array_equal(tokens.reshape(-1, cases.NEW), wanted[case])
+        np.testing.assert_allclose(np.ravel(scores), wanted[f"{case}_scores"], atol=1e-4)
 
 
 def test_padding_is_masked(golden, ours):

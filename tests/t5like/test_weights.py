@@ -75,7 +75,7 @@ def test_what_is_read_is_written(case, tmp_path):
     golden = cases.load(case)
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    write(target, *read(make.released(golden, source)), bos_token_id=1)
+    write(target, *read(make.released(golden, source)), bos_token_id=golden["config"].get("bos_token_id", 1))
     ours, theirs = load_file(target / files.TENSORS), golden["weights"]
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in theirs)
     config = json.loads((target / files.CONFIG).read_text())

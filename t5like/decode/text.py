@@ -1,0 +1,125 @@
+"""Text in, text out: `infill` and `generate`."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from paradigm.errors import UserError
+from t5like.decode.beam import beam_rows
+from t5like.decode.sampled import Sampling, decode_rows
+from t5like.models import Decoder, EncoderDecoder
+
+_BLANK = re.compile(r"( ?)(<[XYZ]>|<extra_id_\d+>)")
+
+
+class Infill(NamedTuple):
+    """text: with its blanks filled. pieces: what filled them, in the order of the text."""
+
+    text: str
+    pieces: tuple
+
+    def __str__(self):
+        return self.text
+
+
+def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature=0.0, top_k=None, top_p=None, seed=0):
+    """Fills the blanks <X>, <Y>, <Z>, <extra_id_3> ... of a text: "The <X> sat on <Y> mat".
+
+    A space before a blank belongs to the blank, since it is the beginning of a word that the model learns to write.
+
+    Args:
+        objective: one with an EncoderDecoder that was trained by span corruption. variables: of objective.apply.
+        tokenizer: the one that it was trained with.
+        max_new_tokens: for all blanks together. temperature, top_k, top_p: see Sampling. seed: of the draws.
+
+    Returns:
+        Infill.
+
+    Raises:
+        UserError: no blank in the text or one of them twice; a model without an encoder or of another vocabulary.
+    """
+    _check(objective.model, EncoderDecoder, tokenizer, "infill")
+    v = tokenizer.vocabulary
+    ids = tokenizer.encode_prompt(_BLANK.sub(r"\2", text))
+    blanks = [i for i in ids.tolist() if i in v.sentinels]
+    if not blanks:
+        raise UserError("infill: there is no blank in the text; write <X>, <Y>, <Z> or <extra_id_3> where one is")
+    if len(set(blanks)) < len(blanks):
+        twice = next(match[2] for match, i in zip(_BLANK.finditer(text), blanks) if blanks.count(i) > 1)
+        raise UserError(f"infill: {twice} stands more than once in the text; give each blank a name of its own")
+    sampling, inputs = Sampling(temperature, top_k, top_p, v.size), np.r_[ids, v.end]
+    (found,) = decode_rows(objective, variables, [[]], max_new_tokens, sampling, v, seed, [inputs])
+    spans = spans_of(found, v)
+    spaces = [match[1] for match in _BLANK.finditer(text)]
+    pieces = [tokenizer.decode(spans.get(i, [])).removeprefix(space) for i, space in zip(blanks, spaces)]
+    filled = iter(pieces)
+    return Infill(_BLANK.sub(lambda match: match[1] + next(filled), text), tuple(pieces))
+
+
+def generate(
+    objective,
+    variables,
+    tokenizer,
+    prompt,
+    max_new_tokens=64,
+    temperature=0.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    prefix=False,
+    beams=1,
+    length_penalty=1.0,
+):
+    """The prompt and its continuation, to eos or max_new_tokens.
+
+    Args:
+        objective: one with a Decoder. variables: of objective.apply. tokenizer: the one that it was trained with.
+        temperature, top_k, top_p: see Sampling. seed: of the draws. prefix: for a model trained as a prefix LM.
+        beams, length_penalty: above 1 beam, the best text that beam search finds (see beam.py), with no draws.
+
+    Returns:
+        str.
+
+    Raises:
+        UserError: a prompt longer than the model's positions; draws and beams at once; a model with an encoder, or of
+            another vocabulary.
+    """
+    _check(objective.model, Decoder, tokenizer, "generate")
+    ids = tokenizer.encode(prompt)
+    sampling = Sampling(temperature, top_k, top_p, tokenizer.vocab_size)
+    v = tokenizer.vocabulary
+    if beams > 1:
+        if temperature:
+            raise UserError(f"beams={beams} searches and temperature={temperature:g} draws: choose one of them")
+        how = dict(beams=beams, length_penalty=length_penalty, prefix=prefix)
+        [[(found, _), *_]] = beam_rows(objective, variables, [ids], max_new_tokens, v, **how)
+    else:
+        (found,) = decode_rows(objective, variables, [ids], max_new_tokens, sampling, v, seed, prefix=prefix)
+    return tokenizer.decode(np.r_[ids, found])
+
+
+def instead(infills, generates):
+    """The end of the sentence "this cannot infill: ...", for a model that can do one of them, or neither."""
+    if infills:
+        return 'use infill("The <X> sat"), which it can'
+    return "use generate(prompt), which it can" if generates else "it can neither infill nor generate"
+
+
+def _check(model, kind, tokenizer, what):
+    if not isinstance(model, kind):
+        able = instead(isinstance(model, EncoderDecoder), isinstance(model, Decoder))
+        raise UserError(f"{what} does not work with a {type(model).__name__}: {able}")
+    if tokenizer.vocab_size > model.vocab_size:
+        sizes = f"{tokenizer.vocab_size} ids, but the model {model.vocab_size}"
+        raise UserError(f"{what}: the tokenizer has {sizes}; take the one that the model was trained with")
+
+
+def spans_of(ids, vocabulary):
+    """{sentinel id: the ids after it} of a target such as "<X> these truths <Y> self evident"; the first of equals."""
+    ids = np.asarray(ids)
+    marks = [*np.flatnonzero(np.isin(ids, vocabulary.sentinels)).tolist(), len(ids)]
+    spans = {}
+    for mark, end in zip(marks, marks[1:]):
+        spans.setdefault(int(ids[mark]), ids[mark + 1 : end])
+    return spans
