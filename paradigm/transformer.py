@@ -34,6 +34,7 @@ PARTITION_RULES = (
     (r"mlp/(gate|up)/bias$", ("tensor",)),  # [F]
     (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
     (r"relative_bias/embedding$", (None, "tensor")),  # [buckets, H]
+    (r"(^|/)project/kernel$", (None, "fsdp")),  # [E, D]
 )
 
 
@@ -303,7 +304,7 @@ class Stack(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, x, mask, *, positions=None, source=None, source_mask=None, cache=None, keys=None):
-        """x [B, L, D] -> ([B, L, D], intermediates).
+        """x [B, L, D] -> ([B, L, D], intermediates); x of another width is mapped to D first (`project`).
 
         Args:
             mask: of x to itself (to the cache's T columns when there is a cache).
@@ -343,7 +344,10 @@ class Stack(Architecture, kw_only=True):
         blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
         x = x.astype(self.dtype)
         x = self.make_norm("pre_norm")(x) if self.input_norm else x
-        x = constrain(self.dropped(x, keys, "input"), BATCH, None, None)
+        x = self.dropped(x, keys, "input")
+        if x.shape[-1] != self.d_model:
+            x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="project")(x)
+        x = constrain(x, BATCH, None, None)
         own = {"layer": jnp.arange(self.layers), "cache": cache}
         if self.drop_path:
             own["drop_path"] = jnp.linspace(0.0, self.drop_path, self.layers)

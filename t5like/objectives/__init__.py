@@ -1,5 +1,6 @@
 """The text objectives, one file and one line each."""
 
+from t5like.objectives.electra import ELECTRA as ELECTRA
 from t5like.objectives.masked_lm import MaskedLM as MaskedLM
 from t5like.objectives.next_token import NextToken as NextToken
 from t5like.objectives.span_corruption import SpanCorruption as SpanCorruption

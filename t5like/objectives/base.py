@@ -20,6 +20,9 @@ class TextObjective(TextScoring, Objective):
 
     vocabulary: Vocabulary | None = dataclasses.field(default=None, kw_only=True)
 
+    # Kinds of model that the objective can train; () where whoever wrote it did not say.
+    architectures = ()
+
     def bind(self, vocabulary):
         """The objective for text of this vocabulary: its ids, and a model with a row for each of them.
 
@@ -38,6 +41,19 @@ class TextObjective(TextScoring, Objective):
             raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
         return self.vocabulary
 
+    def check_kind(self, name):
+        """Raises UserError where the model is of a kind that this objective cannot train; it says which can."""
+        if not isinstance(self.model, self.architectures):
+            kind = type(self.model)
+            wanted = " or ".join(
+                f"an {k.__name__}" if k.__name__[0] == "E" else f"a {k.__name__}" for k in self.architectures
+            )
+            able = sorted(o.__name__ for o in _below(TextObjective) if issubclass(kind, o.architectures))
+            instead = f"; {', '.join(able)} can train a {kind.__name__}" if able else ""
+            raise UserError(
+                f"{name} trains {wanted}, and the model is a {kind.__name__}: choose another model{instead}"
+            )
+
     def check_positions(self, name):
         """Raises UserError where the model has learned positions for fewer than `length` tokens."""
         if self.model.positions == "learned" and self.model.places < self.length:
@@ -49,6 +65,12 @@ class TextObjective(TextScoring, Objective):
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
         return batch["targets"], batch["weights"] * batch["mask"][:, None], self.known.is_text(batch["targets"])
+
+
+def _below(kind):
+    for one in kind.__subclasses__():
+        yield from _below(one)
+        yield one
 
 
 def text_spec(batch_size, length):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from paradigm.capabilities import Generating
 from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import NextTokenWindows
-from t5like.models import PARTITION_RULES
+from t5like.models import PARTITION_RULES, Decoder
 from t5like.objectives.base import TextObjective, text_spec
 from t5like.scoring import score_text
 
@@ -40,7 +40,10 @@ class NextToken(Generating, TextObjective):
     prefix: bool = False
     z_loss: float = 0.0
 
+    architectures = (Decoder,)
+
     def __post_init__(self):
+        self.check_kind("next_token")
         _ = NextTokenWindows(self.vocabulary, self.length)  # raises now rather than in a data worker
         self.check_positions("next_token")
 

@@ -136,8 +136,10 @@ ROBERTA = {
     **{**BERT, "architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "hidden_act": "gelu_new"},
     **{"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1},
 }
+ELECTRA = {**BERT, "architectures": ["ElectraForPreTraining"], "model_type": "electra", "embedding_size": 10}
+ELECTRA_GENERATOR = {**ELECTRA, "architectures": ["ElectraForMaskedLM"], "embedding_size": 18, "hidden_act": "gelu_new"}
 CONFIGS = {
-    **{"bert": BERT, "roberta": ROBERTA},
+    **{"bert": BERT, "roberta": ROBERTA, "electra": ELECTRA, "electra_generator": ELECTRA_GENERATOR},
     **{"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "mt5": MT5, "umt5": UMT5, "gpt2": GPT2, "gpt2_silu": GPT2_SILU},
     **{
         "llama": LLAMA,
@@ -191,17 +193,20 @@ def inputs(case):
 
 
 def masked(case):
-    """Whether the model predicts hidden tokens, and generates nothing."""
-    return CONFIGS[case]["architectures"][0].endswith("MaskedLM")
+    """Whether the model predicts hidden tokens, or which are replaced, and generates nothing."""
+    return CONFIGS[case]["architectures"][0].endswith(("MaskedLM", "PreTraining"))
 
 
 def _masked_inputs(case):
-    """input_ids, attention_mask (padded at the end) and labels [B, L], PAD but where a token is hidden."""
+    """input_ids, attention_mask (padded at the end) and labels [B, L], PAD but where a token is hidden; of ELECTRA 1
+    where one is replaced."""
     rng = np.random.default_rng(zlib.crc32(case.encode()))
     mask = np.ones((2, 21), np.int64)
     mask[1, 15:] = 0
     tokens, pad = rng.integers(3, 40, mask.shape), CONFIGS[case]["pad_token_id"]
     hidden = (rng.random(mask.shape) < 0.4) & (mask > 0)
+    if CONFIGS[case]["architectures"][0].endswith("PreTraining"):
+        return {"input_ids": np.where(mask, tokens, pad), "attention_mask": mask, "labels": hidden.astype(np.int64)}
     return {
         "input_ids": np.where(mask, np.where(hidden, 4, tokens), pad),
         "attention_mask": mask,

@@ -9,6 +9,7 @@ from paradigm import optim
 from paradigm.combine import Alternate
 from paradigm.dataset import Dataset
 from t5like.models import bert, gpt, t5
+from t5like.objectives.electra import ELECTRA
 from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.next_token import NextToken
 from t5like.objectives.span_corruption import SpanCorruption
@@ -20,10 +21,12 @@ TINY = {"d_model": 16, "heads": 4, "head_dim": 8, "d_ff": 32, "layers": 2, "drop
 T5 = t5("tiny", VOCAB, **TINY)
 GPT = gpt("tiny", VOCAB, **TINY)
 BERT = bert("tiny", VOCAB, **{**TINY, "head_dim": 4})
+MASKED = ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary
 OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
-    "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
+    "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
+    "electra": ELECTRA(BERT.clone(head=False, embed_width=12), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
     "prefix_lm": NextToken(GPT, length=24, prefix=True).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
