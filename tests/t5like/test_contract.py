@@ -26,7 +26,7 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
-    "electra": ELECTRA(BERT.clone(head=False, embed_width=12), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
+    "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
     "prefix_lm": NextToken(GPT, length=24, prefix=True).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
