@@ -466,6 +466,9 @@ BERT_SIZES = {
 }
 # Clark et al. 2020, table 6; its tables of the small size are 128 wide. Base and large are BERT's.
 ELECTRA_SIZES = {"small": (256, 4, 12)}
+# Warner et al. 2024, table 4; the hidden width of each.
+MODERNBERT_SIZES = {"base": (768, 12, 22), "large": (1024, 16, 28)}
+MODERNBERT_HIDDEN = {768: 1152, 1024: 2624}
 
 
 def bert(size, vocab_size=None, style="bert", **overrides):
@@ -477,14 +480,16 @@ def bert(size, vocab_size=None, style="bert", **overrides):
         style: bert (norms after each branch, learned positions, biases, GELU, dropout 0.1: Devlin et al. 2019, with
             two token types; RoBERTa's encoder has none), or modern (norms before, rotary positions, gated GELU of
             width 8/3 D, no biases and no dropout: after MosaicBERT and ModernBERT, without their ALiBi and local
-            layers); both have BERT's head. electra: bert without the head, as ELECTRA's discriminator, whose small
-            size is its own (Clark et al. 2020, table 6).
+            layers); both have BERT's head. mosaic: modern with ALiBi in place of rotary positions (Portes et al. 2023).
+            modernbert: every third layer sees all, the others 64 tokens to each side, with rotary positions of their
+            own base (Warner et al. 2024, section 2.1 and table 4). electra: bert without the head, as ELECTRA's
+            discriminator, whose small size is its own (Clark et al. 2020, table 6).
         overrides: any field of Encoder.
 
     Raises:
         UserError: an unknown style, size or field (the nearest is named), or heads that do not divide.
     """
-    sizes = BERT_SIZES | (ELECTRA_SIZES if style == "electra" else {})
+    sizes = BERT_SIZES | {"electra": ELECTRA_SIZES, "modernbert": MODERNBERT_SIZES}.get(style, {})
     d_model, heads, layers = choose("BERT size", str(size).lower(), sizes)
     fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "layers": layers}
     fields |= {"init_std": 0.02, "embed_std": 0.02, "norm": "layer", "tied": True, "head": True}
@@ -505,6 +510,11 @@ def bert(size, vocab_size=None, style="bert", **overrides):
             **{"positions": "rope", "activation": "gated_gelu_exact", "d_ff": -(-8 * d_model // 3 // 64) * 64},
             **{"eps": 1e-5, "bias": False, "head_activation": "gelu_exact"},
         },
+    }
+    styles["mosaic"] = styles["modern"] | {"positions": "alibi"}
+    styles["modernbert"] = styles["modern"] | {
+        **{"norm": "layer_unbiased", "input_norm": True, "first_norm": False, "window": 65, "global_every": 3},
+        **{"rope_theta": 160000.0, "local_theta": 10000.0, "d_ff": MODERNBERT_HIDDEN.get(d_model, 3 * d_model // 2)},
     }
     styles["electra"] = styles["bert"] | {"head": False, "embed_width": 128 if str(size).lower() == "small" else None}
     return _checked(build(Encoder, fields | choose("BERT style", style, styles), overrides))

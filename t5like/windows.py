@@ -52,6 +52,7 @@ class PreparedText:
             self.tokenizer.byte_lengths,
             self.tokenizer.vocabulary,
             f"{self.fingerprint}/{split}",
+            self.tokenizer.word_starts,
         )
         return windows if split == "train" or self.reads in (None, self.window) else CutWindows(windows, self.reads)
 
@@ -60,14 +61,14 @@ class WindowSource:
     """Random access to the windows of some shards; picklable, since files are opened when first read.
 
     A record is {"tokens": int32 [W], "segments": int32 [W] (1, 2 .. the window's documents, 0 padding), "byte_lengths":
-    float32 [vocabulary], the same array in every record}.
+    float32 [vocabulary] and "word_starts": bool [vocabulary], the same arrays in every record}.
     """
 
-    def __init__(self, paths, counts, window, dtype, byte_lengths, vocabulary, fingerprint):
+    def __init__(self, paths, counts, window, dtype, byte_lengths, vocabulary, fingerprint, word_starts=None):
         self.pad = padding(vocabulary)
         self.shards = Shards(paths, counts, "window", file_reader_buffer_size=1 << 12)
         self.window, self.dtype = window, np.dtype(dtype)
-        self.byte_lengths, self.fingerprint = byte_lengths, fingerprint
+        self.byte_lengths, self.word_starts, self.fingerprint = byte_lengths, word_starts, fingerprint
         self._one_document = np.ones(window, np.int32)
         self._one_document.flags.writeable = False
 
@@ -89,7 +90,8 @@ class WindowSource:
 
     def _decode(self, raw):
         tokens, segments = decode_window(raw, self.window, self.dtype, self._one_document, self.pad)
-        return {"tokens": tokens, "segments": segments, "byte_lengths": self.byte_lengths}
+        tables = {"byte_lengths": self.byte_lengths, "word_starts": self.word_starts}
+        return {"tokens": tokens, "segments": segments, **{k: v for k, v in tables.items() if v is not None}}
 
 
 class CutWindows:

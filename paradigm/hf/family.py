@@ -28,6 +28,7 @@ MEANING = {
     "attention_dropout": lambda m: m.dropout if m.attention_dropout is None else m.attention_dropout,
     "embed_width": lambda m: m.embed_features,
     "rope_theta": lambda m: m.rope_theta if m.positions == "rope" else None,
+    "local_theta": lambda m: (m.rope_theta if m.local_theta is None else m.local_theta) if m.global_every else None,
     "rope_scaling": lambda m: m.rope_scaling if m.positions == "rope" else None,
 }
 

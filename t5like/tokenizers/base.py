@@ -111,6 +111,16 @@ class Tokenizer:
         lengths[: self.text_size] = self._text_byte_lengths()
         return lengths * self.vocabulary.is_text(np.arange(self.vocab_size))
 
+    @functools.cached_property
+    def word_starts(self):
+        """bool [vocab_size]: ids that begin a word, a space before it included; the first of a text always does."""
+        starts = np.ones(self.vocab_size, bool)
+        starts[: self.text_size] = self._text_word_starts()
+        return starts
+
+    def _text_word_starts(self):
+        return np.ones(self.text_size, bool)
+
     def save(self, directory):
         """Writes the tokenizer into a directory, which is made; `load_tokenizer` reads it."""
         directory = pathlib.Path(directory)

@@ -138,7 +138,27 @@ ROBERTA = {
 }
 ELECTRA = {**BERT, "architectures": ["ElectraForPreTraining"], "model_type": "electra", "embedding_size": 10}
 ELECTRA_GENERATOR = {**ELECTRA, "architectures": ["ElectraForMaskedLM"], "embedding_size": 18, "hidden_act": "gelu_new"}
+MODERNBERT = {
+    "architectures": ["ModernBertForMaskedLM"],
+    "model_type": "modernbert",
+    "vocab_size": 40,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "hidden_activation": "gelu",
+    "norm_eps": 1e-5,
+    "local_attention": 6,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 50.0,
+    "attention_dropout": 0.0,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+}
 CONFIGS = {
+    "modernbert": MODERNBERT,
     **{"bert": BERT, "roberta": ROBERTA, "electra": ELECTRA, "electra_generator": ELECTRA_GENERATOR},
     **{"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "mt5": MT5, "umt5": UMT5, "gpt2": GPT2, "gpt2_silu": GPT2_SILU},
     **{

@@ -31,7 +31,7 @@ def shapes(case):
     tied = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]  # always, and written once
     tied += [f"{head}.decoder.{kind}" for head in ("cls.predictions", "lm_head") for kind in ("weight", "bias")]
     if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
-        tied += ["lm_head.weight", "generator_lm_head.weight"]
+        tied += ["lm_head.weight", "generator_lm_head.weight", "decoder.weight"]
     return {name: shape for name, shape in state.items() if name not in tied}
 
 
