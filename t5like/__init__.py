@@ -7,5 +7,7 @@ CONFIGURABLE = {
     "models": ("t5", "gpt", "bert"),
     "baselines": ("UnigramBaseline", "BigramBaseline"),
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
+    "likelihood": ("MinimalPairs", "PseudoPerplexity"),
+    "probes": ("TextProbes",),
     "decode": ("InfillSamples", "GenerateSamples"),
 }

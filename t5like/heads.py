@@ -1,5 +1,6 @@
 """Heads on an encoder's hidden states that are not its output over the vocabulary."""
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.errors import UserError, choose
@@ -7,8 +8,8 @@ from paradigm.layers import ACTIVATIONS, Dense
 from paradigm.transformer import Architecture
 
 PARTITION_RULES = (
-    (r"(^|/)(detector|positioner)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]
-    (r"(^|/)(detector|positioner)/out/kernel$", ("fsdp", None)),  # [D, n]
+    (r"(^|/)(detector|pooler)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]
+    (r"(^|/)(detector|pooler)/out/kernel$", ("fsdp", None)),  # [D, n]
 )
 
 
@@ -37,3 +38,19 @@ class TokenHead(Architecture, kw_only=True):
 def token_head(model, classes=1):
     """A TokenHead for the hidden states of an Encoder."""
     return TokenHead(**model.shared(activation=model.head_activation or model.activation), classes=classes)
+
+
+class Pooler(Architecture, kw_only=True):
+    """tanh(dense(x)): [..., D] -> [..., D], BERT's pooler."""
+
+    @nn.compact
+    def __call__(self, x):
+        return jnp.tanh(Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="dense")(x))
+
+
+def pooled(hidden, segments, pool):
+    """[B, L, D] -> [B, D]: the first token's ("cls"), or the mean over tokens, segment 0 being padding ("mean")."""
+    if pool == "cls":
+        return hidden[:, 0]
+    weights = (segments > 0).astype(jnp.float32)[..., None]
+    return (hidden.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)

@@ -12,8 +12,8 @@ from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class TextObjective(TextScoring, Objective):
-    """Base of the objectives on text. A subclass has a field `model`.
+class OnText(Objective):
+    """Base of the objectives that read windows of text. A subclass has a field `model`.
 
     vocabulary: of the text, given by `bind`; in a run the data's.
     """
@@ -48,7 +48,7 @@ class TextObjective(TextScoring, Objective):
             wanted = " or ".join(
                 f"an {k.__name__}" if k.__name__[0] == "E" else f"a {k.__name__}" for k in self.architectures
             )
-            able = sorted(o.__name__ for o in _below(TextObjective) if issubclass(kind, o.architectures))
+            able = sorted(o.__name__ for o in _below(OnText) if issubclass(kind, o.architectures))
             instead = f"; {', '.join(able)} can train a {kind.__name__}" if able else ""
             raise UserError(
                 f"{name} trains {wanted}, and the model is a {kind.__name__}: choose another model{instead}"
@@ -61,6 +61,11 @@ class TextObjective(TextScoring, Objective):
                 f"{name}: length {self.length} but the model has {self.model.places} learned positions; "
                 f"lower the length or set the model's max_length to {self.length}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextObjective(TextScoring, OnText):
+    """Base of those that predict tokens, by which they can be compared."""
 
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""

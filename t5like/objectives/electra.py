@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import HasModel
 from paradigm.errors import UserError, choose
 from paradigm.objective import MAIN, rows_spec
 from t5like import heads
@@ -31,7 +32,7 @@ SHARED = {"embeddings": ("embed", "positions", "token_types"), "none": ()}
 
 
 @dataclasses.dataclass(frozen=True)
-class ELECTRA(TextObjective):
+class ELECTRA(HasModel, TextObjective):
     """A generator's fakes, to be told from the tokens of the text.
 
     model: the discriminator, an Encoder without head. length, rate, unit, masked, random: see t5like/masking.py; what

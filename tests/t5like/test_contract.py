@@ -11,7 +11,10 @@ from paradigm.dataset import Dataset
 from t5like.models import bert, gpt, t5
 from t5like.objectives.electra import ELECTRA
 from t5like.objectives.masked_lm import MaskedLM
+from t5like.objectives.masked_next_token import MaskedNextToken
 from t5like.objectives.next_token import NextToken
+from t5like.objectives.replaced_tokens import ReplacedTokens
+from t5like.objectives.simcse import SimCSE
 from t5like.objectives.span_corruption import SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from tests import contract
@@ -27,6 +30,9 @@ OBJECTIVES = {
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
     "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
+    "replaced_tokens": ReplacedTokens(BERT.clone(head=False), length=24).bind(MASKED),
+    "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),
+    "simcse": SimCSE(BERT.clone(head=False), length=16, raw=24).bind(MASKED),
     "prefix_lm": NextToken(GPT, length=24, prefix=True).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
