@@ -31,8 +31,9 @@ class AttentionMask:
     offset: int32 [B] or [], the first query's position among the keys, as in decoding with a cache; None is 0.
     shared: static; the first so many positions, soft tokens, are seen by every query, and see all but padding that
         `causal` lets them see.
-    window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
-        query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
+    window: int, or int32 [] where layers differ; None, or of what the rest lets through only keys fewer than `window`
+        positions away are seen, the query's own place among them: Mistral's sliding_window under `causal`, local
+        attention to both sides otherwise.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -40,7 +41,7 @@ class AttentionMask:
     queries: Any = None
     keys: Any = None
     offset: Any = None
-    window: int | None = struct.field(pytree_node=False, default=None)
+    window: Any = None
     shared: int = struct.field(pytree_node=False, default=0)
 
     def positions(self, length):
@@ -150,6 +151,20 @@ def diagonals(x, rows):
     flat = jnp.broadcast_to(wide[..., None, :], (*x.shape[:-1], rows, n + 1)).reshape(*x.shape[:-1], rows * (n + 1))
     flat = flat[..., rows - 1 : rows - 1 + rows * n]
     return flat.reshape(*x.shape[:-1], rows, n)[..., : n - rows + 1]
+
+
+def alibi(heads, positions, source):
+    """Linear biases: positions int [B or 1, L] -> float32 [B or 1, H, L, S], -slope * |query - key|.
+
+    Slopes fall geometrically from 2^(-8/H) to 2^-8 where H is a power of two; else they are those of the power below
+    it, then every other one of twice that (Press et al. 2022, "Train Short, Test Long", section 3; its get_slopes).
+    Of both sides of the query it is MosaicBERT's (Portes et al. 2023, section 3.1.1).
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+    distance = jnp.abs(jnp.arange(source) - positions[..., None])  # [B or 1, L, S]
+    return -jnp.array(slopes, jnp.float32)[:, None, None] * distance[:, None]
 
 
 # ---- Attention -------------------------------------------------------------------------------------------------------

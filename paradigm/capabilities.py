@@ -45,7 +45,13 @@ class Infilling(HasModel):
     can = "fill blanks"
 
 
-class Generating(HasModel, TextScoring):
+class SentenceScoring(HasModel):
+    """Gives each token of a sentence a probability: from those before it, or from all others (t5like/likelihood.py)."""
+
+    can = "score sentences"
+
+
+class Generating(SentenceScoring, TextScoring):
     """Predicts a text from left to right. model: a Decoder. prefix: whether it sees a prompt both ways.
 
     Its batches hold `inputs`, `targets` and `segments` int32 [B, L] (t5like/corrupt.py); targets are what is scored.
@@ -55,7 +61,7 @@ class Generating(HasModel, TextScoring):
     prefix: bool
 
 
-class FillingMasks(HasModel):
+class FillingMasks(SentenceScoring):
     """Finds hidden tokens from those on both sides. model: an Encoder."""
 
     can = "fill masks"

@@ -122,11 +122,12 @@ class LayerNorm(nn.Module):
 
     eps: float = 1e-5
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32) if self.bias else 0.0
 
         @jax.checkpoint  # stores x and not the steps on the way
         def norm(x, scale, bias):
@@ -137,7 +138,13 @@ class LayerNorm(nn.Module):
         return norm(x, scale, bias).astype(self.dtype)
 
 
-NORMS = {"rms": RMSNorm, "layer": LayerNorm}
+class UnbiasedNorm(LayerNorm):
+    """LayerNorm without a bias (ModernBERT)."""
+
+    bias: bool = False
+
+
+NORMS = {"rms": RMSNorm, "layer": LayerNorm, "layer_unbiased": UnbiasedNorm}
 
 
 # ---- Activations -----------------------------------------------------------------------------------------------------

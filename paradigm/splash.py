@@ -27,11 +27,13 @@ def unfit(q_BxHxLxK, k_BxGxSxK, mask):
         return "a prefix is no static mask"
     if mask.shared:
         return "soft tokens are no static mask"
+    if mask.window is not None and not isinstance(mask.window, int):
+        return "layers have windows of their own"
     if mask.offset is not None:
         return "it decodes with a cache"
     if min(length, source) < LANES:
         return f"rows are shorter than {LANES}"
-    if (mask.causal or mask.window) and length != source:
+    if (mask.causal or mask.window is not None) and length != source:
         return f"{length} queries are masked by their place among {source} keys"
     if ways and batch % (ways["data"] * ways["fsdp"]):
         return f"{batch} rows do not divide over data x fsdp"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from paradigm.attention import AttentionMask, RelativeBias
+from paradigm.attention import AttentionMask, RelativeBias, alibi
 from paradigm.attention_kernels import attend
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense, RMSNorm, drop
@@ -34,10 +34,12 @@ PARTITION_RULES = (
     (r"mlp/(gate|up)/bias$", ("tensor",)),  # [F]
     (r"mlp/down/kernel$", ("tensor", "fsdp")),  # [F, D]
     (r"relative_bias/embedding$", (None, "tensor")),  # [buckets, H]
+    (r"(^|/)project/kernel$", (None, "fsdp")),  # [E, D]
 )
 
 
-POSITIONS = ("relative", "relative_per_layer", "rope", "learned", "none")
+POSITIONS = ("relative", "relative_per_layer", "rope", "alibi", "learned", "none")
+EVERYWHERE = 2**30  # a window that no text is as wide as
 
 
 class Architecture(nn.Module, kw_only=True):
@@ -49,12 +51,16 @@ class Architecture(nn.Module, kw_only=True):
     qk_norm: RMSNorm of each head's query and key, before rotary positions (Dehghani et al. 2023, section 2.1; Qwen3).
     activation: relu, gelu (tanh form), gelu_exact, silu, quick_gelu, or gated: gated_gelu, gated_gelu_exact,
         gated_silu.
-    norm: rms or layer, with `eps`. norm_place: pre, or post: norm(x + branch(x)), and no norm after the last block
-        (Vaswani et al. 2017; BERT). input_norm: one before the first block (BERT's embedding, CLIP's ViT).
+    norm: rms, layer or layer_unbiased, with `eps`. norm_place: pre, or post: norm(x + branch(x)), and no norm after the
+        last block (Vaswani et al. 2017; BERT). input_norm: one before the first block (BERT's embedding, CLIP's ViT).
     bias: on every Dense; qkv_bias, out_bias: on those of attention, None is as `bias`.
-    positions: relative (T5's buckets, one table for all layers), relative_per_layer (UMT5), rope, learned (added by the
-        model to its embedding) or none.
+    positions: relative (T5's buckets, one table for all layers), relative_per_layer (UMT5), rope, alibi (no
+        parameters), learned (added by the model to its embedding) or none.
     rope_theta: the base of its frequencies. rope_scaling: a value of rope.py, or None.
+    global_every: n, where the mask has a window: every n-th layer from the first on sees all that the rest of the mask
+        lets through (ModernBERT, Warner et al. 2024, section 2.1.2; Gemma 2); None is no layer. local_theta: rope_theta
+        of the layers with a window, None is the same.
+    first_norm: whether the first block norms what its attention reads; ModernBERT, which has just normed it, does not.
     scale_attention: logits times head_dim ** -0.5; T5 folds that into the query's initialiser instead.
     init_std: of every kernel, outputs of residual branches divided by (2 * layers) ** 0.5 as in GPT-2; None is
         fan_in ** -0.5; "xavier" is Glorot's uniform for every kernel.
@@ -84,6 +90,9 @@ class Architecture(nn.Module, kw_only=True):
     positions: str = "none"
     rope_theta: float = 10000.0
     rope_scaling: Any = None
+    global_every: int | None = None
+    local_theta: float | None = None
+    first_norm: bool = True
     scale_attention: bool = True
     init_std: float | str | None = None
     layer_scale: float | None = None
@@ -214,11 +223,13 @@ class MLP(Architecture, kw_only=True):
 
 @struct.dataclass
 class Shared:
-    """What all layers see alike: mask, bias [B or 1, H, L, S], rotary angles, source [B, S, D], keys [B]."""
+    """What all layers see alike: mask, bias [B or 1, H, L, S], rotary angles (local: of layers with a window where they
+    are others), source [B, S, D], keys [B]."""
 
     mask: AttentionMask
     bias: Any = None
     angles: Any = None
+    local_angles: Any = None
     source: Any = None
     source_mask: Any = None
     keys: Any = None
@@ -240,12 +251,20 @@ class Block(Architecture, kw_only=True):
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, own["layer"])
         inner = self.shared(out_std=self.out_std)
         own_table = self.positions == "relative_per_layer"
+        mask, angles = shared.mask, shared.angles
+        if "global" in own:  # arrays and no branches: one body for all layers
+            mask = mask.replace(window=jnp.where(own["global"], EVERYWHERE, mask.window))
+            if shared.local_angles is not None:
+                angles = jax.tree.map(lambda a, b: jnp.where(own["global"], a, b), angles, shared.local_angles)
         post = choose("norm_place", self.norm_place, {"pre": False, "post": True})
 
         def branch(x, site, f):
             """x + f(x), with the norm where it belongs."""
             norm = self.make_norm(f"{site}_norm")
-            y = self.dropped(f(x if post else norm(x)), keys, site)
+            read = x if post else norm(x)
+            if site == "attention" and not self.first_norm:
+                read = jnp.where(own["layer"] == 0, x, read)
+            y = self.dropped(f(read), keys, site)
             if self.layer_scale is not None:
                 first = nn.initializers.constant(self.layer_scale)
                 y = y * self.param(f"{site}_layer_scale", first, (self.d_model,), jnp.float32).astype(y.dtype)
@@ -257,9 +276,9 @@ class Block(Architecture, kw_only=True):
         def attention(x):
             y, fresh["self"] = Attention(**inner, name="attention")(
                 x,
-                shared.mask,
-                bias=self.relative_bias(x, shared.mask, cache) if own_table else shared.bias,
-                angles=shared.angles,
+                mask,
+                bias=self.relative_bias(x, mask, cache) if own_table else shared.bias,
+                angles=angles,
                 cache=None if cache is None else cache["self"],
                 keys=keys,
             )
@@ -307,7 +326,7 @@ class Stack(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, x, mask, *, positions=None, source=None, source_mask=None, cache=None, keys=None):
-        """x [B, L, D] -> ([B, L, D], intermediates).
+        """x [B, L, D] -> ([B, L, D], intermediates); x of another width is mapped to D first (`project`).
 
         Args:
             mask: of x to itself (to the cache's T columns when there is a cache).
@@ -324,12 +343,24 @@ class Stack(Architecture, kw_only=True):
         choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path={self.drop_path} is the last block's rate: choose it from 0 to below 1")
-        bias = angles = None
+        alternates = self.global_every is not None
+        if alternates and (self.global_every < 1 or mask.window is None):
+            raise UserError(
+                f"global_every={self.global_every} is the rhythm, at least 1, of layers without the window, and "
+                f"window={mask.window}: set both"
+            )
+        bias = angles = local_angles = None
         if self.positions == "relative":
             bias = self.relative_bias(x, mask, cache)
+        elif self.positions == "alibi":
+            columns = x.shape[1] if cache is None else cache["self"]["key"].shape[-2]
+            bias = alibi(self.heads, mask.positions(x.shape[1]), columns)
         elif self.positions == "rope":
             places = mask.positions(x.shape[1]) if positions is None else positions
-            angles = rope_angles(places, self.head_width, self.rope_theta, self.rope_scaling)
+            turned = lambda theta: rope_angles(places, self.head_width, theta, self.rope_scaling)
+            angles = turned(self.rope_theta)
+            if alternates and self.local_theta is not None:
+                local_angles = turned(self.local_theta)
 
         policy = choose("remat", self.remat, REMAT)
         body = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not self.scan)
@@ -347,11 +378,16 @@ class Stack(Architecture, kw_only=True):
         blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
         x = x.astype(self.dtype)
         x = self.make_norm("pre_norm")(x) if self.input_norm else x
-        x = constrain(self.dropped(x, keys, "input"), BATCH, None, None)
+        x = self.dropped(x, keys, "input")
+        if x.shape[-1] != self.d_model:
+            x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="project")(x)
+        x = constrain(x, BATCH, None, None)
         own = {"layer": jnp.arange(self.layers), "cache": cache}
         if self.drop_path:
             own["drop_path"] = jnp.linspace(0.0, self.drop_path, self.layers)
-        x, outs = blocks(x, own, Shared(mask, bias, angles, source, source_mask, keys))
+        if alternates:
+            own["global"] = jnp.arange(self.layers) % self.global_every == 0
+        x, outs = blocks(x, own, Shared(mask, bias, angles, local_angles, source, source_mask, keys))
         if self.norm_place == "pre":
             x = self.make_norm("norm")(x)
         if self.dropout_style == "t5":

@@ -8,5 +8,7 @@ CONFIGURABLE = {
     "bart": ("bart",),
     "baselines": ("UnigramBaseline", "BigramBaseline"),
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
+    "likelihood": ("MinimalPairs", "PseudoPerplexity"),
+    "probes": ("TextProbes",),
     "decode": ("InfillSamples", "GenerateSamples"),
 }

@@ -19,7 +19,10 @@ from paradigm.schedule import FINAL
 from t5like.corrupt import at, extremes, window
 from t5like.vocabulary import Vocabulary
 
-UNITS = ("token", "span")
+UNITS = ("token", "span", "word", "ngram")
+# ALBERT, section 3.1 (Joshi et al.'s n-gram masking): n words with p(n) in proportion to 1/n, up to 3.
+NGRAMS = np.arange(1, 4)
+NGRAM_SHARES = (1 / NGRAMS) / (1 / NGRAMS).sum()
 # SpanBERT, section 3.1: lengths of Geo(0.2) up to 10, 3.8 on average (renormalised, as facebookresearch/SpanBERT does).
 SPANS = np.arange(1, 11)
 SPAN_SHARES = 0.8**SPANS / (0.8**SPANS).sum()
@@ -32,7 +35,9 @@ class Masking:
     vocabulary: of the text, with a mask; None for lengths alone. length: tokens the encoder reads, with the
     vocabulary's cls in front and its sep behind where it has them. rate: share of the text hidden, a float or a
     schedule of the step (validation uses its final value). unit: token, each drawn by itself; or span, runs that are
-    hidden alike (Joshi et al. 2020, "SpanBERT", section 3.1, but for its whole words). masked, random: shares of the
+    hidden alike (Joshi et al. 2020, "SpanBERT", section 3.1, but for its whole words); word, all tokens of a word, or
+    ngram, of up to three (Lan et al. 2020, "ALBERT", section 3.1), by the data's `word_starts`. Words that exceed the
+    rate are skipped, as google-research/bert and albert do (create_pretraining_data.py). masked, random: shares of the
     hidden tokens that become the mask and any token.
 
     Raises UserError for a rate outside (0, 1), shares that are none, and a vocabulary without a mask or without text.
@@ -57,7 +62,7 @@ class Masking:
             )
         if self.raw_length < 2:
             raise UserError(f"masked_lm: length {self.length} leaves no text to see and to hide; use 4 or more")
-        if self.vocabulary is not None and self.vocabulary.mask is None:
+        if self.masked and self.vocabulary is not None and self.vocabulary.mask is None:
             raise UserError(
                 "masked_lm hides tokens behind a mask, and this tokenizer has none: give it one with "
                 "TextData.specials = ('mask',), or launch.prepare --specials=mask"
@@ -108,7 +113,14 @@ class Masking:
             tokens, segments = np.insert(tokens, end, sep), np.insert(segments, end, segments[end - 1])
         text = np.flatnonzero((segments > 0) & v.is_text(tokens))
         count = min(self._count(len(text), at(self.rate, step if train else FINAL)), len(text), self.target_length)
-        hidden, kind = self._draw(rng, text, segments, count)
+        if self.unit in ("word", "ngram"):
+            if "word_starts" not in example:
+                raise UserError(f"masked_lm: unit={self.unit!r} needs word_starts, which these data do not have")
+            first = example["word_starts"][tokens]
+            first[1:] |= segments[1:] != segments[:-1]
+            hidden, kind = self._draw_words(rng, text, segments, first, count)
+        else:
+            hidden, kind = self._draw(rng, text, segments, count)
         corrupted = tokens.copy()
         masked, drawn = hidden[kind < self.masked], hidden[(kind >= self.masked) & (kind < self.masked + self.random)]
         corrupted[masked] = v.mask
@@ -146,3 +158,23 @@ class Masking:
             left -= size
         hidden = text[~free[text]]
         return hidden, kind[hidden]
+
+    def _draw_words(self, rng, text, segments, first, count):
+        """As _draw, at most `count` places, by whole words. first: bool [L], which tokens begin a word."""
+        apart = first[text].copy()
+        apart[1:] |= np.diff(text) > 1
+        apart[0] = True
+        words = np.split(text, np.flatnonzero(apart)[1:])
+        free, hidden = np.ones(len(words), bool), []
+        for i in rng.permutation(len(words)):
+            n = rng.choice(NGRAMS, p=NGRAM_SHARES) if self.unit == "ngram" else 1
+            while n:  # fewer words where so many do not fit
+                run = words[i : i + n]
+                same = segments[run[0][0]] == segments[run[-1][0]] and free[i : i + n].all()
+                if same and sum(map(len, hidden)) + sum(map(len, run)) <= count:
+                    hidden += run
+                    free[i : i + n] = False
+                    break
+                n -= 1
+        hidden = np.sort(np.concatenate(hidden)) if hidden else text[:count]  # where every word is longer than that
+        return hidden, rng.random(len(hidden))

@@ -6,6 +6,7 @@ Parameter paths (n layers stacked in front; H heads, G = kv_heads, K head dim, D
     positions/embedding                     [T, D]      learned positions only
     decoder_positions/embedding             [T, D]      learned positions of an EncoderDecoder's decoder
     token_types/embedding                   [S, D]      token_types only
+    encoder/project/kernel                  [E, D]      embed_width only (/bias [D]); E for D above and in head
     encoder|decoder/relative_bias/embedding [32, H]     relative positions only (per layer: below layers/)
     encoder|decoder/layers/...              leaves with a leading n:
         attention_norm|cross_norm|mlp_norm/scale [D]    (/bias [D] with norm="layer")
@@ -77,12 +78,17 @@ class TextModel(Architecture, kw_only=True):
     def setup(self):
         if self.vocab_size is None:
             raise UserError("the model has no vocab_size: objective.bind(vocabulary) gives it one, or set it")
-        self.embed = self.table(self.vocab_size, self.d_model, self.embed_std, self.dtype)
+        self.embed = self.table(self.vocab_size, self.embed_features, self.embed_std, self.dtype)
         if self.positions == "learned":
             std = self.embed_std if self.position_std is None else self.position_std
-            self.learned = Embed(self.max_length, self.d_model, std, self.dtype, name="positions")
+            self.learned = Embed(self.max_length, self.embed_features, std, self.dtype, name="positions")
         if not self.tied:
             self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
+
+    @property
+    def embed_features(self):
+        """Width of the tables."""
+        return self.d_model
 
     @property
     def places(self):
@@ -162,24 +168,30 @@ class Encoder(TextModel, kw_only=True):
     head: BERT's dense layer and norm before the output, and a bias behind it (Devlin et al. 2019; google-research/bert,
     run_pretraining.py, get_masked_lm_output); the output is then tied. head_activation: None is as `activation`.
     token_types: rows of a table of which one is added to every token, BERT's for sentences A and B; 0: none.
-    scaled_init: see Stack.
+    embed_width: E, of the tables, where it is not d_model; a linear map leads from one to the other (Lan et al. 2020,
+    "ALBERT", section 3.1; ELECTRA). The output, which is tied, then needs the head. scaled_init: see Stack.
     """
 
     head: bool = False
     head_activation: str | None = None
     token_types: int = 0
+    embed_width: int | None = None
     scaled_init: bool = True
 
     def setup(self):
         super().setup()
         self.encoder = self.stack(scaled_init=self.scaled_init)
         if self.token_types:
-            self.types = Embed(self.token_types, self.d_model, self.embed_std, self.dtype, name="token_types")
+            self.types = Embed(self.token_types, self.embed_features, self.embed_std, self.dtype, name="token_types")
         if self.head:
             if not self.tied:
                 raise UserError("an Encoder with head=True scores by its embedding: set tied=True")
             of_head = {"vocab_size": self.vocab_size, "activation": self.head_activation or self.activation}
-            self.masked_head = MaskedHead(**self.shared(**of_head), name="head")
+            self.masked_head = MaskedHead(**self.shared(**of_head, d_model=self.embed_features), name="head")
+
+    @property
+    def embed_features(self):
+        return self.d_model if self.embed_width is None else self.embed_width
 
     def placed(self, x, positions, types=None):
         x = super().placed(x, positions)
@@ -198,9 +210,10 @@ class Encoder(TextModel, kw_only=True):
         return self.masked_head(hidden) if self.head else hidden, {"embedded": embedded, **intermediates, "encoded": x}
 
     def __call__(self, tokens, keys=None, segments=None):
-        """int32 [B, L] -> (logits [B, L, V], intermediates)."""
+        """int32 [B, L] -> (logits [B, L, V], intermediates); hidden [B, L, D] where there is no output for it."""
         hidden, intermediates = self.hidden(tokens, keys, segments)
-        return self.score(hidden), {**intermediates, "hidden": hidden}
+        scores = self.head or self.embed_features == self.d_model
+        return self.score(hidden) if scores else hidden, {**intermediates, "hidden": hidden}
 
     @nn.nowrap
     def output_kernel(self, params):
@@ -211,9 +224,10 @@ class Encoder(TextModel, kw_only=True):
     @nn.nowrap
     def flops(self, batch, length, scored=None):
         """Forward FLOPs: products of the stack, and of head and logits at `scored` positions of a row (None: all)."""
-        scored = length if scored is None else scored
-        out = 2 * batch * scored * self.d_model * (self.vocab_size + self.head * self.d_model)
-        return self.stack(parent=None).flops(batch, length) + out
+        scored, width = length if scored is None else scored, self.embed_features
+        out = 2 * batch * scored * width * (self.vocab_size + self.head * self.d_model)
+        project = 2 * batch * length * width * self.d_model if width != self.d_model else 0
+        return self.stack(parent=None).flops(batch, length) + project + out
 
 
 class Decoder(TextModel, kw_only=True):
@@ -494,6 +508,11 @@ BERT_SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 16, 24),
 }
+# Clark et al. 2020, table 6; its tables of the small size are 128 wide. Base and large are BERT's.
+ELECTRA_SIZES = {"small": (256, 4, 12)}
+# Warner et al. 2024, table 4; the hidden width of each.
+MODERNBERT_SIZES = {"base": (768, 12, 22), "large": (1024, 16, 28)}
+MODERNBERT_HIDDEN = {768: 1152, 1024: 2624}
 
 
 def bert(size, vocab_size=None, style="bert", **overrides):
@@ -505,13 +524,17 @@ def bert(size, vocab_size=None, style="bert", **overrides):
         style: bert (norms after each branch, learned positions, biases, GELU, dropout 0.1: Devlin et al. 2019, with
             two token types; RoBERTa's encoder has none), or modern (norms before, rotary positions, gated GELU of
             width 8/3 D, no biases and no dropout: after MosaicBERT and ModernBERT, without their ALiBi and local
-            layers). Both have BERT's head.
+            layers); both have BERT's head. mosaic: modern with ALiBi in place of rotary positions (Portes et al. 2023).
+            modernbert: every third layer sees all, the others 64 tokens to each side, with rotary positions of their
+            own base (Warner et al. 2024, section 2.1 and table 4). electra: bert without the head, as ELECTRA's
+            discriminator, whose small size is its own (Clark et al. 2020, table 6).
         overrides: any field of Encoder.
 
     Raises:
         UserError: an unknown style, size or field (the nearest is named), or heads that do not divide.
     """
-    d_model, heads, layers = choose("BERT size", str(size).lower(), BERT_SIZES)
+    sizes = BERT_SIZES | {"electra": ELECTRA_SIZES, "modernbert": MODERNBERT_SIZES}.get(style, {})
+    d_model, heads, layers = choose("BERT size", str(size).lower(), sizes)
     fields = {"vocab_size": vocab_size, "d_model": d_model, "heads": heads, "layers": layers}
     fields |= {"init_std": 0.02, "embed_std": 0.02, "norm": "layer", "tied": True, "head": True}
     styles = {
@@ -532,6 +555,12 @@ def bert(size, vocab_size=None, style="bert", **overrides):
             **{"eps": 1e-5, "bias": False, "head_activation": "gelu_exact"},
         },
     }
+    styles["mosaic"] = styles["modern"] | {"positions": "alibi"}
+    styles["modernbert"] = styles["modern"] | {
+        **{"norm": "layer_unbiased", "input_norm": True, "first_norm": False, "window": 65, "global_every": 3},
+        **{"rope_theta": 160000.0, "local_theta": 10000.0, "d_ff": MODERNBERT_HIDDEN.get(d_model, 3 * d_model // 2)},
+    }
+    styles["electra"] = styles["bert"] | {"head": False, "embed_width": 128 if str(size).lower() == "small" else None}
     return _checked(build(Encoder, fields | choose("BERT style", style, styles), overrides))
 
 

@@ -2,6 +2,9 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
+
 from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Loss, Term
 
@@ -31,3 +34,28 @@ def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss, gr
     for name, share in (groups or {}).items():
         metrics[f"{name}/nll"] = ((ce.nll * weights * share).sum(), (weights * share).sum())
     return Loss(terms={"cross_entropy": Term(ce.total, count)}, metrics=metrics)
+
+
+def score_detection(logits, replaced, weights, coefficient=1.0):
+    """Which tokens were replaced, as a Loss.
+
+    Args:
+        logits: [B, L], positive where a token is held to be replaced. replaced: bool [B, L]. weights: float32 [B, L].
+        coefficient: of the term.
+
+    Returns:
+        Loss with the term `detection` (nats a token) and the metrics `detection_accuracy`, `detection_precision` (of
+        those held to be replaced, the part that is), `detection_recall` (of those replaced, the part that was found)
+        and `replaced` (their share: always answering "original" is right in the rest).
+    """
+    logits, y = logits.astype(jnp.float32), replaced.astype(jnp.float32)
+    nll = jax.nn.softplus(logits) - y * logits
+    guess, count = (logits > 0).astype(jnp.float32), weights.sum()
+    found, held, real = ((x * weights).sum() for x in (guess * y, guess, y))
+    metrics = {
+        "detection_accuracy": (((guess == y) * weights).sum(), count),
+        "detection_precision": (found, held),
+        "detection_recall": (found, real),
+        "replaced": (real, count),
+    }
+    return Loss({"detection": Term((nll * weights).sum(), count, coefficient)}, metrics)

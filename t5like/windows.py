@@ -49,7 +49,7 @@ class PreparedText:
             tuple(s["windows"] for s in shards),
             self.window,
             self.meta["dtype"],
-            {name: getattr(self.tokenizer, name) for name in ("byte_lengths", "sentence_ends")},
+            {name: getattr(self.tokenizer, name) for name in ("byte_lengths", "sentence_ends", "word_starts")},
             self.tokenizer.vocabulary,
             f"{self.fingerprint}/{split}",
         )
@@ -60,7 +60,7 @@ class WindowSource:
     """Random access to the windows of some shards; picklable, since files are opened when first read.
 
     A record is {"tokens": int32 [W], "segments": int32 [W] (1, 2 .. the window's documents, 0 padding), "byte_lengths":
-    float32 [vocabulary], "sentence_ends": bool [vocabulary]}, the last two the same arrays in every record.
+    float32 [vocabulary], "sentence_ends" and "word_starts": bool [vocabulary]}, the last three alike in every record.
     """
 
     def __init__(self, paths, counts, window, dtype, of_ids, vocabulary, fingerprint):

@@ -33,12 +33,13 @@ from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
 from paradigm.optim import AdamW
 from paradigm.partition import constrain
+from paradigm.probing import LEARNING_RATES as LEARNING_RATES
+from paradigm.probing import balanced, knn, linear
 from paradigm.records import Subset
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
 from vision.objectives.classify import Classify
 
-LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 BATCH = 250  # pictures encoded at a time
 LABELS = {"linear": 1.0, "linear_10pct": 0.1, "linear_1pct": 0.01}
 METHODS = ("knn", *LABELS, "finetune")
@@ -199,79 +200,6 @@ def _classes(y, y_test, source):
             "use other data, or a larger Probes.train_images"
         )
     return max(len(source.classes or ()), int(max(y.max(), y_test.max())) + 1)
-
-
-# ---- the probes ------------------------------------------------------------------------------------------------------
-
-
-def knn(x, y, x_test, y_test, classes, k=20, temperature=0.07):
-    """Accuracy of the weighted vote of the k nearest; x float [N, D], y int [N]."""
-    x, x_test = (jnp.asarray(a / (np.linalg.norm(a, axis=1, keepdims=True) + 1e-12)) for a in (x, x_test))
-    k, votes = min(k, len(x)), jax.nn.one_hot(y, classes)
-
-    @jax.jit
-    def vote(rows):  # [T, D] -> [T]
-        near, at = jax.lax.top_k(rows @ x.T, k)
-        return jnp.argmax(jnp.einsum("tk,tkc->tc", jnp.exp(near / temperature), votes[at]), 1)
-
-    guesses = [np.asarray(vote(x_test[i : i + BATCH])) for i in range(0, len(x_test), BATCH)]
-    return float(np.mean(np.concatenate(guesses) == y_test))
-
-
-def linear(x, y, x_test, y_test, classes, steps, seed=0, learning_rates=LEARNING_RATES):
-    """Test accuracy of a softmax regression trained on x [N, D], y [N], at the rate that rows set apart chose."""
-    center, scale = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (x - center) / scale, (x_test - center) / scale
-    order = np.random.default_rng(seed).permutation(len(x))
-    apart, kept = np.split(order, [max(1, len(x) // 10)])
-    if len(learning_rates) > 1:
-        heads = _regressions(x[kept], y[kept], classes, steps, seed, learning_rates)
-        best = int(np.argmax([_accuracy(head, x[apart], y[apart]) for head in heads]))
-        learning_rates = (learning_rates[best],)
-    [head] = _regressions(x, y, classes, steps, seed, learning_rates)
-    return _accuracy(head, x_test, y_test)
-
-
-def _accuracy(head, x, y):
-    kernel, bias = head
-    return float(np.mean(np.argmax(x @ kernel + bias, 1) == y))
-
-
-def _regressions(x, y, classes, steps, seed, learning_rates):
-    """[(kernel [D, classes], bias [classes]) for each learning rate], trained side by side on the same batches."""
-    batch = min(256, len(x))
-    x, y = jnp.asarray(x), jnp.asarray(y)
-
-    def nll(head, rows, labels):
-        kernel, bias = head
-        logs = jax.nn.log_softmax(rows @ kernel + bias)
-        return -jnp.take_along_axis(logs, labels[:, None], 1).mean()
-
-    def train(rate, x, y):
-        def step(carry, i):
-            head, momentum = carry
-            at = jax.random.randint(rng.key(seed, "probe", i), (batch,), 0, len(x))
-            grads = jax.grad(nll)(head, x[at], y[at])
-            momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
-            now = rate * 0.5 * (1 + jnp.cos(jnp.pi * i / steps))
-            head = jax.tree.map(lambda w, m, g: w - now * (0.9 * m + g), head, momentum, grads)  # Nesterov's form
-            return (head, momentum), None
-
-        head = jnp.zeros((x.shape[1], classes)), jnp.zeros(classes)
-        return jax.lax.scan(step, (head, head), jnp.arange(steps))[0][0]
-
-    heads = jax.jit(jax.vmap(train, (0, None, None)))(jnp.asarray(learning_rates), x, y)
-    kernels, biases = map(np.asarray, heads)
-    return list(zip(kernels, biases))
-
-
-def balanced(y, part, classes, seed=0):
-    """Positions of a `part` of the rows, as many of each class that has so many, at least one of each."""
-    if part >= 1:
-        return np.arange(len(y))
-    draw = np.random.default_rng(seed)
-    each = max(1, round(part * len(y) / classes))
-    return np.sort(np.concatenate([draw.permutation(np.flatnonzero(y == c))[:each] for c in np.unique(y)]))
 
 
 # ---- encoders to compare ---------------------------------------------------------------------------------------------

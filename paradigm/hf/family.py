@@ -26,7 +26,9 @@ MEANING = {
     "qkv_bias": lambda m: m.bias if m.qkv_bias is None else m.qkv_bias,
     "out_bias": lambda m: m.bias if m.out_bias is None else m.out_bias,
     "attention_dropout": lambda m: m.dropout if m.attention_dropout is None else m.attention_dropout,
+    "embed_width": lambda m: m.embed_features,
     "rope_theta": lambda m: m.rope_theta if m.positions == "rope" else None,
+    "local_theta": lambda m: (m.rope_theta if m.local_theta is None else m.local_theta) if m.global_every else None,
     "rope_scaling": lambda m: m.rope_scaling if m.positions == "rope" else None,
 }
 
@@ -47,6 +49,7 @@ class Family:
     rename: name in a file -> name in the table. written: name in the table -> name in our file.
     irrelevant: entries of config.json without effect on what is computed, beside those of every family.
     heads: whether modules beside these may stay behind.
+    architectures: of config.json, by which families of one model_type are told apart; () for any.
     """
 
     title: str
@@ -66,6 +69,14 @@ class Family:
     written: Callable = lambda name: name
     irrelevant: tuple = ()
     heads: bool = False
+    architectures: tuple = ()
+
+    def reads(self, entries):
+        """Whether a config.json is one of this family."""
+        named = entries.get("architectures") or self.architectures
+        return entries.get("model_type") == self.model_type and (
+            not self.architectures or {*named} & {*self.architectures}
+        )
 
 
 def read(path, families, modules=None):
@@ -91,10 +102,15 @@ def read(path, families, modules=None):
     path = expand(path)
     where = path / files.CONFIG
     entries = files.read_json(where)
-    kind = entries.get("model_type") if isinstance(entries, dict) else None
-    family = next((f for f in families if f.model_type == kind), None)
+    found = entries if isinstance(entries, dict) else {}
+    kind, family = found.get("model_type"), next((f for f in families if f.reads(found)), None)
+    if family is None and kind in (f.model_type for f in families):
+        known = ", ".join(name for f in families if f.model_type == kind for name in f.architectures)
+        raise UserError(
+            f"architectures in {where} is {entries['architectures']}; of {kind}, these can be read: {known}"
+        )
     if family is None:
-        known = ", ".join(f.model_type for f in families)
+        known = ", ".join(dict.fromkeys(f.model_type for f in families))
         raise UserError(f"model_type in {where} is {kind!r}, which is none of those that can be read: {known}")
     with contextlib.ExitStack() as stack:
         tensors = files.Tensors(path, stack, family.rename, family.ignored)

@@ -9,7 +9,7 @@ import numpy as np
 
 from paradigm import storage, trees
 from paradigm.errors import UserError
-from paradigm.hf.leaves import Constant
+from paradigm.hf.leaves import Absent, Constant
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = {TENSORS: "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}
@@ -88,9 +88,14 @@ def load(path, leaves, abstract, tensors):
             found); two names of one tensor that differ; one that is not the constant that it must be.
     """
     abstract = dict(trees.named_leaves(abstract))
+    absent = [leaf for leaf in leaves if isinstance(leaf.how, Absent)]
+    leaves = [leaf for leaf in leaves if leaf not in absent]
     stored = {leaf: [name for name in (leaf.name, *leaf.aliases) if name in tensors] for leaf in leaves}
     _check(stored, tensors, abstract, path)
     out = {name: np.empty(x.shape, np.float32) for name, x in abstract.items()}
+    for leaf in absent:
+        for name in leaf.paths:
+            out[name][... if leaf.layer is None else leaf.layer] = leaf.how.value
     for leaf, (first, *others) in stored.items():
         tensor = tensors.read(first)
         for other in others:
@@ -116,6 +121,7 @@ def save(path, config, leaves, abstract, params, rename):
     """
     params = dict(trees.named_leaves(trees.merge_strict(abstract, params, "params")))
     abstract = dict(trees.named_leaves(abstract))
+    leaves = [leaf for leaf in leaves if not isinstance(leaf.how, Absent)]
     for name in (CONFIG, TENSORS, INDEX):
         if (path / name).exists():
             raise UserError(f"{path / name} exists and is not written over: choose another directory")

@@ -94,6 +94,13 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Absent:
+    """No tensor of the file: our leaf is this value, and nothing reads it."""
+
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Leaf:
     """One tensor of a file, and its place in our tree.
 

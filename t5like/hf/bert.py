@@ -16,35 +16,41 @@ def _model(offset, head_activation=None):
     def model(config, tensors):
         del tensors
         config.only(position_embedding_type="absolute", tie_word_embeddings=True)
-        return Encoder(
-            vocab_size=config.get("vocab_size"),
-            d_model=config.get("hidden_size"),
-            heads=config.get("num_attention_heads"),
-            d_ff=config.get("intermediate_size"),
-            layers=config.get("num_hidden_layers"),
-            activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
-            norm="layer",
-            norm_place="post",
-            input_norm=True,
-            eps=config.get("layer_norm_eps", 1e-12),
-            bias=True,
-            positions="learned",
-            max_length=config.get("max_position_embeddings"),
-            position_offset=offset(config),
-            token_types=config.get("type_vocab_size", 2),
-            dropout=config.get("hidden_dropout_prob", 0.1),
-            attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
-            dropout_style="gpt2",
-            tied=True,
-            head=True,
-            head_activation=head_activation,
-        )
+        return encoder(config, offset(config), head=True, head_activation=head_activation)
 
     return model
 
 
-def _config(kind, architecture):
-    def config(model):
+def encoder(config, offset, **fields):
+    """The Encoder that BERT, RoBERTa and ELECTRA are. offset: the first token's row in the table of positions."""
+    return Encoder(
+        vocab_size=config.get("vocab_size"),
+        d_model=config.get("hidden_size"),
+        heads=config.get("num_attention_heads"),
+        d_ff=config.get("intermediate_size"),
+        layers=config.get("num_hidden_layers"),
+        activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
+        norm="layer",
+        norm_place="post",
+        input_norm=True,
+        eps=config.get("layer_norm_eps", 1e-12),
+        bias=True,
+        positions="learned",
+        max_length=config.get("max_position_embeddings"),
+        position_offset=offset,
+        token_types=config.get("type_vocab_size", 2),
+        dropout=config.get("hidden_dropout_prob", 0.1),
+        attention_dropout=config.get("attention_probs_dropout_prob", 0.1),
+        dropout_style="gpt2",
+        tied=True,
+        **fields,
+    )
+
+
+def config(kind, architecture):
+    """ours -> config.json."""
+
+    def of(model):
         return {
             "architectures": [architecture],
             "model_type": kind,
@@ -63,11 +69,11 @@ def _config(kind, architecture):
             "pad_token_id": max(model.position_offset - 1, 0),
         }
 
-    return config
+    return of
 
 
-def _leaves(root, transform, transform_norm, bias, output):
-    """Of one of the two, by the names of its head's tensors."""
+def encoder_leaves(model, root, copies):
+    """Of all but the head. copies: other names of the table of tokens in some files."""
     rows = [
         *dense("attention.self.query", "attention/query"),
         *dense("attention.self.key", "attention/key"),
@@ -78,14 +84,21 @@ def _leaves(root, transform, transform_norm, bias, output):
         *dense("output.dense", "mlp/down"),
         *norm("output.LayerNorm", "mlp_norm"),
     ]
+    return [
+        Leaf(f"{root}.embeddings.word_embeddings.weight", ("embed/embedding",), aliases=copies),
+        Leaf(f"{root}.embeddings.position_embeddings.weight", ("positions/embedding",)),
+        Leaf(f"{root}.embeddings.token_type_embeddings.weight", ("token_types/embedding",)),
+        *plain(norm(f"{root}.embeddings.LayerNorm", "encoder/pre_norm")),
+        *stacked(model.layers, root + ".encoder.layer.{}", "encoder", rows),
+    ]
+
+
+def _leaves(root, transform, transform_norm, bias, output):
+    """Of one of the two, by the names of its head's tensors."""
 
     def leaves(model):
         return [
-            Leaf(f"{root}.embeddings.word_embeddings.weight", ("embed/embedding",), aliases=(f"{output}.weight",)),
-            Leaf(f"{root}.embeddings.position_embeddings.weight", ("positions/embedding",)),
-            Leaf(f"{root}.embeddings.token_type_embeddings.weight", ("token_types/embedding",)),
-            *plain(norm(f"{root}.embeddings.LayerNorm", "encoder/pre_norm")),
-            *stacked(model.layers, root + ".encoder.layer.{}", "encoder", rows),
+            *encoder_leaves(model, root, (f"{output}.weight",)),
             *plain(dense(transform, "head/dense") + norm(transform_norm, "head/norm")),
             Leaf(bias, ("head/bias",), Vector, aliases=(f"{output}.bias",)),
         ]
@@ -108,7 +121,7 @@ BERT = text_family(
     Encoder,
     "learned",
     _model(lambda config: 0),
-    _config("bert", "BertForMaskedLM"),
+    config("bert", "BertForMaskedLM"),
     _leaves(
         "bert",
         "cls.predictions.transform.dense",
@@ -126,7 +139,7 @@ ROBERTA = text_family(
     Encoder,
     "learned",
     _model(lambda config: config.get("pad_token_id", 1) + 1, "gelu_exact"),  # fairseq counts places from there
-    _config("roberta", "RobertaForMaskedLM"),
+    config("roberta", "RobertaForMaskedLM"),
     _leaves("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
     **HOW,
     ignored=r"roberta\.pooler\.|roberta\.embeddings\.position_ids",

@@ -44,9 +44,11 @@ class Bart(SequenceToSequence, TextObjective):
     rotate: float = 0.0
     z_loss: float = 0.0
 
+    architectures = (EncoderDecoder,)
+
     def __post_init__(self):
         _ = self._noise  # raises now rather than in a data worker
-        self.check_model("bart", EncoderDecoder)
+        self.check_kind("bart")
         self.check_positions("bart")
 
     @functools.cached_property

@@ -15,13 +15,16 @@ from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class TextObjective(TextScoring, Objective):
-    """Base of the objectives on text. A subclass has a field `model`.
+class OnText(Objective):
+    """Base of the objectives that read windows of text. A subclass has a field `model`.
 
     vocabulary: of the text, given by `bind`; in a run the data's.
     """
 
     vocabulary: Vocabulary | None = dataclasses.field(default=None, kw_only=True)
+
+    # Kinds of model that the objective can train; () where whoever wrote it did not say.
+    architectures = ()
 
     def bind(self, vocabulary):
         """The objective for text of this vocabulary: its ids, and a model with a row for each of them.
@@ -46,6 +49,19 @@ class TextObjective(TextScoring, Objective):
         del batch
         return {}
 
+    def check_kind(self, name):
+        """Raises UserError where the model is of a kind that this objective cannot train; it says which can."""
+        if not isinstance(self.model, self.architectures):
+            kind = type(self.model)
+            wanted = " or ".join(
+                f"an {k.__name__}" if k.__name__[0] == "E" else f"a {k.__name__}" for k in self.architectures
+            )
+            able = sorted(o.__name__ for o in _below(OnText) if issubclass(kind, o.architectures))
+            instead = f"; {', '.join(able)} can train a {kind.__name__}" if able else ""
+            raise UserError(
+                f"{name} trains {wanted}, and the model is a {kind.__name__}: choose another model{instead}"
+            )
+
     def check_positions(self, name, length=None):
         """Raises UserError where the model has learned positions for fewer than `length` tokens (None: its own)."""
         length = self.length if length is None else length
@@ -56,24 +72,17 @@ class TextObjective(TextScoring, Objective):
                 f"lower the length or set the model's max_length to {need}"
             )
 
-    def check_model(self, name, *kinds):
-        """Raises UserError unless the model is one of these, and says which architectures can carry the objective."""
-        if not isinstance(self.model, kinds):
-            able = " or ".join(kind.__name__ for kind in kinds)
-            made = {"Decoder": "@gpt()", "EncoderDecoder": "@t5() or @bart()"}
-            how = " or ".join(made[kind.__name__] for kind in kinds)
-            kind = type(self.model).__name__
-            raise UserError(
-                f"{name} cannot train {'an' if kind[0] == 'E' else 'a'} {kind}; a model that can carry it is {able}: "
-                f"set {type(self).__name__}.model = {how}"
-            )
-
     def output_kernel(self, params):
         """float32 [D, V] with logits == hidden @ output_kernel(params), what an adaptation makes of it included."""
         tree = params["model"]
         if self.adapt is not None and "logits" in tree:
             (tree,) = self.adapt.effective({"model": tree}, r"^model/logits/").values()
         return self.model.output_kernel(tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextObjective(TextScoring, OnText):
+    """Base of those that predict tokens, by which they can be compared."""
 
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""
@@ -173,6 +182,12 @@ def padding_share(batch, name="encoder_"):
     empty = batch[f"{name}segments"] == 0
     rows = batch["mask"][:, None] * jnp.ones_like(empty, jnp.float32)
     return {f"{name}padding": ((rows * empty).sum(), rows.sum())}
+
+
+def _below(kind):
+    for one in kind.__subclasses__():
+        yield from _below(one)
+        yield one
 
 
 def text_spec(batch_size, length):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from paradigm.capabilities import FillingMasks
 from paradigm.objective import MAIN, rows_spec
 from t5like.masking import Masking
-from t5like.models import PARTITION_RULES
+from t5like.models import PARTITION_RULES, Encoder
 from t5like.objectives.base import TextObjective, text_spec
 from t5like.scoring import score_text
 
@@ -42,7 +42,10 @@ class MaskedLM(FillingMasks, TextObjective):
     random: float = 0.1
     z_loss: float = 0.0
 
+    architectures = (Encoder,)
+
     def __post_init__(self):
+        self.check_kind("masked_lm")
         _ = self._masking  # raises now rather than in a data worker
         self.check_positions("masked_lm")
 

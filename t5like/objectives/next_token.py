@@ -31,13 +31,15 @@ class NextToken(LeftToRight, TextObjective):
     prefix: bool = False
     z_loss: float = 0.0
 
+    architectures = (Decoder,)
+
     def __post_init__(self):
+        self.check_kind("next_token")
         if self.prefix:
             raise UserError(
                 "NextToken.prefix = True is an objective of its own now: Experiment.objective = @PrefixLM()"
             )
         _ = NextTokenWindows(self.vocabulary, self.length)  # raises now rather than in a data worker
-        self.check_model("next_token", Decoder)
         self.check_positions("next_token")
 
     @functools.cached_property

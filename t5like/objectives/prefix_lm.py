@@ -32,9 +32,11 @@ class PrefixLM(LeftToRight, TextObjective):
 
     prefix = True
 
+    architectures = (Decoder,)
+
     def __post_init__(self):
         _ = NextTokenWindows(self.vocabulary, self.length)  # raises now rather than in a data worker
-        self.check_model("prefix_lm", Decoder)
+        self.check_kind("prefix_lm")
         self.check_positions("prefix_lm")
 
     @functools.cached_property

@@ -40,9 +40,11 @@ class SpanCorruption(SequenceToSequence, Infilling, TextObjective):
     mean_span: Any = 3.0
     z_loss: float = 1e-4
 
+    architectures = (EncoderDecoder,)
+
     def __post_init__(self):
         _ = self._noise  # raises now rather than in a data worker
-        self.check_model("span_corruption", EncoderDecoder)
+        self.check_kind("span_corruption")
         self.check_positions("span_corruption", max(self.length, self._noise.target_length))
 
     @functools.cached_property

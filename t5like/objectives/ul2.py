@@ -45,8 +45,10 @@ class UL2(HasModel, TextObjective):
 
     prefix = True
 
+    architectures = (EncoderDecoder, Decoder)
+
     def __post_init__(self):
-        self.check_model("ul2", EncoderDecoder, Decoder)
+        self.check_kind("ul2")
         self.check_positions("ul2", max(self._noise.target_length, 0 if self._noise.joined else self._noise.length))
 
     @functools.cached_property

@@ -121,6 +121,16 @@ class Tokenizer:
         ends = sentence_ends(self._decode_text([i], False) if is_text else "" for i, is_text in zip(ids.tolist(), text))
         return np.pad(ends, (0, self.vocab_size - self.text_size))
 
+    @functools.cached_property
+    def word_starts(self):
+        """bool [vocab_size]: ids that begin a word, a space before it included; the first of a text always does."""
+        starts = np.ones(self.vocab_size, bool)
+        starts[: self.text_size] = self._text_word_starts()
+        return starts
+
+    def _text_word_starts(self):
+        return np.ones(self.text_size, bool)
+
     def save(self, directory):
         """Writes the tokenizer into a directory, which is made; `load_tokenizer` reads it."""
         directory = pathlib.Path(directory)

@@ -114,6 +114,10 @@ class SentencePieceTokenizer(Tokenizer):
         silent = lambda i: sp.is_control(i) or sp.is_unknown(i)
         return [0 if silent(i) else 1 if sp.is_byte(i) else len(p.replace(_SPACE, " ").encode()) for i, p in pieces]
 
+    def _text_word_starts(self):
+        sp = self._processor
+        return [sp.id_to_piece(i)[:1] in (_SPACE, "\n", "\t") for i in range(self.text_size)]
+
     def _contents(self):
         return {FILE: self.model}
 

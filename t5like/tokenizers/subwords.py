@@ -126,6 +126,12 @@ class SubwordTokenizer(Tokenizer):
     def _text_byte_lengths(self):
         return [self._bytes_of(self._pieces[i]) if i in self._pieces else 0 for i in range(self.text_size)]
 
+    def _text_word_starts(self):
+        if self._model == "WordPiece":
+            return [not self._pieces.get(i, "").startswith("##") for i in range(self.text_size)]
+        spaces = tuple(byte_letters()[ord(space)] for space in " \n\t\r") if self._is_byte_level else (_SPACE,)
+        return [self._pieces.get(i, "").startswith(spaces) for i in range(self.text_size)]
+
     def _bytes_of(self, piece):
         if self._is_byte_level:
             return len(piece) if all(letter in _LETTERS for letter in piece) else len(piece.encode())

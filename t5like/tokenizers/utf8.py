@@ -33,6 +33,9 @@ class ByteTokenizer(Tokenizer):
     def _text_byte_lengths(self):
         return np.r_[np.zeros(3), np.ones(256)]
 
+    def _text_word_starts(self):
+        return np.isin(np.arange(self.text_size), [ord(space) + 3 for space in " \n\t\r"])
+
     @classmethod
     def load(cls, directory, extra_ids, specials=()):
         del directory

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paradigm import rng, trees
-from paradigm.attention import AttentionMask, attend
+from paradigm.attention import AttentionMask, alibi, attend
 from paradigm.errors import UserError
 from paradigm.partition import shardings
 from paradigm.rope import LinearScaling, rope_angles
@@ -317,3 +317,65 @@ def test_dropouts_may_differ(hidden, weights, drops):
 def test_rope_theta_reaches_the_angles():
     cos, _ = rope_angles(jnp.array([[3]]), 4, 100.0)
     np.testing.assert_allclose(cos[0, 0, 0], np.cos([3.0, 0.3]), atol=1e-6)
+
+
+LOCAL = dict(layers=4, positions="rope", rope_theta=160.0, local_theta=10.0, global_every=3)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_layers_alternate_between_local_and_global(batch):
+    """Each layer as one of its own with a window and theta, or with neither, scanned and unrolled."""
+    x, mask = stream(batch), AttentionMask(window=2)
+    params = params_of(stack(layers=4))
+    got = outputs(stack(**LOCAL), params, x, mask=mask)
+    np.testing.assert_allclose(got, outputs(stack(**LOCAL, scan=False), params, x, mask=mask), rtol=1e-5, atol=1e-5)
+    y = x
+    for n in range(4):
+        whole = n % 3 == 0
+        one = Stack(
+            d_model=WIDTH, heads=HEADS, d_ff=24, layers=1, positions="rope", rope_theta=160.0 if whole else 10.0
+        )
+        tree = jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], params["layers"])
+        seen = AttentionMask(window=None if whole else 2)
+        _, more = one.apply({"params": {"layers": tree, "norm": params["norm"]}}, y, seen)
+        y = more["layers"][0]
+    scale = params["norm"]["scale"]
+    y = y / jnp.sqrt(jnp.mean(y**2, -1, keepdims=True) + 1e-6) * scale
+    np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-4)
+
+
+def test_alternating_needs_a_window_and_a_rhythm():
+    with pytest.raises(UserError, match="set both"):
+        outputs(stack(**LOCAL), params_of(stack()), mask=AttentionMask())
+    with pytest.raises(UserError, match="at least 1"):
+        outputs(stack(**{**LOCAL, "global_every": 0}), params_of(stack()), mask=AttentionMask(window=2))
+
+
+SLOPES = {4: [2**-2, 2**-4, 2**-6, 2**-8], 6: [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]}
+
+
+@pytest.mark.parametrize("heads, slopes", SLOPES.items())
+def test_alibi_by_a_loop(heads, slopes):
+    """Slopes as the paper's code gives them, and a distance to both sides; a cached query counts from its place."""
+    got = np.asarray(alibi(heads, jnp.array([[2, 3]]), 5))
+    for h, slope in enumerate(slopes):
+        for i, place in enumerate((2, 3)):
+            for j in range(5):
+                assert got[0, h, i, j] == -slope * abs(place - j)
+
+
+def test_alibi_reaches_attention_scanned_or_not():
+    params = params_of(stack())
+    fields = dict(positions="alibi"), dict(positions="alibi", scan=False), {}
+    a, b, none = (outputs(stack(**f), params) for f in fields)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert np.abs(a - none).max() > 1e-2
+
+
+def test_the_first_norm_may_be_left_out():
+    params = params_of(stack())
+    first_scale = "layers/attention_norm/scale"
+    moved = trees.named_map(lambda n, x: jnp.asarray(x).at[0].multiply(3.0) if n == first_scale else x, params)
+    for first, same in ((True, False), (False, True)):
+        a, b = (outputs(stack(first_norm=first), p) for p in (params, moved))
+        assert np.array_equal(a, b) == same

@@ -163,9 +163,30 @@ MBART = {
     **{**BART, "architectures": ["MBartForConditionalGeneration"], "model_type": "mbart"},
     **{"activation_function": "relu", "scale_embedding": True},
 }
+ELECTRA = {**BERT, "architectures": ["ElectraForPreTraining"], "model_type": "electra", "embedding_size": 10}
+ELECTRA_GENERATOR = {**ELECTRA, "architectures": ["ElectraForMaskedLM"], "embedding_size": 18, "hidden_act": "gelu_new"}
+MODERNBERT = {
+    "architectures": ["ModernBertForMaskedLM"],
+    "model_type": "modernbert",
+    "vocab_size": 40,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "hidden_activation": "gelu",
+    "norm_eps": 1e-5,
+    "local_attention": 6,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 50.0,
+    "attention_dropout": 0.0,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+}
 CONFIGS = {
-    **{"bart": BART, "mbart": MBART},
-    **{"bert": BERT, "roberta": ROBERTA},
+    **{"bart": BART, "mbart": MBART, "modernbert": MODERNBERT},
+    **{"bert": BERT, "roberta": ROBERTA, "electra": ELECTRA, "electra_generator": ELECTRA_GENERATOR},
     **{"t5_v1_0": T5_V1_0, "t5_v1_1": T5_V1_1, "mt5": MT5, "umt5": UMT5, "gpt2": GPT2, "gpt2_silu": GPT2_SILU},
     **{
         "llama": LLAMA,
@@ -236,17 +257,20 @@ def inputs(case):
 
 
 def masked(case):
-    """Whether the model predicts hidden tokens, and generates nothing."""
-    return CONFIGS[case]["architectures"][0].endswith("MaskedLM")
+    """Whether the model predicts hidden tokens, or which are replaced, and generates nothing."""
+    return CONFIGS[case]["architectures"][0].endswith(("MaskedLM", "PreTraining"))
 
 
 def _masked_inputs(case):
-    """input_ids, attention_mask (padded at the end) and labels [B, L], PAD but where a token is hidden."""
+    """input_ids, attention_mask (padded at the end) and labels [B, L], PAD but where a token is hidden; of ELECTRA 1
+    where one is replaced."""
     rng = np.random.default_rng(zlib.crc32(case.encode()))
     mask = np.ones((2, 21), np.int64)
     mask[1, 15:] = 0
     tokens, pad = rng.integers(3, 40, mask.shape), CONFIGS[case]["pad_token_id"]
     hidden = (rng.random(mask.shape) < 0.4) & (mask > 0)
+    if CONFIGS[case]["architectures"][0].endswith("PreTraining"):
+        return {"input_ids": np.where(mask, tokens, pad), "attention_mask": mask, "labels": hidden.astype(np.int64)}
     return {
         "input_ids": np.where(mask, np.where(hidden, 4, tokens), pad),
         "attention_mask": mask,

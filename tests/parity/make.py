@@ -6,6 +6,7 @@ PYTHON is an interpreter with torch, transformers and safetensors; ours needs no
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
@@ -34,8 +35,15 @@ def released(golden, directory):
 _apply = jax.jit(lambda model, variables, arguments: model.apply(variables, **arguments), static_argnums=0)
 
 
-def run(model, params, inputs):
-    """Our side: (logits float32 [B, L, V], loss [], bool [B, L] of the positions that have a meaning)."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _detect(model, detector, params, arguments):
+    hidden, _ = model.apply({"params": params["model"]}, **arguments, method="hidden")
+    return detector.apply({"params": params["detector"]}, hidden)[..., 0]
+
+
+def run(modules, params, inputs):
+    """Our side: (logits float32 [B, L, V], loss [], bool [B, L] of the positions that have a meaning); of ELECTRA's
+    discriminator logits [B, L]."""
     x = {name: jnp.asarray(value, jnp.int32) for name, value in inputs.items()}
     if "decoder_input_ids" in x:
         arguments = dict(
@@ -52,7 +60,12 @@ def run(model, params, inputs):
         arguments = dict(tokens_in=x["input_ids"], segments=x["attention_mask"], positions=x["position_ids"])
         labels = jnp.pad(x["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=cases.PAD)  # position t predicts t + 1
         scored = x["attention_mask"]
-    logits, _ = _apply(model, {"params": params}, arguments)
+    if "detector" in modules:
+        logits = _detect(modules["model"], modules["detector"], params, arguments)
+        nll = jax.nn.softplus(logits) - labels * logits
+        loss = jnp.sum(nll * scored) / jnp.sum(scored)
+        return np.asarray(logits), float(loss), np.asarray(scored, bool)
+    logits, _ = _apply(modules["model"], {"params": params["model"]}, arguments)
     weight = labels != cases.PAD
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return np.asarray(logits), float(jnp.sum(nll * weight) / jnp.sum(weight)), np.asarray(scored, bool)
@@ -69,7 +82,7 @@ def main():
             golden, source = cases.load(case), pathlib.Path(root, case + "_released")
             source.mkdir()
             modules, params = hf.read(released(golden, source))
-            logits, loss, scored = run(modules["model"], params["model"], golden["inputs"])
+            logits, loss, scored = run(modules, params, golden["inputs"])
             far = max(np.abs(logits - golden["logits"])[scored].max(), abs(loss - golden["loss"]))
             print(f"{case}: our model from its files; largest difference {far:.1e}")
             hf.write(pathlib.Path(root, case), modules, params)

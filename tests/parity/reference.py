@@ -34,7 +34,7 @@ def shapes(case):
     ]  # always
     tied += [f"{head}.decoder.{kind}" for head in ("cls.predictions", "lm_head") for kind in ("weight", "bias")]
     if cases.CONFIGS[case].get("tie_word_embeddings", True):  # mT5's says nothing: it has an output matrix or none
-        tied.append("lm_head.weight")
+        tied += ["lm_head.weight", "generator_lm_head.weight", "decoder.weight"]
     return {name: shape for name, shape in state.items() if name not in tied}
 
 

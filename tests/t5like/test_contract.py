@@ -11,9 +11,13 @@ from paradigm.dataset import Dataset
 from t5like.bart import bart
 from t5like.models import bert, gpt, t5
 from t5like.objectives.bart import Bart
+from t5like.objectives.electra import ELECTRA
 from t5like.objectives.masked_lm import MaskedLM
+from t5like.objectives.masked_next_token import MaskedNextToken
 from t5like.objectives.next_token import NextToken
 from t5like.objectives.prefix_lm import PrefixLM
+from t5like.objectives.replaced_tokens import ReplacedTokens
+from t5like.objectives.simcse import SimCSE
 from t5like.objectives.span_corruption import SpanCorruption
 from t5like.objectives.ul2 import UL2
 from t5like.tokenizers import ByteTokenizer
@@ -25,15 +29,20 @@ TINY = {"d_model": 16, "heads": 4, "head_dim": 8, "d_ff": 32, "layers": 2, "drop
 T5 = t5("tiny", VOCAB, **TINY)
 GPT = gpt("tiny", VOCAB, **TINY)
 BERT = bert("tiny", VOCAB, **{**TINY, "head_dim": 4})
+MASKED = ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary
 BART = bart("tiny", VOCAB, **TINY)
 OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
-    "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
+    "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
+    "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
+    "replaced_tokens": ReplacedTokens(BERT.clone(head=False), length=24).bind(MASKED),
+    "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),
+    "simcse": SimCSE(BERT.clone(head=False), length=16, raw=24).bind(MASKED),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
 LENGTHS, ENDS = ByteTokenizer().byte_lengths, ByteTokenizer().sentence_ends

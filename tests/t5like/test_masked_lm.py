@@ -106,6 +106,35 @@ def test_spans_stay_in_their_document():
     assert masking(full, np.random.default_rng(0), 0, True)["weights"].sum() == 200
 
 
+def word_example(length, seed=0):
+    """Ids divisible by 3 begin a word."""
+    return example(length, seed) | {"word_starts": np.arange(VOCAB) % 3 == 0}
+
+
+@pytest.mark.parametrize("unit", ["word", "ngram"])
+def test_words_are_hidden_whole(unit):
+    masking = Masking(BARE, 80, 0.3, unit, masked=1.0, random=0.0)
+    runs, counts = [], []
+    for seed in range(30):
+        full = word_example(80, seed)
+        row = masking(full, np.random.default_rng(seed), 0, True)
+        places = row["positions"][: int(row["weights"].sum())]
+        counts.append(len(places))
+        tokens, segments = full["tokens"], full["segments"]
+        begins = (tokens % 3 == 0) | (tokens < 5) | (np.diff(segments, prepend=0) > 0) | (np.roll(tokens, 1) < 5)
+        word = np.cumsum(begins)
+        for w in np.unique(word[places]):
+            assert set(np.flatnonzero(word == w)) <= set(places), "a part of a word is seen"
+        runs.append(len(np.unique(word[places])) / np.count_nonzero(np.diff(places, prepend=-2) > 1))
+    assert max(counts) <= 24 and np.mean(counts) > 21  # words that exceed the rate are left out
+    assert (np.mean(runs) > 1.7) == (unit == "ngram")  # words in a row: some meet by chance
+
+
+def test_words_need_to_be_known():
+    with pytest.raises(UserError, match="needs word_starts"):
+        masked(Masking(BARE, LENGTH, 0.3, "word"))
+
+
 def test_the_rate_may_fall():
     masking = Masking(BARE, 100, Linear(peak=0.3, final=0.15, total_steps=100))
     count = lambda step, train=True: int(masked(masking, 0, step, train)["weights"].sum())

@@ -172,6 +172,6 @@ def test_settings_that_cannot_be():
     with pytest.raises(UserError, match="an objective of its own now: Experiment.objective = @PrefixLM"):
         NextToken(MODEL, LENGTH, prefix=True)
     for kind, name in ((NextToken, "next_token"), (PrefixLM, "prefix_lm")):
-        message = f"{name} cannot train an EncoderDecoder; a model that can carry it is Decoder: .*model = @gpt"
+        message = f"{name} trains a Decoder, and the model is an EncoderDecoder: .* can train an EncoderDecoder"
         with pytest.raises(UserError, match=message):
             kind(t5("tiny", VOCAB), LENGTH)

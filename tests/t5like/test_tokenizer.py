@@ -13,6 +13,7 @@ import sentencepiece
 
 from paradigm.errors import UserError
 from t5like import tokenizers as tok
+from t5like.tokenizers import subwords
 
 CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok)] + ["in 2024 " * 200]
 HARD = [
@@ -192,3 +193,19 @@ def test_names(pieces):
         tok.get_tokenizer("sentencepiece:640")
     with pytest.raises(UserError, match="there is no text to learn"):
         tok.get_tokenizer("sentencepiece:640", texts=["", "\n"])
+
+
+def test_where_words_begin():
+    """The space before a word is its beginning; a continuation is none."""
+    text = "hello hello world\nworlds " * 40
+    for made in (
+        tok.ByteTokenizer(),
+        tok.train_sentencepiece([text], 271, extra_ids=0),
+        subwords.train_bpe([text], 268, extra_ids=0),
+        subwords.train_wordpiece([text], 24, extra_ids=0),
+    ):
+        ids = made.encode("hello world\nworlds")
+        starts = made.word_starts[ids]
+        starts[0] = True
+        words = [made.decode(part).strip() for part in np.split(ids, np.flatnonzero(starts)[1:])]
+        assert [w for w in words if w] == ["hello", "world", "worlds"], made.kind

@@ -75,7 +75,7 @@ def test_what_is_read_is_written(case, tmp_path):
     golden = cases.load(case)
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    write(target, *read(make.released(golden, source)), bos_token_id=golden["config"].get("bos_token_id", 1))
+    hf.write(target, *hf.read(make.released(golden, source)), bos_token_id=golden["config"].get("bos_token_id", 1))
     ours, theirs = load_file(target / files.TENSORS), golden["weights"]
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in theirs)
     config = json.loads((target / files.CONFIG).read_text())
@@ -85,7 +85,7 @@ def test_what_is_read_is_written(case, tmp_path):
     unsaid |= {"model_type", "architectures"} if case == "mt5" else set()  # a T5 that never scales its logits
     same = {k: v for k, v in golden["config"].items() if k not in unsaid and v is not None}
     assert {k: config[k] for k in same} == same
-    assert read(target)[0] == read(source)[0]
+    assert hf.read(target)[0] == hf.read(source)[0]
 
 
 def test_host_holds_the_parameters_once(tmp_path):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from paradigm import probing
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.records import Subset
@@ -78,8 +79,8 @@ def test_the_learning_rate_is_chosen_without_the_test_set(monkeypatch):
     x, y = blobs(400)
     x_test, y_test = blobs(100)
     trained = []
-    plain = probe._regressions
-    monkeypatch.setattr(probe, "_regressions", lambda *a: trained.append(a[-1]) or plain(*a))
+    plain = probing._regressions
+    monkeypatch.setattr(probing, "_regressions", lambda *a: trained.append(a[-1]) or plain(*a))
     assert probe.linear(x, y, x_test, y_test, 4, 200, learning_rates=(0.0, 0.1)) == 1.0
     probe.linear(x, y, x_test, (y_test + 1) % 4, 4, 200, learning_rates=(0.0, 0.1))
     assert trained == [(0.0, 0.1), (0.1,)] * 2
@@ -88,8 +89,8 @@ def test_the_learning_rate_is_chosen_without_the_test_set(monkeypatch):
 def test_rows_apart_are_not_trained_on(monkeypatch):
     x, y = blobs(50)
     sizes = []
-    plain = probe._regressions
-    monkeypatch.setattr(probe, "_regressions", lambda rows, *a: sizes.append(len(rows)) or plain(rows, *a))
+    plain = probing._regressions
+    monkeypatch.setattr(probing, "_regressions", lambda rows, *a: sizes.append(len(rows)) or plain(rows, *a))
     probe.linear(x, y, x, y, 4, 5)
     assert sizes == [45, 50]  # all of them once the rate is chosen
 

@@ -1,0 +1,150 @@
+"""Probes of text encoders: how well labels that no one trained on can be read off a sentence's hidden states.
+
+    knn, linear     as paradigm/probing.py has them; the learning rate is chosen on a tenth of the training texts
+
+A sentence's features are a layer's hidden states, the mean over its tokens or the first one's. Every number stands
+beside `random/...`, that of the same model as initialised.
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm import rng
+from paradigm.capabilities import HasModel
+from paradigm.errors import UserError, choose
+from paradigm.evaluator import Evaluator
+from paradigm.probing import knn, linear
+from paradigm.storage import expand
+from t5like.heads import pooled
+from t5like.models import Decoder, Encoder, EncoderDecoder
+
+METHODS = ("knn", "linear")
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TextProbes(Evaluator):
+    """Accuracies of probes on labelled sentences.
+
+    source: a .json file, an object of splits, each a list of [text, label] (CLINC150); or a folder with SPLIT.jsonl of
+    objects with "text" and "label". train, test: names of the splits. texts: of each split, spread evenly; None: all.
+    methods: of METHODS. layer: whose output is read, from 0, negative from the end; None: the model's last, normed.
+    pool: mean or cls. length: tokens of a text; what is longer is cut. epochs, seed: of the linear probe. random: the
+    comparison with an untrained model.
+    Metrics: probe/METHOD, probe/random/METHOD, probe/chance (the commonest label's share).
+
+    Raises UserError for files that are not there or are something else, and labels of one kind only.
+    """
+
+    source: str
+    train: str = "train"
+    test: str = "test"
+    texts: int | None = 2000
+    methods: tuple = METHODS
+    layer: int | None = None
+    pool: str = "mean"
+    length: int = 32
+    epochs: int = 20
+    seed: int = 0
+    random: bool = True
+
+    needs = HasModel
+
+    def __post_init__(self):
+        object.__setattr__(self, "methods", tuple(self.methods))
+        for method in self.methods:
+            choose("TextProbes.methods", method, dict.fromkeys(METHODS))
+        choose("TextProbes.pool", self.pool, dict.fromkeys(("mean", "cls")))
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        model = self.part(objective).objective.model
+        if self.layer is not None and not -model.layers <= self.layer < model.layers:
+            raise UserError(f"TextProbes.layer={self.layer}: the model has layers 0 to {model.layers - 1}")
+        self.read()
+
+    def read(self):
+        """((texts, labels int [N]) of the two splits, labels' names)."""
+        splits = [self._split(name) for name in (self.train, self.test)]
+        names = sorted({label for split in splits for _, label in split})
+        if len({label for _, label in splits[0]}) < 2:
+            raise UserError(f"TextProbes: all texts of {self.train!r} in {self.source} have one label")
+        number = {name: i for i, name in enumerate(names)}
+        return [([t for t, _ in s], np.array([number[label] for _, label in s])) for s in splits], names
+
+    def _split(self, split):
+        path = expand(self.source)
+        try:
+            if path.is_dir():
+                lines = (path / f"{split}.jsonl").read_text("utf-8").splitlines()
+                pairs = [(x["text"], str(x["label"])) for x in map(json.loads, filter(str.strip, lines))]
+            else:
+                pairs = [(text, str(label)) for text, label in json.loads(path.read_text("utf-8"))[split]]
+        except OSError as error:
+            raise UserError(f"TextProbes.source: {error.filename} cannot be read ({error.strerror})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            wanted = "a .json of splits of [text, label], or a folder of SPLIT.jsonl with text and label"
+            raise UserError(f"TextProbes.source='{self.source}' has no {split!r} as {wanted} ({error!r})") from None
+        if not pairs:
+            raise UserError(f"TextProbes.source='{self.source}': {split!r} is empty")
+        count = len(pairs) if self.texts is None else min(self.texts, len(pairs))
+        return [pairs[i * len(pairs) // count] for i in range(count)]
+
+    def run(self, objective, variables, data):
+        part = self.part(objective)
+        splits, names = self.read()
+        encoded = [data.tokenizer.encode_batch(texts) for texts, _ in splits]
+        labels = [y for _, y in splits]
+        numbers = self._scores(part.objective, part.variables(variables), encoded, labels, len(names))
+        if self.random:
+            params = jax.jit(objective.init)(rng.key(self.seed, "untrained"))
+            first = part.variables({**variables, "params": params})
+            found = self._scores(part.objective, first, encoded, labels, len(names))
+            numbers |= {f"random/{name}": x for name, x in found.items()}
+        numbers["chance"] = np.bincount(labels[1]).max() / len(labels[1])
+        return {f"probe/{name}": float(x) for name, x in numbers.items()}, []
+
+    def _scores(self, objective, variables, encoded, labels, classes):
+        (x, x_test), (y, y_test) = ([self.features(objective, variables, ids) for ids in encoded], labels)
+        steps = max(1, self.epochs * len(x) // 256)
+        by = {
+            "knn": lambda: knn(x, y, x_test, y_test, classes),
+            "linear": lambda: linear(x, y, x_test, y_test, classes, steps, self.seed),
+        }
+        return {method: by[method]() for method in self.methods}
+
+    def features(self, objective, variables, ids):
+        """float32 [N, D] of sentences, lists of ids."""
+        v, model = objective.known, objective.model
+        length = min(self.length, model.places) if model.positions == "learned" else self.length
+        front, back = ([i for i in (x,) if i is not None] if isinstance(model, Encoder) else [] for x in (v.cls, v.sep))
+        if isinstance(model, Decoder):
+            front = [v.start]
+        found = []
+        for at in range(0, len(ids), BATCH):
+            tokens = np.full((BATCH, length), v.filler, np.int32)
+            segments = np.zeros((BATCH, length), np.int32)
+            for row, sentence in enumerate(ids[at : at + BATCH]):
+                whole = [*front, *sentence[: length - len(front) - len(back)], *back]
+                tokens[row, : len(whole)], segments[row, : len(whole)] = whole, 1
+            x = _encode(objective, self.layer, self.pool, variables, tokens, segments)
+            found.append(np.asarray(x)[: len(ids[at : at + BATCH])])
+        return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _encode(objective, layer, pool, variables, tokens, segments):
+    """[B, L] -> float32 [B, D]."""
+    model = objective.model
+    if isinstance(model, EncoderDecoder):
+        x, more, _ = objective.apply("model", variables, tokens, None, segments, method="encode")
+    else:
+        x, more, _ = objective.apply("model", variables, tokens, None, segments, method="hidden")
+        x = more.get("encoded", x)  # before an encoder's head
+    x = x if layer is None else more["layers"][layer]
+    return pooled(x, segments, pool).astype(jnp.float32)
