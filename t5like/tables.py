@@ -2,7 +2,8 @@
 
     FILE              .jsonl, .ndjson, .json (an object a line, or one list of objects), .tsv or .tab (a header, quotes
                       round whole cells or none), .csv (a header, quotes, which may hold line breaks), .parquet, each
-                      also packed (.gz, .bz2, .xz, .zst); .array_record (an object of JSON each); a .zip or .tar of such
+                      .conll (a token a line, an empty line between sentences), each also packed (.gz, .bz2, .xz, .zst);
+                      .array_record (an object of JSON each); a .zip or .tar of such
     FOLDER            such files; one called train, valid, dev or test, or in a folder of that name, is that split
     tfds:NAME         a prepared TensorFlow data set (or its directory) with its splits, read without TensorFlow
 
@@ -190,7 +191,7 @@ def _parts_of(file, kind, split):
     elif kind == "parquet":
         for (start, end), share in rows.parquet_stretches(part(size)):
             yield part(share, start=start, end=end)
-    elif kind in ("csv", "json") or is_packed(file.name) or file.inside:
+    elif kind in ("csv", "json", "splits", "squad", "conll") or is_packed(file.name) or file.inside:
         yield part(UNPACKS_TO * size if is_packed(file.name) else size)
     else:
         start, line = 0, 1
@@ -240,7 +241,7 @@ def read(part, columns=()):
         elif part.kind == "tfds":
             yield from _tfds_records(part)
         else:
-            between = " record " if part.kind in ("json", "parquet") else ":"
+            between = " record " if part.kind in ("json", "splits", "squad", "parquet") else ":"
             yield from ((f"{place}{between}{n}", record) for n, record in rows.rows(part, columns))
 
 

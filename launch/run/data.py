@@ -25,6 +25,7 @@ class Data:
     train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it: all
     that is held out, or, where that is more than eval_batches hold, a sample spread evenly over it, always the same.
     records(split): the source that "train" or "valid" is read from. tokenizer, vocabulary: of the data, or None.
+    labels: names of the classes of labelled records, by number; () for others.
     fingerprint: changes whenever the training stream would.
 
     Args:
@@ -42,6 +43,9 @@ class Data:
         self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
         where = getattr(prepared, "directory", "")
         same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
+        for line in objective.check_data(prepared):
+            print(line, file=sys.stderr, flush=True)
+        self.labels = getattr(prepared, "classes", ())
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         if said := self.train.check_copies(objective):
             print(f"warning: {said}", file=sys.stderr, flush=True)

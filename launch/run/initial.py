@@ -63,10 +63,14 @@ def initial_state(program, checkpoints, inits=()):
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
     wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
+    new = program.experiment.objective.new_modules
     given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
         found, found_stats, where, vocabulary = _read(init)
-        matched, line = _matched(init, found, wanted, where, alone=len(inits) == 1)
+        demanded = {name: x for name, x in wanted.items() if name in found or name.split("/")[0] not in new}
+        matched, line = _matched(init, found, wanted, where, demanded if len(inits) == 1 else None)
+        if drawn := [name for name in wanted if name not in demanded]:
+            line += f" ({', '.join(sorted({name.split('/')[0] for name in drawn}))} is new)"
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
@@ -80,8 +84,9 @@ def initial_state(program, checkpoints, inits=()):
             elif (tokenizer := pretrained.tokenizer(filesystem.as_path(init.path))) is not None:
                 tokenizers.append((where, tokenizer))
     missing = [name for name in wanted if name not in given]
-    if len(inits) > 1 and missing and all(init.strict for init in inits):
-        lacking = f"{missing[0]}{_more(missing)}"
+    lost = [name for name in missing if name.split("/")[0] not in new]
+    if len(inits) > 1 and lost and all(init.strict for init in inits):
+        lacking = f"{lost[0]}{_more(lost)}"
         raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
     _refuse_drawn(program.state.frozen_modules, missing, inits)
     if not inits:
@@ -150,10 +155,13 @@ def _renamed(init, tree):
     return {new(name): x for name, x in trees.named_leaves(tree)}
 
 
-def _matched(init, found, wanted, where, alone):
-    """({name: array} that this source gives, what to tell of it). Raises UserError where it does not fit."""
+def _matched(init, found, wanted, where, demanded):
+    """({name: array} that this source gives, what to tell of it). Raises UserError where it does not fit.
+
+    demanded: what of `wanted` a strict source has to have; None: what it has.
+    """
     if init.strict:
-        mine = wanted if alone else {name: wanted[name] for name in found if name in wanted}
+        mine = {name: wanted[name] for name in found if name in wanted} if demanded is None else demanded
         trees.merge_strict(trees.nested(mine), trees.nested(found), where)
         return found, f"the parameters of {where}"
     _, report = trees.merge_partial(trees.nested(wanted), trees.nested(found), where)

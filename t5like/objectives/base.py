@@ -12,8 +12,8 @@ from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class TextObjective(TextScoring, Objective):
-    """Base of the objectives on text. A subclass has a field `model`.
+class OnText(Objective):
+    """Base of all that reads tokens, tasks too. A subclass has the fields `model` and `length`.
 
     vocabulary: of the text, given by `bind`; in a run the data's.
     """
@@ -45,6 +45,11 @@ class TextObjective(TextScoring, Objective):
                 f"{name}: length {self.length} but the model has {self.model.places} learned positions; "
                 f"lower the length or set the model's max_length to {self.length}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextObjective(TextScoring, OnText):
+    """Base of the objectives that predict tokens of text. A subclass has a field `model`."""
 
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""

@@ -487,8 +487,8 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, message, tmp_path)
 def test_stored_examples_survive_and_a_damaged_one_is_told():
     ids = np.array([0, 255, 7], np.int32)
     raw = prepare_records.encode_example(ids, ids[:1], "k", {"é": [1, None]}, "<u1")
-    inputs, targets, label, fields = prepare_records.decode_example(raw, "<u1")
-    assert inputs.tolist() == [0, 255, 7] and targets.tolist() == [0] and (label, fields) == ("k", {"é": [1, None]})
+    inputs, targets, label, fields, words = prepare_records.decode_example(raw, "<u1")
+    assert words is None and inputs.tolist() == [0, 255, 7] and targets.tolist() == [0] and (label, fields) == ("k", {"é": [1, None]})
     assert inputs.dtype == targets.dtype == np.int32
     for cut in (4, 10, len(raw) - 1):
         with pytest.raises(ValueError):
