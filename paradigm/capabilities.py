@@ -61,6 +61,17 @@ class FillingMasks(HasModel):
     can = "fill masks"
 
 
+class Classifying(HasModel):
+    """Gives texts labels. kind: class, classes or number (t5like/labels.py). Its batches hold `label`."""
+
+    can = "classify texts"
+    kind: str
+
+    def scores(self, variables, batch, ctx):
+        """float32 [B, C] of a batch as `preprocess` makes them: logits, or one number."""
+        raise NotImplementedError
+
+
 class ImageFeatures(HasModel):
     """Has an encoder of pictures, in the module `encoder`.
 
