@@ -1,6 +1,7 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
 import dataclasses
+import json
 import re
 import sys
 
@@ -16,6 +17,7 @@ from paradigm.storage import expand
 from t5like.tokenizers import load_tokenizer
 from t5like.vocabulary import same
 
+LABELS = "labels.json"  # names of the classes that a run was trained with, in its directory
 SPARE = 4  # times as many examples are read as are shown, since some may be broken
 
 
@@ -117,6 +119,12 @@ def tokenizer_of(workdir):
         return None
     with at_hand(workdir / "tokenizer") as directory:
         return load_tokenizer(directory)
+
+
+def labels_of(workdir):
+    """The names of the classes that a run was trained with, by number; () where there are none."""
+    path = workdir / LABELS
+    return tuple(json.loads(path.read_text())) if path.is_file() else ()
 
 
 def vocabulary_of_run(workdir):
