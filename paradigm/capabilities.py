@@ -72,6 +72,26 @@ class Classifying(HasModel):
         raise NotImplementedError
 
 
+class Tagging(HasModel):
+    """Gives words tags. Its batches hold `tags` int32 [B, L], -1 where no word speaks."""
+
+    can = "tag words"
+
+    def scores(self, variables, batch, ctx):
+        """float32 [B, L, C] of a batch as `preprocess` makes them: logits."""
+        raise NotImplementedError
+
+
+class Answering(HasModel):
+    """Finds answers in a context. Its batches hold `words` int32 [B, L]: which word of the context a place is, or -1."""
+
+    can = "find answers"
+
+    def scores(self, variables, batch, ctx):
+        """(first place, last place) int32 [B] of a batch as `preprocess` makes them; 0, 0 for no answer."""
+        raise NotImplementedError
+
+
 class ImageFeatures(HasModel):
     """Has an encoder of pictures, in the module `encoder`.
 

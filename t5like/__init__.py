@@ -8,5 +8,5 @@ CONFIGURABLE = {
     "baselines": ("UnigramBaseline", "BigramBaseline"),
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "decode": ("InfillSamples", "GenerateSamples"),
-    "tasks.evaluators": ("ClassificationScores",),
+    "tasks.evaluators": ("ClassificationScores", "TaggingScores", "AnswerScores"),
 }

@@ -63,18 +63,20 @@ def read(kind, record, field, words):
     return _answers(value, field, words)
 
 
+def answers_in(value, field):
+    """[(text, answer_start)] of a field. Raises ValueError for another form."""
+    if isinstance(value, dict):
+        many = lambda x: x if isinstance(x, list) else [x]
+        return list(zip(many(value.get("text")), many(value.get("answer_start"))))
+    if isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        return [(v.get("text"), v.get("answer_start")) for v in value]
+    raise ValueError(f"has no answers in {field!r}: give objects with text and answer_start")
+
+
 def _answers(value, field, words):
     """[[first word, last word] ...]; `words` is the context as it is written."""
-    if isinstance(value, dict):
-        texts, starts = value.get("text"), value.get("answer_start")
-        many = lambda x: x if isinstance(x, list) else [x]
-        pairs = list(zip(many(texts), many(starts)))
-    elif isinstance(value, list) and all(isinstance(v, dict) for v in value):
-        pairs = [(v.get("text"), v.get("answer_start")) for v in value]
-    else:
-        raise ValueError(f"has no answers in {field!r}: give objects with text and answer_start")
     spans = []
-    for text, start in pairs:
+    for text, start in answers_in(value, field):
         if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
             raise ValueError(f"has an answer in {field!r} without text and answer_start, a character's number")
         if words[start : start + len(text)] != text:

@@ -154,7 +154,7 @@ class PreparedRecords:
             there = ", ".join(s for s, found in self.meta["shards"].items() if found)
             raise UserError(f"{self.directory} has no {split} records, only {there}: prepare it with some held out")
         paths, counts = zip(*((str(self.directory / s["file"]), s["records"]) for s in shards))
-        known = self.meta["dtype"], self.label_kind, self.classes
+        known = self.meta["dtype"], self.meta["settings"], self.classes
         source = RecordSource(paths, counts, *known, f"{self.fingerprint}/{split}")
         if split != "train" or self.fraction == 1:
             return source
@@ -173,13 +173,13 @@ class RecordSource:
     """Random access to the examples of some shards; picklable, since files are opened when first read.
 
     A record is {"inputs": int32 [n], "targets": int32 [m], both without an end, "label": as labels.encode gives it,
-    "fields": the record as it was, a dict}, and where a text is read word by word "words": int32 [k], the places of
-    their first tokens in it.
+    "fields": the record as it was, a dict, "settings": the recipe's, with the templates}, and where a text is read word
+    by word "words": int32 [k], the places of their first tokens in it.
     """
 
-    def __init__(self, paths, counts, dtype, kind, classes, fingerprint):
-        self.shards, self.dtype, self.kind, self.classes = Shards(paths, counts), dtype, kind, classes
-        self.fingerprint = fingerprint
+    def __init__(self, paths, counts, dtype, settings, classes, fingerprint):
+        self.shards, self.dtype, self.settings, self.classes = Shards(paths, counts), dtype, settings, classes
+        self.kind, self.fingerprint = settings["label_kind"], fingerprint
         self._number = {name: k for k, name in enumerate(classes)}
 
     def __len__(self):
@@ -187,7 +187,7 @@ class RecordSource:
 
     def __getitem__(self, position):
         inputs, targets, label, fields, words = decode_example(self.shards[position], self.dtype)
-        known = {"label": labels.encode(self.kind, label, self._number), "fields": fields}
+        known = {"label": labels.encode(self.kind, label, self._number), "fields": fields, "settings": self.settings}
         more = {} if words is None else {"words": np.array(words, np.int32)}
         return {"inputs": inputs, "targets": targets, **known, **more}
 

@@ -69,6 +69,10 @@ class Data:
         with batches(self.valid[phase or next(iter(self.valid))], rows=rows) as ahead:
             yield from ahead
 
+    def record(self, index, phase=None):
+        """The record that a row of `batches` was made of, by the row's `index`."""
+        return self.valid[phase or next(iter(self.valid))].source[int(index[0]) << 32 | int(index[1])]
+
     def examples(self, count, phase=None):
         """One batch, numpy, of `count` held-out examples that can be read, spread evenly over all; of fewer where there
         are no more. phase: as in `batches`."""
