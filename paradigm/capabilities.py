@@ -92,6 +92,16 @@ class Answering(HasModel):
         raise NotImplementedError
 
 
+class Rewriting(HasModel):
+    """Writes a text for a text. model: an EncoderDecoder or a Decoder."""
+
+    can = "write a text for a text"
+
+    def rewrite(self, variables, inputs, sampling, seed, new):
+        """Token ids, a list of int arrays, of what is written for each of some lists of ids."""
+        raise NotImplementedError
+
+
 class ImageFeatures(HasModel):
     """Has an encoder of pictures, in the module `encoder`.
 

@@ -9,4 +9,5 @@ CONFIGURABLE = {
     "tokenizers": ("clip_tokenizer", "siglip_tokenizer"),
     "decode": ("InfillSamples", "GenerateSamples"),
     "tasks.evaluators": ("ClassificationScores", "TaggingScores", "AnswerScores"),
+    "tasks.written": ("TextScores",),
 }

@@ -154,7 +154,7 @@ class PreparedRecords:
             there = ", ".join(s for s, found in self.meta["shards"].items() if found)
             raise UserError(f"{self.directory} has no {split} records, only {there}: prepare it with some held out")
         paths, counts = zip(*((str(self.directory / s["file"]), s["records"]) for s in shards))
-        known = self.meta["dtype"], self.meta["settings"], self.classes
+        known = self.meta["dtype"], self.meta["settings"], self.classes, self.tokenizer.byte_lengths
         source = RecordSource(paths, counts, *known, f"{self.fingerprint}/{split}")
         if split != "train" or self.fraction == 1:
             return source
@@ -173,13 +173,15 @@ class RecordSource:
     """Random access to the examples of some shards; picklable, since files are opened when first read.
 
     A record is {"inputs": int32 [n], "targets": int32 [m], both without an end, "label": as labels.encode gives it,
-    "fields": the record as it was, a dict, "settings": the recipe's, with the templates}, and where a text is read word
-    by word "words": int32 [k], the places of their first tokens in it.
+    "fields": the record as it was, a dict, "settings": the recipe's, with the templates, "byte_lengths": float32
+    [vocabulary], the same array in every record}, and where a text is read word by word "words": int32 [k], the places of
+    their first tokens in it.
     """
 
-    def __init__(self, paths, counts, dtype, settings, classes, fingerprint):
-        self.shards, self.dtype, self.settings, self.classes = Shards(paths, counts), dtype, settings, classes
+    def __init__(self, paths, counts, dtype, settings, classes, byte_lengths, fingerprint):
+        self.shards, self.dtype, self.classes = Shards(paths, counts), dtype, classes
         self.kind, self.fingerprint = settings["label_kind"], fingerprint
+        self._same = {"settings": settings, "byte_lengths": byte_lengths}
         self._number = {name: k for k, name in enumerate(classes)}
 
     def __len__(self):
@@ -187,9 +189,12 @@ class RecordSource:
 
     def __getitem__(self, position):
         inputs, targets, label, fields, words = decode_example(self.shards[position], self.dtype)
-        known = {"label": labels.encode(self.kind, label, self._number), "fields": fields, "settings": self.settings}
+        known = {"label": labels.encode(self.kind, label, self._number), "fields": fields, **self._same}
         more = {} if words is None else {"words": np.array(words, np.int32)}
         return {"inputs": inputs, "targets": targets, **known, **more}
+
+    def __getitems__(self, positions):
+        return [self[position] for position in positions]
 
     def label(self, position):
         """A record's label as it was read."""

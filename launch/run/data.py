@@ -73,6 +73,11 @@ class Data:
         """The record that a row of `batches` was made of, by the row's `index`."""
         return self.valid[phase or next(iter(self.valid))].source[int(index[0]) << 32 | int(index[1])]
 
+    def held_out(self, count, phase=None):
+        """`count` records of the validation set, spread evenly over it; all where there are no more."""
+        source = self.valid[phase or next(iter(self.valid))].source
+        return [source[int(i)] for i in spread(len(source), min(count, len(source)))]
+
     def examples(self, count, phase=None):
         """One batch, numpy, of `count` held-out examples that can be read, spread evenly over all; of fewer where there
         are no more. phase: as in `batches`."""

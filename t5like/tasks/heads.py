@@ -16,13 +16,14 @@ class Head(nn.Module):
 
     hidden: a layer of D and tanh before the output, as BERT's pooler and RoBERTa's head have (transformers,
         models/roberta/modeling_roberta.py, RobertaClassificationHead). dropout: before each layer, in training.
-    std: of the kernels, BERT's 0.02 (google-research/bert, run_classifier.py, create_model).
+    std: of the kernels, BERT's 0.02 (google-research/bert, run_classifier.py, create_model). bias: of the output.
     """
 
     outputs: int
     hidden: bool = False
     dropout: float = 0.0
     std: float = 0.02
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x, *, keys=None):
@@ -30,7 +31,7 @@ class Head(nn.Module):
         if self.hidden:
             x = jnp.tanh(Dense((x.shape[-1],), 1, True, self.std, name="dense")(x))
             x = drop(x, keys, "head/output", self.dropout)
-        return Dense((self.outputs,), 1, True, self.std, name="output")(x), {}
+        return Dense((self.outputs,), 1, self.bias, self.std, name="output")(x), {}
 
     @nn.nowrap
     def flops(self, rows, features):

@@ -85,7 +85,7 @@ class SpanQA(Answering, TextTask):
 
     @property
     def _head(self):
-        return heads.Head(2, self.hidden, self.dropout)
+        return heads.Head(2, self.hidden, self.dropout, bias=False)  # a softmax over places does not see what all have
 
     def modules(self):
         head = self._head, jnp.zeros((1, 1, self.model.d_model))
