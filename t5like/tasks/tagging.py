@@ -3,7 +3,8 @@
     loss = -1/W sum_w log softmax(f(h[first(w)]))[y_w]        over the W words whose first piece is read
 
 h is what the model says of each piece, from both sides in an Encoder and in an EncoderDecoder's encoder; a word speaks
-through its first piece, its others weigh nothing. In a Decoder, which sees what came before alone, it is the last.
+through its first piece, its others weigh nothing. In a Decoder, which sees what came before alone, it speaks at the
+last place before the next word's first piece.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from t5like.tasks.base import Reading, TextTask, reading_spec
 
 @dataclasses.dataclass(frozen=True)
 class ReadTagged:
-    """A record as a Reading, and `tags` int32 [L]: of a word's first (or last) piece, elsewhere -1."""
+    """A record as a Reading, and `tags` int32 [L]: where a word speaks, elsewhere -1. last: as in a Decoder."""
 
     reading: Reading
     last: bool

@@ -220,7 +220,7 @@ def test_files_that_hold_no_records(name, content, message, tmp_path):
     source = tmp_path / "in" / name.split("/")[0]
     with pytest.raises(UserError, match=message):
         build(tmp_path / "in" if name.startswith("test") else source, tmp_path / "out")
-    with pytest.raises(UserError, match=r"nowhere: no such file or directory \(other sources of records: tfds:NAME\)"):
+    with pytest.raises(UserError, match=r"nowhere: no such file or directory \(other sources of records: tfds:NAME, stdlib:KIND\)"):
         build(tmp_path / "nowhere", tmp_path / "out")
 
 

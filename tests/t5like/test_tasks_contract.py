@@ -19,7 +19,7 @@ BERT, GPT, T5 = bert("tiny", 384, **TINY), gpt("tiny", 384, **TINY), t5("tiny", 
 TASKS = {
     "class": TextClassification(BERT, classes=3, length=16, hidden=True),
     "classes": TextClassification(GPT, classes=3, kind="classes", length=16),
-    "number": TextClassification(T5, kind="number", length=16, pair=True),
+    "number": TextClassification(T5, kind="number", length=16, pair=True, pool="mean"),
     "tags": TokenTagging(BERT, classes=3, length=16),
     "answer": SpanQA(BERT, length=24, dropout=0.1),
     "texts": TextToText(T5, length=16, target_length=8),
