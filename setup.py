@@ -9,6 +9,7 @@ PACKAGES = [
     "t5like.decode",
     "t5like.hf",
     "t5like.objectives",
+    "t5like.tasks",
     "t5like.tokenizers",
     "vision",
     "vision.hf",
@@ -28,6 +29,7 @@ PACKAGES = [
 # `tfds:NAME`, from ArrayRecord or TFRecord files; neither needs TensorFlow. tfds imports importlib_resources and has
 # relied on etils[epath] to bring it, which newer releases of etils do not.
 TFDS = ["importlib_resources>=6,<8", "tensorflow-datasets>=4.9.8,<5"]
+TASKS = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.4,<3"]
 GCS = ["gcsfs>=2026.1,<2027"]
 
 setup(
@@ -65,6 +67,8 @@ setup(
         # --workdir=gs://BUCKET/RUN
         "gcs": GCS,
         "weights": ["safetensors>=0.5,<1"],
+        # BLEU, chrF and ROUGE of texts that a task writes.
+        "tasks": TASKS,
         # The TPU compiler without a TPU, for launch.compile.
         "aot": ["jax[tpu]>=0.10.2,<0.13"],
         "test": [
@@ -77,6 +81,8 @@ setup(
             "safetensors>=0.5,<1",
             *GCS,
             *TFDS,
+            *TASKS,
+            "seqeval>=1.2.2,<2",
         ],
     },
 )

@@ -98,6 +98,28 @@ class Run:
         plain = dataclasses.replace(e, objective=e.objective.adapted(None), adapt=None, ema=None)
         return dataclasses.replace(self, experiment=plain, params=params, extra=extra)
 
+    @property
+    def labels(self):
+        """The names of the classes or tags that the run was trained with, by number."""
+        from launch.run.data import labels_of
+
+        return labels_of(self.workdir)
+
+    def classify(self, texts, which=None, **how):
+        """What each text is taken for: a Classified with the label and the probabilities. `how` as in
+        t5like.tasks.ask.classify; a pair of texts is a tuple."""
+        return self._asked("classify", "Classifying", texts, which, **how)
+
+    def _asked(self, name, capability, *inputs, **how):
+        """A function of t5like.tasks.ask, given what it is for."""
+        from paradigm import capabilities
+        from t5like.tasks import ask
+
+        which, inputs = inputs[-1], inputs[:-1]
+        part = capabilities.ask(getattr(capabilities, capability), self.objective, name, "use what its objective can")
+        known = part.objective, part.variables(self.variables(which)), self.tokenizer, self.labels
+        return getattr(ask, name)(*known, *inputs, **how)
+
     def infill(self, text, which=None, **how):
         """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
         from paradigm.capabilities import Infilling, ask

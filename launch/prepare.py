@@ -5,6 +5,7 @@
     python -m launch.prepare --source=tfds:c4/en --out=/data/c4 --tokenizer=t5.model --workers=32
     python -m launch.prepare --source=qa.jsonl --out=/tmp/qa --input='{question} context: {context}' --target='{answer}'
     python -m launch.prepare --source=sst2/ --out=/tmp/sst2 --kind=records --input='{sentence}' --label=label
+    python -m launch.prepare --source=wnut17/ --out=/tmp/wnut17 --input='{tokens}' --label=tags --label_kind=tags
 
 The bytes written do not depend on --workers. An interrupted preparation goes on when the same command is given again.
 Training reads the directory by the gin binding TextData.source = "/tmp/stdlib" (records: TextRecords.source); else it
@@ -16,11 +17,12 @@ from absl import flags
 from launch.run import cli
 from paradigm.errors import UserError
 from t5like.data import TextData
+from t5like.labels import KINDS
 from t5like.records import TextRecords
 
 _DEFAULT = TextData()
 _WINDOWS_ONLY = ("window", "field", "extensions", "invalid_utf8")
-_RECORDS_ONLY = ("input", "target", "label", "split", "group", "columns")
+_RECORDS_ONLY = ("input", "target", "label", "label_kind", "split", "group", "columns")
 SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -32,10 +34,11 @@ KIND = flags.DEFINE_enum(
 )
 INPUT = flags.DEFINE_string("input", "", "Of records: a template of fields, as in '{question} context: {context}'.")
 TARGET = flags.DEFINE_string("target", "", "Of records: the same for the target; none unless given.")
-LABEL = flags.DEFINE_string("label", "", "Of records: the field that names the class.")
+LABEL = flags.DEFINE_string("label", "", "Of records: the field of what is known of each, such as its class.")
+LABEL_KIND = flags.DEFINE_enum("label_kind", "class", KINDS, "Of records: what --label holds (t5like/labels.py).")
 SPLIT = flags.DEFINE_string("split", "", "Of records: the field that says train, valid or test.")
 GROUP = flags.DEFINE_string("group", "", "Of records: the field that those have alike which are held out together.")
-COLUMNS = flags.DEFINE_list("columns", [], "Of records: names of the columns of tsv and csv files without a header.")
+COLUMNS = flags.DEFINE_list("columns", [], "Of records: names of the columns of files without a header.")
 OUT = flags.DEFINE_string("out", None, "The directory to write. One that holds other data is refused.")
 TOKENIZER = flags.DEFINE_string(
     "tokenizer",
@@ -103,6 +106,7 @@ def main(argv):
             input=INPUT.value,
             target=TARGET.value,
             label=LABEL.value,
+            label_kind=LABEL_KIND.value,
             split=SPLIT.value,
             group=GROUP.value,
             columns=tuple(COLUMNS.value),

@@ -67,6 +67,47 @@ class FillingMasks(SentenceScoring):
     can = "fill masks"
 
 
+class Classifying(HasModel):
+    """Gives texts labels. kind: class, classes or number (t5like/labels.py). Its batches hold `label`."""
+
+    can = "classify texts"
+    kind: str
+
+    def scores(self, variables, batch, ctx):
+        """float32 [B, C] of a batch as `preprocess` makes them: logits, or one number."""
+        raise NotImplementedError
+
+
+class Tagging(HasModel):
+    """Gives words tags. Its batches hold `tags` int32 [B, L], -1 where no word speaks."""
+
+    can = "tag words"
+
+    def scores(self, variables, batch, ctx):
+        """float32 [B, L, C] of a batch as `preprocess` makes them: logits."""
+        raise NotImplementedError
+
+
+class Answering(HasModel):
+    """Finds answers in a context. Its batches hold `words` int32 [B, L]: which word of the context a place is, or -1."""
+
+    can = "find answers"
+
+    def scores(self, variables, batch, ctx):
+        """(first place, last place) int32 [B] of a batch as `preprocess` makes them; 0, 0 for no answer."""
+        raise NotImplementedError
+
+
+class Rewriting(HasModel):
+    """Writes a text for a text. model: an EncoderDecoder or a Decoder."""
+
+    can = "write a text for a text"
+
+    def rewrite(self, variables, inputs, sampling, seed, new):
+        """Token ids, a list of int arrays, of what is written for each of some lists of ids."""
+        raise NotImplementedError
+
+
 class ImageFeatures(HasModel):
     """Has an encoder of pictures, in the module `encoder`.
 

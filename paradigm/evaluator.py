@@ -9,7 +9,9 @@ class Evaluator:
     needs: the capability that an objective must have for it (see paradigm.capabilities), or None.
 
     `data`, of both functions, has `train` (a Dataset), `batches(phase)` of the validation set, `examples(count, phase)`
-    spread over it, `records(split)` and `tokenizer` (None for data without text), as launch.run.data.Data.
+    spread over it, `records(split)`, `record(index, phase)` of a row of a batch, `held_out(count, phase)`
+    records, `tokenizer` (None for data without text) and `labels` (names of classes, or ()), as
+    launch.run.data.Data.
     """
 
     needs = None

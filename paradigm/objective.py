@@ -132,6 +132,8 @@ class Objective:
     raw_length = None
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
     teacher = None
+    # Names of the modules that a pre-trained model need not have: heads, which are drawn where Experiment.init has none.
+    new_modules = ()
 
     @property
     def contrasts(self):
@@ -153,6 +155,14 @@ class Objective:
         many rows. Itself where there is no text. Binding to one vocabulary twice changes nothing."""
         del vocabulary
         return self
+
+    def check_data(self, prepared):
+        """Lines to tell of the data that a recipe has built, such as how many texts are cut; asked before the first step.
+
+        Raises UserError for data that this objective cannot be trained on.
+        """
+        del prepared
+        return ()
 
     def preprocess_for(self, phase):
         """What prepares the evaluation batches of a phase, which is read at the step FINAL whatever the phase."""

@@ -138,6 +138,16 @@ def check_readable(source, what, looked=64):
     raise UserError(f"{what}: none of {count} records looked at can be read, such as {name} ({reason}): mend them")
 
 
+def share_of(size, share, seed=0, classes=None):
+    """int64 [m], ascending: `share` of range(size), of each class as large a one and one at least, by a hash of (seed,
+    place). A smaller share is a part of a larger one. classes: int [size], or None for one."""
+    classes = np.zeros(size, int) if classes is None else np.asarray(classes)
+    order, chosen = np.lexsort((mix64(seed, np.arange(size)), classes)), []
+    for places in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
+        chosen.append(places[: max(1, round(share * len(places)))])
+    return np.sort(np.concatenate(chosen))
+
+
 # ------------------------------------------------------------------------------------------------------------- held out
 
 

@@ -11,4 +11,6 @@ CONFIGURABLE = {
     "likelihood": ("MinimalPairs", "PseudoPerplexity"),
     "probes": ("TextProbes",),
     "decode": ("InfillSamples", "GenerateSamples"),
+    "tasks.evaluators": ("ClassificationScores", "TaggingScores", "AnswerScores"),
+    "tasks.written": ("TextScores",),
 }

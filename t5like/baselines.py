@@ -17,14 +17,19 @@ _computed = weakref.WeakKeyDictionary()  # data -> {evaluator: metrics}
 
 
 def training_windows(data, limit):
-    """(tokens, segments) of up to `limit` training windows, evenly spread over the sources: an iterator of int [W]."""
+    """(tokens, segments) of up to `limit` training windows, evenly spread over the sources: an iterator of int [W].
+
+    Of records with fields, whose targets alone are scored, they are the targets."""
     for source in data.train.sources:
         size = len(source)
         wanted = min(size, max(limit // len(data.train.sources), 1))
         for start in range(0, wanted, 256):
             places = [i * size // wanted for i in range(start, min(start + 256, wanted))]
             for record in source.__getitems__(places):
-                yield record["tokens"], record["segments"]
+                if "targets" in record:
+                    yield record["targets"], np.ones(len(record["targets"]), np.int32)
+                else:
+                    yield record["tokens"], record["segments"]
 
 
 def scored_rows(part, data):

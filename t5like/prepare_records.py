@@ -2,7 +2,8 @@
 
 As for windows (prepare.py), parts are dealt to jobs by size alone and the bytes do not depend on the workers. An
 example is stored as two uint32 (tokens of either text), the tokens in the smallest unsigned type that holds the
-vocabulary, and JSON: {"label": name of the class or null, "fields": {...}}.
+vocabulary, and JSON: {"label": as labels.py reads it or null, "fields": {...}}, with "words", the place of each one's
+first token, where a text is read word by word.
 """
 
 import collections
@@ -12,11 +13,12 @@ import itertools
 import json
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 
 from paradigm.errors import UserError
-from t5like import rows, tables
+from t5like import labels, rows, tables
 from t5like.prepare import (
     SAMPLE_PER_ID,
     SPLITS,
@@ -32,6 +34,8 @@ from t5like.prepare import (
 )
 from t5like.tokenizers import load_tokenizer
 
+LENGTHS = ("input_lengths", "target_lengths", "both_lengths")  # how many records there are of each length in tokens
+_SIDES = ("input", "target")
 NAMED = 3  # broken records that are named; all are counted
 _SURVEYED = 10_000  # records of the first part among which one is held out in any case
 _TOGETHER = 256  # texts that are encoded at once
@@ -39,14 +43,18 @@ _TOGETHER = 256  # texts that are encoded at once
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record as its templates read it. label: the name of its class, or None. key: hash in [0, 1) of what it is."""
+    """A record as its templates read it. label: as labels.py reads it, or None. key: hash in [0, 1) of what it is.
+
+    words: of the text that is read word by word, or None.
+    """
 
     split: str
     input: str
     target: str
-    label: str | None
+    label: Any
     fields: dict
     key: float
+    words: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,47 +99,53 @@ def _example(recipe, split, record):
     except rows.Missing:
         if split != "test":  # its answers are often kept secret
             raise
+    side = labels.WORDS.get(recipe.label_kind)
+    words = side and tuple(labels.words_of(recipe.label_kind, getattr(recipe, side), record))
+    if words and side == "input":
+        text = " ".join(words)
     if recipe.label:
         try:
-            label = tables.class_of(rows.lookup(record, recipe.label), recipe.label) or None
+            found = target if recipe.label_kind == "answer" else words
+            label = labels.read(recipe.label_kind, record, recipe.label, found)
             if label is None and split != "test":
                 raise ValueError(f"has nothing in {recipe.label!r}: it is of no class")
         except rows.Missing:
             if split != "test":
                 raise
     group = tables.text_of(rows.lookup(record, recipe.group), recipe.group) if recipe.group else text
-    return Example(split, text, target, label, record, hash_of(group))
+    return Example(split, text, target, label, record, hash_of(group), words)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
 
 
-def encode_example(inputs, targets, label, fields, dtype):
+def encode_example(inputs, targets, label, fields, dtype, words=None):
     """Bytes of one example; see the top of this file."""
     lengths = np.array([len(inputs), len(targets)], "<u4").tobytes()
-    rest = json.dumps({"label": label, "fields": fields}).encode()
+    more = {} if words is None else {"words": words.tolist()}
+    rest = json.dumps({"label": label, "fields": fields, **more}).encode()
     return lengths + inputs.astype(dtype).tobytes() + targets.astype(dtype).tobytes() + rest
 
 
 def decode_example(raw, dtype):
-    """(inputs int32 [n], targets int32 [m], label, fields) of those bytes; ValueError if it cannot be one."""
+    """(inputs int32 [n], targets int32 [m], label, fields, words or None) of those bytes; ValueError if it cannot be
+    one."""
     if len(raw) < 8:
         raise ValueError(f"{len(raw)} bytes are no example")
     n, m = np.frombuffer(raw, "<u4", 2).tolist()
     size = np.dtype(dtype).itemsize
     tokens = np.frombuffer(raw, dtype, n + m, offset=8).astype(np.int32)
     rest = json.loads(raw[8 + size * (n + m) :])
-    return tokens[:n], tokens[n:], rest["label"], rest["fields"]
+    return tokens[:n], tokens[n:], rest["label"], rest["fields"], rest.get("words")
 
 
 class _Examples(Shard):
     """Encodes examples and writes them."""
 
-    def __init__(self, path, tokenizer, dtype):
-        super().__init__(
-            path, records=0, input_tokens=0, target_tokens=0, longest_input=0, longest_target=0, classes={}
-        )
-        self.tokenizer, self.dtype, self.waiting = tokenizer, dtype, []
+    def __init__(self, path, tokenizer, dtype, kind):
+        counts = dict.fromkeys(("records", "input_tokens", "target_tokens", "longest_input", "longest_target"), 0)
+        super().__init__(path, **counts, classes={}, **{name: {} for name in LENGTHS})
+        self.tokenizer, self.dtype, self.kind, self.waiting = tokenizer, dtype, kind, []
 
     def add(self, example):
         self.waiting.append(example)
@@ -139,17 +153,22 @@ class _Examples(Shard):
             self._flush()
 
     def _flush(self):
-        inputs = self.tokenizer.encode_batch([e.input for e in self.waiting])
-        targets = self.tokenizer.encode_batch([e.target for e in self.waiting])
-        for e, a, b in zip(self.waiting, inputs, targets):
-            self.write(encode_example(a, b, e.label, e.fields, self.dtype))
+        texts = {side: self.tokenizer.encode_batch([getattr(e, side) for e in self.waiting]) for side in _SIDES}
+        words = [None] * len(self.waiting)
+        if side := labels.WORDS.get(self.kind):
+            read = [labels.encode_words(self.tokenizer, e.words) for e in self.waiting]
+            texts[side], words = [ids for ids, _ in read], [places for _, places in read]
+        for e, a, b, places in zip(self.waiting, texts["input"], texts["target"], words):
+            self.write(encode_example(a, b, e.label, e.fields, self.dtype, places))
             c = self.counts
             c["records"] += 1
             c["input_tokens"], c["target_tokens"] = c["input_tokens"] + len(a), c["target_tokens"] + len(b)
             c["longest_input"] = max(c["longest_input"], len(a))
             c["longest_target"] = max(c["longest_target"], len(b))
-            if e.label is not None:
-                c["classes"][e.label] = c["classes"].get(e.label, 0) + 1
+            for name, length in zip(LENGTHS, (len(a), len(b), len(a) + len(b))):
+                c[name][str(length)] = c[name].get(str(length), 0) + 1
+            for name in labels.names_in(self.kind, e.label):
+                c["classes"][name] = c["classes"].get(name, 0) + 1
         self.waiting = []
 
     def close(self):
@@ -214,7 +233,8 @@ def _job(recipe, parts, held_out, plan, out, job, jobs):
     out = pathlib.Path(out)
     tokenizer = load_tokenizer(out / "tokenizer")
     broken = {"records": 0, "first": []}
-    shards = {s: _Examples(out / shard_name(s, job, jobs), tokenizer, plan["dtype"]) for s in SPLITS}
+    kind = recipe.label_kind
+    shards = {s: _Examples(out / shard_name(s, job, jobs), tokenizer, plan["dtype"], kind) for s in SPLITS}
     with errors_as_user_errors(out), contextlib.ExitStack() as stack:
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)
@@ -233,7 +253,7 @@ def _job(recipe, parts, held_out, plan, out, job, jobs):
 
 def _meta(plan, records):
     """meta.json: the plan, the shards of every job, the classes by name, and sums of what the jobs counted."""
-    shards, counts, classes = {}, {}, set()
+    shards, counts, seen = {}, {}, {}
     for split in SPLITS:
         parts = [r[split] for r in records]
         shards[split] = [
@@ -241,13 +261,16 @@ def _meta(plan, records):
             for p in parts
             if p["file"]
         ]
-        total = collections.Counter()
+        tables_of = {name: collections.Counter() for name in ("classes", *LENGTHS)}
         for p in parts:
-            total.update(p["counts"].pop("classes"))
-        classes |= total.keys()
+            for name, total in tables_of.items():
+                total.update(p["counts"].pop(name))
         merge = lambda name: (max if name.startswith("longest") else sum)(p["counts"][name] for p in parts)
         counts[split] = {name: merge(name) for name in parts[0]["counts"]}
-        counts[split]["classes"] = dict(sorted(total.items()))
+        counts[split] |= {name: dict(sorted(total.items())) for name, total in tables_of.items()}
+        seen[split] = set(tables_of["classes"])
+    # Records that were held out by a hash are of the training data; a split that was given has to keep to its labels.
+    classes = seen["train"] | (seen["valid"] if plan["held_out"] != HeldOut().described else set())
     number = all(re.fullmatch(r"-?[0-9]+", c) for c in classes)
     classes = sorted(classes, key=(lambda c: (int(c), c)) if number else None)
     first = [name for r in records for name in r["broken"]["first"]][:NAMED]
@@ -268,6 +291,13 @@ def _complaint(recipe, meta):
     if not meta["counts"]["train"]["records"]:
         held = meta["counts"]["valid"]["records"]
         return f"all of its {held:,} records that can be used are held out: add some, or set valid to 0"
+    for split in ("valid", "test"):
+        if strange := sorted(set(meta["counts"][split]["classes"]) - set(meta["classes"])):
+            shown = ", ".join(map(repr, strange[:3])) + ", ..." * (len(strange) > 3)
+            return (
+                f"its {split} records have {len(strange)} label{'s' * (len(strange) > 1)} in {recipe.label!r} that no "
+                f"training record has ({shown}): correct them, or add training records of that label"
+            )
     return None
 
 

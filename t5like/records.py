@@ -9,9 +9,12 @@ import functools
 import json
 import pathlib
 
+import numpy as np
+
 from paradigm.errors import UserError
-from paradigm.records import Shards
+from paradigm.records import Shards, Subset, share_of
 from paradigm.storage import expand
+from t5like import labels
 from t5like.prepare import prepare, same_corpus
 from t5like.prepare_records import RECORDS, decode_example
 from t5like.tables import fields_in
@@ -28,8 +31,13 @@ class TextRecords:
         launch.prepare --kind=records wrote, which is used as it is.
     input, target: templates, as in "{question} context: {context}"; dots lead into a field ('answers.text.0'), {{ and
         }} stand for braces. target: "" for none.
-    label: field whose values are names of classes, sorted (whole numbers by size); "" for none. In a test split, target
-        and label may be missing: then they are empty, and -1.
+    label: field of what is known of a record; "" for none. In a test split, target and label may be missing: then they
+        are empty, and -1. Names of classes and tags are learnt from the training records, and sorted (whole numbers by
+        size); one that stands in another split alone is an error.
+    label_kind: class, classes, number, tags or answer (see t5like/labels.py). The input of tags and the target of
+        answers are read word by word.
+    fraction: the share of the training records that is used, of each class as large a one, drawn by fraction_seed: a
+        smaller fraction is a part of a larger one. Preparing them is not done again for it.
     split: field that says train, valid or test. Else tfds splits, and files and folders of such names, say it; and
         where nothing does, `valid` is the share of the records held out, by a hash of their input, so that the same
         input never stands on both sides; or of the field `group`, so that records which share it stay together.
@@ -45,6 +53,9 @@ class TextRecords:
     input: str = ""
     target: str = ""
     label: str = ""
+    label_kind: str = "class"
+    fraction: float = 1.0
+    fraction_seed: int = 0
     split: str = ""
     group: str = ""
     valid: float = 0.05
@@ -62,13 +73,18 @@ class TextRecords:
             raise UserError(f"TextRecords.input={self.input!r} names no field: write them in braces, as in '{{text}}'")
         if self.target and not fields_in(self.target, "TextRecords.target"):
             raise UserError(f"TextRecords.target={self.target!r} names no field: every record would have the same")
+        if labels.check_kind(self.label_kind) == "answer" and not self.target:
+            raise UserError("TextRecords.target is not set: answers stand in it, as in target='{context}'")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"TextRecords.fraction={self.fraction}: a share of the training records lies in (0, 1]")
         if not 0 <= self.valid < 1:
             raise UserError(f"valid={self.valid}: the held-out share of records must lie in [0, 1)")
 
     @property
     def settings(self):
         """What meta.json keeps of it."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        kept = {k: v for k, v in dataclasses.asdict(self).items() if not k.startswith("fraction")}
+        return json.loads(json.dumps(kept))
 
     def vocabulary(self):
         """The records' Vocabulary, known before they are prepared; None where its tokenizer is not on this machine."""
@@ -85,20 +101,20 @@ class TextRecords:
         """
         source = expand(self.source)
         if (source / META).exists():
-            prepared = PreparedRecords(source)
+            prepared = PreparedRecords(source, self.fraction, self.fraction_seed)
             self._agree(prepared)
             return prepared
         if (pathlib.Path(cache_dir) / META).exists():  # a run keeps what it began with, whatever became of the source
             same_corpus(cache_dir, self, RECORDS)
         else:
             prepare(self, cache_dir, workers, progress, RECORDS)
-        return PreparedRecords(cache_dir)
+        return PreparedRecords(cache_dir, self.fraction, self.fraction_seed)
 
     def _agree(self, prepared):
         """UserError if a prepared directory was made with other templates, or other tokens, than are asked for."""
         there = prepared.meta["settings"]
         same_size = f"{self.tokenizer.partition(':')[0]}:{prepared.meta['vocab_size']}"
-        for name, like in (("input", None), ("target", None), ("label", None), ("tokenizer", same_size)):
+        for name, like in (*((n, None) for n in ("input", "target", "label", "label_kind")), ("tokenizer", same_size)):
             asked = getattr(self, name)
             if asked not in (getattr(TextRecords, name), there[name], like):
                 raise UserError(
@@ -110,15 +126,17 @@ class TextRecords:
 class PreparedRecords:
     """A prepared directory of records, opened.
 
-    classes: names of the labels, by number; () for none. tokenizer. meta: what meta.json says. fingerprint: changes
-    whenever a record does. Raises UserError if the directory is not whole.
+    classes: names of the labels, by number; () for none. label_kind. tokenizer. meta: what meta.json says. fingerprint:
+    changes whenever a record does. fraction, seed: of the training records, see TextRecords. Raises UserError if the
+    directory is not whole.
     """
 
-    def __init__(self, directory):
-        self.directory = pathlib.Path(directory)
+    def __init__(self, directory, fraction=1.0, seed=0):
+        self.directory, self.fraction, self.seed = pathlib.Path(directory), fraction, seed
         self.meta = read_meta(self.directory, "records")
         self.classes = tuple(self.meta["classes"])
         self.fingerprint = self.meta["fingerprint"]
+        self.label_kind = self.meta["settings"]["label_kind"]
         check_shards(self.directory, self.meta)
 
     @functools.cached_property
@@ -136,26 +154,51 @@ class PreparedRecords:
             there = ", ".join(s for s, found in self.meta["shards"].items() if found)
             raise UserError(f"{self.directory} has no {split} records, only {there}: prepare it with some held out")
         paths, counts = zip(*((str(self.directory / s["file"]), s["records"]) for s in shards))
-        return RecordSource(paths, counts, self.meta["dtype"], self.classes, f"{self.fingerprint}/{split}")
+        known = self.meta["dtype"], self.meta["settings"], self.classes, self.tokenizer.byte_lengths
+        source = RecordSource(paths, counts, *known, f"{self.fingerprint}/{split}")
+        if split != "train" or self.fraction == 1:
+            return source
+        groups = [tuple(labels.names_in(self.label_kind, source.label(i)))[:1] for i in range(len(source))]
+        number = {name: k for k, name in enumerate(sorted(set(groups)))}
+        classes = [number[group] for group in groups] if self.label_kind != "tags" else None
+        chosen = share_of(len(source), self.fraction, self.seed, classes)
+        return Subset(source, chosen, f"{source.fingerprint}[{self.fraction}, {self.seed}]")
+
+    def longer(self, length, side="input_lengths", split="train"):
+        """How many records of a split have more tokens than `length`, of one side (prepare_records.LENGTHS)."""
+        return sum(n for size, n in self.meta["counts"][split][side].items() if int(size) > length)
 
 
 class RecordSource:
     """Random access to the examples of some shards; picklable, since files are opened when first read.
 
-    A record is {"inputs": int32 [n], "targets": int32 [m], both without an end, "label": int, -1 for none, "fields":
-    the record as it was, a dict}.
+    A record is {"inputs": int32 [n], "targets": int32 [m], both without an end, "label": as labels.encode gives it,
+    "fields": the record as it was, a dict, "settings": the recipe's, with the templates, "byte_lengths": float32
+    [vocabulary], the same array in every record}, and where a text is read word by word "words": int32 [k], the places of
+    their first tokens in it.
     """
 
-    def __init__(self, paths, counts, dtype, classes, fingerprint):
-        self.shards, self.dtype, self.classes, self.fingerprint = Shards(paths, counts), dtype, classes, fingerprint
-        self._number = {name: k for k, name in enumerate(classes)} | {None: -1}
+    def __init__(self, paths, counts, dtype, settings, classes, byte_lengths, fingerprint):
+        self.shards, self.dtype, self.classes = Shards(paths, counts), dtype, classes
+        self.kind, self.fingerprint = settings["label_kind"], fingerprint
+        self._same = {"settings": settings, "byte_lengths": byte_lengths}
+        self._number = {name: k for k, name in enumerate(classes)}
 
     def __len__(self):
         return len(self.shards)
 
     def __getitem__(self, position):
-        inputs, targets, label, fields = decode_example(self.shards[position], self.dtype)
-        return {"inputs": inputs, "targets": targets, "label": self._number[label], "fields": fields}
+        inputs, targets, label, fields, words = decode_example(self.shards[position], self.dtype)
+        known = {"label": labels.encode(self.kind, label, self._number), "fields": fields, **self._same}
+        more = {} if words is None else {"words": np.array(words, np.int32)}
+        return {"inputs": inputs, "targets": targets, **known, **more}
+
+    def __getitems__(self, positions):
+        return [self[position] for position in positions]
+
+    def label(self, position):
+        """A record's label as it was read."""
+        return decode_example(self.shards[position], self.dtype)[2]
 
     def name(self, position):
         return self.shards.name(position)

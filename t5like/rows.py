@@ -13,16 +13,17 @@ from paradigm.errors import UserError
 from t5like.files import open_file, place_of, reading, unpacked_ending
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
-         ".parquet": "parquet"}  # fmt: skip
+         ".parquet": "parquet", ".conll": "conll", ".conllu": "conll", ".bio": "conll"}  # fmt: skip
 _FIELD_BYTES = 16 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _FIRST = 1 << 16  # bytes by which the two kinds of .json are told apart
 
 
 def kind_of(file):
-    """The kind of a File of records: jsonl, json (one list of objects), csv, tsv or parquet; None if it is none.
+    """The kind of a File of records: jsonl, json, splits, squad, csv, tsv, conll or parquet; None if it is none.
 
-    A .json file that holds neither a list of objects nor an object a line is none.
+    A .json file is one list of objects, an object a line, splits (an object of lists of rows: {"train": [["text",
+    "class"], ...], ...}) or squad (SQuAD's: data, paragraphs, qas); one that holds something else is none.
     """
     kind = KINDS.get(unpacked_ending(file.name))
     if unpacked_ending(file.name) != ".json":
@@ -31,6 +32,10 @@ def kind_of(file):
         start = stream.read(_FIRST).decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
     if re.match(r"\[\s*\{", start):
         return "json"
+    if re.match(r"\{\s*\"[^\"]*\"\s*:\s*\[\s*\[", start):
+        return "splits"
+    if '"paragraphs"' in start and re.match(r"\{\s*\"(data|version)\"", start):
+        return "squad"
     line, end, _ = start.partition("\n")
     if not end and len(start) >= _FIRST // 4:
         return "jsonl" if line.startswith("{") else None  # a long first line
@@ -46,6 +51,10 @@ def rows(piece, columns=()):
         yield from ((n, parsed(line)) for n, line in lines(piece) if line.strip())
     elif piece.kind == "json":
         yield from _listed(piece)
+    elif piece.kind in ("splits", "squad"):
+        yield from enumerate((_rows_of_splits if piece.kind == "splits" else _squad)(piece, columns), 1)
+    elif piece.kind == "conll":
+        yield from _sentences(piece, columns)
     elif piece.kind == "parquet":
         yield from _parquet(piece)
     else:
@@ -109,6 +118,71 @@ def _listed(piece):
         at = end
     if at >= len(text):
         raise UserError(f"{place_of(piece)}: is cut short: its list of records does not end")
+
+
+def _whole(piece):
+    """The JSON that a file is. Raises UserError where it is none."""
+    with open_file(piece.path, piece.inside) as file:
+        try:
+            return json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place_of(piece)} is not JSON ({error})") from error
+
+
+def _rows_of_splits(piece, columns):
+    """Records {"split": the list's name, column: cell ...}; without `columns` they are text and label."""
+    names = columns or ("text", "label")
+    for split, found in _whole(piece).items():
+        for cells in found if isinstance(found, list) else ():
+            if isinstance(cells, list) and len(cells) == len(names):
+                yield {"split": split, **dict(zip(names, cells))}
+            else:
+                yield ValueError(f"has {len(cells) if isinstance(cells, list) else 'no'} columns and not {len(names)}")
+
+
+def _squad(piece, columns):
+    """A record for each question: id, title, context, question, answers (a list of objects)."""
+    del columns
+    try:
+        for article in _whole(piece)["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    more = {"id": question["id"], "question": question["question"], "answers": question["answers"]}
+                    yield {"title": article.get("title", ""), "context": paragraph["context"], **more}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{place_of(piece)} is not of SQuAD's form ({error!r} is missing or wrong)") from error
+
+
+def _sentences(piece, columns):
+    """Records of lists, a sentence each: {"tokens": [...], "tags": [...]} of a line a token, an empty one between.
+
+    Of more than two columns the first and the last have those names and the others column2, column3 ..., unless
+    `columns` says otherwise. Lines of -DOCSTART- and, in files of three and more columns, # comments are left out.
+    """
+    begin, cells, wrong, names = None, [], None, list(columns)
+
+    def sentence():
+        return begin, wrong or dict(zip(names, map(list, zip(*cells))))
+
+    for number, line in lines(piece):
+        line = line.rstrip("\r\n")
+        found = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or found[0] == "-DOCSTART-":
+            if cells or wrong:
+                yield sentence()
+            begin, cells, wrong = None, [], None
+            continue
+        if len(names) > 2 and line.startswith("# "):
+            continue
+        begin = begin or number
+        names = names or ["tokens", *(f"column{k}" for k in range(2, len(found))), "tags"][: max(len(found), 2)]
+        if _UNDECODED.search(line):
+            wrong = wrong or ValueError("is not UTF-8")
+        elif len(found) != len(names):
+            wrong = wrong or ValueError(f"has {len(found)} columns in line {number} and not {len(names)}")
+        cells.append(found)
+    if cells or wrong:
+        yield sentence()
 
 
 def parquet_stretches(piece):

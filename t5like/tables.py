@@ -2,8 +2,10 @@
 
     FILE              .jsonl, .ndjson, .json (an object a line, or one list of objects), .tsv or .tab (a header, quotes
                       round whole cells or none), .csv (a header, quotes, which may hold line breaks), .parquet, each
-                      also packed (.gz, .bz2, .xz, .zst); .array_record (an object of JSON each); a .zip or .tar of such
+                      .conll (a token a line, an empty line between sentences), each also packed (.gz, .bz2, .xz, .zst);
+                      .array_record (an object of JSON each); a .zip or .tar of such
     FOLDER            such files; one called train, valid, dev or test, or in a folder of that name, is that split
+    stdlib:KIND       of Python's standard library: tokens, summaries or modules (see stdlib_records.py)
     tfds:NAME         a prepared TensorFlow data set (or its directory) with its splits, read without TensorFlow
 
 A record is a dict of what JSON can hold. One that is broken comes as the ValueError that says what is wrong with it.
@@ -21,7 +23,7 @@ import re
 from paradigm import tfds
 from paradigm.errors import UserError
 from paradigm.storage import expand
-from t5like import rows, sources
+from t5like import rows, sources, stdlib_records
 from t5like.files import (
     PACKED,
     UNPACKS_TO,
@@ -53,7 +55,7 @@ class Part:
     name: of the file below the source, or of the split. size: in bytes, about. split: train, valid or test.
     """
 
-    kind: str  # jsonl | json | tsv | csv | parquet | array_record | tfds
+    kind: str  # a kind of rows.py, array_record, tfds or stdlib
     path: str
     name: str
     size: int
@@ -61,7 +63,7 @@ class Part:
     start: int = 0
     end: int | None = None
     line: int = 1
-    member: str = ""  # the tfds name
+    member: str = ""  # the tfds name, or the kind of stdlib
     inside: tuple[str, ...] = ()  # members of containers, as of a t5like.files.File
     names: tuple[str, ...] = ()  # what a person may call its file
 
@@ -118,6 +120,8 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
         taken = left = ""
         if source.startswith("tfds:"):
             parts, described = _tfds_parts(source[len("tfds:") :])
+        elif source.startswith("stdlib:"):
+            parts, described = _stdlib_parts(source[len("stdlib:") :])
         else:
             parts, described, taken, left = _file_parts(source)
         check_patterns(source, "exclude", exclude, parts)
@@ -146,7 +150,9 @@ def _placed(part, valid_glob):
 def _file_parts(source):
     root = expand(source)
     if not root.exists():
-        raise UserError(f"source {source}: no such file or directory (other sources of records: tfds:NAME)")
+        raise UserError(
+            f"source {source}: no such file or directory (other sources of records: tfds:NAME, stdlib:KIND)"
+        )
     if (root / META).exists():
         raise UserError(f"source {source} is a prepared directory: it is used as it is, or made again from its source")
     if root.is_file() and not is_container(root.name) and ending(root.name) not in sources.RECORDS:
@@ -190,7 +196,7 @@ def _parts_of(file, kind, split):
     elif kind == "parquet":
         for (start, end), share in rows.parquet_stretches(part(size)):
             yield part(share, start=start, end=end)
-    elif kind in ("csv", "json") or is_packed(file.name) or file.inside:
+    elif kind in ("csv", "json", "splits", "squad", "conll") or is_packed(file.name) or file.inside:
         yield part(UNPACKS_TO * size if is_packed(file.name) else size)
     else:
         start, line = 0, 1
@@ -206,6 +212,13 @@ def _ranges(kind, path, name, size, split, count, step=None, member=""):
         end = min(start + step, count)
         share = size * (end - start) // count
         yield Part(kind, path, name, share, split, start, end, start, member, names=(name,))
+
+
+def _stdlib_parts(kind):
+    found = stdlib_records.files(kind)
+    part = lambda path, name: Part("stdlib", str(path), name, path.stat().st_size, member=kind, names=(name,))
+    parts = [part(path, path.relative_to(stdlib_records.root()).as_posix()) for path in found]
+    return parts, f"stdlib:{kind}: {len(found)} files of Python's standard library"
 
 
 def _tfds_parts(name):
@@ -239,8 +252,11 @@ def read(part, columns=()):
             )
         elif part.kind == "tfds":
             yield from _tfds_records(part)
+        elif part.kind == "stdlib":
+            found = stdlib_records.records(part.member, part.path)
+            yield from ((f"{place} record {n}", record) for n, record in enumerate(found, 1))
         else:
-            between = " record " if part.kind in ("json", "parquet") else ":"
+            between = " record " if part.kind in ("json", "splits", "squad", "parquet") else ":"
             yield from ((f"{place}{between}{n}", record) for n, record in rows.rows(part, columns))
 
 

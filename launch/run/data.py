@@ -1,6 +1,7 @@
 """The data of a run, opened: what the loop trains on, and what evaluators are given."""
 
 import dataclasses
+import json
 import re
 import sys
 
@@ -16,6 +17,7 @@ from paradigm.storage import expand
 from t5like.tokenizers import load_tokenizer
 from t5like.vocabulary import same
 
+LABELS = "labels.json"  # names of the classes that a run was trained with, in its directory
 SPARE = 4  # times as many examples are read as are shown, since some may be broken
 
 
@@ -25,6 +27,7 @@ class Data:
     train: Dataset, endless. valid[phase]: Dataset, every example once, as that phase of the objective prepares it: all
     that is held out, or, where that is more than eval_batches hold, a sample spread evenly over it, always the same.
     records(split): the source that "train" or "valid" is read from. tokenizer, vocabulary: of the data, or None.
+    labels: names of the classes of labelled records, by number; () for others.
     fingerprint: changes whenever the training stream would.
 
     Args:
@@ -42,6 +45,9 @@ class Data:
         self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
         where = getattr(prepared, "directory", "")
         same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
+        for line in objective.check_data(prepared):
+            print(line, file=sys.stderr, flush=True)
+        self.labels = getattr(prepared, "classes", ())
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         if said := self.train.check_copies(objective):
             print(f"warning: {said}", file=sys.stderr, flush=True)
@@ -62,6 +68,15 @@ class Data:
         are in the order of the source: for a few examples of every kind ask `examples`."""
         with batches(self.valid[phase or next(iter(self.valid))], rows=rows) as ahead:
             yield from ahead
+
+    def record(self, index, phase=None):
+        """The record that a row of `batches` was made of, by the row's `index`."""
+        return self.valid[phase or next(iter(self.valid))].source[int(index[0]) << 32 | int(index[1])]
+
+    def held_out(self, count, phase=None):
+        """`count` records of the validation set, spread evenly over it; all where there are no more."""
+        source = self.valid[phase or next(iter(self.valid))].source
+        return [source[int(i)] for i in spread(len(source), min(count, len(source)))]
 
     def examples(self, count, phase=None):
         """One batch, numpy, of `count` held-out examples that can be read, spread evenly over all; of fewer where there
@@ -113,6 +128,12 @@ def tokenizer_of(workdir):
         return None
     with at_hand(workdir / "tokenizer") as directory:
         return load_tokenizer(directory)
+
+
+def labels_of(workdir):
+    """The names of the classes that a run was trained with, by number; () where there are none."""
+    path = workdir / LABELS
+    return tuple(json.loads(path.read_text())) if path.is_file() else ()
 
 
 def vocabulary_of_run(workdir):

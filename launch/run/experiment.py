@@ -22,7 +22,8 @@ class Init:
     rename: ((regex, replacement), ...) on the names of its leaves, 'a/b/kernel': the first whose regex is found
         rewrites the name as re.sub does. (('^model/', 'text/'),) makes a text model the text tower.
     strict: all that is there has to have its place and shape in the model; and where every source is strict, all of
-        the model has to come from them. False takes what fits by name and shape: an encoder under another head.
+        the model has to come from them, but for a task's head (Objective.new_modules). False takes what fits by name
+        and shape: an encoder under another head.
     """
 
     path: str

@@ -180,9 +180,9 @@ def _matched(init, found, wanted, where, alone):
 
 
 def _is_new(objective, name):
-    """Whether no base run need have the parameter of this name: the adaptation adds it, or it is a head's."""
-    adapt = objective.adapt
-    return adapt is not None and (adapt.is_own(name) or name.split("/")[0] in objective.heads)
+    """Whether no base run need have the parameter of this name: the adaptation adds it, or it is a new head's."""
+    adapt, module = objective.adapt, name.split("/")[0]
+    return module in objective.new_modules or adapt is not None and (adapt.is_own(name) or module in objective.heads)
 
 
 def _of_bodies(objective, found, wanted):

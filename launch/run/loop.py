@@ -11,6 +11,7 @@ before; a checkpoint carries the sums of the row that is not full yet, and what 
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from launch.run.data import Data, look, named_sources
+from launch.run.data import LABELS, Data, look, named_sources
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings
@@ -156,6 +157,8 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
     changed = run_directory.claim(files, config, imports, parameters)  # all is there that the run needs
     if data.tokenizer is not None and jax.process_index() == 0:
         data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
+    if data.labels and jax.process_index() == 0:
+        (files.local / LABELS).write_text(json.dumps(data.labels, indent=1) + "\n")
     unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
     writers = make_writers(

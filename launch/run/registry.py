@@ -164,8 +164,9 @@ def _register_ours() -> list[str]:
             for name in names:
                 register(getattr(importlib.import_module(f"{package}.{module}"), name), name)
                 ours.append(name)
-        if importlib.util.find_spec(f"{package}.objectives"):
-            ours += register_objectives(f"{package}.objectives")
+        for room in ("objectives", "tasks"):
+            if importlib.util.find_spec(f"{package}.{room}"):
+                ours += register_objectives(f"{package}.{room}")
     return ours
 
 

@@ -16,7 +16,7 @@ from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 @dataclasses.dataclass(frozen=True)
 class OnText(Objective):
-    """Base of the objectives that read windows of text. A subclass has a field `model`.
+    """Base of all that reads tokens, tasks too. A subclass has the fields `model` and `length`.
 
     vocabulary: of the text, given by `bind`; in a run the data's.
     """
@@ -82,7 +82,7 @@ class OnText(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class TextObjective(TextScoring, OnText):
-    """Base of those that predict tokens, by which they can be compared."""
+    """Base of the objectives that predict tokens of text. A subclass has a field `model`."""
 
     def scored(self, batch):
         """(targets [B, L], weights float32 [B, L], is_text bool [B, L]) of a numpy or jax batch."""

@@ -62,8 +62,8 @@ def get_tokenizer(spec, texts=None, extra_ids=None, specials=()):
 
     Args:
         spec: "bytes"; "sentencepiece:8192", "bpe:8192" or "wordpiece:8192", learnt from `texts` to that many ids,
-            sentinels included; or a file or directory: what `save` wrote, a SentencePiece model, tokenizer.json,
-            vocab.json + merges.txt, vocab.txt.
+            sentinels included; or a file or directory: what `save` wrote, a run or prepared data with such a
+            tokenizer/, a SentencePiece model, tokenizer.json, vocab.json + merges.txt, vocab.txt.
         texts: iterable of str, or a function returning one, for what is learnt.
         extra_ids: number of sentinels (a directory that `save` wrote knows its own). None: 100, and none for the file
             of a tokenizer that is not like T5's.
@@ -146,6 +146,8 @@ def _opened(path, extra_ids, specials):
     if path.is_dir():
         if (path / META).exists() or _is_old_meta(path / _OLD_META):
             return load_tokenizer(path)
+        if (path / "tokenizer" / META).exists():  # a run, or prepared data
+            return load_tokenizer(path / "tokenizer")
         models = [path / n for n in ("spiece.model", "tokenizer.model", "sentencepiece.model")] + sorted(
             path.glob("*.model")
         )

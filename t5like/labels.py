@@ -1,0 +1,126 @@
+"""What may be known of a record beside its texts: a class, several, a number, a tag for each word, an answer's place.
+
+    class     a name, or a whole number                                  int32 [], -1 for none
+    classes   a list of names, or a text with commas between             float32 [C], 1 for those; all -1 for none
+    number    a number                                                   float32 [], nan for none
+    tags      as many names as the words of the input                    int32 [words], -1 for none
+    answer    {"text", "answer_start"} of the target, each one or a      int32 [answers, 2]: first and last word of each
+              list, or a list of such objects; [] where there is none
+
+`read` takes a label from a record as JSON has it, `encode` makes of it what the right column says.
+"""
+
+import re
+
+import numpy as np
+
+from paradigm.errors import choose
+from t5like import rows, tables
+
+KINDS = ("class", "classes", "number", "tags", "answer")
+NAMED = ("class", "classes", "tags")  # whose names are learnt from the training records
+WORDS = {"tags": "input", "answer": "target"}  # which of the two texts is read word by word
+_WORD = re.compile(r"\S+")
+
+
+def check_kind(kind):
+    """The kind. Raises UserError for another word, with the nearest."""
+    choose("label_kind", kind, dict.fromkeys(KINDS))
+    return kind
+
+
+def words_of(kind, template, record):
+    """The words of the text that is read word by word: those of a list, or what stands between spaces.
+
+    Raises ValueError where the template is no single field's.
+    """
+    fields = tables.fields_in(template)
+    if len(fields) == 1 and template.strip() == f"{{{fields[0]}}}":
+        value = rows.lookup(record, fields[0])
+        if isinstance(value, list):
+            return [tables.text_of(word, fields[0]) for word in value]
+    return _WORD.findall(tables.render(template, record))
+
+
+def read(kind, record, field, words):
+    """The label in a field, as JSON has it; None for none. Raises ValueError saying what is wrong with it."""
+    value = rows.lookup(record, field)
+    if kind == "class":
+        return tables.class_of(value, field) or None
+    if kind == "classes":
+        parts = value if isinstance(value, list) else re.split(r"\s*,\s*", tables.text_of(value, field).strip())
+        return sorted({tables.class_of(part, field) for part in parts} - {""})
+    if kind == "number":
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"has {str(value)[:40]!r} in {field!r}, which is no number") from None
+    if kind == "tags":
+        tags = value if isinstance(value, list) else tables.text_of(value, field).split()
+        if len(tags) != len(words):
+            raise ValueError(f"has {len(tags)} tags in {field!r} for {len(words)} words")
+        return [tables.class_of(tag, field) for tag in tags]
+    return _answers(value, field, words)
+
+
+def answers_in(value, field):
+    """[(text, answer_start)] of a field. Raises ValueError for another form."""
+    if isinstance(value, dict):
+        many = lambda x: x if isinstance(x, list) else [x]
+        return list(zip(many(value.get("text")), many(value.get("answer_start"))))
+    if isinstance(value, list) and all(isinstance(v, dict) for v in value):
+        return [(v.get("text"), v.get("answer_start")) for v in value]
+    raise ValueError(f"has no answers in {field!r}: give objects with text and answer_start")
+
+
+def _answers(value, field, words):
+    """[[first word, last word] ...]; `words` is the context as it is written."""
+    spans = []
+    for text, start in answers_in(value, field):
+        if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
+            raise ValueError(f"has an answer in {field!r} without text and answer_start, a character's number")
+        if words[start : start + len(text)] != text:
+            raise ValueError(f"has the answer {text[:40]!r} in {field!r}, which is not in its context at {start}")
+        begin, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+        touched = [k for k, m in enumerate(_WORD.finditer(words)) if m.start() < end and m.end() > begin]
+        spans.append([touched[0], touched[-1]])
+    return spans
+
+
+def names_in(kind, label):
+    """The names of classes or tags that a label holds."""
+    if kind not in NAMED or label is None:
+        return []
+    return [label] if kind == "class" else label
+
+
+def encode(kind, label, number):
+    """A label as an array, see the top of this file. number: name -> its number."""
+    if kind == "class":
+        return np.int32(-1 if label is None else number[label])
+    if kind == "classes":
+        hot = np.full(len(number), -1.0 if label is None else 0.0, np.float32)
+        hot[[number[name] for name in label or ()]] = 1.0
+        return hot
+    if kind == "number":
+        return np.float32("nan" if label is None else label)
+    if kind == "tags":
+        return np.array([number[name] for name in label or ()], np.int32)
+    return np.array(label or (), np.int32).reshape(-1, 2)
+
+
+def encode_words(tokenizer, words):
+    """(ids int32 [n], starts int32 [words]) of words with spaces between.
+
+    starts: where each word's first piece is among the ids; of a word that leaves none, -1. A piece that is the space
+    before the word and nothing else, as of bytes, is not its first.
+    """
+    if not words:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    plain = tokenizer.encode_batch(words)
+    spaced = [plain[0], *tokenizer.encode_batch([f" {word}" for word in words[1:]])]
+    lengths = np.array([len(ids) for ids in spaced])
+    starts = np.cumsum(lengths) - lengths
+    alone = [len(a) == len(b) + 1 and np.array_equal(a[1:], b) for a, b in zip(spaced, plain)]
+    starts = np.where(lengths > 0, starts + np.array(alone), -1)
+    return np.concatenate(spaced).astype(np.int32), starts.astype(np.int32)

@@ -1,0 +1,70 @@
+"""Asking a task in a notebook: texts in, labels, tags, answers and texts out."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from paradigm.errors import UserError
+from t5like import labels as kinds
+from t5like.tasks.base import batch_of_rows
+from t5like.tasks.evaluators import scores_of
+
+
+class Classified(NamedTuple):
+    """label: a name, the names of those above even odds, or a number. chances: {name: probability}, likeliest first."""
+
+    label: Any
+    chances: dict
+
+
+def classify(objective, variables, tokenizer, labels, texts):
+    """Labels of texts.
+
+    Args:
+        objective: Classifying. variables: of objective.apply. tokenizer, labels: those that it was trained with.
+        texts: a list of texts, or of pairs of them where it reads two; or one.
+
+    Returns:
+        a Classified for each text, in a list; or one.
+
+    Raises:
+        UserError: a text where pairs are read, or a pair where texts are.
+    """
+    if isinstance(texts, str) or (objective.pair and texts and isinstance(texts[0], str)):
+        return classify(objective, variables, tokenizer, labels, [texts])[0]
+    if not texts:
+        return []
+    for text in texts:
+        if isinstance(text, str) == objective.pair:
+            raise UserError(
+                "classify: this run reads pairs of texts: give (first, second)" if objective.pair
+                else "classify: this run reads one text at a time: give a text, or a list of them"
+            )  # fmt: skip
+    pairs = [text if objective.pair else (text, "") for text in texts]
+    unknown = kinds.encode(objective.kind, None, labels)
+    rows = [{"inputs": tokenizer.encode(a), "targets": tokenizer.encode(b), "label": unknown} for a, b in pairs]
+    scores = asked(objective, variables, rows)
+    if objective.kind == "number":
+        return [Classified(float(score[0]), {}) for score in scores]
+    if objective.kind == "classes":
+        chances = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    else:
+        chances = np.asarray(jax.nn.softmax(scores))
+    found = []
+    for row in chances:
+        named = {labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")}
+        above = tuple(name for name, p in named.items() if p > 0.5)
+        found.append(Classified(above if objective.kind == "classes" else next(iter(named)), named))
+    return found
+
+
+def asked(objective, variables, rows, size=16):
+    """The scores, numpy, of records, `size` at a time."""
+    found = []
+    for start in range(0, len(rows), size):
+        some = [objective.preprocess(row, None, 0, False) for row in rows[start : start + size]]
+        batch = batch_of_rows(some + [some[-1]] * (size - len(some)))
+        scores = jax.device_get(scores_of(objective, variables, batch))
+        found += [jax.tree.map(lambda x, k=k: x[k], scores) for k in range(len(some))]
+    return found if isinstance(found[0], tuple) else np.stack(found)

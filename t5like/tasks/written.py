@@ -1,0 +1,114 @@
+"""What is written by a text-to-text model, beside what should have been: BLEU, chrF, ROUGE and exact matches.
+
+The definitions are the libraries' own: sacrebleu's corpus scores with its default signatures, rouge-score with Porter's
+stemmer and the best of several references. A score that needs a library is refused before the first step where it is
+missing.
+"""
+
+import dataclasses
+import importlib.util
+
+from paradigm.capabilities import Rewriting
+from paradigm.errors import UserError, choose
+from paradigm.evaluator import Evaluator
+from paradigm.metrics import Artefact
+from t5like import rows, tables
+from t5like.decode import Sampling
+
+LIBRARIES = {"exact": None, "bleu": "sacrebleu", "chrf": "sacrebleu",
+             "rouge1": "rouge_score", "rouge2": "rouge_score", "rougeL": "rouge_score"}  # fmt: skip
+TOGETHER = 32  # texts that are written at once
+
+
+def text_scores(found, references, scores):
+    """{name: value} of texts, each with a list of references: exact 0 to 1; bleu, chrf 0 to 100; rouge F1, 0 to 1."""
+    values = {}
+    if "exact" in scores:
+        same = [text.strip() in [r.strip() for r in refs] for text, refs in zip(found, references)]
+        values["exact_match"] = sum(same) / len(same)
+    if {"bleu", "chrf"} & set(scores):
+        import sacrebleu
+
+        most = max(map(len, references))
+        columns = [[refs[k] if k < len(refs) else None for refs in references] for k in range(most)]
+        for name in ("bleu", "chrf"):
+            if name in scores:
+                values[name] = getattr(sacrebleu, f"corpus_{name}")(found, columns).score
+    if rouge := [name for name in scores if name.startswith("rouge")]:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(rouge, use_stemmer=True)
+        each = [scorer.score_multi(refs, text) for text, refs in zip(found, references)]
+        values |= {name: sum(one[name].fmeasure for one in each) / len(each) for name in rouge}
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScores(Evaluator):
+    """Scores of what the model writes for validation inputs, the most probable token after the other.
+
+    scores: of exact, bleu, chrf, rouge1, rouge2, rougeL. count: texts that are written, spread evenly over the
+    validation records. references: the field that holds one or several true texts; "": the target by its template.
+    shown: texts to look at. temperature, top_k, top_p, seed: see t5like.decode.Sampling.
+
+    Raises UserError for an unknown score, and for one whose library is not there.
+    """
+
+    scores: tuple[str, ...] = ("exact",)
+    count: int = 64
+    references: str = ""
+    shown: int = 8
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    needs = Rewriting
+
+    def __post_init__(self):
+        object.__setattr__(self, "scores", tuple(self.scores))  # gin gives a list
+        for name in self.scores:
+            choose("TextScores.scores", name, LIBRARIES)
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        for name in self.scores:
+            library = LIBRARIES[name]
+            try:
+                there = library is None or importlib.util.find_spec(library) is not None
+            except ValueError:  # of a module that is there by name alone
+                there = False
+            if not there:
+                raise UserError(
+                    f"TextScores: {name} needs the package {library.replace('_', '-')}: pip install "
+                    "'paradigm-pretraining[tasks]', or take it from TextScores.scores"
+                )
+
+    def run(self, objective, variables, data):
+        """({score: value}, [Artefact "written"])."""
+        part, tokenizer = self.part(objective), data.tokenizer
+        own, records = part.variables(variables), data.held_out(self.count, part.phase)
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
+        found = []
+        for start in range(0, len(records), TOGETHER):
+            some = [record["inputs"] for record in records[start : start + TOGETHER]]
+            padded = some + [some[-1]] * (TOGETHER - len(some))
+            written = part.objective.rewrite(own, padded, sampling, self.seed + start)
+            found += [tokenizer.decode(ids) for ids in written[: len(some)]]
+        references = [self._references(record) for record in records]
+        shown = [
+            f"{_line(tokenizer.decode(record['inputs']))[:300]}\n  model: {_line(ours)}\n  truth: {_line(refs[0])}"
+            for record, ours, refs in zip(records[: self.shown], found, references)
+        ]
+        return text_scores(found, references, self.scores), [Artefact("written", "text", "\n".join(shown))]
+
+    def _references(self, record):
+        fields = record["fields"]
+        if not self.references:
+            return [tables.render(record["settings"]["target"], fields)]
+        value = rows.lookup(fields, self.references)
+        return [tables.text_of(one, self.references) for one in (value if isinstance(value, list) else [value])]
+
+
+def _line(text):
+    return text.replace("\n", "⏎")
