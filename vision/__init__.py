@@ -10,6 +10,7 @@ CONFIGURABLE = {
         "moco_v1_views",
         "moco_v2_views",
         "moco_v3_views",
+        "byol_views",
     ),
     "data": ("ImageData",),
     "synthetic_scenes": ("Shapes",),

@@ -353,3 +353,11 @@ def moco_v3_views(size=None, scale=(0.08, 1.0), blur=(1.0, 0.1), solarise=(0.0, 
     """
     recipe = {"scale": scale, "jitter": 0.8, "strength": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "centre": None}
     return tuple(Augment(size, **{**recipe, "blur": b, "solarise": s, **changes}) for b, s in zip(blur, solarise))
+
+
+def byol_views(size=None, **changes):
+    """BYOL (arXiv:2006.07733, appendix B), and Barlow Twins and VICReg by their main.py: the pair of MoCo v3, bicubic.
+
+    The first view is always blurred and never solarised, the second blurred in 0.1 and solarised in 0.2 of cases.
+    """
+    return moco_v3_views(size, **{"filter": "bicubic", **changes})
