@@ -11,6 +11,8 @@ CONFIGURABLE = {
         "moco_v2_views",
         "moco_v3_views",
         "byol_views",
+        "dino_views",
+        "swav_views",
     ),
     "data": ("ImageData",),
     "synthetic_scenes": ("Shapes",),

@@ -56,6 +56,34 @@ class Head(nn.Module):
         return 2 * batch * sum(a * b for a, b in zip((features, *self.widths), self.widths))
 
 
+class Prototypes(nn.Module):
+    """Unit vectors [..., D] -> (scores [..., count], {}): cosines with learned prototypes, in float32.
+
+    Parameters kernel [D, count], read as unit vectors whatever its columns' length; with scaled=True scale [count], what
+    the cosines are multiplied by, 1 at first (PyTorch's weight_norm: DINO's norm_last_layer=False).
+    """
+
+    count: int
+    scaled: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, fixed=False):
+        """fixed: bool [], traced perhaps: no gradient reaches the prototypes in this step."""
+        held = lambda w: jnp.where(fixed, jax.lax.stop_gradient(w), w)
+        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.count), jnp.float32)
+        unit = l2_normalize(held(kernel).T).T.astype(self.dtype)
+        scores = jnp.einsum("...d,dk->...k", x.astype(self.dtype), unit, preferred_element_type=jnp.float32)
+        if self.scaled:
+            scores = scores * held(self.param("scale", nn.initializers.ones, (self.count,), jnp.float32))
+        return constrain(scores, BATCH, *(None,) * (x.ndim - 1)), {}
+
+    @nn.nowrap
+    def flops(self, batch, features):
+        """Forward FLOPs of the product for inputs [batch, features]."""
+        return 2 * batch * features * self.count
+
+
 def l2_normalize(x):
     """x / |x| along the last axis, in float32; 0 stays 0, with a finite gradient."""
     x = x.astype(jnp.float32)

@@ -17,7 +17,7 @@ BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
 HEADS = {
     BYOL: {"hidden": 16, "output": 12, "momentum": 0.99},
-    SimSiam: {"hidden": 8, "output": 12},
+    SimSiam: {"hidden": 16, "output": 4},
     BarlowTwins: {"widths": (16, 12), "redundancy": 0.1},
     VICReg: {"widths": (16, 12)},
 }
