@@ -378,7 +378,7 @@ def dino_views(size=None, local_size=96, local=8, scale=(0.4, 1.0), local_scale=
 
 
 def swav_views(size=None, local_size=96, local=6, scale=(0.14, 1.0), local_scale=(0.05, 0.14), blur=0.5, **changes):
-    """SwAV (arXiv:2006.09882; its multicropdataset.py): two large and six small crops with SimCLR's colours, bilinear."""
+    """SwAV (arXiv:2006.09882; its multicropdataset.py): two large crops and six small, SimCLR's colours, bilinear."""
     recipe = {"jitter": 0.8, "strength": (0.8, 0.8, 0.8, 0.2), "grey": 0.2, "blur": blur, "centre": None, **changes}
     large = (Augment(size, scale=scale, **recipe), 2)
     return (large, (Augment(local_size, scale=local_scale, **recipe), local)) if local else (large,)

@@ -59,8 +59,8 @@ class Head(nn.Module):
 class Prototypes(nn.Module):
     """Unit vectors [..., D] -> (scores [..., count], {}): cosines with learned prototypes, in float32.
 
-    Parameters kernel [D, count], read as unit vectors whatever its columns' length; with scaled=True scale [count], what
-    the cosines are multiplied by, 1 at first (PyTorch's weight_norm: DINO's norm_last_layer=False).
+    Parameters kernel [D, count], read as unit vectors whatever its columns' length; with scaled=True scale [count],
+    what the cosines are multiplied by, 1 at first (PyTorch's weight_norm: DINO's norm_last_layer=False).
     """
 
     count: int

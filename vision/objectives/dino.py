@@ -19,7 +19,7 @@ from paradigm.errors import choose
 from paradigm.objective import Loss, Term
 from paradigm.schedule import Schedule, as_schedule
 from paradigm.teacher import Teacher, ema, sinkhorn
-from vision.heads import Head, Prototypes, embedding_std, l2_normalize
+from vision.heads import Head, Prototypes, l2_normalize
 from vision.objectives.multi_crop import MultiCrop, entropy
 from vision.objectives.two_views import prefixed
 
@@ -123,12 +123,10 @@ class DINO(MultiCrop):
         temperature = as_schedule(self.teacher_temperature)(ctx.step)
         q = self.targets(teacher, extra["centre"]["class"], temperature, weight)
         rows = mask.sum()
-        metrics = {
-            "teacher_entropy": entropy(q, weight),
-            "embedding_std": (embedding_std(embeddings["teacher"][:, 0], mask) * rows, rows),
-        }
         term = Term(jnp.sum(self.agreement(q, student) * mask), rows)
-        return Loss({"views": term}, metrics, stats=self.centre_stats("class", teacher, mask))
+        return Loss(
+            {"views": term}, {"teacher_entropy": entropy(q, weight)}, stats=self.centre_stats("class", teacher, mask)
+        )
 
     def update_extra(self, extra, params, loss, ctx):
         seen = {name: x for name, x in loss.stats.items() if name.startswith(CENTRE)}

@@ -55,7 +55,7 @@ class IBOT(DINO):
         if not 0 <= low <= high < 1 or not 0 < self.mask_probability <= 1 or not self.hidden_patches:
             raise UserError(
                 f"{name}.mask_ratio={(low, high)} of {self.patches_of(self.views[0].size)} patches in "
-                f"{self.mask_probability:g} of the views leaves nothing to predict or to see: choose 0 <= low <= high < 1"
+                f"{self.mask_probability:g} of the views leaves nothing to predict or to see: take 0 <= low <= high < 1"
             )
 
     heads = property(lambda self: ("",) if self.shared_head else ("", "patch_"))
