@@ -119,7 +119,7 @@ def barlow(z1, z2, redundancy):
 
 
 def vicreg(z1, z2):
-    total, (n, width) = 25 * np.mean((z1 - z2) ** 2), z1.shape
+    total, width = 25 * np.mean((z1 - z2) ** 2), z1.shape[1]
     for z in (z1, z2):
         cov = np.cov(z.T)
         for i in range(width):
