@@ -4,6 +4,7 @@
     nll_B, correct_B = info_nce(q_BxD, k_BxD, scale, mask_B)
     nll_B, correct_B = info_nce(q_BxD, queue_NxD, scale, mask_N, positives=k_BxD)
     total_B, correct_B = sigmoid_pairs(a_BxD, b_BxD, scale, bias, mask_B)
+    row_BxD = nearest(q_BxD, queue_NxD)        entropy_B = koleo(x_BxD, mask_B)
 
 A logit is scale * q.k (+ bias), in float32; `scale` multiplies (1 / temperature of SimCLR and MoCo, exp(t) of CLIP) and
 has a gradient, as `bias` has. Embeddings come normalised, if they are to be. Results are one number a row: the caller
@@ -95,6 +96,32 @@ def sigmoid_pairs(a_BxD, b_BxD, scale, bias, mask=None, *, tile=None):
     queries, keys = a_BxD[None], b_BxD[None].astype(a_BxD.dtype)
     negative, best = _negatives(SIGMOID, tile, queries, keys, scale, bias, _own(a_BxD), _ids(len(b_BxD), mask))
     return jax.nn.softplus(-positive) + negative[0], (positive > best[0]).astype(jnp.float32)
+
+
+def nearest(q_BxD, k_NxD, mask=None, *, others=False, tile=None):
+    """The key of the largest dot product with each query, [B, D] in the keys' dtype; zeros where there is no key.
+
+    Its gradient goes to the key that was found; the choice has none. As everything here it needs neither all dot
+    products nor, on a mesh, all keys at once.
+
+    Args:
+        mask: [N] or None; a key with 0 is nobody's. others: key i is query i's own and is left out.
+        tile: as in `nt_xent`.
+    """
+    if q_BxD.shape[1] != k_NxD.shape[1]:
+        raise ValueError(f"nearest: queries {q_BxD.shape} and keys {k_NxD.shape} differ in width")
+    own = _own(q_BxD) if others else jnp.full(len(q_BxD), -1, jnp.int32)
+    return _found(tile, jax.lax.stop_gradient(q_BxD), k_NxD, own, _ids(len(k_NxD), mask))
+
+
+def koleo(x_BxD, mask=None):
+    """float32 [B], -log of the distance of each row to its nearest other one; rows come as unit vectors.
+
+    The Kozachenko-Leonenko estimator of differential entropy, Sablayrolles et al. 2019, "Spreading vectors for
+    similarity search", section 3.3, as DINOv2's koleo_loss.py; there a GPU's batch, here the global one.
+    """
+    x = x_BxD.astype(jnp.float32)
+    return -0.5 * jnp.log(jnp.sum(jnp.square(x - nearest(x, x, mask, others=True)), -1) + 1e-16)
 
 
 def _softmax_nll(positive_B, q_GxBxD, k_GxNxD, scale, own_B, ids_N, tile):
@@ -226,6 +253,68 @@ def _backward(static, residuals, cotangents):
 
 
 _summed.defvjp(_forward, _backward)
+
+
+# ---- The nearest key -------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _found(tile, q, k, own, ids):
+    return _search(tile, q, k, own, ids)[0]
+
+
+def _search(tile, q, k, own, ids):
+    def local(ring, q_1xBxD, k_1xNxD, own_B, ids_N):
+        rows, owner = _rows(q_1xBxD, own_B)
+
+        def see(best, keys, ids):
+            top, row, place = best
+            logits = _logits(rows, keys.astype(rows.dtype), 1.0, 0.0, owner, ids)
+            at = jnp.argmax(logits, axis=-1)
+            high = jnp.take_along_axis(logits, at[:, None], axis=-1)[:, 0]
+            better = high > top
+            return (
+                jnp.where(better, high, top),
+                jnp.where(better[:, None], keys[at], row),
+                jnp.where(better, ids[at], place),
+            ), ()
+
+        def turn(best, moving):
+            return _over_tiles(see, best, moving, tile or _tile(len(rows)))[0], moving
+
+        start = jnp.full(len(rows), LOWEST, jnp.float32), jnp.zeros(rows.shape, k_1xNxD.dtype), jnp.full_like(owner, -1)
+        (_, row, place), _ = ring(turn, start, _rows(k_1xNxD, ids_N))
+        return row[None], place[None]
+
+    row, place = _on_the_ring(local, (q[None], k[None], own, ids), (), outputs=2)
+    return row[0], (place[0], ids, jnp.zeros((0, *k.shape[1:]), k.dtype), own, q)
+
+
+def _search_gradients(tile, residuals, d_row):
+    place, ids, like, own, q = residuals
+
+    def local(ring, d_1xBxD, place_B, ids_N):
+        rows, place = _rows(d_1xBxD.astype(jnp.float32), place_B)
+
+        def see(nothing, d_keys, ids):
+            hits = jnp.float32((place[:, None] == ids) & (ids >= 0))
+            return nothing, d_keys + jnp.dot(hits.T, rows, precision="highest")
+
+        def turn(nothing, moving):
+            d_keys = _over_tiles(see, nothing, moving, tile or _tile(len(rows)))[1]
+            return nothing, (d_keys, moving[1])
+
+        start = jnp.zeros((len(ids_N), rows.shape[1]), jnp.float32), ids_N
+        return (ring(turn, (), start)[1][0][None],)
+
+    (d_k,) = _on_the_ring(local, (d_row[None], place, ids), (), outputs=1)
+    return jnp.zeros_like(q), d_k[0].astype(like.dtype), None, None
+
+
+_found.defvjp(_search, _search_gradients)
+
+
+# ---- Rows, tiles and the ring ----------------------------------------------------------------------------------------
 
 
 def _rows(x_GxBxD, ids_B):

@@ -1,4 +1,4 @@
-"""What follows the parameters or past batches: moving averages, teachers, queues. All of it lives in `extra`."""
+"""What follows the parameters or past batches: moving averages, teachers, queues (in `extra`), and balanced targets."""
 
 import dataclasses
 
@@ -76,3 +76,24 @@ def push(queue, cursor, rows):
         raise ValueError(f"a queue of {queue.shape[0]} is not a multiple of the batch of {rows.shape[0]}")
     queue = jax.lax.dynamic_update_slice_in_dim(queue, rows.astype(queue.dtype), cursor, axis=0)
     return queue, (cursor + rows.shape[0]) % jnp.int32(queue.shape[0])
+
+
+def sinkhorn(scores, mask=None, iterations=3):
+    """Soft assignments [..., K] of rows to K prototypes in which all prototypes have about as many rows.
+
+    Caron et al. 2020 (SwAV), section 3.1, equation 3 with scores = cosine / epsilon; the centring of DINOv2 with
+    scores = logits / temperature. Rows and columns of exp(scores) are scaled in turn, prototypes first, so that each
+    row sums to 1 at the end; here in logarithms, where nothing overflows. The sums are over all rows, wherever a mesh
+    has them, and constant factors (the official 1/K and 1/B) cancel.
+
+    Args:
+        scores: [..., K]; all leading axes are rows. mask: [...], 0 for a row that has no share in the sums.
+    """
+    rows = tuple(range(scores.ndim - 1))
+    scores = scores.astype(jnp.float32)
+    of_row = jnp.zeros((*scores.shape[:-1], 1))
+    outside = 0.0 if mask is None else jnp.where(mask > 0, 0.0, -1e30)[..., None]
+    for _ in range(iterations):
+        of_prototype = -jax.nn.logsumexp(scores + of_row + outside, axis=rows)
+        of_row = -jax.nn.logsumexp(scores + of_prototype, axis=-1, keepdims=True)
+    return jnp.exp(scores + of_prototype + of_row)

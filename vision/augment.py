@@ -353,3 +353,32 @@ def moco_v3_views(size=None, scale=(0.08, 1.0), blur=(1.0, 0.1), solarise=(0.0, 
     """
     recipe = {"scale": scale, "jitter": 0.8, "strength": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "centre": None}
     return tuple(Augment(size, **{**recipe, "blur": b, "solarise": s, **changes}) for b, s in zip(blur, solarise))
+
+
+def byol_views(size=None, **changes):
+    """BYOL (arXiv:2006.07733, appendix B), and Barlow Twins and VICReg by their main.py: the pair of MoCo v3, bicubic.
+
+    The first view is always blurred and never solarised, the second blurred in 0.1 and solarised in 0.2 of cases.
+    """
+    return moco_v3_views(size, **{"filter": "bicubic", **changes})
+
+
+def dino_views(size=None, local_size=96, local=8, scale=(0.4, 1.0), local_scale=(0.05, 0.4), blur=(1.0, 0.1, 0.5),
+               solarise=(0.0, 0.2), **changes):  # fmt: skip
+    """DINO (arXiv:2104.14294; its main_dino.py): two large crops as BYOL's, and `local` small ones, blurred in half.
+
+    iBOT has the same; with ViTs its and DINO's best runs have ten small crops, and scales that meet at 0.25 to 0.32.
+    DINOv2's meet at 0.32. local=0 leaves the small ones out.
+    """
+    large = byol_views(size, scale=scale, blur=blur[:2], solarise=solarise, **changes)
+    if not local:
+        return large
+    how = {"scale": local_scale, "jitter": 0.8, "strength": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "filter": "bicubic"}
+    return (*large, (Augment(local_size, **{**how, "blur": blur[2], "centre": None, **changes}), local))
+
+
+def swav_views(size=None, local_size=96, local=6, scale=(0.14, 1.0), local_scale=(0.05, 0.14), blur=0.5, **changes):
+    """SwAV (arXiv:2006.09882; its multicropdataset.py): two large crops and six small, SimCLR's colours, bilinear."""
+    recipe = {"jitter": 0.8, "strength": (0.8, 0.8, 0.8, 0.2), "grey": 0.2, "blur": blur, "centre": None, **changes}
+    large = (Augment(size, scale=scale, **recipe), 2)
+    return (large, (Augment(local_size, scale=local_scale, **recipe), local)) if local else (large,)

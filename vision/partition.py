@@ -11,5 +11,6 @@ PARTITION_RULES = (
     (r"(class_token|mask_token|registers)$", ()),  # [1, n, D]
     (r"conv/kernel$", (None, None, None, "fsdp")),  # [h, w, in, out]
     (r"fc\d+/kernel$", ("fsdp", "tensor")),  # [in, out] of a projection or prediction head
-    (r"(^|/)queue$", (("data", "fsdp"), None)),  # [K, D]
+    (r"prototypes/kernel$", ("fsdp", "tensor")),  # [D, K]
+    (r"(^|/)queue$", (("data", "fsdp"), None)),  # [K, D], SwAV's [2, K, D]
 )

@@ -10,13 +10,16 @@ INK, PAPER, RIGHT = (20, 20, 20), (255, 255, 255), (22, 150, 60)
 
 
 def sheet(rows, headings=(), captions=(), framed=()):
-    """Rows of pictures, each float [H, W, C] in [0, 1] of one size -> uint8 [height, width, 3], with white gaps.
+    """Rows of pictures, each float [H, W, C] in [0, 1] -> uint8 [height, width, 3], with white gaps.
+
+    All are enlarged alike, by what the first one needs; smaller ones have white around them.
 
     headings: a text above each column. captions: [rows][columns], a text below each picture. framed: [rows][columns],
     which have a green frame.
     """
     times = max(1, round(SMALLEST / rows[0][0].shape[0]))
-    lines = [np.concatenate([_line(text, rows[0][0].shape[1] * times) for text in headings], 1)] if headings else []
+    tall, wide = (times * max(picture.shape[axis] for row in rows for picture in row) for axis in (0, 1))
+    lines = [np.concatenate([_line(text, wide) for text in headings], 1)] if headings else []
     for i, row in enumerate(rows):
         cells = []
         for k, picture in enumerate(row):
@@ -26,8 +29,10 @@ def sheet(rows, headings=(), captions=(), framed=()):
                 inside = picture[FRAME:-FRAME, FRAME:-FRAME].copy()
                 picture[:] = RIGHT
                 picture[FRAME:-FRAME, FRAME:-FRAME] = inside
-            cell = np.pad(picture, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
-            cells.append(np.concatenate([cell, _line(captions[i][k], picture.shape[1])]) if captions else cell)
+            below, beside = tall - picture.shape[0], wide - picture.shape[1]
+            around = (below // 2, below - below // 2 + GAP), (beside // 2, beside - beside // 2 + GAP), (0, 0)
+            cell = np.pad(picture, around, constant_values=255)
+            cells.append(np.concatenate([cell, _line(captions[i][k], wide)]) if captions else cell)
         lines.append(np.concatenate(cells, 1))
     width = max(line.shape[1] for line in lines)
     return np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in lines])

@@ -35,6 +35,17 @@ SHRINK = {
     "MoCoV1": "queue = 16",
     "MoCoV2": "queue = 16",
     "MoCoV3": "hidden = 16, output = 8",
+    "BYOL": "hidden = 16, output = 8",
+    "SimSiam": "hidden = 16, output = 8",
+    "BarlowTwins": "widths = (16, 8)",
+    "VICReg": "widths = (16, 8)",
+    "SwAV": "prototypes = 8, hidden = 16, output = 8, queue = 16",
+    "NNCLR": "queue = 16, projector_widths = (16, 8), hidden = 16",
+    "DINO": "prototypes = 8, hidden = 16, bottleneck = 8",
+    "IBOT": "prototypes = 8, hidden = 16, bottleneck = 8",
+    "DINOv2": "prototypes = 8, hidden = 16, bottleneck = 8",
+    "dino_views": "local_size = 8, local = 2",
+    "swav_views": "local_size = 8, local = 2",
     "ImageData": "source = 'digits'",
     "Probes": "train_images = 40, test_images = 20, methods = ('knn',), random = False",
     "Neighbours": "train_images = 40",
@@ -52,6 +63,7 @@ SHRINK |= {
     "Retrieved": "pairs = 20",
 }
 IMAGES = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 

@@ -60,14 +60,15 @@ class ImageObjective(ImageFeatures, Objective):
         keys = lambda number: ctx.keys(f"view/{number}", batch["index"])
         return draw_views(self.groups, batch["image"], batch["aspect"], keys)
 
-    def encode_views(self, variables, views, index, ctx, apart=False):
+    def encode_views(self, variables, views, index, ctx, apart=False, dropout=True):
         """(pooled [B, V, D], moments) of V views; in one pass those of one size that follow one another.
 
-        apart: whether a BatchNorm in the encoder sees one view at a time, or all of a size together.
+        apart: whether a BatchNorm in the encoder sees one view at a time, or all of a size together. dropout: False for
+        a teacher that has none.
         """
         apart = apart and self.encoder.has_batch_norm
         keys = None
-        if ctx.train and self.draws(self.encoder):
+        if ctx.train and dropout and self.draws(self.encoder):
             keys = [ctx.keys(f"dropout/{i}", index) for i in range(len(views))]
         # Views of a picture side by side: on a mesh each device keeps its own rows, as it would not if they were
         # concatenated.  V x [B, ...] -> [B, V, ...] -> [B V, ...]

@@ -13,7 +13,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm import trees
 from paradigm.contrastive import info_nce
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
@@ -72,29 +71,12 @@ class MoCoV3(TwoViews):
         # end of the step before, so that evaluation sees the same teacher; its momentum is still that of t.
         return Teacher(self.momentum, ("encoder", "projector"), ahead=1)
 
-    def encode(self, params, extra, batch, ctx):
-        views, index = self.augment_views(batch, ctx), batch["index"]
-        online, moments = self.encode_views(self.variables(params, extra), views, index, ctx, apart=True)
-        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True)
-        loss = Loss(stats={**moments, **prefixed("teacher", seen)})
-        return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, loss
-
-    def project(self, variables, pooled, ctx, names):
-        """([unit vectors [B, output] of either view], moments) of pooled [B, 2, D] after the heads of these names."""
-        views = []
-        for x in (pooled[:, 0], pooled[:, 1]):
-            moments = {}
-            for name in names:
-                x, _, seen = self.apply(name, variables, x, ctx=ctx)
-                moments.update(seen)
-            views.append((l2_normalize(x), moments))
-        return [z for z, _ in views], trees.mean([moments for _, moments in views])
-
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
-        heads = ("projector", "predictor")
-        q, moments = self.project(self.variables(params, extra), embeddings["online"], ctx, heads)
-        k, seen = self.project(extra["teacher"], embeddings["teacher"], ctx, heads[:1])
-        k, mask, scale = jax.lax.stop_gradient(k), batch["mask"], 1.0 / self.temperature
+        variables = self.variables(params, extra)
+        q, moments = self.project(variables, embeddings["online"], ctx, "projector", "predictor")
+        k, seen = self.project(extra["teacher"], embeddings["teacher"], ctx, "projector")
+        q, k = [l2_normalize(x) for x in q], [jax.lax.stop_gradient(l2_normalize(x)) for x in k]
+        mask, scale = batch["mask"], 1.0 / self.temperature
         there, back = info_nce(q[0], k[1], scale, mask), info_nce(q[1], k[0], scale, mask)
         nll, correct = there[0] + back[0], there[1] + back[1]
         rows = mask.sum()
@@ -104,9 +86,3 @@ class MoCoV3(TwoViews):
             "embedding_std": (embedding_std(k[0], mask) * rows, rows),
         }
         return Loss({"contrast": term}, metrics, stats={**moments, **prefixed("teacher", seen)})
-
-    def forward_flops(self, batch_spec):
-        rows = 2 * batch_spec["mask"].size
-        heads = {"projector": (self.projector, self.encoder.features), "predictor": (self.predictor, self.output)}
-        heads = {name: head.flops(rows, features) for name, (head, features) in heads.items()}
-        return {"encoder": self.encoder.flops(rows), **heads}

@@ -65,7 +65,3 @@ class SimCLR(TwoViews):
             "embedding_std": (embedding_std(a, mask) * rows, rows),
         }
         return Loss({"contrast": Term(jnp.sum(nll * mask), rows)}, metrics, stats=moments)
-
-    def forward_flops(self, batch_spec):
-        rows = 2 * batch_spec["mask"].size
-        return {"encoder": self.encoder.flops(rows), "projector": self.projector.flops(rows, self.encoder.features)}

@@ -2,7 +2,11 @@
 
 import dataclasses
 
+import jax
+
+from paradigm import trees
 from paradigm.errors import UserError
+from paradigm.objective import Loss
 from vision.objectives.base import ImageObjective
 
 
@@ -21,6 +25,37 @@ class TwoViews(ImageObjective):
                 f"{type(self).__name__} compares two views of a picture and its augment gives {sum(sizes)}: give one "
                 "Augment for both, or a pair"
             )
+
+    def encode(self, params, extra, batch, ctx):
+        """{"online": pooled [B, 2, D]}, and "teacher" alike where there is one; BatchNorm has one view at a time."""
+        views, index = self.augment_views(batch, ctx), batch["index"]
+        online, moments = self.encode_views(self.variables(params, extra), views, index, ctx, apart=True)
+        if self.teacher is None:
+            return {"online": online}, Loss(stats=moments)
+        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True)
+        loss = Loss(stats={**moments, **prefixed("teacher", seen)})
+        return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, loss
+
+    def project(self, variables, pooled, ctx, *names):
+        """([[B, E] of either view], moments) of pooled [B, 2, D] after the heads of these names, a view at a time."""
+        views = []
+        for x in (pooled[:, 0], pooled[:, 1]):
+            moments = {}
+            for name in names:
+                x, _, seen = self.apply(name, variables, x, ctx=ctx)
+                moments.update(seen)
+            views.append((x, moments))
+        return [z for z, _ in views], trees.mean([moments for _, moments in views])
+
+    def forward_flops(self, batch_spec):
+        """Of the encoder and of the heads, which read one another's output."""
+        rows, width, parts = 2 * batch_spec["mask"].size, self.encoder.features, {}
+        for name, (module, _) in self.modules().items():
+            if name == "encoder":
+                parts[name] = module.flops(rows)
+            else:
+                parts[name], width = module.flops(rows, width), module.widths[-1]
+        return parts
 
 
 def prefixed(name, named):
