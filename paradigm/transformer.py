@@ -228,8 +228,8 @@ class Block(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, x, own, shared):
-        """x [B, L, D], own = {"layer": int32 [], "drop_path": float32 [], "cache": ...}, Shared -> (x, {"out": x,
-        "cache": ...})."""
+        """x [B, L, D], own = {"layer": int32 [], "drop_path": float32 [], "cache": ..., "bias": where layers have their
+        own [B or 1, H, L, S]}, Shared -> (x, {"out": x, "cache": ...})."""
         cache, fresh = own["cache"], {}
         keys = shared.keys
         if keys is not None:
@@ -254,7 +254,7 @@ class Block(Architecture, kw_only=True):
             y, fresh["self"] = Attention(**inner, name="attention")(
                 x,
                 shared.mask,
-                bias=self.relative_bias(x, shared.mask, cache) if own_table else shared.bias,
+                bias=self.relative_bias(x, shared.mask, cache) if own_table else own.get("bias", shared.bias),
                 angles=shared.angles,
                 cache=None if cache is None else cache["self"],
                 keys=keys,
@@ -302,12 +302,14 @@ class Stack(Architecture, kw_only=True):
     scaled_init: bool = True
 
     @nn.compact
-    def __call__(self, x, mask, *, positions=None, source=None, source_mask=None, cache=None, keys=None):
+    def __call__(self, x, mask, *, positions=None, bias=None, source=None, source_mask=None, cache=None, keys=None):
         """x [B, L, D] -> ([B, L, D], intermediates).
 
         Args:
             mask: of x to itself (to the cache's T columns when there is a cache).
             positions: int [B, L] for rope; None counts from mask.offset.
+            bias: on the logits of self-attention, in place of one by `positions`: [B or 1, H, L, S] for all layers, or
+                [n, B or 1, H, L, S], one for each.
             source: [B, S, D]. source_mask: AttentionMask of it.
             cache: {"self": {"key", "value"}, "cross": ...}, leaves [n, B, G, T, K] (see `new_cache`).
             keys: typed PRNG keys [B], or None for no dropout.
@@ -320,7 +322,9 @@ class Stack(Architecture, kw_only=True):
         choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path={self.drop_path} is the last block's rate: choose it from 0 to below 1")
-        bias = angles = None
+        angles, own = None, {"layer": jnp.arange(self.layers), "cache": cache}
+        if bias is not None and bias.ndim == 5:
+            bias, own["bias"] = None, bias
         if self.positions == "relative":
             bias = self.relative_bias(x, mask, cache)
         elif self.positions == "rope":
@@ -344,7 +348,6 @@ class Stack(Architecture, kw_only=True):
         x = x.astype(self.dtype)
         x = self.make_norm("pre_norm")(x) if self.input_norm else x
         x = constrain(self.dropped(x, keys, "input"), BATCH, None, None)
-        own = {"layer": jnp.arange(self.layers), "cache": cache}
         if self.drop_path:
             own["drop_path"] = jnp.linspace(0.0, self.drop_path, self.layers)
         x, outs = blocks(x, own, Shared(mask, bias, angles, source, source_mask, keys))
