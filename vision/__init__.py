@@ -11,6 +11,7 @@ CONFIGURABLE = {
         "moco_v2_views",
         "moco_v3_views",
     ),
+    "masked_views": ("simmim_views", "beit_views", "i_jepa_views"),
     "data": ("ImageData",),
     "synthetic_scenes": ("Shapes",),
     "vit": ("vit",),
