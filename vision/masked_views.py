@@ -19,5 +19,5 @@ def beit_views(size=None, token_size=112, **changes):
 
 
 def i_jepa_views(size=None, **changes):
-    """I-JEPA (arXiv:2301.08243; its in1k_vith14_ep300.yaml): three tenths of the area or more, neither flip nor colours."""
+    """I-JEPA (arXiv:2301.08243; its in1k_vith14_ep300.yaml): three tenths of the area or more, nothing else."""
     return Augment(size, **{"scale": (0.3, 1.0), "flip": 0.0, "centre": None, **changes})

@@ -24,7 +24,8 @@ def _some(part, data, count):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructions(Evaluator):
-    """Pictures, what a masked autoencoder sees of each, and what is made of that. A tokenizer sees all. count: of them."""
+    """Pictures, what a masked autoencoder sees of each, and what is made of that; a tokenizer sees all. count: of
+    them."""
 
     count: int = 8
 

@@ -104,7 +104,8 @@ def test_grids_leave_one_of_four():
 @pytest.mark.parametrize("masking", ["block", "grid"])
 def test_mae_hides_blocks_and_grids(masking):
     objective = MAE(
-        encoder=tiny.encoder().clone(image_size=32), augment=Augment(32), masking=masking, block_smallest=4, decoder_width=16,
+        encoder=tiny.encoder().clone(image_size=32), augment=Augment(32), masking=masking, block_smallest=4,
+        decoder_width=16,
         mask_ratio=0.75 if masking == "grid" else 0.5,
     )  # fmt: skip
     shuffled = np.asarray(objective.shuffle(jax.random.split(jax.random.key(0), 64)))

@@ -1,7 +1,11 @@
 """The image objectives, one file and one line each."""
 
+from vision.objectives.aim import AIM as AIM
+from vision.objectives.beit import BEiT as BEiT
 from vision.objectives.classify import Classify as Classify
+from vision.objectives.data2vec import Data2Vec as Data2Vec
 from vision.objectives.dvae import DVAE as DVAE
+from vision.objectives.i_jepa import IJEPA as IJEPA
 from vision.objectives.mae import MAE as MAE
 from vision.objectives.maskfeat import MaskFeat as MaskFeat
 from vision.objectives.moco import MoCoV1 as MoCoV1

@@ -5,8 +5,8 @@ Each patch is a distribution q over K codes; a sample of it, relaxed by Gumbel n
     code = softmax((log q + g) / tau) E
     loss = 1/(H W C) ( -log p(x | codes) + beta sum over patches of KL(q || uniform) )               (appendix A.2)
 
-tau falls from 1 to 1/16 and beta rises from 0 to 6.6 over the run's first steps. p is the logit-Laplace distribution of a
-pixel x squeezed into (0.1, 0.9) (appendix A.3), or a Gaussian (`l2`). The encoder and the decoder are transformers on
+tau falls from 1 to 1/16 and beta rises from 0 to 6.6 over the run's first steps. p is the logit-Laplace distribution of
+a pixel x squeezed into (0.1, 0.9) (appendix A.3), or a Gaussian (`l2`). The encoder and the decoder are transformers on
 patches and not the paper's convolutions.
 """
 

@@ -85,7 +85,8 @@ class MaskedImages(OneView):
             raise UserError(f"{who}.mask_unit={self.mask_unit} does not divide a grid of {grid[0]} x {grid[1]} patches")
         if self.masking == "block" and not 0 < self.block_smallest <= self.hidden:
             raise UserError(
-                f"{who}.block_smallest={self.block_smallest}, and {self.hidden} patches are hidden: choose at most as many"
+                f"{who}.block_smallest={self.block_smallest}, and {self.hidden} patches are hidden: "
+                "choose at most as many"
             )
         check_count(who, self.mask_ratio, self.hidden, self.patches)
 
@@ -129,7 +130,8 @@ class PatchHead(nn.Module):
 class MaskedRegression(MaskedImages):
     """Something of the hidden patches, by one linear layer on the encoder's output.
 
-    A subclass gives `outputs`, the numbers of a patch; `target(images)` float32 [B, N, outputs]; and `error(difference)`.
+    A subclass gives `outputs`, the numbers of a patch, `target(images)` float32 [B, N, outputs] and
+    `error(difference)`.
     """
 
     @property
@@ -138,6 +140,11 @@ class MaskedRegression(MaskedImages):
 
     def target(self, images):
         raise NotImplementedError
+
+    def target_of(self, extra, images):
+        """The same, of objectives whose targets come from a teacher."""
+        del extra
+        return self.target(images)
 
     def error(self, difference):
         """What is averaged over a hidden patch's numbers."""
@@ -158,7 +165,7 @@ class MaskedRegression(MaskedImages):
         images, mask = self.draw(batch, ctx), self.mask(ctx.keys("mask", batch["index"]))
         keys = self.dropout_keys(batch, ctx)
         predicted, places = self.predict(self.variables(params, extra), images, mask, keys)
-        target = jnp.take_along_axis(self.target(images), places[..., None], 1)
+        target = jnp.take_along_axis(self.target_of(extra, images), places[..., None], 1)
         # A mask by blocks may have fewer patches than the places there are for them.
         weight = jnp.take_along_axis(mask, places, 1) * batch["mask"][:, None]
         error = self.error(predicted - target).mean(-1)

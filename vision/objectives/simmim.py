@@ -1,7 +1,7 @@
 """SimMIM: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling".
 
-Random squares of 32 pixels, 60 % of a picture, are behind a mask token; one linear layer on the encoder's output predicts
-their raw pixels:
+Random squares of 32 pixels, 60 % of a picture, are behind a mask token; one linear layer on the encoder's output
+predicts their raw pixels:
 
     loss = mean over the pixels and channels of hidden patches of |predicted - x|                     (section 3.4)
 """
@@ -18,7 +18,7 @@ from vision.patches import patchify, unpatchify
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimMIM(Reconstructing, MaskedRegression):
-    """Pixels of hidden patches from a view with mask tokens. mask_unit=2 makes squares of 32 pixels of patches of 16."""
+    """Pixels of hidden patches from a view with mask tokens. mask_unit=2: squares of 32 pixels of patches of 16."""
 
     mask_unit: int = 2
 

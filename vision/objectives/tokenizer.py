@@ -18,7 +18,8 @@ class TokenizerObjective(Reconstructing, OneView):
 
     encoder: a ViT. codes: K. code_width: d. decoder_width, decoder_layers, decoder_heads: of the decoder.
 
-    A subclass gives `make_quantizer`, for a module with `lookup`, and `outputs`, the numbers that the decoder makes of a patch.
+    A subclass gives `make_quantizer`, for a module with `lookup`, and `outputs`, the numbers that the decoder makes of
+    a patch.
     """
 
     codes: int = 512

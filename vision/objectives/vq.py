@@ -3,11 +3,12 @@
     z = the encoder's patches, e = the nearest code to each                                       (equation 1)
     loss = |x - decoder(z + sg(e - z))|^2 + beta |z - sg(e)|^2                                    (equation 3)
 
-Codes are moving averages of what is nearest to them, with gamma = 0.99 (appendix A.1, equations 6 to 8), and not a term:
+Codes are moving averages of what is nearest to them, with gamma = 0.99 (appendix A.1, equations 6 to 8), and not a
+term:
 
     N <- gamma N + (1 - gamma) n        m <- gamma m + (1 - gamma) sum of the n latents z        e = m / N
 
-A code that hardly any latent is nearest to is put on a latent of the batch (Dhariwal et al. 2020, "Jukebox", section 3.1).
+A code that hardly any latent is nearest to is put on a latent of the batch (Dhariwal et al. 2020, "Jukebox", 3.1).
 VQ-KD predicts another encoder's patches in place of pixels, by their cosine, and latents and codes have length 1:
 
     loss = 1 - cos(decoder(...), t) + beta |z - sg(e)|^2, of patches t of a frozen teacher        (BEiT v2, equation 4)
