@@ -156,7 +156,8 @@ class Reconstructing(ImageFeatures):
     can = "reconstruct pictures"
 
     def reconstruct(self, variables, images, keys):
-        """float32 [B, H, W, C], normalised, keys [B] -> {"masked", "reconstructed"}, pictures alike."""
+        """float32 [B, H, W, C], normalised, keys [B] -> {"masked", "reconstructed"}, pictures alike; what hides nothing
+        gives no "masked"."""
         raise NotImplementedError
 
 

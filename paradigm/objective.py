@@ -130,6 +130,8 @@ class Objective:
     parts = ()
     # Tokens that a window of text must hold for `preprocess`; None where records are taken as they come.
     raw_length = None
+    # Names of modules that come trained from another run (Experiment.init) and stay as they are (Experiment.freeze).
+    given = ()
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
     teacher = None
     # Names of the modules that a pre-trained model need not have: heads, which are drawn where Experiment.init has none.

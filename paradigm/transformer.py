@@ -243,8 +243,8 @@ class Block(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, x, own, shared):
-        """x [B, L, D], own = {"layer": int32 [], "drop_path": float32 [], "cache": ...}, Shared -> (x, {"out": x,
-        "cache": ...})."""
+        """x [B, L, D], own = {"layer": int32 [], "drop_path": float32 [], "cache": ..., "bias": where layers have their
+        own [B or 1, H, L, S]}, Shared -> (x, {"out": x, "cache": ...})."""
         cache, fresh = own["cache"], {}
         keys = shared.keys
         if keys is not None:
@@ -277,7 +277,7 @@ class Block(Architecture, kw_only=True):
             y, fresh["self"] = Attention(**inner, name="attention")(
                 x,
                 mask,
-                bias=self.relative_bias(x, mask, cache) if own_table else shared.bias,
+                bias=self.relative_bias(x, mask, cache) if own_table else own.get("bias", shared.bias),
                 angles=angles,
                 cache=None if cache is None else cache["self"],
                 keys=keys,
@@ -325,12 +325,14 @@ class Stack(Architecture, kw_only=True):
     scaled_init: bool = True
 
     @nn.compact
-    def __call__(self, x, mask, *, positions=None, source=None, source_mask=None, cache=None, keys=None):
+    def __call__(self, x, mask, *, positions=None, bias=None, source=None, source_mask=None, cache=None, keys=None):
         """x [B, L, D] -> ([B, L, D], intermediates); x of another width is mapped to D first (`project`).
 
         Args:
             mask: of x to itself (to the cache's T columns when there is a cache).
             positions: int [B, L] for rope; None counts from mask.offset.
+            bias: on the logits of self-attention, in place of one by `positions`: [B or 1, H, L, S] for all layers, or
+                [n, B or 1, H, L, S], one for each.
             source: [B, S, D]. source_mask: AttentionMask of it.
             cache: {"self": {"key", "value"}, "cross": ...}, leaves [n, B, G, T, K] (see `new_cache`).
             keys: typed PRNG keys [B], or None for no dropout.
@@ -349,7 +351,10 @@ class Stack(Architecture, kw_only=True):
                 f"global_every={self.global_every} is the rhythm, at least 1, of layers without the window, and "
                 f"window={mask.window}: set both"
             )
-        bias = angles = local_angles = None
+        angles = local_angles = None
+        own = {"layer": jnp.arange(self.layers), "cache": cache}
+        if bias is not None and bias.ndim == 5:
+            bias, own["bias"] = None, bias
         if self.positions == "relative":
             bias = self.relative_bias(x, mask, cache)
         elif self.positions == "alibi":
@@ -382,7 +387,6 @@ class Stack(Architecture, kw_only=True):
         if x.shape[-1] != self.d_model:
             x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="project")(x)
         x = constrain(x, BATCH, None, None)
-        own = {"layer": jnp.arange(self.layers), "cache": cache}
         if self.drop_path:
             own["drop_path"] = jnp.linspace(0.0, self.drop_path, self.layers)
         if alternates:

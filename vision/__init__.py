@@ -14,6 +14,7 @@ CONFIGURABLE = {
         "dino_views",
         "swav_views",
     ),
+    "masked_views": ("simmim_views", "beit_views", "i_jepa_views"),
     "data": ("ImageData",),
     "synthetic_scenes": ("Shapes",),
     "vit": ("vit",),

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from paradigm.attention import diagonals
 from paradigm.errors import UserError
 
 
@@ -82,6 +83,44 @@ def resize_table(table, old, new):
     grid = table.reshape(*old, -1)
     y = jnp.einsum("nr,mc,rcd->nmd", down, across, grid, precision="highest")
     return y.reshape(new[0] * new[1], -1).astype(table.dtype)
+
+
+def relative_entries(rows, columns):
+    """Rows of a table of relative positions: one for each displacement of two patches, and three (`relative_bias`)."""
+    return (2 * rows - 1) * (2 * columns - 1) + 3
+
+
+def relative_bias(table, nominal, grid, prefix):
+    """BEiT's bias on attention logits by the displacement of two patches: [..., H, L, L], L = prefix + N.
+
+    Bao et al. 2022, section 2.3 ("shared relative position bias"); the layout is that of the official code's
+    RelativePositionBias (unilm/beit, modeling_finetune.py). Entry (dy + rows - 1) * (2 columns - 1) + dx + columns - 1
+    of the table is for a query that lies dy rows below its key and dx columns to its right. The last three are for a
+    class token's look at patches, a patch's look at the class token, and the class token's look at itself; registers
+    have those of the class token.
+
+    Args:
+        table: [..., relative_entries(*nominal), H]. nominal: (rows, columns) of its grid.
+        grid: of the picture. Another one has the displacements' table interpolated, bicubic, as in `resize_table`.
+        prefix: tokens before the patches.
+    """
+    size = lambda g: tuple(2 * n - 1 for n in g)
+    table = jnp.moveaxis(table, -1, -2)  # [..., H, entries]
+    near, tokens = table[..., :-3], table[..., -3:, None, None]
+    if tuple(grid) != tuple(nominal):
+        flat = near.reshape(-1, near.shape[-1]).T  # [entries, ... H]
+        near = resize_table(flat, size(nominal), size(grid)).T.reshape(*near.shape[:-1], -1)
+    rows, columns = grid
+    x = near.reshape(*near.shape[:-1], *size(grid))[..., ::-1, ::-1]  # by the key's place less the query's
+    x = diagonals(x, columns)  # [..., H, dy, query's column, key's]
+    x = diagonals(jnp.moveaxis(x, -3, -1), rows)  # [..., H, query's column, key's, query's row, key's]
+    n = x.ndim
+    x = x.transpose(*range(n - 4), n - 2, n - 4, n - 1, n - 3).reshape(*x.shape[:-4], rows * columns, rows * columns)
+    if not prefix:
+        return x
+    looks = lambda k, *shape: jnp.broadcast_to(tokens[..., k, :, :], (*x.shape[:-2], *shape))
+    first = jnp.concatenate([looks(2, prefix, prefix), looks(0, prefix, rows * columns)], -1)
+    return jnp.concatenate([first, jnp.concatenate([looks(1, rows * columns, prefix), x], -1)], -2)
 
 
 def _cubic(new, old, a=-0.75):

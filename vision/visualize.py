@@ -24,7 +24,7 @@ def _some(part, data, count):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructions(Evaluator):
-    """Triptychs of a masked autoencoder: the picture, what the encoder sees of it, and what is made of that. count: of
+    """Pictures, what a masked autoencoder sees of each, and what is made of that; a tokenizer sees all. count: of
     them."""
 
     count: int = 8
@@ -37,7 +37,7 @@ class Reconstructions(Evaluator):
         images = objective.view(batch)
         keys = rng.per_example(rng.key(0, "pictures"), batch["index"])
         shown = jax.jit(objective.reconstruct)(variables, images, keys)
-        columns = {"original": images, "masked": shown["masked"], "reconstructed": shown["reconstructed"]}
+        columns = {"original": images, **{name: shown[name] for name in ("masked", "reconstructed") if name in shown}}
         rows = zip(*(np.asarray(objective.views[0].undo(x)) for x in columns.values()))
         return {}, [Artefact("reconstructions", "image", sheet(list(rows), list(columns)))]
 

@@ -6,6 +6,7 @@ Parameter paths (n layers stacked in front; P = patch * patch * C, N patches at 
     positions/embedding [N, D]              learned positions only; with a class token [1 + N, D], its own first
     class_token [1, 1, D]                   with class_token=True
     registers [1, R, D]                     with registers=R
+    relative_bias/embedding [E, H]          with grid_bias="shared"; [n, E, H] with "layers" (see patches.py for E)
     mask_token [1, 1, D]                    with mask_token=True
     blocks/layers/..., blocks/norm/...      see t5like.models, whose Stack has the same leaves
 
@@ -24,15 +25,17 @@ from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import Architecture, Stack
-from vision.patches import grid_of, patchify, resize_table, sincos
+from vision.patches import grid_of, patchify, relative_bias, relative_entries, resize_table, sincos
 
 
 class ViT(Architecture, kw_only=True):
     """Images [B, H, W, C] -> (pooled [B, D], intermediates).
 
     layers: how many. image_size, patch: in pixels; the pixels beyond the last whole patch are not read. channels: C.
-    positions: sincos, fixed (see `patches.sincos`; the class token's is zero), or learned. An image of another size has
-        sincos positions at fractions of the nominal coordinates, and learned ones interpolated (bicubic).
+    positions: sincos, fixed (see `patches.sincos`; the class token's is zero), learned, or none. An image of another
+        size has sincos positions at fractions of the nominal coordinates, and learned ones interpolated (bicubic).
+    grid_bias: none; BEiT's on attention logits, `shared` by all layers (its pre-training) or one table for each of
+        the `layers` (its fine-tuning, and data2vec); zero at first.
     class_token: whether there is one. pool: class, its output, or mean, that of the patches without class token and
         registers; both after the last norm (big_vision's "gap"; MAE's fine-tuning norms after the mean).
     registers: tokens without a position that are read by nobody afterwards (Darcet et al. 2023, section 2.2).
@@ -49,6 +52,7 @@ class ViT(Architecture, kw_only=True):
     norm: str = "layer"
     bias: bool = True
     positions: str = "sincos"
+    grid_bias: str = "none"
     init_std: float | str | None = "xavier"
     dropout_style: str = "gpt2"
     class_token: bool = True
@@ -90,7 +94,8 @@ class ViT(Architecture, kw_only=True):
                 None is that all see all.
 
         Raises:
-            UserError: an image of other channels or smaller than a patch, or a mask for a ViT without mask token.
+            UserError: an image of other channels or smaller than a patch, a mask for a ViT without mask token, or
+                `keep` with a relative bias.
         """
         del train
         if images.shape[-1] != self.channels:
@@ -110,7 +115,8 @@ class ViT(Architecture, kw_only=True):
         x = x + (table[None] if keep is None else constrain(table[keep], BATCH, None, None)).astype(self.dtype)
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
         attention = AttentionMask() if attention is None else attention
-        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, keys=keys)
+        bias = self._grid_bias(grid, keep)
+        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, bias=bias, keys=keys)
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
             intermediates["class"] = x[:, 0]
@@ -134,10 +140,26 @@ class ViT(Architecture, kw_only=True):
         """(the class token's position, or 0; the patches' [N, D]) for a grid of patches."""
         if self.positions == "sincos":
             return 0.0, jnp.asarray(sincos(self.d_model, *grid, self.grid))
+        if self.positions == "none":
+            return 0.0, jnp.zeros((grid[0] * grid[1], 1))
         count = int(self.class_token) + int(np.prod(self.grid))
         table = Embed(count, self.d_model, 0.02, name="positions")(None)
         first, table = (table[0], table[1:]) if self.class_token else (0.0, table)
         return first, resize_table(table, self.grid, grid)
+
+    @nn.nowrap
+    def _grid_bias(self, grid, keep):
+        """None, [1, H, L, L], or [layers, 1, H, L, L]."""
+        if self.grid_bias == "none":
+            return None
+        if keep is not None:
+            raise UserError(
+                f"grid_bias={self.grid_bias!r} is by the whole grid, and only some patches are read here: "
+                "set grid_bias='none'"
+            )
+        count = (self.layers,) * (self.grid_bias == "layers") + (relative_entries(*self.grid), self.heads)
+        table = _Table(count, name="relative_bias")()
+        return relative_bias(table.astype(self.dtype), self.grid, grid, self.prefix)[..., None, :, :, :]
 
     @nn.nowrap
     def flops(self, batch, patches=None):
@@ -145,6 +167,16 @@ class ViT(Architecture, kw_only=True):
         patches = int(np.prod(self.grid)) if patches is None else patches
         embed = 2 * batch * patches * self.patch**2 * self.channels * self.d_model
         return embed + self.stack(parent=None).flops(batch, self.prefix + patches)
+
+
+class _Table(nn.Module):
+    """A table `embedding` of this shape, zero at first."""
+
+    shape: tuple
+
+    @nn.compact
+    def __call__(self):
+        return self.param("embedding", nn.initializers.zeros, self.shape, jnp.float32)
 
 
 # ---- Sizes by name ---------------------------------------------------------------------------------------------------
@@ -180,7 +212,8 @@ def vit(size, image_size=224, patch=16, **overrides: Any):
     fields = {"d_model": d_model, "layers": layers, "d_ff": d_ff, "heads": heads}
     fields |= {"image_size": image_size, "patch": patch}
     model = build(ViT, fields, overrides)
-    choose("positions", model.positions, dict.fromkeys(("sincos", "learned")))
+    choose("positions", model.positions, dict.fromkeys(("sincos", "learned", "none")))
+    choose("grid_bias", model.grid_bias, dict.fromkeys(("none", "shared", "layers")))
     choose("pool", model.pool, dict.fromkeys(("class", "mean")))
     if model.pool == "class" and not model.class_token:
         raise UserError("pool='class' without a class token: set class_token=True, or pool='mean'")

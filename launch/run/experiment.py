@@ -150,6 +150,7 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     """Devices, rows and dims that do not divide. Shapes come from jax.eval_shape; nothing is computed."""
+    import jax
     from jax.sharding import AbstractMesh
 
     from launch.run.mesh import AXES, mesh_shape
@@ -172,7 +173,13 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     try:
         params = abstract_params(e.objective)
         shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
-        trees.split(params, e.objective.freeze_table(e.freeze))
+        _, frozen = trees.split(params, e.objective.freeze_table(e.freeze))
+        for name in e.objective.given:
+            if len(jax.tree.leaves(frozen.get(name, {}))) < len(jax.tree.leaves(params[name])):
+                yield (
+                    f"{type(e.objective).__name__} reads {name!r} as another run has trained it: set Experiment.freeze "
+                    f"= (('^{name}/', True),), and Experiment.init to that run"
+                )
     except UserError as error:
         yield str(error)
 

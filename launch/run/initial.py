@@ -93,6 +93,7 @@ def initial_state(program, checkpoints, inits=()):
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
         raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
+    missing += [name for name in wanted_stats if name not in stats]
     _refuse_drawn(program, missing, inits)
     if not inits:
         return program.init, fresh, "started from scratch"

@@ -19,7 +19,7 @@ from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from tests import contract
 from vision.partition import PARTITION_RULES
-from vision.patches import patchify, sincos, unpatchify
+from vision.patches import patchify, relative_bias, relative_entries, sincos, unpatchify
 from vision.vit import ViT, vit
 
 SMALL = {"image_size": 16, "patch": 4, "d_model": 16, "heads": 4, "d_ff": 32, "layers": 2}
@@ -202,12 +202,41 @@ def test_dropout_is_by_example():
     close(base[order], apply(model, variables, images()[order], keys=keys[order])[0])
 
 
-def test_scanned_is_unrolled_and_remat_changes_nothing():
-    model, variables = made()
+@pytest.mark.parametrize("fields", [{}, {"grid_bias": "layers", "positions": "none"}])
+def test_scanned_is_unrolled_and_remat_changes_nothing(fields):
+    model, variables = made(**fields)
     slope = lambda m: jax.grad(lambda v: jnp.sum(apply(m, v, images())[0] ** 2))(variables)
     for changes in ({"scan": False}, {"remat": "full"}):
-        other = made(**changes)[0]
+        other = made(**fields, **changes)[0]
         jax.tree.map(lambda a, b: close(a, b, 1e-4), slope(model), slope(other))
+
+
+def test_the_grids_bias_is_beits():
+    """Entry by entry as the official code's relative_position_index: by a query's place less its key's."""
+    rows, columns = 3, 2
+    table = np.arange(2 * (5 * 3 + 3), dtype=np.float32).reshape(2, -1).T  # [E, H]
+    bias = relative_bias(jnp.asarray(table), (rows, columns), (rows, columns), 1)
+    assert relative_entries(rows, columns) == 18 and bias.shape == (2, 7, 7)
+    for i in range(7):
+        for j in range(7):
+            (yi, xi), (yj, xj) = divmod(i - 1, columns), divmod(j - 1, columns)
+            entry = (yi - yj + rows - 1) * (2 * columns - 1) + xi - xj + columns - 1
+            entry = 17 if i == j == 0 else 15 if i == 0 else 16 if j == 0 else entry
+            np.testing.assert_array_equal(bias[:, i, j], table[entry])
+    wide = relative_bias(jnp.ones((18, 2)), (rows, columns), (4, 5), 0)
+    assert wide.shape == (2, 20, 20)
+    close(wide, jnp.ones_like(wide))
+
+
+def test_one_table_for_all_layers_is_as_many_equal_ones():
+    one, shared = made(grid_bias="shared", positions="none")
+    many, own = made(grid_bias="layers", positions="none")
+    table = shared["params"]["relative_bias"]["embedding"]
+    assert own["params"]["relative_bias"]["embedding"].shape == (2, *table.shape)
+    own = {"params": {**shared["params"], "relative_bias": {"embedding": jnp.stack([table, table])}}}
+    close(apply(one, shared, images())[0], apply(many, own, images())[0])
+    moved = {"params": {**shared["params"], "relative_bias": {"embedding": jnp.stack([table, 2 * table])}}}
+    assert np.abs(apply(many, own, images())[0] - apply(many, moved, images())[0]).max() > 1e-3
 
 
 def test_initialisers():
@@ -306,7 +335,10 @@ def batch_of(step):
     return {"image": draw.standard_normal((8, 16, 16, 3)).astype("f4"), "index": index, "mask": np.ones(8, "f4")}
 
 
-@pytest.mark.parametrize("fields", [{"positions": "learned", "registers": 1, "pool": "mean"}, {"dropout": 0.1}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"positions": "learned", "registers": 1, "pool": "mean"}, {"dropout": 0.1, "grid_bias": "layers"}],
+)
 @contract.every_mesh
 def test_sharded_equals_one_device(fields, mesh):
     encoder = vit("tiny", **SMALL | {"d_model": 32, "heads": 8} | fields)
@@ -352,6 +384,9 @@ def test_flops_are_what_xla_counts(keep):
         (lambda: vit("b", heads=7), "7 heads do not divide d_model=768"),
         (lambda: made()[0].apply(made()[1], images(1, 16, 16, 1)), "images of 1 channels, and the ViT reads 3"),
         (lambda: made()[0].apply(made()[1], images(1, 3, 16, 3)), "3 x 16 is smaller than a patch of 4 x 4"),
+        (lambda: vit("b", grid_bias="all"), "unknown grid_bias 'all'"),
+        (lambda: made(grid_bias="shared")[0].apply(made(grid_bias="shared")[1], images(), keep=jnp.zeros((3, 2), int)),
+         "grid_bias='shared' is by the whole grid, and only some patches are read here: set grid_bias='none'"),
         (lambda: made()[0].apply(made()[1], images(1, 16, 16, 3), mask=jnp.ones((1, 16), bool)),
          "the ViT has no mask token: set mask_token=True"),
     ],

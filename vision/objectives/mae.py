@@ -21,7 +21,8 @@ from paradigm.errors import UserError, choose
 from paradigm.layers import Dense, Embed
 from paradigm.objective import Loss, Term
 from paradigm.partition import BATCH, constrain
-from vision.objectives.base import ImageObjective
+from vision.masking import MASKS, masks
+from vision.objectives.masked_images import OneView
 from vision.patches import patchify, sincos, unpatchify
 
 
@@ -71,17 +72,20 @@ class Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MAE(Reconstructing, ImageObjective):
+class MAE(Reconstructing, OneView):
     """Pixels of masked patches from the visible ones.
 
-    encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. norm_pixels: targets are
-    normalised patch by patch. decoder_width, decoder_layers, decoder_heads, decoder_d_ff, decoder_positions: of the
-    decoder (see Decoder), for pre-training alone.
+    encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. masking: random, block (of
+    block_smallest patches or more; a ratio of 0.5 in the paper) or grid (of 0.75): section 4.1, "Mask sampling
+    strategy". norm_pixels: targets are normalised patch by patch. decoder_width, decoder_layers, decoder_heads,
+    decoder_d_ff, decoder_positions: of the decoder (see Decoder), for pre-training alone.
 
     Raises UserError when the ratio leaves no patch to see or none to predict.
     """
 
     mask_ratio: float = 0.75
+    masking: str = "random"
+    block_smallest: int = 16
     norm_pixels: bool = True
     decoder_width: int = 512
     decoder_layers: int = 8
@@ -89,22 +93,9 @@ class MAE(Reconstructing, ImageObjective):
     decoder_d_ff: int | None = None
     decoder_positions: str = "sincos"
 
-    LONE = 1  # view
-
     def __post_init__(self):
         super().__post_init__()
-        if self.augment.size != self.encoder.image_size:
-            raise UserError(
-                f"MAE: views of {self.augment.size} pixels, but the encoder reads {self.encoder.image_size}: "
-                "make augment's size the encoder's image_size"
-            )
-        if self.encoder.image_size % self.encoder.patch:
-            size, patch = self.encoder.image_size, self.encoder.patch
-            near = max(patch, round(size / patch) * patch)
-            raise UserError(
-                f"MAE: an image of {size} x {size} does not divide into patches of {patch} x {patch}, and what is left "
-                f"over would not be predicted: choose an image_size such as {near}, or a patch that divides {size}"
-            )
+        choose("MAE.masking", self.masking, MASKS)
         choose("MAE.decoder_positions", self.decoder_positions, dict.fromkeys(("sincos", "learned")))
         if self.norm_pixels and self.encoder.patch**2 * self.encoder.channels < 2:
             raise UserError("MAE.norm_pixels=True, but a patch is one number, which has no deviation: set it to False")
@@ -113,11 +104,6 @@ class MAE(Reconstructing, ImageObjective):
                 f"MAE.mask_ratio={self.mask_ratio} keeps {self.kept} of {self.patches} patches: choose it so that at "
                 "least one is kept and one is masked"
             )
-
-    @property
-    def patches(self):
-        """N."""
-        return (self.encoder.image_size // self.encoder.patch) ** 2
 
     @property
     def kept(self):
@@ -136,6 +122,10 @@ class MAE(Reconstructing, ImageObjective):
     def shuffle(self, keys):
         """Keys [B] -> int32 [B, N]: the patches in random order; the first `kept` are the visible ones."""
         noise = jax.vmap(lambda key: jax.random.uniform(key, (self.patches,)))(keys)
+        if self.masking != "random":
+            how = {"smallest": self.block_smallest} if self.masking == "block" else {}
+            # Of what the mask leaves, `kept` by chance; where it leaves fewer, as many of its own.
+            noise += masks(self.masking, keys, self.encoder.grid, self.patches - self.kept, **how)
         return jnp.argsort(noise, axis=1)
 
     def predict(self, variables, images, ids_shuffle):
@@ -155,10 +145,7 @@ class MAE(Reconstructing, ImageObjective):
         return (pixels - mean) / deviation, mean, deviation
 
     def loss(self, params, extra, batch, ctx):
-        if ctx.train:
-            images = self.augment(batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
-        else:
-            images = self.view(batch)
+        images = self.draw(batch, ctx)
         ids_shuffle = self.shuffle(ctx.keys("mask", batch["index"]))
         predicted = self.predict(self.variables(params, extra), images, ids_shuffle).astype(jnp.float32)
         target, _, _ = self.target(images, ids_shuffle)
