@@ -79,7 +79,7 @@ class ModelAlone(Objective):
         return {"model": (self.model, ())}
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "new", "sampling", "prefix"))
+@functools.partial(jax.jit, static_argnames=("objective", "new", "sampling", "prefix", "name"))
 def decode(
     objective,
     variables,
@@ -93,11 +93,13 @@ def decode(
     input_segments=None,
     prefix=False,
     filler=0,
+    source=None,
+    name="model",
 ):
     """The tokens that follow the prompts.
 
     Args:
-        objective: one whose model is a Decoder, or an EncoderDecoder with `inputs`.
+        objective: one whose model is a Decoder, or an EncoderDecoder with `inputs` or with a `source`.
         variables: of objective.apply.
         prompts: int32 [B, P], what the decoder is given: the start id, then tokens; anything after a row's length.
         lengths: int32 [B], the start included.
@@ -108,20 +110,23 @@ def decode(
         inputs: int32 [B, S], of the encoder. input_segments: int32 [B, S], 0 where they are padding.
         prefix: whether the positions of a prompt see each other (a prefix language model).
         filler: what follows eos.
+        source: [B, S, D], what an encoder made of something else than text, such as a picture: what `decode` of the
+            module is given in place of encoded inputs. name: of the module that decodes.
 
     Returns:
         int32 [B, new]: tokens up to eos, eos included, then the filler.
     """
     batch, width = prompts.shape
-    apply = functools.partial(objective.apply, "model", variables)
+    apply = functools.partial(objective.apply, name, variables)
 
     def run(tokens, cache, encoded):
-        if inputs is None:
-            visible = lengths if prefix else None
+        visible = lengths if prefix else None
+        if inputs is None and source is None:
             hidden, intermediates, _ = apply(tokens, prefix=visible, cache=cache, method="hidden")
         else:
+            how = {"prefix": visible} if prefix else {}
             hidden, intermediates, _ = apply(
-                encoded, tokens, input_segments=input_segments, cache=cache, method="decode"
+                encoded, tokens, input_segments=input_segments, cache=cache, method="decode", **how
             )
         return hidden, intermediates["cache"]
 
@@ -129,9 +134,12 @@ def decode(
         logits = apply(hidden, method="score")[0][:, 0]
         return sampling.choose(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
 
-    encoded = None if inputs is None else apply(inputs, None, input_segments, method="encode")[0]
-    hidden, cache = run(prompts, objective.model.new_cache(batch, width + new), encoded)
-    cache = {**cache, "index": lengths}  # what the padding of a prompt wrote will be written over before it is seen
+    encoded = source if inputs is None else apply(inputs, None, input_segments, method="encode")[0]
+    hidden, cache = run(prompts, objective.modules()[name][0].new_cache(batch, width + new), encoded)
+    cache = {
+        **cache,
+        "index": cache["index"] - width + lengths,
+    }  # what the padding of a prompt wrote will be written over before it is seen
     token = choose(jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1), 0)
 
     def unfinished(state):
@@ -149,13 +157,25 @@ def decode(
     return constrain(tokens, None, None)  # every process can read it
 
 
-def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0, inputs=None, prefix=False):
+def decode_rows(
+    objective,
+    variables,
+    prompts,
+    new,
+    sampling,
+    vocabulary,
+    seed=0,
+    inputs=None,
+    prefix=False,
+    source=None,
+    name="model",
+):
     """`decode` for lists of rows of any lengths, on the host.
 
     Args:
         vocabulary: its start goes before each prompt, and its end id ends a row.
         prompts: list of int arrays, without start; for an EncoderDecoder usually empty.
-        inputs: list of int arrays for an EncoderDecoder, eos included.
+        inputs: list of int arrays for an EncoderDecoder, eos included. source, name: see `decode`.
 
     Returns:
         list of int32 arrays, without eos.
@@ -165,7 +185,7 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
     """
     if new < 1:
         raise UserError(f"max_new_tokens={new}: ask for 1 or more")
-    model, count, rows = objective.model, len(prompts), _whole_rows(len(prompts))
+    model, count, rows = objective.modules()[name][0], len(prompts), _whole_rows(len(prompts))
     _check_room(model, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0)
     prompts = [np.r_[vocabulary.start, row] for row in prompts]
     width = lambda texts: min(_rounded(max(map(len, texts))), _room(model))
@@ -183,6 +203,8 @@ def decode_rows(objective, variables, prompts, new, sampling, vocabulary, seed=0
         None if inputs is None else _padded([np.ones(len(row)) for row in inputs], width(inputs), rows),
         prefix,
         vocabulary.filler,
+        None if source is None else jnp.take(source, jnp.arange(rows) % count, axis=0),
+        name,
     )
     tokens = np.asarray(jax.device_get(tokens))[:count]
     ends = [np.flatnonzero(row == vocabulary.end) for row in tokens]
