@@ -111,7 +111,7 @@ class Run:
         return decode.generate(part.objective, variables, self.tokenizer, prompt, **how)
 
     def caption(self, images, prompt="", which=None, **how):
-        """A caption of each picture uint8 [h, w, C], beginning with the prompt. `how` as in multimodal.captions.caption."""
+        """A caption of each picture uint8 [h, w, C], which begins with the prompt. `how` as in multimodal.captions."""
         from multimodal.captions import caption
         from paradigm.capabilities import Captioning, ask
 

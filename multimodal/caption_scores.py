@@ -1,7 +1,7 @@
 """How near captions are to those that people wrote: BLEU, ROUGE-L and CIDEr, of words alone.
 
-Each takes `found`, a text for each picture, and `truth`, a list of texts for each picture, and gives a number. Words are
-runs of letters and digits, in small letters; CIDEr's stemming and the PTB tokenizer of coco-caption are left out.
+Each takes `found`, a text for each picture, and `truth`, a list of texts for each picture, and gives a number. Words
+are runs of letters and digits, in small letters; CIDEr's stemming and the PTB tokenizer of coco-caption are left out.
 """
 
 import collections
@@ -23,8 +23,8 @@ def ngrams(text, n):
 
 
 def bleu(found, truth, n=4):
-    """Corpus BLEU of orders 1 .. n, 0 to 1 (Papineni et al. 2002, section 2.3): clipped counts of all pictures are added
-    first. The brevity penalty reads the reference that is nearest in length, the shorter of two."""
+    """Corpus BLEU of orders 1 .. n, 0 to 1 (Papineni et al. 2002, section 2.3): clipped counts of all pictures are
+    added first. The brevity penalty reads the reference that is nearest in length, the shorter of two."""
     right, total, length, wanted = [0] * n, [0] * n, 0, 0
     for text, references in _pairs(found, truth):
         length += len(text)
@@ -55,10 +55,12 @@ def rouge_l(found, truth, beta=1.2):
 
 
 def cider(found, truth, n=4, sigma=6.0):
-    """CIDEr-D, 0 to 10 (Vedantam et al. 2015, "CIDEr", sections 3 and 4): for each order 1 .. n the cosine of vectors of
-    n-grams, weighted by their count and by log(pictures / pictures with it in their references), the text's clipped to
-    the reference's, times exp(-difference in length^2 / (2 sigma^2)); a mean over references, orders and pictures, times
-    10. A single picture has no rare words: 0."""
+    """CIDEr-D, 0 to 10 (Vedantam et al. 2015, "CIDEr", sections 3 and 4).
+
+    For each order 1 .. n the cosine of vectors of n-grams, weighted by their count and by log(pictures / pictures with
+    it in their references), the text's clipped to the reference's, times exp(-difference in length^2 / (2 sigma^2)); a
+    mean over references, orders and pictures, times 10. A single picture has no rare words: 0.
+    """
     pairs, total = list(_pairs(found, truth)), 0.0
     seen = collections.Counter()
     for _, references in pairs:

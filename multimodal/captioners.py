@@ -1,7 +1,7 @@
 """Models that write about pictures: text decoders that attend to a picture, and one stack for patches and tokens.
 
-All have what t5like.decode asks for: `decode(encoded, tokens, ...)`, `score`, `new_cache`, and `length`: the tokens of a
-row of captions, its start included, one more than are read (max_length), since the last one is only predicted.
+All have what t5like.decode asks for: `decode(encoded, tokens, ...)`, `score`, `new_cache`, and `length`: the tokens of
+a row of captions, its start included, one more than are read (max_length), since the last one is only predicted.
 
 Parameter paths are those of t5like.models, and (D model, N patches, P = patch * patch * C):
 
@@ -331,8 +331,8 @@ def _fold(keys, side):
 
 
 def coca_text(size, vocab_size=None, length=64, **overrides: Any):
-    """CoCa's text decoder by the name of its image tower's size, as wide as that (Yu et al. 2022, table 1: 12 + 12 layers
-    for b and l).
+    """CoCa's text decoder by the name of its image tower's size, as wide as that (Yu et al. 2022, table 1: 12 + 12
+    layers for b and l).
 
     Args:
         size: tiny, s, b, l. vocab_size: rows of its table; None: as many as the vocabulary has ids.
@@ -353,7 +353,7 @@ def cappa_text(size, vocab_size=None, length=64, layers=6, **overrides: Any):
 
 
 def single_stream(size, image_size=224, patch=16, vocab_size=None, length=64, **overrides: Any):
-    """One transformer of a ViT's size for patches and tokens. Args and errors as `coca_text`; overrides: of SingleStream."""
+    """One transformer of a ViT's size for patches and tokens. Args and errors as `coca_text`, of SingleStream."""
     fixed = {"image_size": image_size, "patch": patch}
     return _built(SingleStream, size, vocab_size, length, fixed, overrides)
 

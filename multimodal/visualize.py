@@ -134,8 +134,8 @@ def retrieved(rows, cell=96):
 
 
 def captioned(pictures, found, truth, cell=160, across=4, lines=6):
-    """uint8 [height, width, 3]: pictures uint8 [h, w, C], each above the caption that was written of it, in ink, and the
-    one that people wrote, in green."""
+    """uint8 [height, width, 3]: pictures uint8 [h, w, C], each above the caption that was written of it, in black, and
+    the one that people wrote, in green."""
     tall = cell + 2 * lines * LINE + 3 * GAP
     rows = -(-len(pictures) // across)
     sheet = Image.new("RGB", (across * (cell + 2 * GAP), LINE + GAP + rows * tall), PAPER)

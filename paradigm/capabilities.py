@@ -106,8 +106,8 @@ class PairEmbedding(Capability):
 class Captioning(Capability):
     """Writes captions of pictures: its module `reader` decodes what `see` gives (t5like.decode with a source).
 
-    reader: the module's name. prefix: whether it sees a prompt both ways. length: tokens of a row of captions, the start
-    included. tokenizer: one of its own, or None for the data's.
+    reader: the module's name. prefix: whether it sees a prompt both ways. length: tokens of a row of captions, the
+    start included. tokenizer: one of its own, or None for the data's.
     """
 
     can = "caption pictures"

@@ -1,4 +1,4 @@
-"""What every objective on pairs of image and text shares: the captions; and what those with two towers do: the shared space."""
+"""What the objectives on pairs of image and text share: the captions; and those with two towers, the shared space."""
 
 import dataclasses
 import functools

@@ -8,6 +8,9 @@ A ViT, and a decoder that attends to its patches:
 
 Which examples is drawn anew for each, each time, as in big_vision's cappa.py. Evaluation is that of captions written
 from left to right, for either. parallel = 0 is Cap.
+
+Its encoder and its `captioner` share no name but the encoder's with a pair of towers: a Sum with SigLIP trains one
+encoder by both, as SigLIP 2's first term beside the pairs does (Tschannen et al. 2025, section 2.1, after LocCa).
 """
 
 import dataclasses
@@ -26,36 +29,41 @@ from paradigm.objective import Loss
 class CapPa(CaptionObjective):
     """Captions from pictures, some of them all at once.
 
-    text: a CaptionDecoder. parallel: the share of examples that are predicted in parallel.
+    captioner: a CaptionDecoder. parallel: the share of examples that are predicted in parallel.
 
     Raises UserError for a decoder without mask token where some are, and for an encoder without patches.
     """
 
-    text: Any
+    captioner: Any
     parallel: float = 0.75
+
+    reader = "captioner"
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.parallel <= 1:
             raise UserError(f"CapPa.parallel={self.parallel}: a share of the examples lies from 0 to 1")
-        if self.parallel and not self.text.mask_token:
+        if self.parallel and not self.captioner.mask_token:
             raise UserError("CapPa.parallel needs a mask token: set the decoder's mask_token=True, or parallel=0 (Cap)")
         if self.encoder.grid is None:
             raise UserError("CapPa reads patches: choose a ViT as its encoder")
 
     def modules(self):
         patches = jnp.zeros((1, int(np.prod(self.encoder.grid)), self.encoder.features))
-        return {**super().modules(), "text": (self.text, (patches, jnp.zeros((1, self.length - 1), jnp.int32)))}
+        return {
+            **super().modules(),
+            "captioner": (self.captioner, (patches, jnp.zeros((1, self.length - 1), jnp.int32))),
+        }
 
     def loss(self, params, extra, batch, ctx):
         variables, (inputs, targets, weights) = self.variables(params, extra), self.scored(batch)
         images, index = self._images(batch, ctx), batch["index"]
         keys = self._keys("dropout/image", self.encoder, ctx, index)
         _, seen, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
-        how = {"keys": self._keys("dropout/text", self.text, ctx, index)}
+        how = {"keys": self._keys("dropout/captioner", self.captioner, ctx, index)}
         if ctx.train and self.parallel:
             how["parallel"] = jax.vmap(lambda key: jax.random.uniform(key) < self.parallel)(ctx.keys("parallel", index))
-        hidden, _, _ = self.apply("text", variables, seen["patches"], inputs, ctx=ctx, method="decode", **how)
+        hidden, _, _ = self.apply("captioner", variables, seen["patches"], inputs, ctx=ctx, method="decode", **how)
         loss = self.caption_loss(params, hidden, targets, weights)
         return loss.join(Loss(metrics=self._cut(batch), stats=moments))
 
@@ -66,5 +74,5 @@ class CapPa(CaptionObjective):
         rows = batch_spec["mask"].size
         return {
             "encoder": self.encoder.flops(rows),
-            "text": self.text.flops(rows, int(np.prod(self.encoder.grid))),
+            "captioner": self.captioner.flops(rows, int(np.prod(self.encoder.grid))),
         }

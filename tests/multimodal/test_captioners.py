@@ -9,6 +9,7 @@ import pytest
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
 from multimodal.captions import BigramCaptions, Captions, caption
+from paradigm.combine import Sum
 from paradigm.errors import UserError
 from paradigm.objective import EVALUATION, Context
 from t5like.models import gpt
@@ -149,6 +150,23 @@ def test_captions_are_scored_and_shown(tmp_path):
     assert set(sampled) == set(numbers)
 
 
+def test_a_captioner_joins_a_pair_of_towers_at_the_encoder():
+    """As in SigLIP 2: one encoder, and each part's own caption rows."""
+    siglip = tiny.siglip()
+    whole = Sum(parts=(("siglip", siglip), ("captions", tiny.cappa(encoder=siglip.encoder))))
+    p = jax.jit(whole.init)(jax.random.key(0))
+    assert set(p) == {"encoder", "image_head", "text", "text_head", "log_scale", "bias", "captioner"}
+    parts = {"siglip": tiny.batch_of(masked=3)(0), "captions": BATCH}
+    batch = {f"{name}/{k}": x for name, one in parts.items() for k, x in one.items() if k not in ("index", "mask")}
+    batch |= {k: BATCH[k] for k in ("index", "mask")}
+    slope = jax.jit(jax.grad(lambda p, ctx: whole.loss(p, {"siglip": {}, "captions": {}}, batch, ctx).value()))
+    found = slope(p, TRAIN)
+    leaves = {"captioner": "embedding", "text": "embedding", "encoder": "kernel"}
+    assert all(np.any(found[name]["embed"][leaf]) for name, leaf in leaves.items())
+    image = batch["captions/image"]
+    assert caption(whole.parts[1][1], {"params": p}, ByteTokenizer(0), list(image[:1]))[0] is not None
+
+
 def test_masked_clip_reads_some_patches_in_training_and_all_in_evaluation():
     objective = tiny.clip(patch_drop=0.5)
     p, batch = params(objective), tiny.batch_of()(0)
@@ -171,7 +189,7 @@ def test_masked_clip_reads_some_patches_in_training_and_all_in_evaluation():
     "make,message",
     [
         (lambda: tiny.cappa(parallel=1.5), "CapPa.parallel=1.5: a share of the examples lies from 0 to 1"),
-        (lambda: tiny.cappa(text=cappa_text("tiny", None, 7, mask_token=False)), "mask_token=True, or parallel=0"),
+        (lambda: tiny.cappa(captioner=cappa_text("tiny", None, 7, mask_token=False)), "mask_token=True, or parallel=0"),
         (lambda: tiny.cappa(encoder=resnet("tiny", image_size=16)), "CapPa reads patches: choose a ViT"),
         (lambda: tiny.coca(text=tiny.clip().text), "CoCa.text is no decoder in two halves: choose coca_text"),
         (lambda: tiny.clip(patch_drop=1.0), "CLIP.patch_drop=1.0: a share of a ViT's patches"),

@@ -54,7 +54,7 @@ def coca(**changes):
 
 def cappa(**changes):
     encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
-    return CapPa(**_shared(encoder=encoder, text=cappa_text("tiny", None, LENGTH - 1, **TOWER)) | changes)
+    return CapPa(**_shared(encoder=encoder, captioner=cappa_text("tiny", None, LENGTH - 1, **TOWER)) | changes)
 
 
 def simvlm(**changes):
