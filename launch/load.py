@@ -146,6 +146,16 @@ class Run:
         variables = part.variables(self.variables(which))
         return decode.generate(part.objective, variables, self.tokenizer, prompt, **how)
 
+    def caption(self, images, prompt="", which=None, **how):
+        """A caption of each picture uint8 [h, w, C], which begins with the prompt. `how` as in multimodal.captions."""
+        from multimodal.captions import caption
+        from paradigm.capabilities import Captioning, ask
+
+        part = ask(Captioning, self.objective, "caption", "use an objective that writes captions")
+        variables = part.variables(self.variables(which))
+        tokenizer = part.objective.tokenizer or self.tokenizer
+        return caption(part.objective, variables, tokenizer, images, prompt, **how)
+
     def _instead(self):
         """What a person who asked for the wrong one of infill and generate may do."""
         from paradigm.capabilities import Generating, Infilling, parts

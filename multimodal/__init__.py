@@ -4,6 +4,8 @@
 CONFIGURABLE = {
     "data": ("PairData",),
     "towers": ("clip_vit", "clip_text", "siglip_text"),
+    "captioners": ("coca_text", "cappa_text", "single_stream"),
+    "captions": ("Captions", "BigramCaptions"),
     "views": ("clip_views", "siglip_views"),
     "zero_shot": ("ZeroShot", "Retrieval"),
     "visualize": ("Similarity", "Retrieved"),

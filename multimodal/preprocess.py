@@ -9,7 +9,8 @@ L = length):
     tokens    int32   [B, L]         [begin] ids of one caption, the end id, then padding; none lacks its end
     cut       float32 [B]            1 where the caption was longer than that and lost its last ids, else 0
 
-Begin, end and padding are the vocabulary's bos (where it has one), end and pad.
+Begin, end and padding are the vocabulary's bos (where it has one), end and pad. Objectives that write captions have
+their rows begin with the vocabulary's start, always: the first token is predicted from it.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ class PreprocessPair:
     """The preprocessing of every objective on pairs (see the top of this file).
 
     image: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
-    it; None takes the ids that the data brought. vocabulary: of those ids.
+    it; None takes the ids that the data brought. vocabulary: of those ids. starts: whether rows begin with its start.
 
     Of several captions, training takes one by the shared stream "caption", so that all parts of a combination see the
     same one, and validation the first.
@@ -37,6 +38,7 @@ class PreprocessPair:
     length: int
     tokenizer: Any = None
     vocabulary: Vocabulary | None = None
+    starts: bool = False
 
     def __post_init__(self):
         if self.length < 2:
@@ -54,18 +56,23 @@ class PreprocessPair:
         if not found:
             raise UserError(f"a record has no {field}, only {', '.join(sorted(example))}: PairData gives them")
         chosen = found[int(rng.shared("caption").integers(len(found))) if train and len(found) > 1 else 0]
-        row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, self.length, self.vocabulary)
+        how = self.length, self.vocabulary, self.starts
+        row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, *how)
         return {**self.image(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
 
     def tokens(self, text, tokenizer=None):
         """(int32 [L], whether text was left out) of a text, by this object's tokenizer or else the given one."""
         t = self.tokenizer or tokenizer
-        return to_row(t.encode(text), self.length, t.vocabulary)
+        return to_row(t.encode(text), self.length, t.vocabulary, self.starts)
 
 
-def to_row(ids, length, vocabulary):
-    """(int32 [length]: [begin] ids end pad ..., whether ids were left out). The end is kept whatever is cut."""
-    first = [] if vocabulary.bos is None else [vocabulary.bos]
+def to_row(ids, length, vocabulary, starts=False):
+    """(int32 [length]: [begin] ids end pad ..., whether ids were left out). The end is kept whatever is cut.
+
+    starts: begin with the vocabulary's start, whether or not it has a bos.
+    """
+    begin = vocabulary.start if starts else vocabulary.bos
+    first = [] if begin is None else [begin]
     room = length - len(first) - 1
     kept = [*first, *ids[:room], vocabulary.end]
     row = np.full(length, vocabulary.filler, np.int32)

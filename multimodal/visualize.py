@@ -133,6 +133,23 @@ def retrieved(rows, cell=96):
     return np.asarray(sheet)
 
 
+def captioned(pictures, found, truth, cell=160, across=4, lines=6):
+    """uint8 [height, width, 3]: pictures uint8 [h, w, C], each above the caption that was written of it, in black, and
+    the one that people wrote, in green."""
+    tall = cell + 2 * lines * LINE + 3 * GAP
+    rows = -(-len(pictures) // across)
+    sheet = Image.new("RGB", (across * (cell + 2 * GAP), LINE + GAP + rows * tall), PAPER)
+    sheet.paste(
+        written("the caption that was written, and below it, in green, the true one", sheet.width, LINE), (0, 0)
+    )
+    for k, (picture, *texts) in enumerate(zip(pictures, found, truth)):
+        left, top = k % across * (cell + 2 * GAP), LINE + GAP + k // across * tall
+        sheet.paste(_thumbnail(picture, cell), (left, top))
+        for i, (text, ink) in enumerate(zip(texts, (INK, RIGHT))):
+            sheet.paste(written(text, cell, lines * LINE, ink), (left, top + cell + GAP + i * lines * LINE))
+    return np.asarray(sheet)
+
+
 def _pictures(source, places):
     """uint8 [h, w, C] of records of a source."""
     return [source[int(place)]["image"] for place in places]

@@ -75,6 +75,8 @@ class ZeroShot(_Compared):
     """accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
 
     templates: names of sets (plain, a, photo, clip_7, clip_80, shapes) or sentences with {} for the class.
+    robust: add how much hangs on the wording: the accuracy of each template alone, the least of them as `name`/worst,
+        their mean as `name`/one, and their standard deviation as `name`/spread.
     split: whose pictures. present: choose among the classes that the split shows, not among all. images: how many
     pictures are used, spread evenly; None for all. random: the comparison with untrained towers. seed: of both.
 
@@ -86,13 +88,15 @@ class ZeroShot(_Compared):
     present: bool = False
     images: int | None = None
     name: str = "zero_shot"
+    robust: bool = False
     random: bool = True
     seed: int = 0
 
     def __post_init__(self):
         wanted = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
         object.__setattr__(self, "templates", wanted)  # gin gives a list
-        templates(wanted)
+        if len(templates(wanted)) < 2 and self.robust:
+            raise UserError("ZeroShot.robust compares templates, and there is one: name several, such as 'clip_7'")
         at_least_one(self, "images")
 
     def check(self, objective, data):
@@ -114,14 +118,17 @@ class ZeroShot(_Compared):
         if not len(y):
             raise UserError(f"ZeroShot: no picture of the {self.split} split has a label: set PairData.label")
         chosen = np.unique(y) if self.present else np.arange(len(names))
-        vectors = class_vectors(objective, variables, [names[k] for k in chosen], self.templates, data.tokenizer)
+        each = sentence_vectors(objective, variables, [names[k] for k in chosen], self.templates, data.tokenizer)
         right = np.stack([np.arange(len(y)), np.searchsorted(chosen, y)], axis=1)
-        places = ranks(x, vectors, right)
+        places = ranks(x, averaged(each), right)
         ks = {self.name: 1} | ({f"{self.name}@5": 5} if len(chosen) > 5 else {})
-        return (
-            {name: float(np.mean(places < k)) for name, k in ks.items()},
-            {name: k / len(chosen) for name, k in ks.items()},
-        )
+        scores = {name: float(np.mean(places < k)) for name, k in ks.items()}
+        chances = {name: k / len(chosen) for name, k in ks.items()}
+        if self.robust:
+            alone = [float(np.mean(ranks(x, averaged(one), right) < 1)) for one in np.split(each, each.shape[1], 1)]
+            found = {"worst": min(alone), "one": float(np.mean(alone)), "spread": float(np.std(alone))}
+            scores |= {f"{self.name}/{kind}": number for kind, number in found.items()}
+        return scores, chances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +218,19 @@ def embed_texts(objective, variables, texts, tokenizer=None):
 
 def class_vectors(objective, variables, names, wanted="photo", tokenizer=None):
     """Unit vectors float32 [classes, E] of classes by their names, averaged over templates (see the top)."""
+    return averaged(sentence_vectors(objective, variables, names, wanted, tokenizer))
+
+
+def sentence_vectors(objective, variables, names, wanted="photo", tokenizer=None):
+    """Unit vectors float32 [classes, templates, E] of the name of each class in each template."""
     sentences = templates(wanted)
     texts = [sentence.replace("{}", name) for name in names for sentence in sentences]
-    x = embed_texts(objective, variables, texts, tokenizer).reshape(len(names), len(sentences), -1).mean(1)
+    return embed_texts(objective, variables, texts, tokenizer).reshape(len(names), len(sentences), -1)
+
+
+def averaged(x):
+    """Unit vectors [classes, E] of unit vectors [classes, templates, E]."""
+    x = x.mean(1)
     return x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
 
 

@@ -150,6 +150,32 @@ class PairEmbedding(Capability):
         raise NotImplementedError
 
 
+class Captioning(Capability):
+    """Writes captions of pictures: its module `reader` decodes what `see` gives (t5like.decode with a source).
+
+    reader: the module's name. prefix: whether it sees a prompt both ways. length: tokens of a row of captions, the
+    start included. tokenizer: one of its own, or None for the data's.
+    """
+
+    can = "caption pictures"
+    reader: str
+    length: int
+    prefix = False
+    tokenizer: Any
+
+    def view(self, batch):
+        """The plain view of a batch's pictures, float32 [B, H, W, C], normalised."""
+        raise NotImplementedError
+
+    def see(self, variables, images):
+        """float32 [B, H, W, C], normalised -> [B, S, D], what the decoder reads of a picture."""
+        raise NotImplementedError
+
+    def scored(self, batch):
+        """(inputs int [B, L], targets int [B, L], weights float32 [B, L]) of a batch's captions."""
+        raise NotImplementedError
+
+
 class Reconstructing(ImageFeatures):
     """Makes pictures whole again."""
 

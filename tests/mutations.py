@@ -121,6 +121,13 @@ ROWS = (
     ("multimodal/zero_shot.py", "best[top : top + chunk, None] - TIE", "best[top : top + chunk, None] + TIE", "multimodal/test_zero_shot", "ties"),
     ("multimodal/zero_shot.py", "answers[:, None] - drawn, 0)", "answers[:, None], 0)", "multimodal/test_zero_shot", "chance"),
     ("multimodal/zero_shot.py", "np.searchsorted(chosen, y)", "y", "multimodal/test_zero_shot", "named_in_words or label"),
+    ("multimodal/objectives/coca.py", "self.caption_loss(params, seen[\"hidden\"], targets, weights, self.captioning)", "self.caption_loss(params, seen[\"hidden\"], targets, weights)", "multimodal/test_captioners", "papers and coca"),
+    ("multimodal/objectives/captioner.py", "(before == 0) * batch", "(before >= 0) * batch", "multimodal/test_captioners", "papers"),
+    ("multimodal/objectives/cappa.py", "jax.random.uniform(key) < self.parallel", "jax.random.uniform(key) > self.parallel", "multimodal/test_captioners", "papers and cappa"),
+    ("multimodal/objectives/simvlm.py", "(jnp.arange(inputs.shape[1]) >= given[:, None])", "(jnp.arange(inputs.shape[1]) > given[:, None])", "multimodal/test_captioners", "papers and simvlm"),
+    ("multimodal/captioners.py", "jnp.maximum(offset - self.count, 0)", "offset", "multimodal/test_captioners", "cached and simvlm"),
+    ("multimodal/captioners.py", "mask = AttentionMask(True, queries=segments, keys=segments)", "mask = AttentionMask(True)", "multimodal/test_captioners", "real_tokens"),
+    ("multimodal/caption_scores.py", "min(x, other[gram]) * other[gram]", "x * other[gram]", "multimodal/test_caption_scores", "coco or loop"),
     # probes, evaluation, runs, checkpoints, files
     ("paradigm/probing.py", "(x_test - center) / scale", "(x_test - x_test.mean(0)) / (x_test.std(0) + 1e-6)", "vision/test_probe", "standardised"),
     ("paradigm/probing.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),

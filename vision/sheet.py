@@ -47,7 +47,7 @@ def titled(picture, title):
     return np.concatenate([strip, np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255)])
 
 
-def written(text, width, height):
+def written(text, width, height, ink=INK):
     """A Pillow picture of a text in lines; what does not fit ends with an ellipsis."""
     font = ImageFont.load_default(FONT)
     lines, most = [""], max(1, height // LINE)
@@ -63,7 +63,7 @@ def written(text, width, height):
     draw = ImageDraw.Draw(picture)
     first = (height - LINE * len(lines)) // 2
     for k, line in enumerate(lines):
-        draw.text((0, first + k * LINE), line, INK, font)
+        draw.text((0, first + k * LINE), line, ink, font)
     return picture
 
 

@@ -1,4 +1,7 @@
 """The objectives on pairs of image and text, one file and one line each."""
 
+from multimodal.objectives.cappa import CapPa as CapPa
 from multimodal.objectives.clip import CLIP as CLIP
+from multimodal.objectives.coca import CoCa as CoCa
 from multimodal.objectives.siglip import SigLIP as SigLIP
+from multimodal.objectives.simvlm import SimVLM as SimVLM

@@ -1,4 +1,4 @@
-"""What every objective on pairs of image and text shares: the towers, the shared space."""
+"""What the objectives on pairs of image and text share: the captions; and those with two towers, the shared space."""
 
 import dataclasses
 import functools
@@ -20,18 +20,116 @@ from vision.objectives.base import ImageObjective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageText(PairEmbedding, ImageObjective):
+class WithCaptions(ImageObjective):
+    """Base of all objectives on pictures with captions: one view of the picture, and one caption's tokens.
+
+    encoder, augment, host_image_size: see ImageObjective; a pair has one view.
+    tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring it; None takes the
+        ids that the data have.
+    ignore_aspect: read pictures whole, resized to a square whatever their shape, as SigLIP does; False keeps their
+        aspect.
+    vocabulary: of the captions: the tokenizer's own where one is given, else that of `bind`.
+
+    A subclass has a field, named by `reader`, whose module reads captions: it has `vocab_size` and `length`.
+    """
+
+    tokenizer: Any = None
+    ignore_aspect: bool = False
+    vocabulary: Vocabulary | None = None
+
+    reader = "text"  # the field and the module that has the captions' table
+    rows = 1  # its table's rows are a multiple of this
+    starts = False  # whether a row of tokens begins with the vocabulary's start id, from which its first is predicted
+
+    def __post_init__(self):
+        super().__post_init__()
+        nominal = self.encoder.image_size
+        if self.encoder.grid is not None and self.views[0].size != nominal:
+            raise UserError(
+                f"{type(self).__name__}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make "
+                "augment's size the encoder's image_size"
+            )
+        if self.tokenizer is not None or self.vocabulary is not None:
+            self._fit(self.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary)
+        PreprocessPair(super().preprocess, self.length)  # raises now rather than in a data worker
+
+    def _fit(self, vocabulary):
+        """Gives the module that reads captions rows for these ids."""
+        what = f"{'text tower' if self.reader == 'text' else self.reader} of {type(self).__name__}"
+        object.__setattr__(self, self.reader, fit_rows(getattr(self, self.reader), vocabulary, what, self.rows))
+        object.__setattr__(self, "vocabulary", vocabulary)
+
+    @property
+    def length(self):
+        """L: the tokens of a row."""
+        return getattr(self, self.reader).length
+
+    @property
+    def data_vocabulary(self):
+        return self.vocabulary if self.tokenizer is None else None
+
+    def bind(self, vocabulary):
+        return self if self.tokenizer is not None else dataclasses.replace(self, vocabulary=vocabulary)
+
+    @functools.cached_property
+    def preprocess(self):
+        if self.vocabulary is None:
+            raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
+        image = super().preprocess
+        return PreprocessPair(image, self.length, self.tokenizer, self.vocabulary, self.starts)
+
+    def batch_spec(self, batch_size, phase=MAIN):
+        return {
+            **super().batch_spec(batch_size, phase),
+            "tokens": jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32),
+            "cut": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+        }
+
+    def _images(self, batch, ctx):
+        """[B, H, W, C], normalised: a random view of each picture in training, else the plain one."""
+        if not ctx.train:
+            return self.view(batch)
+        return self.views[0](batch["image"], self._aspect(batch), ctx.keys("view/0", batch["index"]))
+
+    def _aspect(self, batch):
+        """[B]: the picture is a square already, and stays one where its aspect is ignored."""
+        return jnp.ones_like(batch["aspect"]) if self.ignore_aspect else batch["aspect"]
+
+    def _cut(self, batch):
+        """The metric that all report: captions longer than a row."""
+        return {"captions_cut": (jnp.sum(batch["cut"] * batch["mask"]), batch["mask"].sum())}
+
+    @staticmethod
+    def _keys(name, tower, ctx, index):
+        return ctx.keys(name, index) if ctx.train and self.draws(tower) else None
+
+    def view(self, batch):
+        """The plain view of a batch's pictures, [B, H, W, C], normalised."""
+        return self.views[0].plain(batch["image"], self._aspect(batch))
+
+    def tokenize(self, texts, tokenizer=None):
+        """Texts -> int32 [n, L] as the text tower reads them; longer ones are cut, and keep their end token.
+
+        tokenizer: the data's, where the objective has none of its own.
+        """
+        return np.stack([self.preprocess.tokens(text, tokenizer)[0] for text in texts])
+
+    @property
+    def partition_rules(self):
+        return PARTITION_RULES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageText(WithCaptions, PairEmbedding):
     """Base of the objectives on pairs. A subclass gives `full_batch_loss`, on unit vectors {"image", "text"} [B, E].
 
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
-    encoder, augment, host_image_size: see ImageObjective; a pair has one view.
-    text: a PooledText. tokenizer: one that encodes captions in place of the data's own, as weights from elsewhere bring
-        it; None takes the ids that the data have.
+    text: a PooledText.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
-    ignore_aspect: read pictures whole, resized to a square whatever their shape, as SigLIP does; False keeps their
-        aspect.
+    patch_drop: the share of a picture's patches that training leaves out, drawn anew each time (Li et al. 2023, "FLIP",
+        section 3.1: 0.5 or 0.75, then a short tuning with 0); whole pictures are evaluated.
 
     Experiment.freeze = (("^encoder/", True),) is locked-image tuning (Zhai et al. 2022, "LiT", section 3.2).
 
@@ -39,26 +137,24 @@ class ImageText(PairEmbedding, ImageObjective):
     CLIP the two share what probability the caption gets; SigLIP labels one a yes and the other a no, and even chances
     are then the best answer. Rows of mask 0 are nobody's negatives.
 
-    vocabulary: of the captions: the tokenizer's own where the tower brings one, else given by `bind`.
-
     Raises UserError when towers, heads, views and tokenizer do not fit each other.
     """
 
     text: Any
-    tokenizer: Any = None
     width: int = 512
     image_projection: str = "linear"
     text_projection: str = "linear"
     image_pool: str = "encoder"
-    ignore_aspect: bool = False
-    vocabulary: Vocabulary | None = None
+    patch_drop: float = 0.0
+
+    POOLS = ("encoder", "map")
 
     full_batch = True
 
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        choose(f"{name}.image_pool", self.image_pool, dict.fromkeys(("encoder", "map")))
+        choose(f"{name}.image_pool", self.image_pool, dict.fromkeys(self.POOLS))
         for side, tower in (("image", self.encoder), ("text", self.text)):
             kind = getattr(self, f"{side}_projection")
             if choose(f"{name}.{side}_projection", kind, PROJECTIONS) is None and tower.features != self.width:
@@ -66,22 +162,25 @@ class ImageText(PairEmbedding, ImageObjective):
                     f"{name}: the {side} tower gives {tower.features} features and the shared space has {self.width}: "
                     f"set width={tower.features}, or {side}_projection='linear'"
                 )
-        if self.image_pool == "map" and self.encoder.grid is None:
-            raise UserError(f"{name}.image_pool='map' reads patches: choose a ViT, or image_pool='encoder'")
-        nominal = self.encoder.image_size
-        if self.encoder.grid is not None and self.views[0].size != nominal:
+        if self.image_pool != "encoder" and self.encoder.grid is None:
             raise UserError(
-                f"{name}: views of {self.views[0].size} pixels, but the encoder reads {nominal}: make augment's size "
-                "the encoder's image_size"
+                f"{name}.image_pool={self.image_pool!r} reads patches: choose a ViT, or image_pool='encoder'"
             )
-        if self.tokenizer is not None or self.vocabulary is not None:
-            self._fit(self.vocabulary if self.tokenizer is None else self.tokenizer.vocabulary)
-        PreprocessPair(super().preprocess, self.text.length)  # raises now rather than in a data worker
+        if not 0 <= self.patch_drop < 1 or self.patch_drop and (self.encoder.grid is None or not self._kept):
+            raise UserError(
+                f"{name}.patch_drop={self.patch_drop}: a share of a ViT's patches, from 0 to below 1, that leaves one"
+            )
+
+    @property
+    def _kept(self):
+        """How many patches of a picture training reads."""
+        patches = int(np.prod(self.encoder.grid or (0,)))
+        return patches - int(patches * self.patch_drop)
 
     def _fit(self, vocabulary):
         """Gives the text tower rows for these ids, and the one that it is pooled at."""
-        name = type(self).__name__
-        text = fit_rows(self.text, vocabulary, f"text tower of {name}")
+        super()._fit(vocabulary)
+        name, text = type(self).__name__, self.text
         if text.pool == "end" and text.end_id is None:
             text = text.clone(end_id=vocabulary.end)
         if text.pool == "end" and text.end_id != vocabulary.end:
@@ -95,31 +194,13 @@ class ImageText(PairEmbedding, ImageObjective):
                 f"pooled at that: set the tower's pool='end'"
             )
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "vocabulary", vocabulary)
-
-    @property
-    def data_vocabulary(self):
-        return self.vocabulary if self.tokenizer is None else None
-
-    def bind(self, vocabulary):
-        return self if self.tokenizer is not None else dataclasses.replace(self, vocabulary=vocabulary)
-
-    @functools.cached_property
-    def preprocess(self):
-        if self.vocabulary is None:
-            raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
-        return PreprocessPair(super().preprocess, self.text.length, self.tokenizer, self.vocabulary)
 
     def batch_spec(self, batch_size, phase=MAIN):
         if batch_size < 2:
             raise UserError(
                 f"{type(self).__name__}: a batch of {batch_size} has no pair to tell from another: take at least 2"
             )
-        return {
-            **super().batch_spec(batch_size, phase),
-            "tokens": jax.ShapeDtypeStruct((batch_size, self.text.length), jnp.int32),
-            "cut": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-        }
+        return super().batch_spec(batch_size, phase)
 
     def modules(self):
         by_map = self.image_pool == "map"
@@ -139,37 +220,29 @@ class ImageText(PairEmbedding, ImageObjective):
     def encode(self, params, extra, batch, ctx):
         """({"image", "text"}: float32 [B, E], unit vectors; Loss with BatchNorm's moments and captions cut)."""
         variables = self.variables(params, extra)
-        if ctx.train:
-            images = self.views[0](batch["image"], self._aspect(batch), ctx.keys("view/0", batch["index"]))
-        else:
-            images = self.view(batch)
-        image, moments = self._image(variables, images, ctx, batch["index"])
+        image, moments = self._image(variables, self._images(batch, ctx), ctx, batch["index"])
         text = self._text(variables, batch["tokens"], ctx, batch["index"])
-        cut = {"captions_cut": (jnp.sum(batch["cut"] * batch["mask"]), batch["mask"].sum())}
-        return {"image": image, "text": text}, Loss(metrics=cut, stats=moments)
+        return {"image": image, "text": text}, Loss(metrics=self._cut(batch), stats=moments)
 
     def _image(self, variables, images, ctx, index=None):
-        keys = self._keys("dropout/image", self.encoder, ctx, index)
-        x, intermediates, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
+        x, intermediates, moments = self._encoder(variables, images, ctx, index)
         x = intermediates["patches"] if self.image_pool == "map" else x
         x, _, _ = self.apply("image_head", variables, x, ctx=ctx)
         return l2_normalize(x), moments
+
+    def _encoder(self, variables, images, ctx, index=None):
+        """(pooled, intermediates, moments) of pictures; of some of their patches in training with `patch_drop`."""
+        how = {"keys": self._keys("dropout/image", self.encoder, ctx, index)}
+        if ctx.train and self.patch_drop:
+            patches = int(np.prod(self.encoder.grid))
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (patches,)))(ctx.keys("patches", index))
+            how["keep"] = jnp.argsort(noise, axis=1)[:, : self._kept]
+        return self.apply("encoder", variables, images, ctx=ctx, **how)
 
     def _text(self, variables, tokens, ctx, index=None):
         keys = self._keys("dropout/text", self.text, ctx, index)
         x, _, _ = self.apply("text", variables, tokens, ctx=ctx, keys=keys)
         return l2_normalize(self.apply("text_head", variables, x, ctx=ctx)[0])
-
-    def _aspect(self, batch):
-        """[B]: the picture is a square already, and stays one where its aspect is ignored."""
-        return jnp.ones_like(batch["aspect"]) if self.ignore_aspect else batch["aspect"]
-
-    def _keys(self, name, tower, ctx, index):
-        return ctx.keys(name, index) if ctx.train and self.draws(tower) else None
-
-    def view(self, batch):
-        """The plain view of a batch's pictures, [B, H, W, C], normalised."""
-        return self.views[0].plain(batch["image"], self._aspect(batch))
 
     # ---- For evaluation, search and notebooks ----------------------------------------------------------------------
 
@@ -181,25 +254,14 @@ class ImageText(PairEmbedding, ImageObjective):
         """int32 [B, L] (see `tokenize`) -> unit vectors float32 [B, E]."""
         return self._text(variables, tokens, EVALUATION)
 
-    def tokenize(self, texts, tokenizer=None):
-        """Texts -> int32 [n, L] as the text tower reads them; longer ones are cut, and keep their end token.
-
-        tokenizer: the data's, where the objective has none of its own.
-        """
-        return np.stack([self.preprocess.tokens(text, tokenizer)[0] for text in texts])
-
-    @property
-    def partition_rules(self):
-        return PARTITION_RULES
-
     def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
         heads = self.modules()
-        patches = int(np.prod(self.encoder.grid or (0,)))
         image, text = heads["image_head"][0], heads["text_head"][0]
+        some = (self._kept,) if self.patch_drop else ()
         return {
-            "encoder": self.encoder.flops(rows),
-            "image_head": image.flops(rows, self.encoder.features, patches),
+            "encoder": self.encoder.flops(rows, *some),
+            "image_head": image.flops(rows, self.encoder.features, self._kept),
             "text": self.text.flops(rows),
             "text_head": text.flops(rows, self.text.features),
             "pairs": 2 * rows * rows * self.width,

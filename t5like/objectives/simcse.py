@@ -97,7 +97,7 @@ class SimCSE(HasModel, OnText):
             raise UserError("simcse: the model has no output over the vocabulary: set its head=False")
         if self.temperature <= 0:
             raise UserError(f"simcse: temperature={self.temperature:g} must be positive")
-        if self.shortest is None and not self.model.is_random:
+        if self.shortest is None and not self.draws(self.model):
             raise UserError(
                 "simcse reads a text twice under dropout, and the model has none: set its dropout, to 0.1 say"
             )

@@ -57,6 +57,11 @@ SHRINK |= {
     "clip_vit": SHRINK["vit"],
     "clip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "siglip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
+    "coca_text": "layers = 1, multimodal_layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
+    "cappa_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
+    "single_stream": f"{SHRINK['vit']}, length = 16",
+    "CoCa": "width = 16, queries = 4",
+    "Captions": "images = 8",
     "CLIP": "width = 16",
     "SigLIP": "width = 16",
     "PairData": "source = 'shapes', tokenizer = 'bytes', label = 'pair'",
@@ -64,7 +69,7 @@ SHRINK |= {
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-IMAGES = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
@@ -97,6 +102,7 @@ SIZES = {
     "runs/smoke/moco_v3.gin": "vit.image_size",
     "runs/small/supervised.gin": "size",
     "runs/smoke/clip.gin": "size",
+    "runs/smoke/simvlm.gin": "size",
     "runs/small/siglip.gin": "size",
 }
 
@@ -157,6 +163,9 @@ CHANCE = {
     "MoCoV2": math.log(17) / 2,
     "MoCoV3": 4 * 0.2 * math.log(8),
     "MAE": 1.0,
+    "CoCa": math.log(8) + 2 * math.log(384),
+    "CapPa": math.log(384),
+    "SimVLM": math.log(384),
     "SigLIP": 7.0,  # between the biases of 10 and of 5 that it starts from
 }
 

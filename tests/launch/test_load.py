@@ -30,6 +30,24 @@ Experiment.ema = {ema}
 AdamW.learning_rate = 0.001
 """
 SPANS = CONFIG.format(objective="SpanCorruption", model="t5", ema=0.9)
+CAPTIONS = """
+Experiment.objective = @CapPa()
+Experiment.data = @PairData()
+Experiment.optimizer = @AdamW()
+Experiment.total_steps = 4
+Experiment.batch_size = 8
+AdamW.learning_rate = 0.001
+CapPa.encoder = @vit()
+CapPa.captioner = @cappa_text()
+CapPa.augment = @siglip_views()
+vit.size = 'tiny'
+vit.image_size = 16
+vit.patch = 8
+vit.layers = 1
+cappa_text.size = 'tiny'
+cappa_text.length = 16
+cappa_text.layers = 1
+"""
 NEXT = CONFIG.format(objective="NextToken", model="gpt", ema=None) + "NextToken.length = 32"
 
 
@@ -111,3 +129,15 @@ def test_importing_launch_is_cheap():
     subprocess.run([sys.executable, "-c", script + "; import launch.load; assert launch.load is load"], check=True)
     with pytest.raises(AttributeError, match="module 'launch' has no attribute 'lode'"):
         launch.lode  # noqa: B018
+
+
+def test_caption(tmp_path):
+    """One string a picture, which begins with the prompt; who cannot caption says who can."""
+    make_run(tmp_path / "captions", CAPTIONS, ByteTokenizer(0))
+    run, pictures = load(tmp_path / "captions"), [np.zeros((9, 7, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)]
+    found = run.caption(pictures, "ab")
+    assert len(found) == 2 and all(text.startswith("ab") for text in found)
+    assert found == run.caption(pictures, prompt="ab") and len(run.caption(pictures[0], temperature=1.0, seed=2)) == 1
+    make_run(tmp_path / "next", NEXT)
+    with pytest.raises(UserError, match="caption: NextToken cannot caption pictures, .*CapPa.*can: use an objective"):
+        load(tmp_path / "next").caption(pictures)

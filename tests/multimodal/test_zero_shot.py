@@ -305,3 +305,14 @@ def test_long_captions_stay_in_their_place():
     )
     assert short.shape == long.shape == (32, 100, 3) and (short < 255).sum() < (long < 255).sum()
     assert (long == longer).all() and (long != other).any()  # the beginning is shown
+
+
+def test_how_much_hangs_on_the_wording(data):
+    """Before four capital Rs a yellow picture is nearer to Green than to Yellow: two of eight are lost."""
+    how = {"templates": ("{}", "RRRR {}"), "random": False}
+    found, _ = ZeroShot(robust=True, **how).run(Oracle(), KNOWS, data)
+    of = {kind: found[f"zero_shot/{kind}"] for kind in ("worst", "one", "spread")}
+    assert of == pytest.approx({"worst": 5 / 8, "one": 6 / 8, "spread": 1 / 8})
+    assert found["zero_shot"] == ZeroShot(**how).run(Oracle(), KNOWS, data)[0]["zero_shot"]
+    with pytest.raises(UserError, match="ZeroShot.robust compares templates, and there is one"):
+        ZeroShot(robust=True)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from multimodal.objectives import CLIP, SigLIP
+from multimodal.captioners import cappa_text, coca_text, single_stream
+from multimodal.objectives import CLIP, CapPa, CoCa, SigLIP, SimVLM
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
@@ -38,6 +39,39 @@ def siglip(**changes):
         "text_projection": "affine",
     }
     return SigLIP(**fields | changes)
+
+
+def _shared(**changes):
+    fields = {"tokenizer": ByteTokenizer(extra_ids=0), "augment": tiny.views(), "host_image_size": tiny.HOST_SIZE}
+    return fields | changes
+
+
+def coca(**changes):
+    encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
+    text = coca_text("tiny", None, LENGTH - 1, **TOWER | {"layers": 1, "multimodal_layers": 1})
+    return CoCa(**_shared(encoder=encoder, text=text, width=16, queries=3) | changes)
+
+
+def cappa(**changes):
+    encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
+    return CapPa(**_shared(encoder=encoder, captioner=cappa_text("tiny", None, LENGTH - 1, **TOWER)) | changes)
+
+
+def simvlm(**changes):
+    encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER)
+    return SimVLM(**_shared(encoder=encoder) | changes)
+
+
+def captions_of(size=8, masked=0):
+    """`batch_of` for objectives that write captions: each row begins with the start id."""
+    make = batch_of(size, masked)
+
+    def captions(step):
+        batch = make(step)
+        batch["tokens"][:, 0] = 0
+        return batch
+
+    return captions
 
 
 def batch_of(size=8, masked=0):

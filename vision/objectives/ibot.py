@@ -99,7 +99,7 @@ class IBOT(DINO):
     def encode(self, params, extra, batch, ctx):
         views, index, variables = self.augment_views(batch, ctx), batch["index"], self.variables(params, extra)
         mask, keys = self.draw_masks(batch, ctx), None
-        if ctx.train and self.encoder.is_random:
+        if ctx.train and self.draws(self.encoder):
             keys = [ctx.keys(f"dropout/large/{i}", index) for i in (0, 1)]
         student, patches = self._large_views(variables, views[:2], ctx, keys, mask)
         views_seen = student

@@ -54,7 +54,7 @@ class OneView(ImageObjective):
         return plain[0] if len(plain) == 1 else plain
 
     def dropout_keys(self, batch, ctx):
-        return ctx.keys("dropout", batch["index"]) if ctx.train and self.encoder.is_random else None
+        return ctx.keys("dropout", batch["index"]) if ctx.train and self.draws(self.encoder) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
