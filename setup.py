@@ -3,7 +3,18 @@
 from setuptools import setup
 
 PACKAGES = [
+    "gin_configs",
+    "launch",
+    "launch.aot",
+    "launch.clusters",
+    "launch.results",
+    "launch.run",
+    "launch.storage",
+    "multimodal",
+    "multimodal.hf",
+    "multimodal.objectives",
     "paradigm",
+    "paradigm.adapt",
     "paradigm.hf",
     "t5like",
     "t5like.decode",
@@ -14,16 +25,6 @@ PACKAGES = [
     "vision",
     "vision.hf",
     "vision.objectives",
-    "multimodal",
-    "multimodal.hf",
-    "multimodal.objectives",
-    "launch",
-    "launch.aot",
-    "launch.clusters",
-    "launch.results",
-    "launch.run",
-    "launch.storage",
-    "gin_configs",
 ]
 
 # `tfds:NAME`, from ArrayRecord or TFRecord files; neither needs TensorFlow. tfds imports importlib_resources and has

@@ -1,6 +1,8 @@
 """Say what there is: `python -m launch` lists the commands, one line each."""
 
 import pathlib
+import re
+import runpy
 import sys
 
 from launch.run import catalogue, cli
@@ -27,10 +29,13 @@ def main(argv):
     lines = [f"  python -m launch.{name:<{width}}  {line}" for name, line in commands().items()]
     print("\n".join(["Commands; each answers --help:", "", *lines, ""]))
     print("Runs, objectives, models, data and all else that a run file may name:")
-    print("  python -m launch.train --list, and --describe=NAME for the settings of one of them")
+    print("  python -m launch --list, and --describe=NAME for the settings of one of them")
     print("In Python, from launch import load: a trained run.")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    if any(re.match("--?(list|describe)", word) for word in sys.argv[1:]):
+        runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+    else:
+        cli.run(main)
