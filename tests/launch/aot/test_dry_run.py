@@ -55,7 +55,7 @@ class Boasts(TwoTerms):
 def test_model_flops_stand_beside_what_the_program_multiplies():
     """Two products forward and three backward (the inputs need none), in two microbatches, on all devices."""
     by_hand = 64 * (2 * 2 * WIDTH * HIDDEN + 3 * 2 * HIDDEN * HIDDEN)
-    for mesh in ("data:8", "data:4,tensor:2"):
+    for mesh in ("data:8", "data:2,fsdp:4"):
         text = report(Experiment(Boasts(), None, AdamW(1e-3), 10, 64, microbatches=2, mesh=mesh))
         flops, compiled, ratio = rows(text)["main"][-3:]
         assert float(compiled) == pytest.approx(by_hand, rel=1e-3)  # four digits are shown
