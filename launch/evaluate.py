@@ -9,6 +9,7 @@ It is the code that evaluates during training, so that a number here is the numb
 run directory is only read.
 """
 
+import contextlib
 import json
 
 from absl import flags
@@ -19,10 +20,11 @@ from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
-from launch.run.writers import number
+from launch.run.writers import Console, number
 from launch.storage import filesystem, sync
 from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
+from paradigm.progress import heard_by
 
 
 def evaluate(workdir, step=None, gin_params=()):
@@ -45,7 +47,9 @@ def evaluate(workdir, step=None, gin_params=()):
     if restored is None:
         raise UserError(f"{workdir / 'checkpoints'}: there is no checkpoint yet; train until the first save")
     state, _ = restored
-    metrics, artefacts = Evaluation(program, Data(experiment, sync.local(workdir) / "data")).run(state)
+    evaluation, console = Evaluation(program, Data(experiment, sync.local(workdir) / "data")), Console(0, 0, "")
+    with contextlib.closing(console), heard_by(console.status):
+        metrics, artefacts = evaluation.run(state)
     return int(state.step), metrics, artefacts
 
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm import rng, trees
+from paradigm import progress, rng, trees
 from paradigm.capabilities import ImageFeatures
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError, choose
@@ -85,7 +85,8 @@ class Probes(Evaluator):
             known = _random.setdefault(data, {})
             if (objective, self) not in known:
                 first = part.variables(untrained(objective, data, self.seed))
-                known[objective, self] = self.scores(part.objective, first, data)
+                with progress.within("untrained"):
+                    known[objective, self] = self.scores(part.objective, first, data)
             found |= {f"random/{name}": score for name, score in known[objective, self].items()}
         return found, []
 
@@ -102,6 +103,7 @@ class Probes(Evaluator):
         classes = _classes(y, y_test, train.source)
         scores = {}
         for method in self.methods:
+            progress.report(method)
             if method == "knn":
                 scores[method] = knn(x, y, x_test, y_test, classes)
             elif method in LABELS:
@@ -122,7 +124,7 @@ class Probes(Evaluator):
         state = jax.jit(lambda params: init_state(whole, optimizer, self.seed, params=params))(params)
         state = state.replace(extra=extra)
         stream = Dataset(train, objective.preprocess, self.finetune_batch, self.seed)
-        for i in range(steps):
+        for i in progress.counted(range(steps), "finetune step", steps):
             state, metrics = step(state, stream.batch(i))
             if i % 2:
                 jax.block_until_ready(metrics)  # never more than two steps in flight
@@ -137,8 +139,9 @@ class Probes(Evaluator):
 
 
 def _batches(source, preprocess):
-    dataset = Dataset(source, preprocess, min(BATCH, len(source)), train=False)
-    for step in range(len(dataset)):
+    size = min(BATCH, len(source))
+    dataset = Dataset(source, preprocess, size, train=False)
+    for step in progress.counted(range(len(dataset)), f"{size} pictures", len(dataset)):
         yield dataset.batch(step)
 
 

@@ -8,10 +8,14 @@ import math
 
 import jax
 
+from launch.aot import hlo
 from launch.run.experiment import Experiment, warnings
 from launch.run.mesh import make_mesh, parse_mesh
-from launch.run.program import Program
+from launch.run.program import Program, step_memory
 from paradigm import trees
+
+ROUNDING = 0.02  # the formulas leave small terms out, and so may the compiler
+MARK = " (above 1)"
 
 
 def stand_in_devices(mesh: str) -> int:
@@ -45,20 +49,37 @@ def report(experiment: Experiment) -> str:
         f"{total:,} parameters{_trained(trained, total)} on {devices}; each device and step:",
     ]
 
-    table = [("phase", "params", "frozen", "optimizer", "extra", "batch", "activations", "sum", "model FLOPs of all")]
+    head = "phase", "params", "frozen", "optimizer", "extra", "batch", "activations", "sum"
+    table = [(*head, "model FLOPs of all", "as compiled", "ratio")]
     for phase, batch in program.batch.items():
         sizes = [*map(bytes_on_device, (state.params, state.frozen, state.opt_state, state.extra, batch))]
-        sizes.append(program.compile(phase).memory_analysis().temp_size_in_bytes)
+        compiled = program.compile(phase)
+        sizes.append(step_memory(compiled)[1])
         flops = experiment.objective.flops(batch, state.frozen_modules)
-        table.append((phase, *map(readable, sizes), readable(sum(sizes)), f"{flops:.4g}"))
+        counted = mesh.size * hlo.cost(compiled.as_text()).flops
+        table.append((phase, *map(readable, sizes), readable(sum(sizes)), f"{flops:.4g}", *_beside(flops, counted)))
     platform = mesh.devices.flat[0].platform
     lines += [
         *_columns(table),
         f"(activations: all that lives within a step, gradients too, as compiled for {platform})",
+        "(as compiled: what all devices multiply, by the program's text: also what is padding, is computed twice or is "
+        "the optimizer's. The ratio is the share that an MFU counts)",
     ]
     lines += program.attention_lines()
+    if any(row[-1].endswith(MARK) for row in table):
+        lines.append(
+            "warning: a ratio above 1: the formula counts more than the program multiplies, as it does the taps of a "
+            "convolution that fall on padding: an MFU by it is too high by as much"
+        )
     lines += [f"warning: {line}" for line in warnings(experiment)]
     return "\n".join(lines)
+
+
+def _beside(flops, counted):
+    """(FLOPs as compiled, model FLOPs / these), as texts; more than all is marked."""
+    if not counted:  # all products are calls of a library
+        return "unknown", "-"
+    return f"{counted:.4g}", f"{flops / counted:.3g}{MARK * (flops > counted * (1 + ROUNDING))}"
 
 
 def _trained(trained, total):

@@ -39,9 +39,8 @@ def draw(comparison, title=""):
 
 def _title(comparison):
     runs, rows = sum(len(row.runs) for row in comparison.rows), len(comparison.rows)
-    told = (
-        f"{runs} runs" if runs == rows else f"{runs} runs in {rows} rows: those of one row differ in their seed alone"
-    )
+    told = f"{runs} run{'s' * (runs > 1)}"
+    told += f" in {rows} rows: those of one row differ in their seed alone" if runs > rows else ""
     return told + (f" (the first {ROWS} rows)" if rows > ROWS else "")
 
 

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from paradigm import progress
 from paradigm.metrics import mean, merge
 from paradigm.step import make_eval_step
 
@@ -52,7 +53,9 @@ class Evaluation:
             objective = self._experiment.objective
             for evaluator in self._experiment.evaluators:
                 variables = objective.variables(params, state.extra, self._which)
-                more, shown = evaluator.run(objective, variables, self._data)
+                progress.report(type(evaluator).__name__)
+                with progress.within(type(evaluator).__name__):
+                    more, shown = evaluator.run(objective, variables, self._data)
                 named |= more
                 artefacts += [self._titled(artefact, int(state.step)) for artefact in shown]
         return {f"valid/{name}": float(value) for name, value in named.items()}, artefacts

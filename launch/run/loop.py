@@ -37,6 +37,7 @@ from launch.storage import workdir as run_directory
 from launch.storage.checkpoint import Checkpoints
 from launch.storage.sync import WorkdirSync
 from paradigm.errors import UserError
+from paradigm.progress import heard_by
 from t5like.vocabulary import same
 
 UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
@@ -219,7 +220,8 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
             watch.at(f"the evaluation after step {step}", UNHURRIED)
             start = time.perf_counter()
             try:
-                found = evaluation.run(state, stop.hurried)
+                with heard_by(writers.status):
+                    found = evaluation.run(state, stop.hurried)
             except Exception:
                 if jax.process_count() == 1 and step not in checkpoints.steps():  # else the others would wait
                     watch.at(f"saving step {step}", UNHURRIED)

@@ -66,6 +66,10 @@ class Writers:
         """A line on the console."""
         self._console.say(text)
 
+    def status(self, text):
+        """How far an evaluation is, on the console."""
+        self._console.status(text)
+
     def train(self, step, metrics, speed):
         """A training row: metrics are means of the window that ends at `step`, speed what the clock says of it."""
         self._write(step, {TRAIN + name: value for name, value in metrics.items()}, speed)
@@ -78,6 +82,7 @@ class Writers:
     def valid(self, step, metrics, artefacts, speed):
         """An evaluation: its row, its artefacts in samples/STEP/ and in TensorBoard, and the loss curve so far."""
         self._write(step, metrics, speed)
+        self.status("")
         self.say(f"step {step} · " + " · ".join(f"{name} {_short(value)}" for name, value in metrics.items()))
         for artefact in artefacts:
             path = save_artefact(self._workdir / "samples" / f"{step:08d}", artefact)
@@ -296,9 +301,11 @@ class Console:
     """A bar with loss, speed, MFU and time left on a terminal; elsewhere a line now and then."""
 
     SECONDS = 10.0  # between two lines where there is no terminal
+    REDRAWN = 0.5  # seconds between two texts in the bar
 
     def __init__(self, step, total_steps, unit):
         self._total, self._unit, self._bar, self._said = total_steps, unit, None, -math.inf
+        self._stated = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -309,6 +316,17 @@ class Console:
             print(text, flush=True)
         else:
             self._bar.write(text)
+
+    def status(self, text):
+        """What goes on between two steps: in the bar; or as a line when the last one is a while ago. '' is the end."""
+        now = time.monotonic()
+        if self._bar is None:
+            if text and now - max(self._said, self._stated) >= self.SECONDS:
+                self._stated = now
+                self.say(f"  {text}")
+        elif not text or now - self._stated >= self.REDRAWN:
+            self._stated = now
+            self._bar.set_postfix_str(text)
 
     def advance(self, step):
         if self._bar is not None:

@@ -13,7 +13,7 @@ from launch.run import registry
 REPO = pathlib.Path(__file__).parent.parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
 # Who else defines a command's flags.
-ALSO = {"launch.train": ("run.distributed", "run.watchdog"), "launch.pods": ("train",)}
+ALSO = {"launch.train": ("run.distributed", "run.watchdog"), "launch.pods": ("train",), "launch.sweep": ("train",)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

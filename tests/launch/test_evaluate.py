@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from launch.evaluate import evaluate
-from launch.run import loop, registry
+from launch.run import loop, registry, writers
 from launch.run.data import Data
 from launch.run.evaluation import Evaluation
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
+from paradigm import progress
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
@@ -106,6 +107,25 @@ def test_offline_and_during_training_agree_and_evaluators_run_in_both(settings, 
     assert (tmp_path / "samples" / "00000003" / "weight.txt").read_text() == "100 examples\n"
     with pytest.raises(UserError, match="of step 5"):
         evaluate(tmp_path, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts(Evaluator):
+    def run(self, objective, variables, data):
+        for _ in progress.counted(range(2), "picture", 2):
+            with progress.within("inside"):
+                progress.report("here")
+        return {}, []
+
+
+def test_how_far_an_evaluator_is_goes_to_the_console_while_it_runs(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(writers.Console, "status", lambda self, text: heard.append(text))
+    loop.train(small.experiment(total_steps=2, evaluators=(Counts(),)), tmp_path)
+    inside = "Counts · inside · here"
+    assert heard == ["Counts", "Counts · picture 1 of 2", inside, "Counts · picture 2 of 2", inside, ""]
+    progress.report("to nobody")
+    assert len(heard) == 6
 
 
 @dataclasses.dataclass(frozen=True)

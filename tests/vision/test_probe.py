@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from paradigm import probing
+from paradigm import probing, progress
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.records import Subset
@@ -118,6 +118,15 @@ def test_every_method_beside_an_untrained_encoder_measured_once(monkeypatch):
     assert set(scores) == {*probe.METHODS, *(f"random/{m}" for m in probe.METHODS)}
     assert all(0.05 < score <= 1 for score in scores.values())
     assert scores["linear"] > scores["linear_1pct"]
+
+
+def test_probes_say_how_far_they_are():
+    objective, data = mae(), digits()
+    heard = []
+    with progress.heard_by(heard.append):
+        Probes(("knn",), 300, 100).run(objective, {"params": tiny.params(objective)}, data)
+    once = ["250 pictures 1 of 2", "250 pictures 2 of 2", "100 pictures 1 of 1", "knn"]
+    assert heard == [*once, *(f"untrained · {text}" for text in once)]
 
 
 def test_finetuning_starts_from_the_encoder_and_learns():

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from launch.aot.dry_run import readable, report
 from launch.run.experiment import Experiment
 from paradigm.optim import AdamW
-from tests.miniatures import HIDDEN, WIDTH, TeacherQueue, alternating
+from tests.miniatures import HIDDEN, WIDTH, TeacherQueue, TwoTerms, alternating
 
 REPO = pathlib.Path(__file__).parents[3]
 
@@ -27,14 +29,40 @@ def test_bytes_are_those_of_one_device():
     count = WIDTH * HIDDEN + HIDDEN * HIDDEN
     assert f"\n{count:,} parameters on 8 devices" in text
     assert found["encoder/in/kernel"] == [f"{WIDTH}, {HIDDEN}", "float32", "fsdp, tensor", str(WIDTH * HIDDEN)]
-    params, frozen, optimizer, extra, batch, activations, total, flops = found["main"]
+    params, frozen, optimizer, extra, batch, activations, total, flops, *beside = found["main"]
     assert frozen == "0 B" and params == f"{count * 4 // 4} B"  # float32, cut over fsdp and tensor
     assert optimizer == f"{2 * count * 4 // 4} B"
     queue = objective.length * HIDDEN * 4 // 4  # cut over data and fsdp
     assert extra == f"{count * 4 // 4 + queue + 4} B"  # a teacher, the queue and its cursor
     assert batch == f"{16 // 4 * (WIDTH * 4 + 8 + 4)} B"  # x, index and mask
     assert float(activations.split()[0]) > 0 and float(total.split()[0]) > 0
-    assert flops == f"{objective.flops(objective.batch_spec(16)):.4g}"
+    model = objective.flops(objective.batch_spec(16))
+    assert flops == f"{model:.4g}"
+    compiled, ratio = beside
+    assert float(ratio.split()[0]) == pytest.approx(model / float(compiled), rel=0.01)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boasts(TwoTerms):
+    """Its formula counts `times` as many as there are."""
+
+    times: float = 1.0
+
+    def forward_flops(self, batch_spec):
+        return {name: self.times * n for name, n in super().forward_flops(batch_spec).items()}
+
+
+def test_model_flops_stand_beside_what_the_program_multiplies():
+    """Two products forward and three backward (the inputs need none), in two microbatches, on all devices."""
+    by_hand = 64 * (2 * 2 * WIDTH * HIDDEN + 3 * 2 * HIDDEN * HIDDEN)
+    for mesh in ("data:8", "data:2,fsdp:4"):
+        text = report(Experiment(Boasts(), None, AdamW(1e-3), 10, 64, microbatches=2, mesh=mesh))
+        flops, compiled, ratio = rows(text)["main"][-3:]
+        assert float(compiled) == pytest.approx(by_hand, rel=1e-3)  # four digits are shown
+        assert float(ratio.split()[0]) == pytest.approx(float(flops) / by_hand, rel=0.01)
+    assert "(above 1)" not in report(Experiment(Boasts(times=0.5), None, AdamW(1e-3), 10, 16, mesh="data:8"))
+    text = report(Experiment(Boasts(times=2.0), None, AdamW(1e-3), 10, 16, mesh="data:8"))
+    assert rows(text)["main"][-1].endswith(" (above 1)") and "warning: a ratio above 1: the formula counts more" in text
 
 
 def test_what_is_frozen_is_counted_apart():

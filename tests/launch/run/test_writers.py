@@ -161,11 +161,32 @@ def test_on_a_terminal_there_is_a_bar(tmp_path, capsys, monkeypatch):
     assert "5/5" in shown and "loss 3.25, 12.3k tokens/s, MFU 42.1%" in shown
 
 
+def test_a_long_evaluation_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    """Now and then a line; in the bar where there is one, and no longer than it lasts."""
+    out = Writers(tmp_path, step=0, total_steps=5, unit="tokens")
+    out.status("too soon")
+    monkeypatch.setattr(writers.Console, "SECONDS", 0.0)
+    out.status("Probes · knn")
+    out.status("")
+    assert capsys.readouterr().out == "  Probes · knn\n"
+    out.close()
+    monkeypatch.setattr(writers.Console, "REDRAWN", 0.0)
+    monkeypatch.setattr(writers.sys.stderr, "isatty", lambda: True, raising=False)
+    out = Writers(tmp_path, step=0, total_steps=5, unit="tokens")
+    out.status("Probes · linear")
+    during = capsys.readouterr()
+    out.valid(5, {"valid/loss": 1.0}, [], {})
+    after = capsys.readouterr()
+    out.close()
+    assert "Probes · linear" in during.err and "Probes" not in after.err and "0/5" in after.err
+
+
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
     out = writers.make_writers(tmp_path, logged=0, evaluated=0)
     out.train(1, {"loss": 1.0}, {})
     out.say("hello")
+    out.status("hello")
     out.close()
     assert not list(tmp_path.iterdir())
 
