@@ -4,6 +4,7 @@ from setuptools import setup
 
 PACKAGES = [
     "paradigm",
+    "paradigm.adapt",
     "paradigm.hf",
     "t5like",
     "t5like.hf",
