@@ -1,6 +1,7 @@
 """Time one optimiser step of a named workload: the real objective, train step and AdamW, on workloads.json's shapes.
 
     python -m benchmarks.step --workload=causal_lm_cpu
+    python -m benchmarks.step --workload=causal_lm_cpu --adapt=LoRA
     python -m benchmarks.step --workload=causal_lm_cpu --peer="PEER COMMAND" --peer="ANOTHER" --rounds=3
 
 The last line is one JSON object. With --peer the peers and this benchmark run in turn, each in a process of its own,
@@ -32,6 +33,7 @@ ATTENTION = flags.DEFINE_enum("attention", "auto", ["auto", "plain"], "What the 
 PEER = flags.DEFINE_multi_string("peer", [], "A command to compare with, run in turn; repeatable.")
 SCAN = flags.DEFINE_enum("scan", "auto", ["auto", "on", "off"], "One traced body for all layers; auto: if many.")
 BATCH = flags.DEFINE_integer("batch", None, "Rows, in place of the workload's.", lower_bound=1)
+ADAPT = flags.DEFINE_enum("adapt", None, ["LoRA", "BitFit", "IA3", "BottleneckAdapter"], "Adapted so, by its defaults.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Name this many of the costliest kernels too, of three steps more.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of a comparison.", lower_bound=1)
 
@@ -180,12 +182,14 @@ def measure():
     """One line as the peer prints it, with mfu, dtype and processor."""
     import jax
 
-    from paradigm import attention_kernels
+    from paradigm import adapt, attention_kernels
     from paradigm.metrics import peak_flops
     from paradigm.optim import AdamW
     from paradigm.step import init_state, make_train_step
 
     objective, batch = workload()
+    if ADAPT.value:
+        objective = objective.adapted(getattr(adapt, ADAPT.value)())
     optimizer = AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     state = jax.block_until_ready(jax.jit(lambda: init_state(objective, optimizer, seed=0))())
     batch = jax.device_put(batch)
@@ -210,14 +214,16 @@ def measure():
         "workload": WORKLOAD.value,
         "step_s": round(median, 4),
         "items_per_s": round(objective.throughput(batch)[1] / median, 1),
-        "params": sum(x.size for x in jax.tree.leaves(state.params)),
+        "params": sum(x.size for x in jax.tree.leaves(state.all_params)),
+        "trained": sum(x.size for x in jax.tree.leaves(state.params)),
+        "optimizer_mb": round(sum(x.nbytes for x in jax.tree.leaves(state.opt_state)) / 2**20, 2),
         "peak_rss_mb": memory,
         "peak_device_mb": device_memory(),
         "compile_s": round(compiled, 1),
         "attention": ATTENTION.value,
         "scan": SCAN.value,
         "batch": batch["mask"].size,
-        "mfu": round(objective.flops(batch) / median / peak_flops(), 4),
+        "mfu": round(objective.flops(batch, state.frozen_modules) / median / peak_flops(), 4),
         "dtype": DTYPE.value,
         "processor": processor(),
         **profile,

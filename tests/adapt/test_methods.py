@@ -19,7 +19,15 @@ from tests.adapt.models import EVERYWHERE, METHODS, OBJECTIVES, PAIRS, adapted, 
 
 OPTIMIZER = AdamW(0.01, weight_decay=0.1)
 BEGINS_ANEW = ("prompt", "vpt_deep", "prefix")
-every_pair = pytest.mark.parametrize("method, name", PAIRS)
+# What an adaptation adds is exactly nothing, and a compiler may yet sum the rest in another order: it does for these.
+ROUNDED = (("dora", "clip"),)
+ONE_EACH = [("full", "vit"), ("probe", "resnet"), ("bitfit", "vit"), ("lora", "gpt2"), ("dora", "vit"),
+            ("houlsby", "t5"), ("pfeiffer", "bert"), ("parallel", "vit"), ("prompt", "llama"), ("vpt_deep", "vit"),
+            ("prefix", "t5"), ("ia3", "clip")]  # fmt: skip
+every_pair = pytest.mark.parametrize(
+    "method, name", [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in ONE_EACH)) for pair in PAIRS]
+)
+ON_A_MESH = [("lora", "gpt2"), ("houlsby", "t5"), ("prompt", "llama")]
 
 
 def names(tree):
@@ -50,14 +58,11 @@ def test_a_fresh_adaptation_is_the_base(method, name):
     contract.assert_trees_equal(plain, {n: x for n, x in trees.named_leaves(params) if n in plain})
     batch = batch_of(name)(0)
     found, wanted = loss(objective, params, batch), loss(base, first(base)[0], batch)
-    assert np.isfinite(found) and (found == wanted) == (method not in BEGINS_ANEW)
+    assert np.isfinite(found) and (found == wanted) == (method not in BEGINS_ANEW and (method, name) not in ROUNDED)
+    if (method, name) in ROUNDED:
+        np.testing.assert_allclose(found, wanted, rtol=2e-7)
     if more:
         assert loss(objective, disturbed(objective), batch) != found
-
-
-ONE_EACH = [("full", "vit"), ("probe", "resnet"), ("bitfit", "vit"), ("lora", "gpt2"), ("dora", "vit"),
-            ("houlsby", "t5"), ("pfeiffer", "bert"), ("parallel", "vit"), ("prompt", "llama"), ("vpt_deep", "vit"),
-            ("prefix", "t5"), ("ia3", "clip")]  # fmt: skip
 
 
 @pytest.mark.parametrize("method, name", ONE_EACH)
@@ -85,7 +90,9 @@ def trained(method, name):
     return method == "full" or head or (method == "bitfit" and name.endswith("/bias"))
 
 
-@pytest.mark.parametrize("method, name", ONE_EACH)
+@pytest.mark.parametrize(
+    "method, name", [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in ON_A_MESH)) for pair in ONE_EACH]
+)
 def test_sharded_equals_one_device(method, name):
     contract.check_sharding(adapted(method, name), batch_of(name))
 

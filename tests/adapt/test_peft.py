@@ -90,7 +90,7 @@ def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811
     convert.to_peft(places / "lora", tmp_path / "out")
     init = f"Experiment.init = (@base/Init(), @more/Init())\nbase/Init.path = '{places}/base'\n"
     init += f"more/Init.path = '{tmp_path}/out'\n"
-    pattern = ("(('', 8),)", "(('', 16.0),)")
+    pattern = ("(('', 8),)", "(('', 32.0),)")
     how = [f"LoRA.ranks = {pattern[0]}", f"LoRA.alphas = {pattern[1]}", "AdamW.learning_rate = 0.0"]
     run(tmp_path / "again", places / "other.txt", LORA + init, how)
     ask = lambda path: load(path).merged().params
