@@ -150,7 +150,9 @@ def _placed(part, valid_glob):
 def _file_parts(source):
     root = expand(source)
     if not root.exists():
-        raise UserError(f"source {source}: no such file or directory (other sources of records: tfds:NAME, stdlib:KIND)")
+        raise UserError(
+            f"source {source}: no such file or directory (other sources of records: tfds:NAME, stdlib:KIND)"
+        )
     if (root / META).exists():
         raise UserError(f"source {source} is a prepared directory: it is used as it is, or made again from its source")
     if root.is_file() and not is_container(root.name) and ending(root.name) not in sources.RECORDS:

@@ -83,7 +83,10 @@ def cut_longest(lengths, room):
 def reading_spec(batch_size, length):
     """ShapeDtypeStructs of what a Reading gives."""
     ints = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-    return {**dict.fromkeys(("inputs", "segments", "types"), ints), "cut": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
+    return {
+        **dict.fromkeys(("inputs", "segments", "types"), ints),
+        "cut": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,5 +179,3 @@ def batch_of_rows(rows):
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     index = np.stack([np.zeros(len(rows)), np.arange(len(rows))], 1).astype(np.uint32)
     return {**batch, "index": index, "mask": np.ones(len(rows), np.float32)}
-
-

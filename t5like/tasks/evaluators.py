@@ -22,9 +22,7 @@ WHOLE = 20  # classes of which the table of confusions is shown whole; of more, 
 @functools.partial(jax.jit, static_argnums=0)
 def scores_of(objective, variables, batch):
     """objective.scores in evaluation, whole in every process."""
-    return jax.tree.map(
-        lambda x: constrain(x, *(None,) * x.ndim), objective.scores(variables, batch, EVALUATION)
-    )
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), objective.scores(variables, batch, EVALUATION))
 
 
 def scored(part, variables, data):
@@ -103,8 +101,6 @@ def confusions(table, labels):
     order = [divmod(int(k), len(table)) for k in np.argsort(-wrong, axis=None, kind="stable")[:WHOLE]]
     kept = [[labels[i], labels[j], int(wrong[i, j])] for i, j in order if wrong[i, j]]
     return [["truth", "found", "times"], *kept]
-
-
 
 
 @dataclasses.dataclass(frozen=True)

@@ -220,7 +220,9 @@ def test_files_that_hold_no_records(name, content, message, tmp_path):
     source = tmp_path / "in" / name.split("/")[0]
     with pytest.raises(UserError, match=message):
         build(tmp_path / "in" if name.startswith("test") else source, tmp_path / "out")
-    with pytest.raises(UserError, match=r"nowhere: no such file or directory \(other sources of records: tfds:NAME, stdlib:KIND\)"):
+    with pytest.raises(
+        UserError, match=r"nowhere: no such file or directory \(other sources of records: tfds:NAME, stdlib:KIND\)"
+    ):
         build(tmp_path / "nowhere", tmp_path / "out")
 
 
@@ -488,7 +490,12 @@ def test_stored_examples_survive_and_a_damaged_one_is_told():
     ids = np.array([0, 255, 7], np.int32)
     raw = prepare_records.encode_example(ids, ids[:1], "k", {"é": [1, None]}, "<u1")
     inputs, targets, label, fields, words = prepare_records.decode_example(raw, "<u1")
-    assert words is None and inputs.tolist() == [0, 255, 7] and targets.tolist() == [0] and (label, fields) == ("k", {"é": [1, None]})
+    assert (
+        words is None
+        and inputs.tolist() == [0, 255, 7]
+        and targets.tolist() == [0]
+        and (label, fields) == ("k", {"é": [1, None]})
+    )
     assert inputs.dtype == targets.dtype == np.int32
     for cut in (4, 10, len(raw) - 1):
         with pytest.raises(ValueError):

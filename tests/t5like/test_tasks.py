@@ -177,7 +177,11 @@ def test_losses_of_classification_by_loops(kind, model):
 
 def test_loss_of_tagging_by_loops():
     objective = TokenTagging(BERT, 3, 12).bind(V)
-    rows = [tagged(objective, "ab c def g", [2, 0, 1, 2]), tagged(objective, "ab c", []), tagged(objective, "a b", [1, 1])]
+    rows = [
+        tagged(objective, "ab c def g", [2, 0, 1, 2]),
+        tagged(objective, "ab c", []),
+        tagged(objective, "a b", [1, 1]),
+    ]
     loss, scores, batch = outcome(objective, rows)
     right = [scores[0, i][t] - np.log(np.exp(scores[0, i]).sum()) for i, t in enumerate(batch["tags"][0]) if t >= 0]
     assert float(loss.value()) == pytest.approx(-np.mean(right), rel=1e-5) and loss.terms["tags"].weight == 4
@@ -281,8 +285,12 @@ def test_wrong_labels_are_told(tmp_path, row, settings, text):
 
 
 def test_a_label_of_the_test_split_alone_is_named(tmp_path):
-    rows = [{"text": f"{i}", "label": "x", "s": "train"} for i in range(3)] + [{"text": "t", "label": "new", "s": "test"}]
-    with pytest.raises(UserError, match=r"its test records have 1 label in 'label' that no training record has \('new'\)"):
+    rows = [{"text": f"{i}", "label": "x", "s": "train"} for i in range(3)] + [
+        {"text": "t", "label": "new", "s": "test"}
+    ]
+    with pytest.raises(
+        UserError, match=r"its test records have 1 label in 'label' that no training record has \('new'\)"
+    ):
         records(tmp_path, rows, split="s")
 
 
