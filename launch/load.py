@@ -110,13 +110,26 @@ class Run:
         t5like.tasks.ask.classify; a pair of texts is a tuple."""
         return self._asked("classify", "Classifying", texts, which, **how)
 
+    def tag(self, words, which=None):
+        """[(word, its tag)] of a list of words, or of a text. As t5like.tasks.ask.tag."""
+        return self._asked("tag", "Tagging", words, which)
+
+    def answer(self, question, context, which=None):
+        """The answer to a question in a context, as it is spelt there. As t5like.tasks.ask.answer."""
+        return self._asked("answer", "Answering", question, context, which)
+
+    def rewrite(self, texts, which=None, **how):
+        """What is written for a text, or for each of a list. `how` as in t5like.tasks.ask.rewrite."""
+        return self._asked("rewrite", "Rewriting", texts, which, **how)
+
     def _asked(self, name, capability, *inputs, **how):
         """A function of t5like.tasks.ask, given what it is for."""
         from paradigm import capabilities
         from t5like.tasks import ask
 
         which, inputs = inputs[-1], inputs[:-1]
-        part = capabilities.ask(getattr(capabilities, capability), self.objective, name, "use what its objective can")
+        instead = "load a run that was trained for it"
+        part = capabilities.ask(getattr(capabilities, capability), self.objective, name, instead)
         known = part.objective, part.variables(self.variables(which)), self.tokenizer, self.labels
         return getattr(ask, name)(*known, *inputs, **how)
 
@@ -137,9 +150,14 @@ class Run:
         return fill_mask(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
-        """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained."""
-        from paradigm.capabilities import Generating, ask
+        """The prompt continued. `how` as in t5like.decode.generate; prefix mode is as the run was trained.
+
+        Of a run that writes a text for a text, that text: `rewrite`."""
+        from paradigm.capabilities import Generating, Rewriting, ask, parts
         from t5like import decode
+
+        if any(isinstance(part.objective, Rewriting) for part in parts(self.objective)):
+            return self.rewrite(prompt, which, **how)
 
         part = ask(Generating, self.objective, "generate", self._instead())
         how.setdefault("prefix", part.objective.prefix)

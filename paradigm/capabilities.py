@@ -89,7 +89,7 @@ class Tagging(HasModel):
 
 
 class Answering(HasModel):
-    """Finds answers in a context. Its batches hold `words` int32 [B, L]: which word of the context a place is, or -1."""
+    """Finds answers in a context. Its batches hold `words` int32 [B, L]: a place's word in the context, or -1."""
 
     can = "find answers"
 

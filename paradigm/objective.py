@@ -134,7 +134,7 @@ class Objective:
     given = ()
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.
     teacher = None
-    # Names of the modules that a pre-trained model need not have: heads, which are drawn where Experiment.init has none.
+    # Names of the modules that a pre-trained model need not have: heads, drawn where Experiment.init has none.
     new_modules = ()
 
     @property
@@ -159,7 +159,7 @@ class Objective:
         return self
 
     def check_data(self, prepared):
-        """Lines to tell of the data that a recipe has built, such as how many texts are cut; asked before the first step.
+        """Lines to tell of the data that a recipe has built, such as how many texts are cut, before the first step.
 
         Raises UserError for data that this objective cannot be trained on.
         """

@@ -13,4 +13,5 @@ CONFIGURABLE = {
     "decode": ("InfillSamples", "GenerateSamples"),
     "tasks.evaluators": ("ClassificationScores", "TaggingScores", "AnswerScores"),
     "tasks.written": ("TextScores",),
+    "tasks.choice": ("MultipleChoice",),
 }

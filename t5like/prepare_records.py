@@ -77,12 +77,39 @@ class HeldOut:
 def examples(recipe, part):
     """(name, Example or ValueError) of every record of a part, in order."""
     for name, record in tables.read(part, recipe.columns):
-        if not isinstance(record, Exception):
-            try:
-                record = _example(recipe, part.split, record)
-            except ValueError as error:
-                record = error
-        yield name, record
+        try:
+            if isinstance(record, Exception):
+                raise record
+            found = [_example(recipe, part.split, one) for one in replies(recipe, record)]
+        except ValueError as error:
+            found = [error]
+        yield from ((name, one) for one in found)
+
+
+def replies(recipe, record):
+    """A record, or of a dialogue one for each turn of the role that replies: with `context`, the turns before it as
+    recipe.turn makes them, `response`, and `dialogue`, by which they are held out together."""
+    if not recipe.turns:
+        return [record]
+    turns = rows.lookup(record, recipe.turns)
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"has no list of turns in {recipe.turns!r}")
+    said = []
+    for k, turn in enumerate(turns):
+        if isinstance(turn, dict):
+            role, text = (rows.lookup(turn, name) for name in ("role", "content"))
+        else:
+            role, text = recipe.roles[k % len(recipe.roles)], turn
+        if role not in recipe.roles:
+            raise ValueError(f"has a turn of {role!r}, which is none of {', '.join(recipe.roles)}")
+        said.append((role, tables.text_of(text, recipe.turns)))
+    whole = {k: v for k, v in record.items() if k != recipe.turns} | {"dialogue": hash_of(repr(said))}
+    written = [tables.render(recipe.turn, {"role": role, "text": text}) for role, text in said]
+    return [
+        {**whole, "context": "".join(written[:k]), "role": role, "response": text}
+        for k, (role, text) in enumerate(said)
+        if k and role == recipe.roles[-1]
+    ]
 
 
 def _example(recipe, split, record):
@@ -113,7 +140,8 @@ def _example(recipe, split, record):
             if split != "test":
                 raise
     group = tables.text_of(rows.lookup(record, recipe.group), recipe.group) if recipe.group else text
-    return Example(split, text, target, label, record, hash_of(group), words)
+    key = record["dialogue"] if recipe.turns and not recipe.group else hash_of(group)
+    return Example(split, text, target, label, record, key, words)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files

@@ -36,6 +36,9 @@ class TextRecords:
         size); one that stands in another split alone is an error.
     label_kind: class, classes, number, tags or answer (see t5like/labels.py). The input of tags and the target of
         answers are read word by word.
+    turns: field with the turns of a dialogue, texts that `roles` say in turn or objects with role and content; "" for
+        none. Each turn of the last role, but the first of all, is an example, with the fields `response` and `context`:
+        the turns before it, each as the template `turn` writes its {role} and {text}.
     fraction: the share of the training records that is used, of each class as large a one, drawn by fraction_seed: a
         smaller fraction is a part of a larger one. Preparing them is not done again for it.
     split: field that says train, valid or test. Else tfds splits, and files and folders of such names, say it; and
@@ -54,6 +57,9 @@ class TextRecords:
     target: str = ""
     label: str = ""
     label_kind: str = "class"
+    turns: str = ""
+    turn: str = "{role}: {text}\n"
+    roles: tuple[str, ...] = ("user", "assistant")
     fraction: float = 1.0
     fraction_seed: int = 0
     split: str = ""
@@ -68,6 +74,7 @@ class TextRecords:
 
     def __post_init__(self):
         object.__setattr__(self, "columns", tuple(self.columns))  # gin gives a list
+        object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "specials", checked_specials(self.specials))
         if self.input and not fields_in(self.input, "TextRecords.input"):
             raise UserError(f"TextRecords.input={self.input!r} names no field: write them in braces, as in '{{text}}'")
@@ -174,8 +181,8 @@ class RecordSource:
 
     A record is {"inputs": int32 [n], "targets": int32 [m], both without an end, "label": as labels.encode gives it,
     "fields": the record as it was, a dict, "settings": the recipe's, with the templates, "byte_lengths": float32
-    [vocabulary], the same array in every record}, and where a text is read word by word "words": int32 [k], the places of
-    their first tokens in it.
+    [vocabulary], the same array in every record}, and where a text is read word by word "words": int32 [k], the places
+    of their first tokens in it.
     """
 
     def __init__(self, paths, counts, dtype, settings, classes, byte_lengths, fingerprint):

@@ -1,7 +1,7 @@
 """Records from the sources of Python's standard library on this machine: three small tasks with nothing to download.
 
-    stdlib:tokens     {"tokens", "tags", "file"}    one of the first logical lines of a module, and the kind of each token
-                                                    as `tokenize` says it, keywords apart from other names
+    stdlib:tokens     {"tokens", "tags", "file"}    one of the first logical lines of a module, and the kind of each
+                                                    token as `tokenize` says it, keywords apart from other names
     stdlib:summaries  {"code", "summary", "file"}   a function without its docstring, and the docstring's first line
     stdlib:modules    {"code", "module", "file"}    a function's source, and which of MODULES it stands in
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from paradigm.errors import UserError
 from t5like import labels as kinds
+from t5like.decode import Sampling
 from t5like.tasks.base import batch_of_rows
-from t5like.tasks.evaluators import scores_of
+from t5like.tasks.evaluators import scores_of, spelt
 
 
 class Classified(NamedTuple):
@@ -68,3 +69,47 @@ def asked(objective, variables, rows, size=16):
         scores = jax.device_get(scores_of(objective, variables, batch))
         found += [jax.tree.map(lambda x, k=k: x[k], scores) for k in range(len(some))]
     return found if isinstance(found[0], tuple) else np.stack(found)
+
+
+def tag(objective, variables, tokenizer, labels, words):
+    """Tags of words.
+
+    Args:
+        words: a list of words, or a text whose words stand between spaces; the others as of `classify`.
+
+    Returns:
+        [(word, its tag)]; None is the tag of a word past the length that is read.
+    """
+    words = words.split() if isinstance(words, str) else list(words)
+    if not words:
+        return []
+    ids, starts = kinds.encode_words(tokenizer, words)
+    numbers = np.arange(len(words), dtype=np.int32)
+    row = {"inputs": ids, "words": starts, "label": numbers}  # in place of tags, to see where each word speaks
+    places = objective.preprocess(row, None, 0, False)["tags"]
+    best = asked(objective, variables, [row], 1)[0].argmax(1)
+    found = {int(places[at]): labels[int(best[at])] for at in np.flatnonzero(places >= 0)}
+    return [(word, found.get(k)) for k, word in enumerate(words)]
+
+
+def answer(objective, variables, tokenizer, labels, question, context):
+    """The answer to a question in a context, as it is spelt there; "" for none. The rest as of `classify`."""
+    del labels
+    ids, starts = kinds.encode_words(tokenizer, context.split())
+    row = {"inputs": tokenizer.encode(question), "targets": ids, "words": starts, "label": np.zeros((0, 2), np.int32)}
+    [(first, last)] = asked(objective, variables, [row], 1)
+    return spelt(context, objective.preprocess(row, None, 0, False)["words"], first, last)
+
+
+def rewrite(objective, variables, tokenizer, labels, texts, max_new_tokens=None, seed=0, **sampling):
+    """What the model writes for each text, in a list; or for one.
+
+    Args:
+        texts: as the input's template makes them. max_new_tokens: None for as many as a target had. seed: of the draws.
+            sampling: temperature, top_k, top_p of t5like.decode.Sampling. The others as of `classify`.
+    """
+    if isinstance(texts, str):
+        return rewrite(objective, variables, tokenizer, labels, [texts], max_new_tokens, seed, **sampling)[0]
+    how = Sampling(**sampling, vocab_size=tokenizer.vocab_size)
+    found = objective.rewrite(variables, tokenizer.encode_batch(texts), how, seed, max_new_tokens) if texts else []
+    return [tokenizer.decode(ids) for ids in found]

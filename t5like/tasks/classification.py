@@ -9,8 +9,8 @@ each a mean over labelled records; f is the head (heads.py). z is
 
     Encoder          the place of [cls], or the mean over tokens
     Decoder          the last token, which alone has seen all of the text
-    EncoderDecoder   the decoder's first step, which reads the start id and, through the encoder, the text (EncT5, Liu et
-                     al. 2021, section 3); or the mean over the encoder's tokens
+    EncoderDecoder   the decoder's first step, which reads the start id and, through the encoder, the text (EncT5, Liu
+                     et al. 2021, section 3); or the mean over the encoder's tokens
 
 Two texts (entailment, similarity) are a record's input and target; who reads them is told by `reading` in base.py.
 """
@@ -53,8 +53,8 @@ class TextClassification(Classifying, TextTask):
 
     model: an Encoder, Decoder or EncoderDecoder. classes: how many labels there are; no matter for numbers. kind:
     class, classes or number, as TextRecords.label_kind. length: tokens that are read. pair: of the record's input and
-    target, or of its input alone. pool: first, mean or last, see above; None: first, of a Decoder last. hidden, dropout:
-    of the head (heads.py).
+    target, or of its input alone. pool: first, mean or last, see above; None: first, of a Decoder last. hidden,
+    dropout: of the head (heads.py).
 
     A record without a label weighs nothing.
     """

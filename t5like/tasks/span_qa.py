@@ -57,8 +57,8 @@ class SpanQA(Answering, TextTask):
     """Answers in a context.
 
     model: an Encoder, or an EncoderDecoder, whose encoder is read: the places have to see what comes after. length:
-    tokens of question and context; contexts are cut. most: tokens of an answer (30 in BERT's run_squad.py). unanswerable:
-    whether a question may have no answer. hidden, dropout: of the head (heads.py).
+    tokens of question and context; contexts are cut. most: tokens of an answer (30 in BERT's run_squad.py).
+    unanswerable: whether a question may have no answer. hidden, dropout: of the head (heads.py).
     """
 
     model: Any

@@ -146,12 +146,14 @@ class TextToText(Rewriting, TextTask, TextObjective):
         loss = score_text(hidden, kernel, targets, weights, is_text, batch["text_bytes"] * mask, self.z_loss)
         return loss.replace(metrics={**loss.metrics, "texts_cut": ((batch["cut"] * mask).sum(), mask.sum())})
 
-    def rewrite(self, variables, inputs, sampling=Sampling(), seed=0, new=None):
+    def rewrite(self, variables, inputs, sampling=None, seed=0, new=None):
         """Token ids of what follows each of some inputs' ids, to its end or `new` (None: target_length) tokens."""
         read = [self.preprocess.kept(tokens) for tokens in inputs]
         prompts, encoder = (read, None) if self.causal else ([[]] * len(read), read)
         how = {"inputs": encoder, "prefix": self.prefix}
-        return decode_rows(self, variables, prompts, new or self.target_length, sampling, self.known, seed, **how)
+        return decode_rows(
+            self, variables, prompts, new or self.target_length, sampling or Sampling(), self.known, seed, **how
+        )
 
     def throughput(self, batch_spec):
         return "tokens", batch_spec["targets"].size + (0 if self.causal else batch_spec["encoder_inputs"].size)
