@@ -103,7 +103,7 @@ class Masking:
             encoder_inputs, encoder_segments [length]; inputs (what the encoder reads there), targets, weights, segments
             and positions (places among encoder_inputs) [P]; text_bytes: bytes of the hidden text.
         """
-        v, read = self.vocabulary, window(example, self.raw_length, rng, train)
+        read = window(example, self.raw_length, rng, train)
         tokens, segments = (example[name][read].astype(np.int32) for name in ("tokens", "segments"))
         cls, sep = self._ends
         if cls is not None:
@@ -111,7 +111,11 @@ class Masking:
         if sep is not None:  # behind the text, before the padding
             end = np.count_nonzero(segments)
             tokens, segments = np.insert(tokens, end, sep), np.insert(segments, end, segments[end - 1])
-        text = np.flatnonzero((segments > 0) & v.is_text(tokens))
+        return self.hide(example, tokens, segments, rng, step, train)
+
+    def hide(self, example, tokens, segments, rng, step, train):
+        """The same of a row that is framed already: tokens, segments int32 [length]."""
+        v, text = self.vocabulary, np.flatnonzero((segments > 0) & self.vocabulary.is_text(tokens))
         count = min(self._count(len(text), at(self.rate, step if train else FINAL)), len(text), self.target_length)
         if self.unit in ("word", "ngram"):
             if "word_starts" not in example:

@@ -29,6 +29,7 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
+    "masked_pairs": MaskedLM(BERT, length=24, rate=0.3, pairs="next").bind(MASKED),
     "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
     "replaced_tokens": ReplacedTokens(BERT.clone(head=False), length=24).bind(MASKED),
     "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),
