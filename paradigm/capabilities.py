@@ -46,9 +46,13 @@ class Infilling(HasModel):
 
 
 class SentenceScoring(HasModel):
-    """Gives each token of a sentence a probability: from those before it, or from all others (t5like/likelihood.py)."""
+    """Gives each token of a sentence a probability (t5like/likelihood.py).
+
+    both_sides: from all others, where it is hidden; else from those before it.
+    """
 
     can = "score sentences"
+    both_sides: bool
 
 
 class Generating(SentenceScoring, TextScoring):
@@ -58,6 +62,7 @@ class Generating(SentenceScoring, TextScoring):
     """
 
     can = "continue a text"
+    both_sides = False
     prefix: bool
 
 
@@ -65,6 +70,7 @@ class FillingMasks(SentenceScoring):
     """Finds hidden tokens from those on both sides. model: an Encoder."""
 
     can = "fill masks"
+    both_sides = True
 
 
 class Classifying(HasModel):

@@ -8,8 +8,8 @@ from paradigm.layers import ACTIVATIONS, Dense
 from paradigm.transformer import Architecture
 
 PARTITION_RULES = (
-    (r"(^|/)(detector|pooler)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]
-    (r"(^|/)(detector|pooler)/out/kernel$", ("fsdp", None)),  # [D, n]
+    (r"(^|/)(detector|pooler|pairs)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]
+    (r"(^|/)(detector|pairs)/out/kernel$", ("fsdp", None)),  # [D, n]
 )
 
 
@@ -46,6 +46,15 @@ class Pooler(Architecture, kw_only=True):
     @nn.compact
     def __call__(self, x):
         return jnp.tanh(Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="dense")(x))
+
+
+class PairHead(Architecture, kw_only=True):
+    """Scores of two classes from the first token's hidden state: [..., D] -> [..., 2], by way of BERT's pooler."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="dense")(x))
+        return Dense((2,), 1, True, self.init_std, self.dtype, name="out")(x)
 
 
 def pooled(hidden, segments, pool):

@@ -1,7 +1,7 @@
 """Log-probabilities of the tokens of a sentence, of causal and of masked models, and two evaluators by them.
 
-    causal (Decoder)    log p(x[t] | x[<t])                        their sum is the log-likelihood of the sentence
-    masked (Encoder)    log p(x[t] | x with t alone hidden)        their sum is its pseudo-log-likelihood
+    causal    log p(x[t] | x[<t])                        their sum is the log-likelihood of the sentence
+    masked    log p(x[t] | x with t alone hidden)        their sum is its pseudo-log-likelihood
 
 (Salazar et al. 2020, "Masked Language Model Scoring", sections 2.1 and 2.3). What compares sentences by the sum
 compares models of both kinds by one protocol.
@@ -32,31 +32,32 @@ def log_probs(objective, variables, sentences):
     """[float32 [n] of each sentence]: of each of its tokens.
 
     Args:
-        objective: one with a Decoder, or an Encoder that fills masks. variables: of objective.apply.
+        objective: of SentenceScoring, with a Decoder or an Encoder. variables: of objective.apply.
         sentences: lists of ids, without cls, sep or start.
 
     Raises:
         UserError: a model of another kind, a vocabulary without a mask, or a sentence longer than the positions.
     """
     v, model = objective.known, objective.model
-    masked = isinstance(model, Encoder)
-    if not masked and not isinstance(model, Decoder):
+    masked, framed = objective.both_sides, isinstance(model, Encoder)
+    if not isinstance(model, Encoder | Decoder):
         raise UserError(f"sentences are scored by an Encoder or a Decoder, and the model is a {type(model).__name__}")
     if masked and v.mask is None:
         raise UserError("a masked model scores a token by hiding it, and the tokenizer has no mask: give it specials")
-    front, back = ([i for i in (x,) if i is not None] for x in (v.cls, v.sep)) if masked else ((), ())
+    front, back = ([i for i in (x,) if i is not None] for x in (v.cls, v.sep)) if framed else ((), ())
+    moved = lambda x: shifted(x, np.ones(len(x), np.int32), v.start)["inputs"]
     rows = []  # (sentence, ids to read, segments, place, target); causal: one a sentence, all places
     for number, ids in enumerate(sentences):
         whole = np.array([*front, *ids, *back], np.int32)
         if model.positions == "learned" and len(whole) > model.places:
             raise UserError(f"a sentence of {len(whole)} tokens, and the model has {model.places} learned positions")
         if not masked:
-            rows.append((number, shifted(whole, np.ones(len(whole), np.int32), v.start)["inputs"], whole, 0))
+            rows.append((number, moved(whole), whole, 0))
             continue
         for place in range(len(front), len(front) + len(ids)):
             hidden = whole.copy()
             hidden[place] = v.mask
-            rows.append((number, hidden, whole, place))
+            rows.append((number, hidden if framed else moved(hidden), whole, place))
     found = [[] for _ in sentences]
     rows.sort(key=lambda row: len(row[1]))  # neighbours are of a length; places of a sentence keep their order
     start = 0
@@ -89,7 +90,12 @@ def _causal(objective, variables, read, segments, targets):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _masked(objective, variables, read, segments, places, whole):
-    hidden, _, _ = objective.apply("model", variables, read, None, segments, places, method="hidden")
+    if isinstance(objective.model, Encoder):
+        hidden, _, _ = objective.apply("model", variables, read, None, segments, places, method="hidden")
+    else:  # which predicts where the token before is read
+        all_see = jnp.full(read.shape[:1], read.shape[1], jnp.int32)
+        hidden, _, _ = objective.apply("model", variables, read, None, segments, None, all_see, method="hidden")
+        hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
     kernel = objective.output_kernel(variables["params"]).astype(hidden.dtype)
     logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
     return _picked(objective, logits, jnp.take_along_axis(whole, places, axis=1))

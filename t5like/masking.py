@@ -38,7 +38,7 @@ class Masking:
     hidden alike (Joshi et al. 2020, "SpanBERT", section 3.1, but for its whole words); word, all tokens of a word, or
     ngram, of up to three (Lan et al. 2020, "ALBERT", section 3.1), by the data's `word_starts`. Words that exceed the
     rate are skipped, as google-research/bert and albert do (create_pretraining_data.py). masked, random: shares of the
-    hidden tokens that become the mask and any token.
+    hidden tokens that become the mask and any token. name: of the objective, for messages.
 
     Raises UserError for a rate outside (0, 1), shares that are none, and a vocabulary without a mask or without text.
     """
@@ -49,22 +49,23 @@ class Masking:
     unit: str = "token"
     masked: float = 0.8
     random: float = 0.1
+    name: str = "masked_lm"
 
     def __post_init__(self):
-        choose("MaskedLM.unit", self.unit, dict.fromkeys(UNITS))
+        choose(f"{self.name}: unit", self.unit, dict.fromkeys(UNITS))
         low, high = extremes(self.rate)
         if not 0 < low <= high < 1:
-            raise UserError(f"masked_lm: rate must lie strictly between 0 and 1, not {low if low <= 0 else high:g}")
+            raise UserError(f"{self.name}: rate must lie strictly between 0 and 1, not {low if low <= 0 else high:g}")
         if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
             raise UserError(
-                f"masked_lm: masked={self.masked:g} and random={self.random:g} are shares of the hidden tokens: none "
+                f"{self.name}: masked={self.masked:g} and random={self.random:g} are shares of the hidden tokens: none "
                 "may be negative, nor their sum above 1"
             )
         if self.raw_length < 2:
-            raise UserError(f"masked_lm: length {self.length} leaves no text to see and to hide; use 4 or more")
+            raise UserError(f"{self.name}: length {self.length} leaves no text to see and to hide; use 4 or more")
         if self.masked and self.vocabulary is not None and self.vocabulary.mask is None:
             raise UserError(
-                "masked_lm hides tokens behind a mask, and this tokenizer has none: give it one with "
+                f"{self.name} hides tokens behind a mask, and this tokenizer has none: give it one with "
                 "TextData.specials = ('mask',), or launch.prepare --specials=mask"
             )
 
@@ -103,7 +104,7 @@ class Masking:
             encoder_inputs, encoder_segments [length]; inputs (what the encoder reads there), targets, weights, segments
             and positions (places among encoder_inputs) [P]; text_bytes: bytes of the hidden text.
         """
-        v, read = self.vocabulary, window(example, self.raw_length, rng, train)
+        read = window(example, self.raw_length, rng, train)
         tokens, segments = (example[name][read].astype(np.int32) for name in ("tokens", "segments"))
         cls, sep = self._ends
         if cls is not None:
@@ -111,11 +112,15 @@ class Masking:
         if sep is not None:  # behind the text, before the padding
             end = np.count_nonzero(segments)
             tokens, segments = np.insert(tokens, end, sep), np.insert(segments, end, segments[end - 1])
-        text = np.flatnonzero((segments > 0) & v.is_text(tokens))
+        return self.hide(example, tokens, segments, rng, step, train)
+
+    def hide(self, example, tokens, segments, rng, step, train):
+        """The same of a row that is framed already: tokens, segments int32 [length]."""
+        v, text = self.vocabulary, np.flatnonzero((segments > 0) & self.vocabulary.is_text(tokens))
         count = min(self._count(len(text), at(self.rate, step if train else FINAL)), len(text), self.target_length)
         if self.unit in ("word", "ngram"):
             if "word_starts" not in example:
-                raise UserError(f"masked_lm: unit={self.unit!r} needs word_starts, which these data do not have")
+                raise UserError(f"{self.name}: unit={self.unit!r} needs word_starts, which these data do not have")
             first = example["word_starts"][tokens]
             first[1:] |= segments[1:] != segments[:-1]
             hidden, kind = self._draw_words(rng, text, segments, first, count)

@@ -59,3 +59,14 @@ def score_detection(logits, replaced, weights, coefficient=1.0):
         "replaced": (real, count),
     }
     return Loss({"detection": Term((nll * weights).sum(), count, coefficient)}, metrics)
+
+
+def score_pairs(logits, pair, weights):
+    """Which of two kinds each pair of texts is, as a Loss: the term `pair` (nats a pair), the metric `pair_accuracy`.
+
+    Args: logits [B, 2]; pair int32 [B]; weights float32 [B].
+    """
+    logits, count = logits.astype(jnp.float32), weights.sum()
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), pair[:, None], axis=1)[:, 0]
+    right = (jnp.argmax(logits, 1) == pair).astype(jnp.float32)
+    return Loss({"pair": Term((nll * weights).sum(), count)}, {"pair_accuracy": ((right * weights).sum(), count)})

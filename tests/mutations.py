@@ -102,6 +102,8 @@ ROWS = (
     ("t5like/likelihood.py", "hidden[place] = v.mask", "pass", "t5like/test_sentences", "log_probs"),
     ("paradigm/transformer.py", 'own["global"] = jnp.arange(self.layers) % self.global_every == 0', 'own["global"] = jnp.arange(self.layers) % self.global_every == 1', "paradigm/test_stack_settings", "alternate"),
     ("paradigm/attention.py", "distance = jnp.abs(jnp.arange(source) - positions[..., None])", "distance = jnp.abs(jnp.arange(source) - jnp.arange(positions.shape[1])[None, :, None])", "paradigm/test_stack_settings", "alibi_by"),
+    ("t5like/sentence_pairs.py", "a, b = b, a", "pass", "t5like/test_sentence_pairs", "swapped"),
+    ("t5like/sentence_pairs.py", "[len(a) + 2, len(b) + 1]", "[len(a) + 1, len(b) + 2]", "t5like/test_sentence_pairs", "swapped"),
     # vision
     ("vision/objectives/moco.py", 'self.embed(extra["teacher"], key, batch, ctx)', 'self.embed(self.variables(params, extra), key, batch, ctx)', "vision/test_moco", "official"),
     ("vision/objectives/moco_v3.py", 'self.encode_views(extra["teacher"], views', 'self.encode_views(self.variables(params, extra), views', "vision/test_moco_v3", "official or asked_for_the_other"),

@@ -99,8 +99,7 @@ class WithCaptions(ImageObjective):
         """The metric that all report: captions longer than a row."""
         return {"captions_cut": (jnp.sum(batch["cut"] * batch["mask"]), batch["mask"].sum())}
 
-    @staticmethod
-    def _keys(name, tower, ctx, index):
+    def _keys(self, name, tower, ctx, index):
         return ctx.keys(name, index) if ctx.train and self.draws(tower) else None
 
     def view(self, batch):

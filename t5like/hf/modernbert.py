@@ -29,8 +29,10 @@ def _rhythm(config):
     layers, given = config.get("num_hidden_layers"), config.get("layer_types", None, list)
     every = config.get("global_attn_every_n_layers", 3)
     kinds = lambda n: ["sliding_attention" if i % n else "full_attention" for i in range(layers)]
-    if given is None:
+    if given is None or kinds(every) == given:
         return every
+    if "global_attn_every_n_layers" in config.entries:
+        config.refuse("global_attn_every_n_layers", "layer_types beside it says something else")
     found = next((n for n in range(1, layers + 1) if kinds(n) == given), None)
     if found is None:
         config.refuse("layer_types", "they have full attention in every n-th layer from the first on")
@@ -40,6 +42,9 @@ def _rhythm(config):
 def _model(config, tensors):
     del tensors
     theta, local_theta = _thetas(config)
+    width = config.get("local_attention", 128)
+    if width % 2:
+        config.refuse("local_attention", "a window has as many tokens to each side")
     activation = config.choose("hidden_activation", "gelu", ACTIVATIONS)
     for name in ("attention_bias", "mlp_bias", "norm_bias"):
         config.only(**{name: False})
@@ -58,7 +63,7 @@ def _model(config, tensors):
         positions="rope",
         rope_theta=theta,
         local_theta=local_theta,
-        window=config.get("local_attention", 128) // 2 + 1,
+        window=width // 2 + 1,
         global_every=_rhythm(config),
         attention_dropout=config.get("attention_dropout", 0.0),
         tied=True,

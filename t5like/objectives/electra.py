@@ -75,7 +75,7 @@ class ELECTRA(HasModel, TextObjective):
 
     @functools.cached_property
     def _masking(self):
-        return Masking(self.vocabulary, self.length, self.rate, self.unit, self.masked, self.random)
+        return Masking(self.vocabulary, self.length, self.rate, self.unit, self.masked, self.random, "electra")
 
     @property
     def generator(self):

@@ -7,6 +7,9 @@ al. 2019, section 4.1); an encoder that sees both sides predicts them:
 
 Only hidden places go through the output: its cost is the rate's share of a next-token model's. The rate may be a
 schedule (Ankner et al. 2024, "Dynamic Masking Rate Schedules for MLM Pretraining": linear from 0.3 to 0.15).
+
+With `pairs` a row holds two texts and a second loss is added: -log p(pair | the first token's hidden state), whether
+the second follows the first (BERT's task 2) or which is the first (ALBERT). See t5like/sentence_pairs.py.
 """
 
 import dataclasses
@@ -17,11 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from paradigm.capabilities import FillingMasks
+from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
+from t5like import heads
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
 from t5like.objectives.base import TextObjective, text_spec
-from t5like.scoring import score_text
+from t5like.scoring import score_pairs, score_text
+from t5like.sentence_pairs import PairMasking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +35,10 @@ class MaskedLM(FillingMasks, TextObjective):
     """Hidden tokens from those on both sides.
 
     model: an Encoder. length: tokens it reads, the vocabulary's cls and sep among them. rate, unit, masked, random: see
-    t5like/masking.py. z_loss: coefficient of log(Z)^2.
+    t5like/masking.py. z_loss: coefficient of log(Z)^2. pairs: next, order, or None for one text a row.
 
-    Raises UserError when the model has learned positions for fewer tokens, and for what Masking refuses.
+    Raises UserError for pairs of a model without token types, when the model has learned positions for fewer tokens,
+    and for what Masking and PairMasking refuse.
     """
 
     model: Any
@@ -41,30 +48,42 @@ class MaskedLM(FillingMasks, TextObjective):
     masked: float = 0.8
     random: float = 0.1
     z_loss: float = 0.0
+    pairs: str | None = None
 
     architectures = (Encoder,)
 
     def __post_init__(self):
         self.check_kind("masked_lm")
-        _ = self._masking  # raises now rather than in a data worker
+        _ = self._prepared  # raises now rather than in a data worker
+        if self.pairs is not None and self.model.token_types < 2:
+            raise UserError(
+                f"masked_lm: pairs={self.pairs!r} tells two texts apart by types: set the model's token_types=2"
+            )
         self.check_positions("masked_lm")
 
     @functools.cached_property
     def _masking(self):
         return Masking(self.vocabulary, self.length, self.rate, self.unit, self.masked, self.random)
 
+    @functools.cached_property
+    def _prepared(self):
+        return self._masking if self.pairs is None else PairMasking(self._masking, self.pairs)
+
     @property
     def preprocess(self):
-        return self.known and self._masking
+        return self.known and self._prepared
 
     @property
     def raw_length(self):
         """Tokens a data window must hold."""
-        return self._masking.raw_length
+        return self._prepared.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
         read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
+        row = lambda dtype: jax.ShapeDtypeStruct((batch_size,), dtype)
+        pairs = {"types": read, "pair": row(jnp.int32), "pair_weight": row(jnp.float32)}
         return {
+            **(pairs if self.pairs else {}),
             "encoder_inputs": read,
             "encoder_segments": read,
             **text_spec(batch_size, self._masking.target_length),
@@ -72,20 +91,27 @@ class MaskedLM(FillingMasks, TextObjective):
         }
 
     def modules(self):
-        return {"model": (self.model, jnp.ones((1, 8), jnp.int32))}
+        head = {"pairs": (heads.PairHead(**self.model.shared()), jnp.zeros((1, self.model.d_model)))}
+        return {"model": (self.model, jnp.ones((1, 8), jnp.int32)), **(head if self.pairs else {})}
 
     def loss(self, params, extra, batch, ctx):
         targets, weights, is_text = self.scored(batch)
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
         variables, how = self.variables(params, extra), {"ctx": ctx, "method": "hidden"}
         read = batch["encoder_inputs"], keys, batch["encoder_segments"], batch["positions"]
-        hidden, _, _ = self.apply("model", variables, *read, **how)
+        types = {"types": batch["types"]} if self.pairs else {}
+        hidden, more, _ = self.apply("model", variables, *read, **types, **how)
         kernel = self.output_kernel(params)
-        return score_text(hidden, kernel, targets, weights, is_text, batch["text_bytes"] * batch["mask"], self.z_loss)
+        text_bytes = batch["text_bytes"] * batch["mask"]
+        loss = score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
+        if not self.pairs:
+            return loss
+        logits, _, _ = self.apply("pairs", variables, more["encoded"][:, 0], ctx=ctx)
+        return loss.join(score_pairs(logits, batch["pair"], batch["pair_weight"] * batch["mask"]))
 
     @property
     def partition_rules(self):
-        return PARTITION_RULES
+        return (*heads.PARTITION_RULES, *PARTITION_RULES) if self.pairs else PARTITION_RULES
 
     def throughput(self, batch_spec):
         return "tokens", batch_spec["encoder_inputs"].size

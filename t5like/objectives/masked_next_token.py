@@ -78,6 +78,10 @@ class MaskedNextToken(Generating, TextObjective):
     architectures = (Decoder,)
     prefix = False  # a text is continued from left to right
 
+    @property
+    def both_sides(self):
+        return self.causal == 0
+
     def __post_init__(self):
         self.check_kind("masked_next_token")
         if not 0 <= self.causal < 1:
@@ -88,7 +92,7 @@ class MaskedNextToken(Generating, TextObjective):
     @property
     def _masking(self):
         bare = self.vocabulary and dataclasses.replace(self.vocabulary, cls=None, sep=None)
-        return Masking(bare, self.length, self.rate, self.unit, self.masked, self.random)
+        return Masking(bare, self.length, self.rate, self.unit, self.masked, self.random, "masked_next_token")
 
     @property
     def preprocess(self):

@@ -50,7 +50,7 @@ class ReplacedTokens(HasModel, OnText):
 
     @functools.cached_property
     def _masking(self):
-        return Masking(self.vocabulary, self.length, self.rate, self.unit, masked=0.0, random=1.0)
+        return Masking(self.vocabulary, self.length, self.rate, self.unit, 0.0, 1.0, "replaced_tokens")
 
     @property
     def preprocess(self):

@@ -83,7 +83,8 @@ def test_every_objective_has_a_run():
     packages = ("t5like.objectives", "t5like.tasks", "vision.objectives", "multimodal.objectives")
     own = [vars(importlib.import_module(name)).values() for name in packages]
     objectives = {v.__name__ for v in itertools.chain(*own) if isinstance(v, type) and issubclass(v, Objective)}
-    assert {objective_of(run) for run in runs()} == objectives - {"Objective"}
+    combined = {"Sum", "Alternate", "Stages"}  # of objectives that have runs of their own
+    assert {objective_of(run) for run in runs()} - combined == objectives - {"Objective"}
 
 
 def test_resolved_settings_are_the_recorded_ones():

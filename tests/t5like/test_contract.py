@@ -39,6 +39,7 @@ OBJECTIVES = {
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
+    "masked_pairs": MaskedLM(BERT, length=24, rate=0.3, pairs="next").bind(MASKED),
     "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
     "replaced_tokens": ReplacedTokens(BERT.clone(head=False), length=24).bind(MASKED),
     "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),

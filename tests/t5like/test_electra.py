@@ -125,6 +125,7 @@ def test_both_towers_are_written_and_read(tmp_path):
             "electra trains an Encoder, and the model is a Decoder: .*NextToken.* can train",
         ),
         ({"model": bert("tiny", VOCAB)}, "set the model's head=False"),
+        ({"vocabulary": dataclasses.replace(FRAMED, mask=None)}, r"electra hides .*TextData.specials = \('mask',\)"),
         ({"share": "all"}, "ELECTRA.share"),
         ({"over": "some"}, "ELECTRA.over"),
         ({"temperature": 0.0}, "temperature=0 must be positive"),

@@ -107,25 +107,30 @@ def test_spans_stay_in_their_document():
 
 
 def word_example(length, seed=0):
-    """Ids divisible by 3 begin a word."""
-    return example(length, seed) | {"word_starts": np.arange(VOCAB) % 3 == 0}
+    """Ids divisible by 3 begin a word, and so does the second document, whose first id is none."""
+    full = example(length, seed) | {"word_starts": np.arange(VOCAB) % 3 == 0}
+    full["tokens"][length // 2 - 1 : length // 2 + 1] = 7
+    return full
 
 
 @pytest.mark.parametrize("unit", ["word", "ngram"])
 def test_words_are_hidden_whole(unit):
     masking = Masking(BARE, 80, 0.3, unit, masked=1.0, random=0.0)
-    runs, counts = [], []
+    runs, counts, apart = [], [], 0
     for seed in range(30):
         full = word_example(80, seed)
         row = masking(full, np.random.default_rng(seed), 0, True)
         places = row["positions"][: int(row["weights"].sum())]
         counts.append(len(places))
+        assert (np.diff(places) > 0).all()
         tokens, segments = full["tokens"], full["segments"]
         begins = (tokens % 3 == 0) | (tokens < 5) | (np.diff(segments, prepend=0) > 0) | (np.roll(tokens, 1) < 5)
         word = np.cumsum(begins)
         for w in np.unique(word[places]):
             assert set(np.flatnonzero(word == w)) <= set(places), "a part of a word is seen"
+        apart += len({*word[places]} & {word[39], word[40]}) == 1
         runs.append(len(np.unique(word[places])) / np.count_nonzero(np.diff(places, prepend=-2) > 1))
+    assert apart > 3  # of the two words where one document ends and the other begins, one alone
     assert max(counts) <= 24 and np.mean(counts) > 21  # words that exceed the rate are left out
     assert (np.mean(runs) > 1.7) == (unit == "ngram")  # words in a row: some meet by chance
 

@@ -13,7 +13,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from t5like.likelihood import MinimalPairs, PseudoPerplexity, log_probs
 from t5like.models import bert, gpt, t5
-from t5like.objectives import MaskedLM, NextToken, SimCSE, SpanCorruption
+from t5like.objectives import MaskedLM, MaskedNextToken, NextToken, SimCSE, SpanCorruption
 from t5like.probes import TextProbes
 from t5like.tokenizers import ByteTokenizer
 from tests.t5like.test_masked_lm import FRAMED, VOCAB, example
@@ -24,6 +24,7 @@ OBJECTIVE = SimCSE(MODEL, length=16, raw=24).bind(FRAMED)
 BYTES = ByteTokenizer(specials=("mask", "cls", "sep"))
 ENCODER = MaskedLM(bert("tiny", **TINY), length=64).bind(BYTES.vocabulary)
 DECODER = NextToken(gpt("tiny", **TINY), length=64).bind(BYTES.vocabulary)
+SHIFTED = MaskedNextToken(gpt("tiny", **TINY), length=64).bind(BYTES.vocabulary)
 
 
 def make_batch(objective):
@@ -111,7 +112,7 @@ def test_bad_settings(settings, text):
 SENTENCES = [list(b"a cat".ljust(3)), list(b"the dogs bark"), [70] * 30]
 
 
-@pytest.mark.parametrize("objective", [ENCODER, DECODER], ids=["masked", "causal"])
+@pytest.mark.parametrize("objective", [ENCODER, DECODER, SHIFTED], ids=["masked", "causal", "masked_next"])
 def test_log_probs_by_a_loop(objective):
     params = jax.jit(objective.init)(jax.random.key(0))
     v, model = BYTES.vocabulary, objective.model
@@ -120,7 +121,12 @@ def test_log_probs_by_a_loop(objective):
     for ids, scores in zip(SENTENCES[:2], found):
         assert len(scores) == len(ids)
         for t, token in enumerate(ids):
-            if objective is ENCODER:
+            if objective is SHIFTED:
+                read = [v.start, *ids[:-1]]
+                if t + 1 < len(ids):
+                    read[t + 1] = v.mask
+                logits = apply(jnp.array([read]), None, None, None, jnp.array([len(ids)]))[0, t, : v.size]
+            elif objective is ENCODER:
                 read = [v.cls, *ids, v.sep]
                 read[t + 1] = v.mask
                 logits = apply(jnp.array([read]))[0, t + 1, : v.size]
