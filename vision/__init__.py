@@ -19,5 +19,6 @@ CONFIGURABLE = {
     "vit": ("vit",),
     "resnet": ("resnet",),
     "probe": ("Probes",),
+    "attention_maps": ("AttentionMaps",),
     "visualize": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
 }

@@ -31,7 +31,7 @@ def mae(**fields):
 MODELS = {
     "learned": {"encoder": vit("tiny", **SMALL, positions="learned")},
     "fixed": {"encoder": vit("tiny", **SMALL, activation="gelu", channels=1)},
-    "dinov2": {"encoder": vit("tiny", **SMALL, positions="learned", mask_token=True, layer_scale=0.5)},
+    "dinov2": {"encoder": vit("tiny", **SMALL | {"d_ff": 24}, positions="learned", mask_token=True, layer_scale=0.5)},
     "registers": {
         "encoder": vit(
             "tiny", **SMALL | {"d_ff": 24}, positions="learned", mask_token=True, registers=2, layer_scale=0.5

@@ -40,13 +40,12 @@ def _modules(config, tensors, registers):
 
 def _config(modules, registers):
     vit = modules["encoder"]
-    ratio = vit.d_ff / vit.d_model
     entries = {
         "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
         "model_type": "dinov2_with_registers" if registers else "dinov2",
         "hidden_size": vit.d_model,
         "num_attention_heads": vit.heads,
-        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "mlp_ratio": vit.d_ff // vit.d_model,
         "num_hidden_layers": vit.layers,
         "image_size": vit.image_size,
         "patch_size": vit.patch,
