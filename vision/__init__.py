@@ -20,5 +20,6 @@ CONFIGURABLE = {
     "vit": ("vit",),
     "resnet": ("resnet",),
     "probe": ("Probes",),
+    "attention_maps": ("AttentionMaps",),
     "visualize": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
 }

@@ -45,6 +45,31 @@ VIT_MAE = {
 VIT_ODD = {**VIT, "image_size": 18, "qkv_bias": False, "hidden_act": "silu", "attention_probs_dropout_prob": 0.2}
 # A decoder of another MLP's width, and tables of positions that are the file's own and no formula's.
 VIT_MAE_ODD = {**VIT_MAE, "num_channels": 3, "decoder_intermediate_size": 20, "qkv_bias": False}
+DINOV2 = {
+    "architectures": ["Dinov2Model"],
+    "model_type": "dinov2",
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "mlp_ratio": 2,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "layer_norm_eps": 1e-6,
+    "image_size": 18,
+    "patch_size": 4,
+    "num_channels": 3,
+    "qkv_bias": True,
+    "layerscale_value": 1.0,
+    "use_swiglu_ffn": False,
+}
+DINOV2_REGISTERS = {
+    **DINOV2,
+    "architectures": ["Dinov2WithRegistersModel"],
+    "model_type": "dinov2_with_registers",
+    "image_size": 16,
+    "num_register_tokens": 3,
+}
 RESNET_18 = {
     "architectures": ["ResNetModel"],
     "model_type": "resnet",
@@ -63,6 +88,8 @@ CONFIGS = {
     "vit_odd": VIT_ODD,
     "vit_mae": VIT_MAE,
     "vit_mae_odd": VIT_MAE_ODD,
+    "dinov2": DINOV2,
+    "dinov2_registers": DINOV2_REGISTERS,
     "resnet_18": RESNET_18,
     "resnet_50": RESNET_50,
 }

@@ -58,7 +58,14 @@ def run(case, directory):
         return {name: x.detach().numpy() for name, x in outputs.items()} | slopes
     with torch.no_grad():
         out = model(**given)
-        if case.startswith("vit"):
+        if case == "dinov2_registers":
+            registers = cases.CONFIGS[case]["num_register_tokens"]
+            x = out.last_hidden_state
+            outputs = {"hidden": torch.cat([x[:, :1], x[:, 1 + registers :]], 1)}
+        elif case == "dinov2":
+            resized = model(pixel_values=torch.tensor(cases.larger()))
+            outputs = {"hidden": out.last_hidden_state, "larger": resized.last_hidden_state}
+        elif case.startswith("vit"):
             resized = model(pixel_values=torch.tensor(cases.larger()), interpolate_pos_encoding=True)
             outputs = {"hidden": out.last_hidden_state, "larger": resized.last_hidden_state}
         else:
@@ -85,7 +92,7 @@ def goldens():
 
 
 def check(root):
-    for case in ("vit", "vit_odd", "vit_mae", "vit_mae_odd"):
+    for case in ("vit", "vit_odd", "vit_mae", "vit_mae_odd", "dinov2", "dinov2_registers"):
         golden, outputs = cases.load(case), run(case, pathlib.Path(root, case))
         far = max(np.abs(x - golden[name]).max() for name, x in outputs.items())
         print(f"{case}: transformers reads our files; largest difference {far:.1e}")

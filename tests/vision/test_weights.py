@@ -31,6 +31,12 @@ def mae(**fields):
 MODELS = {
     "learned": {"encoder": vit("tiny", **SMALL, positions="learned")},
     "fixed": {"encoder": vit("tiny", **SMALL, activation="gelu", channels=1)},
+    "dinov2": {"encoder": vit("tiny", **SMALL | {"d_ff": 24}, positions="learned", mask_token=True, layer_scale=0.5)},
+    "registers": {
+        "encoder": vit(
+            "tiny", **SMALL | {"d_ff": 24}, positions="learned", mask_token=True, registers=2, layer_scale=0.5
+        )
+    },
     "mae": mae(),
     "mae_learned": mae(positions="learned", eps=1e-12),
 }
@@ -74,7 +80,7 @@ def test_a_fixed_table_is_read_as_a_learned_one(tmp_path):
     np.testing.assert_allclose(hidden(found, again), hidden(modules, params), atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["vit", "vit_odd", "vit_mae", "vit_mae_odd"])
+@pytest.mark.parametrize("case", ["vit", "vit_odd", "vit_mae", "vit_mae_odd", "dinov2", "dinov2_registers"])
 def test_what_is_read_is_written(case, tmp_path):
     """Our file holds the released file's tensors, bit for bit, in the released names; and its config."""
     golden = cases.load(case)

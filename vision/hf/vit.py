@@ -109,6 +109,7 @@ VIT = Family(
     kinds={"encoder": ViT},
     modules=lambda config, tensors: {"encoder": vit_model(config, "learned")},
     config=vit_config,
+    when=lambda modules: not modules["encoder"].mask_token,
     leaves=vit_leaves,
     inputs=lambda modules: {"encoder": image_inputs(modules["encoder"])},
     free=FREE,

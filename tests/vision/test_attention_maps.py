@@ -1,0 +1,53 @@
+"""Attention maps: the weights are those of the block, and the sheet says which head is which."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paradigm.attention import AttentionMask
+from paradigm.errors import UserError
+from paradigm.layers import NORMS
+from paradigm.transformer import Attention
+from tests.vision import tiny
+from vision.attention_maps import AttentionMaps, class_attention
+from vision.augment import no_views
+from vision.objectives import Classify
+
+OBJECTIVE = Classify(encoder=tiny.encoder(registers=1), augment=no_views(), host_image_size=tiny.SIZE, classes=3)
+
+
+def variables(objective):
+    """Of far from even attention."""
+    return {"params": jax.tree.map(lambda x: 3 * x, tiny.params(objective))}
+
+
+def test_weights_are_those_that_the_block_attends_with():
+    encoder, params = OBJECTIVE.encoder, variables(OBJECTIVE)["params"]["encoder"]
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    _, more = OBJECTIVE.features({"params": {"encoder": params}}, images)
+    weights = class_attention(encoder, params, more["layers"])
+    assert weights.shape == (2, 2, 18) and np.ptp(weights) > 0.05
+    block = jax.tree.map(lambda x: x[-1], params["blocks"]["layers"])
+    x = NORMS["layer"](encoder.eps, jnp.float32).apply({"params": block["attention_norm"]}, more["layers"][-2])
+    fields = {name: getattr(encoder, name) for name in ("d_model", "heads", "d_ff", "norm", "bias")}
+    wanted, memory = Attention(**fields).apply({"params": block["attention"]}, x, AttentionMask())
+    mixed = jnp.einsum("bhl,bhlk->bhk", weights, memory["value"])
+    out = block["attention"]["out"]
+    np.testing.assert_allclose(jnp.einsum("bhk,hkd->bd", mixed, out["kernel"]) + out["bias"], wanted[:, 0], atol=1e-4)
+
+
+def test_a_sheet_of_them():
+    data = tiny.Opened(None, batch=tiny.batch_of(4, 20)(0) | {"image": np.zeros((4, 16, 16, 3), np.uint8)})
+    numbers, [artefact] = AttentionMaps(count=2).run(OBJECTIVE, variables(OBJECTIVE), data)
+    assert not numbers and artefact.name == "attention_maps" and artefact.value.ndim == 3
+    assert artefact.value.shape[1] == 4 * (16 * 6 + 2), "the original, the mean and two heads"
+
+
+def test_what_has_no_class_token():
+    objective = Classify(encoder=tiny.small_resnet(), augment=no_views(), host_image_size=tiny.SIZE, classes=3)
+    with pytest.raises(UserError, match="AttentionMaps: ResNet has no class token"):
+        AttentionMaps().check(objective, None)
+    with pytest.raises(UserError, match="AttentionMaps reads pre-norm attention"):
+        encoder = tiny.encoder(qk_norm=True)
+        AttentionMaps().check(Classify(encoder=encoder, augment=no_views(), host_image_size=16, classes=3), None)
