@@ -12,10 +12,12 @@ CONFIGURABLE = {
         "moco_v3_views",
     ),
     "masked_views": ("simmim_views", "beit_views", "i_jepa_views"),
+    "palette": ("Palette",),
+    "objectives.igpt": ("image_gpt",),
     "data": ("ImageData",),
     "synthetic_scenes": ("Shapes",),
     "vit": ("vit",),
     "resnet": ("resnet",),
     "probe": ("Probes",),
-    "visualize": ("Reconstructions", "Views", "Neighbours", "PatchPCA"),
+    "visualize": ("Reconstructions", "GeneratedImages", "Views", "Neighbours", "PatchPCA"),
 }

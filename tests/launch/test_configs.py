@@ -24,6 +24,7 @@ SHRINK = {
     "MAE": "decoder_width = 16, decoder_layers = 1, decoder_heads = 2, mask_ratio = 0.5",
     "Data2Vec": "top = 1",
     "beit_views": "token_size = 16",
+    "image_gpt": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "MoCoV1": "queue = 16",
     "MoCoV2": "queue = 16",
     "MoCoV3": "hidden = 16, output = 8",
@@ -44,7 +45,7 @@ SHRINK |= {
     "Retrieved": "pairs = 20",
 }
 IMAGES = ("CLIP", "SigLIP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
-IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM")
+IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "Rotation")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -122,6 +123,9 @@ CHANCE = {
     "MaskedLM": math.log(361),
     "Classify": math.log(10),
     "CLIP": math.log(8),
+    "SimMIM": 0.74,
+    "MaskFeat": 0.81,
+    "VQ": 2.5,
     "SimCLR": 2 * math.log(15),
     "MoCoV1": math.log(17) / 3,  # less, for the teacher is still the encoder: a key is like its query
     "MoCoV2": math.log(17) / 2,
