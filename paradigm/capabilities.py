@@ -193,6 +193,24 @@ class Reconstructing(ImageFeatures):
         raise NotImplementedError
 
 
+class GeneratingImages(ImageFeatures):
+    """Writes pictures as rows of ids, from left to right and from top to bottom."""
+
+    can = "generate pictures"
+
+    def ids(self, variables, images):
+        """float32 [B, H, W, C], normalised -> int32 [B, N]."""
+        raise NotImplementedError
+
+    def generate(self, variables, ids, known, keys, temperature=1.0):
+        """ids [B, N], of which the first `known` stay, keys [B] -> ids [B, N]."""
+        raise NotImplementedError
+
+    def pictures(self, variables, ids):
+        """int32 [B, N] -> pixels float32 [B, H, W, C] in [0, 1]."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """An objective inside another one. names: of the parts that lead to it; () where it is the whole itself."""

@@ -1,13 +1,14 @@
 """What training on images looks like: evaluators whose artefacts are pictures, for samples/ and TensorBoard."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from paradigm import rng
-from paradigm.capabilities import ImageFeatures, Reconstructing
+from paradigm.capabilities import GeneratingImages, ImageFeatures, Reconstructing
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
@@ -40,6 +41,38 @@ class Reconstructions(Evaluator):
         columns = {"original": images, **{name: shown[name] for name in ("masked", "reconstructed") if name in shown}}
         rows = zip(*(np.asarray(objective.views[0].undo(x)) for x in columns.values()))
         return {}, [Artefact("reconstructions", "image", sheet(list(rows), list(columns)))]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedImages(Evaluator):
+    """Pictures as ids, their upper halves, two ends that are written for each, and a picture written from nothing.
+
+    count: of rows. temperature: of sampling.
+    """
+
+    count: int = 8
+    temperature: float = 1.0
+
+    needs = GeneratingImages
+
+    def run(self, objective, variables, data):
+        part = self.part(objective)
+        objective, variables, batch = part.objective, part.variables(variables), _some(part, data, self.count)
+        ids = objective.ids(variables, objective.view(batch))
+        half = ids.shape[1] // 2
+        write = jax.jit(functools.partial(objective.generate, temperature=self.temperature))
+        drawn = lambda name, known: objective.pictures(
+            variables, write(variables, ids, known, rng.per_example(rng.key(0, name), batch["index"]))
+        )
+        whole = objective.pictures(variables, ids)
+        upper = (jnp.arange(whole.shape[1]) < whole.shape[1] // 2)[:, None, None]
+        columns = {"original": whole, "upper half": jnp.where(upper, whole, 0.5)}
+        columns |= {
+            "completed": drawn("first", half),
+            "another": drawn("second", half),
+            "from nothing": drawn("free", 0),
+        }
+        return {}, [Artefact("generated", "image", sheet(list(zip(*map(np.asarray, columns.values()))), list(columns)))]
 
 
 @dataclasses.dataclass(frozen=True)

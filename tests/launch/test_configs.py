@@ -34,6 +34,7 @@ SHRINK = {
     "MAE": "decoder_width = 16, decoder_layers = 1, decoder_heads = 2, mask_ratio = 0.5",
     "Data2Vec": "top = 1",
     "beit_views": "token_size = 16",
+    "image_gpt": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "MoCoV1": "queue = 16",
     "MoCoV2": "queue = 16",
     "MoCoV3": "hidden = 16, output = 8",
@@ -75,7 +76,7 @@ SHRINK |= {
 }
 IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
-IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM")
+IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "Rotation")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -167,6 +168,9 @@ CHANCE = {
     "SpanQA": math.log(64),
     "TextToText": math.log(360),
     "CLIP": math.log(8),
+    "SimMIM": 0.74,
+    "MaskFeat": 0.81,
+    "VQ": 2.5,
     "SimCLR": 2 * math.log(15),
     "MoCoV1": math.log(17) / 3,  # less, for the teacher is still the encoder: a key is like its query
     "MoCoV2": math.log(17) / 2,

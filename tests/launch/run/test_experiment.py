@@ -10,7 +10,7 @@ from multimodal.data import PairData
 from multimodal.towers import clip_text
 from paradigm.errors import UserError
 from paradigm.optim import AdamW
-from tests.miniatures import Miniature, TwoTerms, alternating
+from tests.miniatures import BothEncoders, Miniature, TwoTerms, alternating
 from tests.multimodal import tiny
 
 
@@ -62,6 +62,19 @@ def test_a_good_one_passes():
 ])  # fmt: skip
 def test_each_problem_has_its_fix(changes, text):
     assert text in problem(**changes)
+
+
+class Reading(BothEncoders):
+    """Its encoder is another run's."""
+
+    given = ("encoder",)
+
+
+def test_what_another_run_has_trained_has_to_be_frozen():
+    validate(experiment(objective=Reading(), freeze=(("^encoder/", True),)), 1)
+    for freeze in ((), (("^encoder/in/", True),)):
+        text = problem(objective=Reading(), freeze=freeze)
+        assert "Reading reads 'encoder' as another run has trained it: set Experiment.freeze = (('^encoder/', " in text
 
 
 def test_captions_have_no_sentinels():

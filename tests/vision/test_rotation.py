@@ -1,0 +1,50 @@
+"""Rotation prediction: what every objective passes, and the paper's loss by a loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paradigm.objective import Context
+from paradigm.optim import AdamW
+from tests import contract
+from tests.vision import tiny
+from vision.objectives import Rotation
+
+BATCH = tiny.batch_of()
+
+
+def rotation():
+    return Rotation(encoder=tiny.encoder(), augment=tiny.views(), host_image_size=tiny.HOST_SIZE)
+
+
+def test_resume():
+    contract.check_resume(rotation(), AdamW(1e-3), BATCH)
+
+
+def test_microbatches():
+    contract.check_microbatches(rotation(), tiny.masked)
+
+
+@contract.every_mesh
+def test_sharding(mesh):
+    contract.check_sharding(rotation(), tiny.masked, mesh)
+
+
+def test_abstract():
+    contract.check_abstract(rotation(), AdamW(1e-3), BATCH, 8)
+
+
+def test_loss_is_the_papers():
+    objective, batch = rotation(), tiny.masked(3)
+    params = tiny.params(objective)
+    loss = jax.jit(lambda p: objective.loss(p, {}, batch, Context(jnp.int32(0), 0, False)))(params)
+    images, head = np.asarray(objective.view(batch)), params["classifier"]["output"]
+    total = right = 0
+    for k in range(4):
+        turned = np.stack([np.rot90(x, k) for x in images])
+        pooled = objective.apply("encoder", {"params": params}, jnp.asarray(turned))[0]
+        logits = np.float64(pooled) @ np.float64(head["kernel"]) + np.float64(head["bias"])
+        total += sum(np.log(np.exp(row).sum()) - row[k] for row in logits[:6])
+        right += sum(row.argmax() == k for row in logits[:6])
+    np.testing.assert_allclose([loss.terms["turns"].sum, loss.terms["turns"].weight], [total, 24], rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["accuracy"], [right, 24])
