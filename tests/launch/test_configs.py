@@ -46,7 +46,20 @@ SHRINK |= {
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+IMAGES = (
+    "CLIP",
+    "SigLIP",
+    "CoCa",
+    "CapPa",
+    "SimVLM",
+    "UnifiedVLP",
+    "MAE",
+    "SimCLR",
+    "MoCoV1",
+    "MoCoV2",
+    "MoCoV3",
+    "Classify",
+)
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -133,6 +146,7 @@ CHANCE = {
     "CoCa": math.log(8) + 2 * math.log(384),
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
+    "UnifiedVLP": math.log(384),
     "SigLIP": 7.0,  # between the biases of 10 and of 5 that it starts from
 }
 
