@@ -238,6 +238,7 @@ class SingleStream(Captioner, kw_only=True):
     """One transformer for patches and, after them, tokens.
 
     image_size, patch: in pixels. channels: C. Patches have learned positions of their own and see each other.
+    mask_token: whether there is one, to stand for tokens that are hidden.
 
     Called with images alone it is an encoder: (the patches' mean [B, D], {"patches" [B, N, D], "layers"}).
     """
@@ -245,9 +246,13 @@ class SingleStream(Captioner, kw_only=True):
     image_size: int = 224
     patch: int = 16
     channels: int = 3
+    mask_token: bool = False
 
     def setup(self):
         super().setup()
+        if self.mask_token:
+            first = nn.initializers.normal(self.embed_std)
+            self.token = self.param("mask_token", first, (1, 1, self.d_model), jnp.float32)
         self.blocks = self.stack()
         self.patches = Dense((self.d_model,), 1, True, self.init_std, self.dtype)
         count = int(np.prod(self.grid))
@@ -282,15 +287,19 @@ class SingleStream(Captioner, kw_only=True):
         x, found = self.blocks(patches, AttentionMask(), keys=keys)
         return x.mean(1), {"patches": x, **found}
 
-    def decode(self, encoded, tokens, input_segments=None, keys=None, prefix=None, cache=None):
+    def decode(self, encoded, tokens, input_segments=None, keys=None, prefix=None, cache=None, hidden=None):
         """[B, N, D] of `see` and int32 [B, L] -> (hidden [B, L, D], intermediates).
 
         encoded: None when the cache holds the patches. prefix: int32 [B] or None; so many first tokens are read as the
-        patches are: they see each other and all patches, which see them. cache: see `new_cache`.
+        patches are: they see each other and all patches, which see them. cache: see `new_cache`. hidden: bool [B, L] or
+        None, the places that hold the mask token.
         """
         del input_segments
         offset = 0 if cache is None else cache["index"]
-        x = self.embedded(tokens, self.places_of(tokens, jnp.maximum(offset - self.count, 0)))
+        places = self.places_of(tokens, jnp.maximum(offset - self.count, 0))
+        x = self.embedded(tokens, places)
+        if hidden is not None:
+            x = jnp.where(hidden[..., None], self.token.astype(self.dtype) + self.learned(places), x)
         x = x if encoded is None else jnp.concatenate([encoded, x], 1)
         seen = jnp.full((len(tokens),), self.count) if prefix is None else self.count + prefix
         own = None if cache is None else cache["decoder"]

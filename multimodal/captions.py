@@ -9,7 +9,7 @@ import numpy as np
 from multimodal.caption_scores import SCORES
 from multimodal.visualize import captioned
 from multimodal.zero_shot import at_least_one, captions_at, check_captions
-from paradigm.capabilities import Captioning
+from paradigm.capabilities import Captioning, CaptionScoring
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
@@ -141,7 +141,7 @@ class BigramCaptions(CountingBaseline):
 
     captions: int = LEARN
 
-    needs = Captioning
+    needs = CaptionScoring
 
     def compute(self, part, data):
         objective, train = part.objective, data.records("train")

@@ -156,7 +156,17 @@ class PairEmbedding(Capability):
         raise NotImplementedError
 
 
-class Captioning(Capability):
+class CaptionScoring(Capability):
+    """Scores tokens of captions one by one."""
+
+    can = "score captions"
+
+    def scored(self, batch):
+        """(inputs int [B, L], targets int [B, L], weights float32 [B, L]) of a batch's captions."""
+        raise NotImplementedError
+
+
+class Captioning(CaptionScoring):
     """Writes captions of pictures: its module `reader` decodes what `see` gives (t5like.decode with a source).
 
     reader: the module's name. prefix: whether it sees a prompt both ways. length: tokens of a row of captions, the
@@ -175,10 +185,6 @@ class Captioning(Capability):
 
     def see(self, variables, images):
         """float32 [B, H, W, C], normalised -> [B, S, D], what the decoder reads of a picture."""
-        raise NotImplementedError
-
-    def scored(self, batch):
-        """(inputs int [B, L], targets int [B, L], weights float32 [B, L]) of a batch's captions."""
         raise NotImplementedError
 
 

@@ -145,7 +145,7 @@ ROWS = (
     ("multimodal/objectives/simvlm.py", "(jnp.arange(inputs.shape[1]) >= given[:, None])", "(jnp.arange(inputs.shape[1]) > given[:, None])", "multimodal/test_captioners", "papers and simvlm"),
     ("multimodal/captioners.py", "jnp.maximum(offset - self.count, 0)", "offset", "multimodal/test_captioners", "cached and simvlm"),
     ("multimodal/captioners.py", "mask = AttentionMask(True, queries=segments, keys=segments)", "mask = AttentionMask(True)", "multimodal/test_captioners", "real_tokens"),
-    ("multimodal/caption_scores.py", "min(x, other[gram]) * other[gram]", "x * other[gram]", "multimodal/test_caption_scores", "coco or loop"),
+    ("multimodal/caption_scores.py", "min(x, other[gram]) * other[gram]", "x * other[gram]", "multimodal/test_caption_scores", "repeated"),
     # probes, evaluation, runs, checkpoints, files
     ("paradigm/probing.py", "(x_test - center) / scale", "(x_test - x_test.mean(0)) / (x_test.std(0) + 1e-6)", "vision/test_probe", "standardised"),
     ("paradigm/probing.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),

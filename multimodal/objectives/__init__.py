@@ -5,3 +5,4 @@ from multimodal.objectives.clip import CLIP as CLIP
 from multimodal.objectives.coca import CoCa as CoCa
 from multimodal.objectives.siglip import SigLIP as SigLIP
 from multimodal.objectives.simvlm import SimVLM as SimVLM
+from multimodal.objectives.unified_vlp import UnifiedVLP as UnifiedVLP

@@ -1,4 +1,4 @@
-"""What the objectives that write captions share: the tokens that are read, those that are predicted, and their loss.
+"""What the objectives that predict captions share: the tokens that are read, those that are predicted, and their loss.
 
 A row of tokens is [start] caption end pad ...: token t is read at place t, and token t + 1 predicted there.
 """
@@ -8,15 +8,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from multimodal.objectives.base import WithCaptions
-from paradigm.capabilities import Captioning
+from paradigm.capabilities import Captioning, CaptionScoring
 from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Loss, Term
 from t5like.vocabulary import ROWS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionObjective(WithCaptions, Captioning):
-    """Base of the objectives that write captions. A subclass gives `see`, and a loss that ends in `caption_loss`."""
+class CaptionLoss(WithCaptions, CaptionScoring):
+    """Base of the objectives that predict tokens of captions. A subclass gives a loss that ends in `caption_loss`."""
 
     rows, starts = ROWS, True
 
@@ -42,3 +42,8 @@ class CaptionObjective(WithCaptions, Captioning):
     def real(weights):
         """int32 [B, L]: 1 at the places whose token is predicted from, so that padding is not read."""
         return (weights > 0).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionObjective(CaptionLoss, Captioning):
+    """Base of those that write captions from left to right. A subclass gives `see` as well."""

@@ -74,7 +74,7 @@ SHRINK |= {
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "Rotation")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
@@ -188,6 +188,8 @@ CHANCE = {
     "CoCa": math.log(8) + 2 * math.log(384),
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
+    "UnifiedVLP": math.log(384),
+    "Sum": math.log(8) + 2 * math.log(15),  # of SLIP
     "SigLIP": 7.0,  # between the biases of 10 and of 5 that it starts from
 }
 

@@ -52,3 +52,9 @@ def test_true_captions_have_all_and_foreign_ones_nothing():
     assert (bleu(same, truth), rouge_l(same, truth), cider(same, truth)) == pytest.approx((1.0, 1.0, 10.0))
     assert (bleu(other, truth), rouge_l(other, truth), cider(other, truth)) == (0.0, 0.0, 0.0)
     assert (bleu(["", ""], truth), rouge_l(["", ""], truth), cider(["", ""], truth)) == (0.0, 0.0, 0.0)
+
+
+def test_words_that_are_repeated_count_no_more_than_in_the_reference():
+    found = ["a ring ring ring of a ring", "blue blue blue star star"]
+    truth = [["a large ring", "the ring of a planet"], ["a blue star on blue", "two stars"]]
+    assert cider(found, truth) == pytest.approx(1.050250749523682)  # pycocoevalcap's

@@ -247,3 +247,40 @@ def test_the_bigram_baseline_knows_captions_that_follow_a_pattern():
     data.tokenizer = ByteTokenizer(0)
     numbers, _ = BigramCaptions().run(ALL["cappa"], {}, data)
     assert numbers["bigram/caption_nll"] < 0.1
+
+
+def test_unified_vlp_is_the_papers():
+    """In value and gradient: the places, what is read there and the mask of each example, as they are drawn."""
+    objective, tokens = tiny.unified_vlp(rate=0.4), BATCH["tokens"][:, 1:]
+    draw = lambda name, n: np.stack([jax.random.uniform(key, (n,)) for key in TRAIN.keys(name, BATCH["index"])])
+    noise, kind, other = (draw(name, 7) for name in ("hidden", "kind", "other"))
+    one = np.array([jax.random.uniform(key) for key in TRAIN.keys("seq2seq", BATCH["index"])])
+    read, hidden, prefix, places = tokens.copy(), np.zeros((8, 7), bool), np.zeros(8, np.int32), []
+    for row in range(5):
+        n = (tokens[row].tolist() + [1]).index(1) + 1 if 1 in tokens[row] else 7
+        prefix[row] = 0 if one[row] < 0.75 else n
+        for t in np.argsort(noise[row, :n])[: max(1, round(0.4 * n))]:
+            places.append((row, t))
+            hidden[row, t] = kind[row, t] < 0.8
+            if kind[row, t] >= 0.9:
+                read[row, t] = int(other[row, t] * 259)
+    assert prefix.any() and hidden.any() and not prefix[:5].all()
+
+    @jax.jit
+    def slow(p):
+        images = objective.views[0](BATCH["image"], BATCH["aspect"], TRAIN.keys("view/0", BATCH["index"]))
+        encoded = objective.apply("encoder", {"params": p}, images, method="see")[0]
+        logits = logits_of(objective, {"params": p}, encoded, read, hidden=jnp.array(hidden), prefix=jnp.array(prefix))
+        return sum(-jax.nn.log_softmax(logits[i, t])[tokens[i, t]] for i, t in places) / len(places)
+
+    fast = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, {}, BATCH, TRAIN).value()))
+    (value, slope), (wanted, wanted_slope) = fast(params(objective)), jax.value_and_grad(slow)(params(objective))
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    contract.assert_trees_close(slope, wanted_slope, 2e-5)
+    for change, message in (
+        ({"rate": 2.0}, "UnifiedVLP.rate=2.0: a share lies from 0 to 1"),
+        ({"random": 0.3}, "masked=0.8 and random=0.3 are together more than 1"),
+        ({"encoder": tiny.simvlm().encoder}, "hides tokens: set the encoder's mask_token=True"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tiny.unified_vlp(**change)

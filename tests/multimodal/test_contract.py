@@ -13,6 +13,7 @@ ALL = {
     "coca": tiny.coca(),
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
+    "unified_vlp": tiny.unified_vlp(),
 }
 batches = lambda name: tiny.batch_of if name in ("clip", "siglip") else tiny.captions_of
 everyone = pytest.mark.parametrize("name", ALL)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, CapPa, CoCa, SigLIP, SimVLM
+from multimodal.objectives import CLIP, CapPa, CoCa, SigLIP, SimVLM, UnifiedVLP
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
@@ -60,6 +60,11 @@ def cappa(**changes):
 def simvlm(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER)
     return SimVLM(**_shared(encoder=encoder) | changes)
+
+
+def unified_vlp(**changes):
+    encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER, mask_token=True)
+    return UnifiedVLP(**_shared(encoder=encoder) | changes)
 
 
 def captions_of(size=8, masked=0):
