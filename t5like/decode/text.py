@@ -82,7 +82,8 @@ def generate(
         str.
 
     Raises:
-        UserError: a prompt longer than the model's positions; draws and beams at once; a model with an encoder, or of another vocabulary.
+        UserError: a prompt longer than the model's positions; draws and beams at once; a model with an encoder, or of
+            another vocabulary.
     """
     _check(objective.model, Decoder, tokenizer, "generate")
     ids = tokenizer.encode(prompt)

@@ -3,6 +3,7 @@
 from t5like.objectives.bart import Bart as Bart
 from t5like.objectives.masked_lm import MaskedLM as MaskedLM
 from t5like.objectives.next_token import NextToken as NextToken
+from t5like.objectives.pegasus import Pegasus as Pegasus
 from t5like.objectives.prefix_lm import PrefixLM as PrefixLM
 from t5like.objectives.span_corruption import SpanCorruption as SpanCorruption
 from t5like.objectives.ul2 import UL2 as UL2

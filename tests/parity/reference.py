@@ -85,7 +85,9 @@ def beams():
             out = model.generate(**given, **how, **cases.BEAMS, num_return_sequences=cases.BEAMS["num_beams"])
         new = out.sequences[:, (1 if model.config.is_encoder_decoder else given["input_ids"].shape[1]) :].numpy()
         ended = np.cumsum(new == golden["config"].get("eos_token_id", 1), axis=1)
-        new = np.where(np.pad(ended, ((0, 0), (1, 0)))[:, :-1] > 0, 0, new)  # the library goes on with eos, for pad is 0
+        new = np.where(
+            np.pad(ended, ((0, 0), (1, 0)))[:, :-1] > 0, 0, new
+        )  # the library goes on with eos, for pad is 0
         found[case] = np.pad(new, ((0, 0), (0, cases.NEW - new.shape[1]))).astype(np.int32)
         found[f"{case}_scores"] = out.sequences_scores.numpy()
         print(case, found[case][0], found[f"{case}_scores"])

@@ -13,6 +13,7 @@ from t5like.models import bert, gpt, t5
 from t5like.objectives.bart import Bart
 from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.next_token import NextToken
+from t5like.objectives.pegasus import Pegasus
 from t5like.objectives.prefix_lm import PrefixLM
 from t5like.objectives.span_corruption import SpanCorruption
 from t5like.objectives.ul2 import UL2
@@ -29,10 +30,14 @@ BART = bart("tiny", VOCAB, **TINY)
 OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
+    "goldfish": NextToken(GPT, length=24, goldfish=4, goldfish_context=3).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
+    "pegasus": Pegasus(T5, length=32, target_length=16, choice="random").bind(
+        ByteTokenizer(specials=("mask",)).vocabulary
+    ),
     "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
