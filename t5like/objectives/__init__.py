@@ -2,6 +2,7 @@
 
 from t5like.objectives.bart import Bart as Bart
 from t5like.objectives.masked_lm import MaskedLM as MaskedLM
+from t5like.objectives.multi_token import MultiToken as MultiToken
 from t5like.objectives.next_token import NextToken as NextToken
 from t5like.objectives.pegasus import Pegasus as Pegasus
 from t5like.objectives.prefix_lm import PrefixLM as PrefixLM

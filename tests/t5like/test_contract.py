@@ -12,6 +12,7 @@ from t5like.bart import bart
 from t5like.models import bert, gpt, t5
 from t5like.objectives.bart import Bart
 from t5like.objectives.masked_lm import MaskedLM
+from t5like.objectives.multi_token import MultiToken
 from t5like.objectives.next_token import NextToken
 from t5like.objectives.pegasus import Pegasus
 from t5like.objectives.prefix_lm import PrefixLM
@@ -31,6 +32,7 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "goldfish": NextToken(GPT, length=24, goldfish=4, goldfish_context=3).bind(ByteTokenizer().vocabulary),
+    "multi_token": MultiToken(GPT, length=24, heads=3).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
