@@ -80,7 +80,7 @@ ROWS = (
     ("t5like/corrupt.py", "rng.integers(have - length + 1)", "rng.integers(have - length)", "t5like/test_corrupt", "longer_window"),
     ("t5like/corrupt.py", '["byte_lengths"][tokens[predicted]]', '["byte_lengths"][tokens]', "t5like/test_corrupt", "prefix or next_token"),
     ("t5like/corrupt.py", "(np.arange(self.length) >= prefix)", "(np.arange(self.length) > prefix)", "t5like/test_corrupt", "prefix or next_token"),
-    ("t5like/objectives/next_token.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole or value_and_gradient or depends"),
+    ("t5like/objectives/base.py", 'batch["prefix"] + 1 if self.prefix', 'batch["prefix"] if self.prefix', "t5like/test_next_token", "prefix_is_seen_whole or value_and_gradient or depends"),
     ("t5like/corrupt.py", "places - np.maximum.accumulate(np.where(begins, places, 0))", "places - 0 * np.maximum.accumulate(np.where(begins, places, 0))", "t5like/test_corrupt or t5like/test_next_token", "shift or next_token or documents"),
     ("t5like/objectives/base.py", 'batch["weights"] * batch["mask"][:, None]', 'batch["weights"]', "t5like/test_span_corruption", "value_and_gradient"),
     ("t5like/decode/beam.py", "jnp.arange(2 * beams) < beams", "jnp.arange(2 * beams) >= 0", "t5like/test_parity", "beam_search"),
