@@ -273,16 +273,25 @@ class NextTokenWindows:
 
     vocabulary: of the text. length: tokens a window. prefix: draw a prefix length for each example, uniform over 1 ..
     text tokens - 1, so that at least one token is read and one is predicted (T5's prefix language modelling;
-    `random_prefix_noise_mask`).
+    `random_prefix_noise_mask`). goldfish: one target in so many is left out in training, or None; goldfish_context:
+    tokens before it that decide (see `dropped`).
     """
 
     vocabulary: Vocabulary
     length: int
     prefix: bool = False
+    goldfish: int | None = None
+    goldfish_context: int = 13
 
     def __post_init__(self):
         if self.length < 2:
             raise UserError(f"next_token: length must be at least 2 tokens, not {self.length}")
+        if self.goldfish is not None and self.goldfish < 2:
+            raise UserError(f"next_token: goldfish leaves out one target in {self.goldfish}; use 2 or more, or None")
+        if self.goldfish_context < 1:
+            raise UserError(
+                f"next_token: goldfish_context={self.goldfish_context} tokens decide nothing; use 1 or more"
+            )
 
     @property
     def raw_length(self):
@@ -308,9 +317,30 @@ class NextTokenWindows:
         segments = example["segments"][read].astype(np.int32)
         prefix = int(rng.integers(1, max(np.count_nonzero(segments), 2))) if self.prefix else 0
         predicted = (segments > 0) & (np.arange(self.length) >= prefix)
+        if self.goldfish is not None and train:
+            predicted &= ~dropped(tokens, segments, self.goldfish, self.goldfish_context)
         batch = {
             **shifted(tokens, segments, self.vocabulary.start),
             "weights": predicted.astype(np.float32),
             "text_bytes": example["byte_lengths"][tokens[predicted]].sum(dtype=np.float32),
         }
         return {**batch, "prefix": np.int32(prefix)} if self.prefix else batch
+
+
+def dropped(tokens, segments, one_in, context):
+    """bool [L]: targets that the goldfish loss leaves out, one in so many: a hash of the `context` tokens before each
+    decides, whatever comes before and after. A document's first `context` tokens are never left out.
+
+    The hash is polynomial, its bits mixed by SplitMix64's last steps (Steele et al. 2014); the authors' is a table of
+    random numbers (ahans30/goldfish-loss).
+    """
+    out = np.zeros(len(tokens), bool)
+    if len(tokens) <= context:
+        return out
+    mixed = np.zeros(len(tokens) - context, np.uint64)
+    for i in range(context):
+        mixed = mixed * np.uint64(0x100000001B3) + tokens[i : i - context].astype(np.uint64) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    out[context:] = (mixed < np.uint64(2**64 // one_in)) & (segments[context:] == segments[:-context])
+    return out

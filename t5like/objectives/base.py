@@ -62,6 +62,11 @@ class OnText(Objective):
                 f"{name} trains {wanted}, and the model is a {kind.__name__}: choose another model{instead}"
             )
 
+    def scores(self, params, batch, hidden):
+        """The Loss of predicting a batch's targets from hidden [B, L, D]; see score_text."""
+        kernel, text_bytes = self.output_kernel(params), batch["text_bytes"] * batch["mask"]
+        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
+
     def check_positions(self, name, length=None):
         """Raises UserError where the model has learned positions for fewer than `length` tokens (None: its own)."""
         length = self.length if length is None else length
@@ -117,9 +122,7 @@ class LeftToRight(Generating):
         return self.apply("model", self.variables(params, extra), *read, ctx=ctx, method="hidden")[0]
 
     def loss(self, params, extra, batch, ctx):
-        hidden, kernel = self.hidden(params, extra, batch, ctx), self.output_kernel(params)
-        text_bytes = batch["text_bytes"] * batch["mask"]
-        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
+        return self.scores(params, batch, self.hidden(params, extra, batch, ctx))
 
     @property
     def partition_rules(self):
@@ -160,9 +163,7 @@ class SequenceToSequence:
         return self.apply("model", self.variables(params, extra), *read, ctx=ctx, method="hidden")[0]
 
     def loss(self, params, extra, batch, ctx):
-        hidden, kernel = self.hidden(params, extra, batch, ctx), self.output_kernel(params)
-        text_bytes = batch["text_bytes"] * batch["mask"]
-        return score_text(hidden, kernel, *self.scored(batch), text_bytes, self.z_loss, self.groups(batch))
+        return self.scores(params, batch, self.hidden(params, extra, batch, ctx))
 
     @property
     def partition_rules(self):

@@ -14,7 +14,9 @@ from t5like.objectives.bart import Bart
 from t5like.objectives.electra import ELECTRA
 from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.masked_next_token import MaskedNextToken
+from t5like.objectives.multi_token import MultiToken
 from t5like.objectives.next_token import NextToken
+from t5like.objectives.pegasus import Pegasus
 from t5like.objectives.prefix_lm import PrefixLM
 from t5like.objectives.replaced_tokens import ReplacedTokens
 from t5like.objectives.simcse import SimCSE
@@ -35,9 +37,15 @@ OBJECTIVES = {
     "span_corruption": SpanCorruption(T5, length=32).bind(ByteTokenizer().vocabulary),
     "next_token": NextToken(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
+    "goldfish": NextToken(GPT, length=24, goldfish=4, goldfish_context=3).bind(ByteTokenizer().vocabulary),
+    "multi_token": MultiToken(GPT, length=24, heads=3).bind(ByteTokenizer().vocabulary),
+    "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
+    "pegasus": Pegasus(T5, length=32, target_length=16, choice="random").bind(
+        ByteTokenizer(specials=("mask",)).vocabulary
+    ),
     "prefix_lm": PrefixLM(GPT, length=24).bind(ByteTokenizer().vocabulary),
     "masked_pairs": MaskedLM(BERT, length=24, rate=0.3, pairs="next").bind(MASKED),
     "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),

@@ -249,6 +249,31 @@ def test_prefix_lengths():
         assert out["weights"].tolist() == [0] * out["prefix"] + [1] * (15 - out["prefix"]) + [0] * 5
 
 
+def test_the_goldfish_loss_leaves_out_the_same_tokens_each_time():
+    """A quarter of the targets, decided by the 13 tokens before each and by nothing else."""
+    rng = np.random.default_rng(0)
+    passage, ones = rng.integers(3, 90, 4000), np.ones(4000, int)
+    first = corrupt.dropped(passage, ones, 4, 13)
+    assert first.mean() == pytest.approx(0.25, abs=0.03) and not first[:13].any()
+    again = corrupt.dropped(np.r_[rng.integers(3, 90, 50), passage], np.ones(4050, int), 4, 13)[50:]
+    assert (again == first)[13:].all()
+    for place in (20, 100, 2000):
+        moved = corrupt.dropped(np.where(np.arange(4000) == place, 91, passage), ones, 4, 13)
+        changed = np.flatnonzero(moved != first)
+        assert len(changed) and place < changed.min() and changed.max() <= place + 13
+    two = np.where(np.arange(4000) < 2000, 1, 2)
+    assert not corrupt.dropped(passage, two, 4, 13)[2000:2013].any()
+    ex = example(60)
+    windows = corrupt.NextTokenWindows(T5, 60, goldfish=2, goldfish_context=3)
+    train, valid = (windows(ex, rng, 0, mode) for mode in (True, False))
+    left = ~corrupt.dropped(ex["tokens"], ex["segments"], 2, 3)
+    assert train["weights"].tolist() == left.tolist() and 0 < left.sum() < 60 and valid["weights"].all()
+    assert train["text_bytes"] == ex["byte_lengths"][ex["tokens"][left]].sum()
+    for how, match in ((dict(goldfish=1), "one target in 1"), (dict(goldfish_context=0), "goldfish_context=0 tokens")):
+        with pytest.raises(UserError, match=match):
+            corrupt.NextTokenWindows(T5, 60, **how)
+
+
 def test_no_jax_in_a_data_worker():
     code = "import sys, t5like.corrupt, t5like.tokenizers; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
