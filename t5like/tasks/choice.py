@@ -31,7 +31,7 @@ def _log_likelihoods(objective, variables, inputs, targets, weights, prefix):
     visible = prefix if objective.prefix else None
     how = {"prefix": visible, "ctx": EVALUATION, "method": "hidden"}
     hidden = objective.apply("model", variables, inputs, **how)[0]
-    kernel = objective.model.output_kernel(variables["params"]["model"])
+    kernel = objective.output_kernel(variables["params"])
     return constrain(-(chunked_cross_entropy(hidden, kernel, targets, weights).nll * weights).sum(1), None)
 
 

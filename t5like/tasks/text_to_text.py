@@ -142,7 +142,7 @@ class TextToText(Rewriting, TextTask, TextObjective):
         else:
             read = batch["encoder_inputs"], batch["inputs"], keys, batch["encoder_segments"]
         hidden, _, _ = self.apply("model", self.variables(params, extra), *read, ctx=ctx, method="hidden")
-        kernel, mask = self.model.output_kernel(params["model"]), batch["mask"]
+        kernel, mask = self.output_kernel(params), batch["mask"]
         loss = score_text(hidden, kernel, targets, weights, is_text, batch["text_bytes"] * mask, self.z_loss)
         return loss.replace(metrics={**loss.metrics, "texts_cut": ((batch["cut"] * mask).sum(), mask.sum())})
 

@@ -76,7 +76,8 @@ SHRINK |= {
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
+IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "UnifiedVLP")
+IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "Rotation")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}

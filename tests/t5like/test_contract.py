@@ -39,7 +39,6 @@ OBJECTIVES = {
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
     "goldfish": NextToken(GPT, length=24, goldfish=4, goldfish_context=3).bind(ByteTokenizer().vocabulary),
     "multi_token": MultiToken(GPT, length=24, heads=3).bind(ByteTokenizer().vocabulary),
-    "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(ByteTokenizer(specials=("mask", "cls", "sep")).vocabulary),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
