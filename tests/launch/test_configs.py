@@ -24,7 +24,7 @@ SHRINK = {
     "UL2": "length = 32",
     "MaskedLM": "length = 32",
     "MaskedNextToken": "length = 32",
-    "ELECTRA": "length = 32",
+    "ELECTRA": "length = 32, generator_width = 1.0",
     "ReplacedTokens": "length = 32",
     "SimCSE": "length = 16, raw = 32, shortest = 4",
     "bert": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
