@@ -141,6 +141,12 @@ ROWS = (
     ("vision/augment.py", "scale[0] + (scale[1] - scale[0]) * sizes[0]", "scale[0] + scale[1] * sizes[0]", "vision/test_augment", "distributed"),
     ("vision/augment.py", "across[:, ::-1]", "across[:, :, ::-1]", "vision/test_augment", "pil"),
     ("vision/augment.py", "jnp.where(x < 128 / 255, x, 1.0 - x)", "jnp.where(x <= 128 / 255, x, 1.0 - x)", "vision/test_augment", "solarise"),
+    ("paradigm/teacher.py", "-jax.nn.logsumexp(scores + of_row + outside, axis=rows)", "-jax.nn.logsumexp(scores + of_row, axis=rows)", "paradigm/test_nearest", "sinkhorn_is_the_official"),
+    ("paradigm/contrastive.py", "better = high > top", "better = high < top", "paradigm/test_nearest", "nearest_of_a_queue"),
+    ("vision/objectives/dino.py", "(scores - centre) / temperature", "(scores + centre) / temperature", "vision/test_multi_crop", "loss_of_dino"),
+    ("vision/objectives/swav.py", "max(self.queue_from, self.queue // len(scores))", "0", "vision/test_multi_crop", "loss_of_swav"),
+    ("vision/objectives/barlow_twins.py", "jnp.square(off_diagonal(c))", "jnp.square(c)", "vision/test_joint", "official_ones"),
+    ("vision/objectives/simsiam.py", "[jax.lax.stop_gradient(l2_normalize(x)) for x in z]", "[l2_normalize(x) for x in z]", "vision/test_joint", "official_ones"),
     ("vision/patches.py", "np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)", "np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], 1)", "vision/test_patches", "formula"),
     # multimodal
     ("multimodal/objectives/clip.py", "outwards = ((x >= high) & (g < 0))", "outwards = ((x >= high) & (g > 0))", "multimodal/test_objectives", "clamped_and_can_come_back"),

@@ -230,6 +230,12 @@ def test_recipes_have_their_papers_numbers():
     assert augment.simclr_views(224).mean == () and augment.simclr_views(224, flip=0.0).flip == 0.0
     assert augment.moco_v1_views(224).grey_first and not augment.moco_v2_views(224).grey_first
     assert augment.mae_views(224).scale == (0.2, 1.0) and augment.mae_views(32).centre == 1.0
+    byol, dino, swav = augment.byol_views(224), augment.dino_views(224), augment.swav_views(224)
+    assert {v.filter for v in byol} == {"bicubic"} and [v.blur for v in byol] == [1.0, 0.1]
+    assert [v.scale for v in dino[:2]] == [(0.4, 1.0)] * 2 and dino[2][0].scale == (0.05, 0.4)
+    assert dino[2][1] == 8 and (dino[2][0].size, dino[2][0].blur, dino[2][0].solarise) == (96, 0.5, 0.0)
+    assert [(v.scale, n) for v, n in swav] == [((0.14, 1.0), 2), ((0.05, 0.14), 6)]
+    assert augment.dino_views(224, local=0) == augment.byol_views(224, scale=(0.4, 1.0))
     image = pictures(2, 20)
     for views in (augment.simclr_views(16), augment.moco_v1_views(16), *augment.moco_v3_views(16)):
         assert np.isfinite(views(image, jnp.ones(2), keys(2))).all()
