@@ -126,6 +126,7 @@ CHANCE = {
     "SimMIM": 0.74,
     "MaskFeat": 0.81,
     "VQ": 2.5,
+    "AIM": 2.5,
     "DVAE": 2.1,
     "BEiT": math.log(64),
     "Data2Vec": 0.26,
