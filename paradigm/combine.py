@@ -77,6 +77,11 @@ class Combined(Objective):
     def raw_length(self):
         return max((part.raw_length or 0 for _, part in self.parts), default=0) or None
 
+    def paired(self, batch):
+        present = [(name, part) for name, part in self.parts if any(k.startswith(name + "/") for k in batch)]
+        own = {name: part.paired(part_batch(batch, name)) for name, part in present}
+        return {f"{name}/{k}": x for name, entries in own.items() for k, x in entries.items()}
+
     def modules(self):
         return {name: pair for _, part in self.parts for name, pair in part.modules().items()}
 

@@ -274,6 +274,12 @@ class Objective:
         modules = {name: module for name, (module, _) in self.modules().items() if name not in frozen}
         return any(getattr(module, "has_batch_norm", False) for module in modules.values())
 
+    def paired(self, batch):
+        """Entries [B, ...] that the step adds to a whole batch in training, before it is cut into microbatches: what a
+        row needs of another one of its batch, as mixup does."""
+        del batch
+        return {}
+
     def loss(self, params, extra, batch, ctx):
         """The objective on a batch, as a Loss."""
         if not self.full_batch:

@@ -90,6 +90,7 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
             )
         ctx = Context(state.step, seed, True, phase, state.frozen_modules)
         own = {k: v for k, v in state.extra.items() if k != "ema"}
+        batch = {**batch, **objective.paired(batch)}
         trained = _Trained(objective, state.frozen)
         value, loss, grads = _gradients(trained, state.params, own, batch, ctx, microbatches)
         norm = optax.tree.norm(grads)

@@ -79,7 +79,7 @@ SHRINK |= {
 IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "UnifiedVLP")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
-IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "Rotation")
+IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -176,6 +176,13 @@ CHANCE = {
     "SimMIM": 0.74,
     "MaskFeat": 0.81,
     "VQ": 2.5,
+    "AIM": 2.5,
+    "DVAE": 2.1,
+    "BEiT": math.log(64),
+    "Data2Vec": 0.26,
+    "IJEPA": 0.5,
+    "IGPT": math.log(9),
+    "Rotation": math.log(4),
     "SimCLR": 2 * math.log(15),
     "MoCoV1": math.log(17) / 3,  # less, for the teacher is still the encoder: a key is like its query
     "MoCoV2": math.log(17) / 2,

@@ -2,6 +2,8 @@
 
     loss = mean over labelled examples of -sum_c y_c log softmax(W z + b)_c,   y smoothed towards uniform
 
+With mixup or CutMix a picture is one of two, and y the mean of their labels by their shares (see vision/mixing.py).
+
 It is the yardstick of the others and, started from their encoders, the full fine-tune of He et al. 2022, appendix A.1.
 """
 
@@ -11,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.objective import Loss, Term
+from vision.mixing import ENTRIES, erase, mix, pair
 from vision.objectives.base import ImageObjective
 
 
@@ -30,13 +34,41 @@ class Linear(nn.Module):
 class Classify(ImageObjective):
     """Labels from pictures. classes: how many. smoothing: the part of a label's probability given to all classes alike.
 
-    An example without a label (-1) weighs nothing.
+    mixup, cutmix: the parameter of the Beta distribution that a picture's share is drawn from; 0 is off. erasing: the
+    probability of a box of noise. DeiT has 0.8, 1.0 and 0.25. All three in training alone.
+
+    An example without a label (-1) weighs nothing, and is nobody's partner.
     """
 
     classes: int
     smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
 
     LONE = 1  # view
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
+            raise UserError("Classify.mixup and cutmix must be 0 or more, and erasing a probability")
+
+    def paired(self, batch):
+        return pair(batch) if self.mixup or self.cutmix else {}
+
+    def random_view(self, batch, ctx):
+        """Views [B, H, W, C] of a batch's pictures, perhaps with a box erased."""
+        images = self.augment(batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
+        return erase(ctx.keys("erase", batch["index"]), images, self.erasing) if self.erasing else images
+
+    def mixed(self, images, batch, ctx):
+        """(pictures [B, H, W, C], the first's share [B], the second's label [B])."""
+        other = {name: batch[f"partner_{name}"] for name in ENTRIES}
+        keys = ctx.keys("mix", batch["index"])
+        both, share = mix(keys, images, self.random_view(other, ctx), self.mixup, self.cutmix)
+        alone = (other["label"] < 0) | (other["mask"] == 0)
+        images = jnp.where(alone[:, None, None, None], images, both)
+        return images, jnp.where(alone, 1.0, share), jnp.where(alone, 0, other["label"])
 
     def modules(self):
         return {**super().modules(), "classifier": (Linear(self.classes), jnp.zeros((1, self.encoder.features)))}
@@ -47,10 +79,9 @@ class Classify(ImageObjective):
         return self.apply("classifier", variables, pooled)[0]
 
     def loss(self, params, extra, batch, ctx):
-        if ctx.train:
-            images = self.augment(batch["image"], batch["aspect"], ctx.keys("view/0", batch["index"]))
-        else:
-            images = self.view(batch)
+        images, share, second = self.random_view(batch, ctx) if ctx.train else self.view(batch), 1.0, None
+        if ctx.train and (self.mixup or self.cutmix):
+            images, share, second = self.mixed(images, batch, ctx)
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
         variables = self.variables(params, extra)
         pooled, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
@@ -59,7 +90,10 @@ class Classify(ImageObjective):
         at = jnp.where(batch["label"] >= 0, batch["label"], 0)
         logs = jax.nn.log_softmax(logits)
         right = jnp.take_along_axis(logs, at[:, None], 1)[:, 0]
-        nll = -(1 - self.smoothing) * right - self.smoothing * logs.mean(1)
+        truth = right
+        if second is not None:
+            truth = share * right + (1 - share) * jnp.take_along_axis(logs, second[:, None], 1)[:, 0]
+        nll = -(1 - self.smoothing) * truth - self.smoothing * logs.mean(1)
         hits = (jnp.argmax(logits, 1) == at) * weights
         term = Term(jnp.sum(nll * weights), weights.sum())
         return Loss({"labels": term}, {"accuracy": (hits.sum(), weights.sum())}, stats=moments)
