@@ -1,9 +1,10 @@
-"""Records from the sources of Python's standard library on this machine: three small tasks with nothing to download.
+"""Records from the sources of Python's standard library on this machine: four small tasks with nothing to download.
 
     stdlib:tokens     {"tokens", "tags", "file"}    one of the first logical lines of a module, and the kind of each
                                                     token as `tokenize` says it, keywords apart from other names
     stdlib:summaries  {"code", "summary", "file"}   a function without its docstring, and the docstring's first line
     stdlib:modules    {"code", "module", "file"}    a function's source, and which of MODULES it stands in
+    stdlib:arguments  {"question", "code", "answers", "file"}    which is the second or the last argument of a function
 
 A file's records stand in its order; the module `test`, and what a program wrote, are left out.
 """
@@ -17,7 +18,7 @@ import tokenize
 
 from paradigm.errors import choose
 
-KINDS = ("tokens", "summaries", "modules")
+KINDS = ("tokens", "summaries", "modules", "arguments")
 # Of different subjects, each with about a hundred functions or more, and in every Python from 3.11 on.
 MODULES = ("argparse", "asyncio", "collections", "email", "http", "importlib", "logging", "multiprocessing", "typing",
            "unittest", "urllib", "xml")  # fmt: skip
@@ -43,6 +44,7 @@ def files(kind):
         "tokens": lambda p: p.parent == root(),
         "summaries": lambda p: True,
         "modules": lambda p: _module(p) in MODULES,
+        "arguments": lambda p: p.parent == root(),
     }[kind]
     return [p for p in found if chosen(p)]
 
@@ -55,7 +57,7 @@ def records(kind, path):
     """The records of one file, in order; none of one that this Python cannot read."""
     try:
         source = pathlib.Path(path).read_text("utf-8")
-        yield from {"tokens": _lines, "summaries": _summaries, "modules": _functions}[kind](source, pathlib.Path(path))
+        yield from _READERS[kind](source, pathlib.Path(path))
     except (SyntaxError, UnicodeDecodeError, tokenize.TokenError, RecursionError):
         return
 
@@ -118,3 +120,21 @@ def _functions(source, path):
     for _, lines in _definitions(source):
         if len(lines) > 2:
             yield {"code": _plain(lines), "module": _module(path), "file": path.relative_to(root()).as_posix()}
+
+
+def _arguments(source, path):
+    for node, lines in _definitions(source):
+        first, arguments = lines[0], node.args.args
+        indent = len(first) - len(first.lstrip())
+        for which, k in ("second", 1), ("last", len(arguments) - 1):
+            if len(arguments) < 3 or arguments[k].lineno != node.lineno or not first.isascii():
+                continue
+            name, start = arguments[k].arg, arguments[k].col_offset
+            if first[start - 1] == " " and first[start + len(name) : start + len(name) + 1] in (",", ")"):
+                answers = [{"text": name, "answer_start": start - indent}]
+                asked = f"the {which} argument of {node.name}"
+                where = path.relative_to(root()).as_posix()
+                yield {"question": asked, "code": _plain(lines[:4]), "answers": answers, "file": where}
+
+
+_READERS = {"tokens": _lines, "summaries": _summaries, "modules": _functions, "arguments": _arguments}

@@ -114,6 +114,13 @@ ROWS = (
     ("paradigm/attention.py", "distance = jnp.abs(jnp.arange(source) - positions[..., None])", "distance = jnp.abs(jnp.arange(source) - jnp.arange(positions.shape[1])[None, :, None])", "paradigm/test_stack_settings", "alibi_by"),
     ("t5like/sentence_pairs.py", "a, b = b, a", "pass", "t5like/test_sentence_pairs", "swapped"),
     ("t5like/sentence_pairs.py", "[len(a) + 2, len(b) + 1]", "[len(a) + 1, len(b) + 2]", "t5like/test_sentence_pairs", "swapped"),
+    ("t5like/tasks/classification.py", 'batch["mask"] * (label >= 0)', 'batch["mask"]', "t5like/test_tasks", "losses_of_classification"),
+    ("t5like/tasks/classification.py", "real.sum(1)[:, None, None] - 1", "real.sum(1)[:, None, None] - 2", "t5like/test_tasks", "last_token_says"),
+    ("t5like/tasks/tagging.py", "places = ends if self.last else starts", "places = starts", "t5like/test_tasks", "tags_stand"),
+    ("t5like/tasks/span_qa.py", "(far >= 0) & (far < self.most)", "(far >= 0) & (far <= self.most)", "t5like/test_tasks", "best_span"),
+    ("t5like/tasks/text_to_text.py", "np.arange(len(targets)) >= len(before)", "np.arange(len(targets)) > len(before)", "t5like/test_tasks", "read_input_and_target"),
+    ("t5like/tasks/counts.py", 'place_in in "IE" and previous in "BI" and kind == this', 'place_in in "IE" and previous in "BI"', "t5like/test_counts", "entit"),
+    ("paradigm/records.py", "mix64(seed, np.arange(size)), classes", "mix64(0, np.arange(size)), classes", "t5like/test_tasks", "fractions"),
     # vision
     ("vision/objectives/moco.py", 'self.embed(extra["teacher"], key, batch, ctx)', 'self.embed(self.variables(params, extra), key, batch, ctx)', "vision/test_moco", "official"),
     ("vision/objectives/moco_v3.py", 'self.encode_views(extra["teacher"], views', 'self.encode_views(self.variables(params, extra), views', "vision/test_moco_v3", "official or asked_for_the_other"),
