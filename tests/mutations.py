@@ -68,6 +68,10 @@ ROWS = (
     ("paradigm/schedule.py", "xp.minimum(n / warmup, 1)", "xp.minimum((n + 1) / warmup, 1)", "paradigm/test_schedule", "equal_optax"),
     ("paradigm/schedule.py", "(n - begin) / max(end - begin, 1)", "(n - begin) / max(end, 1)", "paradigm/test_schedule", "equal_optax or papers"),
     ("paradigm/trees.py", "        if re.search(pattern, name):\n            return value", "        if re.match(pattern, name):\n            return value", "paradigm/test_trees", "names_and_tables"),
+    # paradigm: adaptations
+    ("paradigm/adapt/lora.py", "jax.lax.stop_gradient(1.0 / jnp.sqrt(larger))", "1.0 / jnp.sqrt(larger)", "adapt/test_references", "takes_its_norm_as_constant"),
+    ("paradigm/adapt/prompt.py", "x, positions + self.length, *more", "x, positions, *more", "adapt/test_peft", "gpt2_prompt or gpt2_prefix"),
+    ("paradigm/attention.py", "shared=self.shared + count", "shared=self.shared", "adapt/test_references", "who_sees_soft_tokens"),
     # paradigm: data
     ("paradigm/dataset.py", "int(mix64(self.seed, _REPLACE, index, attempt)[0]", "int(mix64(self.seed, _REPLACE, attempt)[0]", "paradigm/test_dataset", "replacements_are_drawn"),
     ("paradigm/dataset.py", "mix64(self.seed, _EPOCH, int(k), epoch)", "mix64(self.seed, _EPOCH, int(k))", "paradigm/test_dataset", "epochs_hold"),
