@@ -15,7 +15,7 @@ from tests.launch.test_docs import undocumented_in
 
 SHRINK = {
     "t5": "layers = 1, d_model = 16, heads = 2, head_dim = 8, d_ff = 32",
-    "gpt": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
+    "gpt": "layers = 2, d_model = 16, heads = 2, d_ff = 32",
     "SpanCorruption": "length = 32",
     "NextToken": "length = 32",
     "PrefixLM": "length = 32",
