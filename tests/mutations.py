@@ -127,7 +127,7 @@ ROWS = (
     ("paradigm/records.py", "mix64(seed, np.arange(size)), classes", "mix64(0, np.arange(size)), classes", "t5like/test_tasks", "fractions"),
     # vision
     ("vision/objectives/moco.py", 'self.embed(extra["teacher"], key, batch, ctx)', 'self.embed(self.variables(params, extra), key, batch, ctx)', "vision/test_moco", "official"),
-    ("vision/objectives/moco_v3.py", 'self.encode_views(extra["teacher"], views', 'self.encode_views(self.variables(params, extra), views', "vision/test_moco_v3", "official or asked_for_the_other"),
+    ("vision/objectives/two_views.py", 'self.encode_views(extra["teacher"], views', 'self.encode_views(self.variables(params, extra), views', "vision/test_moco_v3", "official or asked_for_the_other"),
     ("vision/objectives/moco_v3.py", "info_nce(q[0], k[1], scale, mask), info_nce(q[1], k[0], scale, mask)", "info_nce(q[0], k[0], scale, mask), info_nce(q[1], k[1], scale, mask)", "vision/test_moco_v3", "asked_for_the_other or official"),
     ("vision/masking.py", "(new > 0) & (new <= left)", "(new > 0)", "vision/test_masked_images", "blocks_are_beits"),
     ("vision/masking.py", ".repeat(unit, 0).repeat(unit, 1)", ".repeat(unit, 1).repeat(unit, 0).T", "vision/test_masked_images", "whole_squares"),
