@@ -16,7 +16,7 @@ from paradigm.errors import UserError
 from paradigm.records import Shards
 from t5like.tokenizers import load_tokenizer
 
-FORMATS = {"windows": "paradigm-text-1", "records": "paradigm-text-records-1"}
+FORMATS = {"windows": "paradigm-text-1", "records": "paradigm-text-records-2"}
 META = "meta.json"
 
 
