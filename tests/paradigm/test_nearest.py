@@ -97,10 +97,10 @@ def test_sinkhorn_is_the_official_one(iterations):
 
 
 def test_sinkhorn_balances_where_exponentials_overflow():
-    scores = 400 * np.random.default_rng(0).normal(size=(64, 4))
-    q = sinkhorn(scores, None, 50)
-    np.testing.assert_allclose(q.sum(1), 1, rtol=1e-4)
-    assert np.isfinite(q).all() and np.ptp(q.sum(0)) < 8
+    """Of float32; the official code's do not in float64."""
+    scores = 100 * np.random.default_rng(0).normal(size=(64, 4))
+    assert np.exp(np.float32(scores)).max() == np.inf
+    np.testing.assert_allclose(sinkhorn(scores), official(scores, 3), rtol=1e-3, atol=1e-4)
 
 
 def test_sinkhorn_over_the_mesh():

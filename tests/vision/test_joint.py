@@ -40,6 +40,12 @@ def centred(objective):
                 extra["batch_stats"]["predictor"]["norm0"]["mean"] *= 0.0
             return extra
 
+        def full_batch_loss(self, *args):
+            """A mean of cosines may be nothing but rounding; 1 + it is not."""
+            loss = super().full_batch_loss(*args)
+            add = lambda term: term.replace(sum=term.sum + term.weight)
+            return loss.replace(terms={k: add(v) if k == "cosine" else v for k, v in loss.terms.items()})
+
     Centred.__name__ = type(objective).__name__
     return Centred(**{f: getattr(objective, f) for f in objective.__dataclass_fields__})
 
