@@ -51,13 +51,17 @@ def adapter(path, objective, base):
     if type(found) is not type(ours):
         raise UserError(f"{path} is a {type(found).__name__}, and the objective's adaptation is "
                         f"{'None' if ours is None else type(ours).__name__}: set Experiment.adapt")  # fmt: skip
+    unused = set()
     for name in own if isinstance(ours, LoRA) else ():
         kernel = next(n for n in base if n.rpartition("/")[0] == name.rpartition("/")[0] and found.rank_of(n))
+        beside = kernel.rpartition("/")[0]
+        if not ours.rank_of(kernel) and not own[f"{beside}/lora_b"].any():
+            unused.add(beside)  # theirs holds several kernels of ours, and this one it leaves as it is
         has = ours.scale_of(kernel) if ours.rank_of(kernel) else None
         if has is not None and abs(has - found.scale_of(kernel)) > 1e-6 * has:
             raise UserError(f"{path} scales {kernel} by {found.scale_of(kernel):g}, and LoRA.alpha and rank of the "
                             f"objective by {has:g}: set them as its adapter_config.json has them")  # fmt: skip
-    return own
+    return {name: x for name, x in own.items() if name.rpartition("/")[0] not in unused}
 
 
 def tokenizer(path):
