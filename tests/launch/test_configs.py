@@ -61,7 +61,7 @@ SHRINK |= {
     "bert": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "TextRecords": "tokenizer = 'bytes', specials = ('cls','sep')",
     "TextScores": "count = 2",
-    "clip_vit": SHRINK["vit"],
+    "clip_vit": SHRINK["vit"].replace("patch = 4", "patch = 8"),
     "clip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "siglip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "coca_text": "layers = 1, multimodal_layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",

@@ -86,7 +86,7 @@ def test_beam_search(golden, ours):
     case, stored = golden
     if cases.masked(case):
         pytest.skip("an encoder decodes nothing")
-    model, params = ours
+    modules, params = ours
     given = {name: x.astype(np.int32) for name, x in cases.prompt(case).items()}
     prompts, more = given["input_ids"], {}
     if "decoder_start_token_id" in stored["config"]:
@@ -94,8 +94,8 @@ def test_beam_search(golden, ours):
         prompts = np.full((len(prompts), 1), stored["config"]["decoder_start_token_id"], np.int32)
     lengths, eos = np.full(len(prompts), prompts.shape[1], np.int32), stored["config"].get("eos_token_id", 1)
     how = cases.NEW, cases.BEAMS["num_beams"], cases.BEAMS["length_penalty"], eos
-    variables = {"params": {"model": params}}
-    tokens, scores = beam_search(ModelAlone(model), variables, prompts, lengths, *how, **more)
+    variables = {"params": params}
+    tokens, scores = beam_search(ModelAlone(modules["model"]), variables, prompts, lengths, *how, **more)
     with np.load(cases.HERE / "beams.npz") as wanted:
         assert np.array_equal(tokens.reshape(-1, cases.NEW), wanted[case])
         np.testing.assert_allclose(np.ravel(scores), wanted[f"{case}_scores"], atol=1e-4)
