@@ -31,7 +31,7 @@ SHRINK = {
     "MultiToken": "length = 32",
     "Pegasus": "length = 64, target_length = 32",
     "TextData": "tokenizer = 'bytes', valid = 0.5",
-    "vit": "layers = 1, d_model = 16, heads = 2, d_ff = 32, image_size = 16, patch = 4",
+    "vit": "layers = 2, d_model = 16, heads = 2, d_ff = 32, image_size = 16, patch = 4",
     "resnet": "depth = 'tiny', stem = 'small', image_size = 16",
     "MAE": "decoder_width = 16, decoder_layers = 1, decoder_heads = 2, mask_ratio = 0.5",
     "Data2Vec": "top = 1",
@@ -196,7 +196,7 @@ CHANCE = {
     "DINO": math.log(8),
     "IBOT": 1.3 * math.log(8),  # of the large views half have hidden patches
     "DINOv2": 1.5 * math.log(8),
-    "MAE": 1.0,
+    "MAE": 1.5,  # pixels of variance 1, and a first prediction of variance 16 * 2 / (16 + 48)
     "CoCa": math.log(8) + 2 * math.log(384),
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
