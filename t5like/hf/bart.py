@@ -9,7 +9,7 @@ _OFFSET = 2  # the library's BartLearnedPositionalEmbedding: the first two rows 
 # Of training or of classifiers, or read by no version of the library.
 _IRRELEVANT = ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "num_hidden_layers",
                "add_bias_logits", "extra_pos_embeddings", "static_position_embeddings", "decoder_start_token_id",
-               "force_bos_token_to_be_generated")  # fmt: skip
+               "force_bos_token_to_be_generated", "init_std")  # fmt: skip
 
 
 def _model(post):

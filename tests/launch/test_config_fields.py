@@ -22,7 +22,13 @@ UNREAD = {
     "siglip": ("text_config.model_type", "vision_config.model_type"),
 }
 # Entries that must agree: one that is changed may be refused by the other's name.
-PARTNERS = {"resid_pdrop": "embd_pdrop", "tie_word_embeddings": "scale_decoder_outputs", "rope_type": "type"}
+PARTNERS = {
+    "encoder_ffn_dim": "decoder_ffn_dim",
+    "encoder_attention_heads": "decoder_attention_heads",
+    "resid_pdrop": "embd_pdrop",
+    "tie_word_embeddings": "scale_decoder_outputs",
+    "rope_type": "type",
+}
 PARTNERS |= dict.fromkeys(("num_hidden_layers", "sliding_window", "use_sliding_window"), "layer_types")
 
 

@@ -248,8 +248,9 @@ def test_every_matrix_has_a_rule(family):
 
 def test_every_rule_matches_something():
     names = [name for family in FAMILIES for name, _ in trees.named_leaves(shapes(family))]
-    with_head = jax.eval_shape(bert("tiny", VOCABULARY).init, jax.random.key(0), tokens())["params"]
-    names += [name for name, _ in trees.named_leaves(with_head)]
+    for encoder in bert("tiny", VOCABULARY), bert("tiny", VOCABULARY, style="electra", embed_width=8):
+        there = jax.eval_shape(encoder.init, jax.random.key(0), tokens())["params"]
+        names += [name for name, _ in trees.named_leaves(there)]
     assert [rule for rule, _ in PARTITION_RULES if not any(re.search(rule, name) for name in names)] == []
 
 
