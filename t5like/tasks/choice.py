@@ -9,30 +9,18 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from paradigm.capabilities import Generating
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
-from paradigm.losses import chunked_cross_entropy
 from paradigm.metrics import Artefact
-from paradigm.objective import EVALUATION
-from paradigm.partition import constrain
 from paradigm.records import spread
-from t5like import rows, tables
+from t5like import tables
+from t5like.decode import score_rows
+from t5like.rows import lookup
 
 TOGETHER = 16  # rows that are scored at once
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_likelihoods(objective, variables, inputs, targets, weights, prefix):
-    """float32 [B]: the sum of log p of the targets that have weight."""
-    visible = prefix if objective.prefix else None
-    how = {"prefix": visible, "ctx": EVALUATION, "method": "hidden"}
-    hidden = objective.apply("model", variables, inputs, **how)[0]
-    kernel = objective.output_kernel(variables["params"])
-    return constrain(-(chunked_cross_entropy(hidden, kernel, targets, weights).nll * weights).sum(1), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,22 +62,26 @@ class MultipleChoice(Evaluator):
 
     def run(self, objective, variables, data):
         """(choice, choice_by_length, choice_chance, a text "choices")."""
-        part, tokenizer = self.part(objective), data.tokenizer
-        known, asked = part.objective.data_vocabulary, self.questions()
-        own = part.variables(variables)
-        made = [_row(tokenizer, known, self.length, context, text) for context, texts, _ in asked for text in texts]
-        scores = []
-        for start in range(0, len(made), TOGETHER):
-            some = made[start : start + TOGETHER]
-            batch = [np.stack(column) for column in zip(*some, *[some[-1]] * (TOGETHER - len(some)))]
-            scores += np.asarray(_log_likelihoods(part.objective, own, *batch))[: len(some)].tolist()
+        part, asked, encode = self.part(objective), self.questions(), data.tokenizer.encode
+        rows = [self._row(encode(context), encode(text)) for context, texts, _ in asked for text in texts]
+        known, own, scores = part.objective.data_vocabulary, part.variables(variables), []
+        for start in range(0, len(rows), TOGETHER):
+            some = rows[start : start + TOGETHER]
+            before, chosen = zip(*some, *[some[-1]] * (TOGETHER - len(some)))  # one shape for all
+            found = score_rows(part.objective, own, before, chosen, known, part.objective.prefix)
+            scores += [score.log_likelihood for score in found[: len(some)]]
         total = np.array(scores).reshape(len(asked), -1)
-        mean = total / np.array([row[2].sum() for row in made]).reshape(total.shape)
+        mean = total / np.array([len(chosen) for _, chosen in rows]).reshape(total.shape)
         right = np.array([answer for *_, answer in asked])
         shown = [f"{context[-200:]!r}\n  model: {texts[int(s.argmax())]!r}  truth: {texts[answer]!r}"
                  for (context, texts, answer), s in zip(asked[:8], total)]  # fmt: skip
         numbers = {"choice": (total.argmax(1) == right).mean(), "choice_by_length": (mean.argmax(1) == right).mean()}
         return {**numbers, "choice_chance": 1 / len(self.choices)}, [Artefact("choices", "text", "\n".join(shown))]
+
+    def _row(self, context, text):
+        """(ids of a context, ids of a text to choose), the context without its beginning where both are too long."""
+        text = text[: self.length - 1]
+        return context[max(0, len(context) + len(text) - self.length) :], text
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,7 +95,7 @@ def _questions(evaluator):
                     raise record
                 context = tables.render(recipe.input, record)
                 texts = [tables.render(choice, record) for choice in evaluator.choices]
-                label = tables.class_of(rows.lookup(record, recipe.label), recipe.label)
+                label = tables.class_of(lookup(record, recipe.label), recipe.label)
             except ValueError as error:
                 raise UserError(f"MultipleChoice: {name} {error}") from error
             names = evaluator.classes or (texts if label in texts else [str(k) for k in range(len(texts))])
@@ -113,14 +105,3 @@ def _questions(evaluator):
     if not found:
         raise UserError(f"MultipleChoice: source {recipe.source} has no record")
     return tuple(found[int(i)] for i in spread(len(found), min(evaluator.count, len(found))))
-
-
-def _row(tokenizer, vocabulary, length, context, text):
-    """(inputs, targets int32 [L], weights float32 [L], prefix int32 []) of a context and a text to choose."""
-    before, chosen = tokenizer.encode(context), tokenizer.encode(text)[: length - 1]
-    before = before[max(0, len(before) + len(chosen) - length) :]
-    tokens = np.concatenate([before, chosen])
-    pad = lambda row: np.pad(row, (0, length - len(row)), constant_values=vocabulary.filler).astype(np.int32)
-    weights = np.zeros(length, np.float32)
-    weights[len(before) : len(tokens)] = 1
-    return pad(np.r_[vocabulary.start, tokens[:-1]]), pad(tokens), weights, np.int32(len(before) + 1)
