@@ -129,7 +129,7 @@ def _entries(doc, names):
     """{name: meaning} of 'name: meaning' and 'name, other: meaning', at the start of a line or of a sentence."""
     a_name = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or "(?!)"
     start = re.compile(
-        rf"(?:^[ \t]*|(?<=[.;)] ))((?:\*{{0,2}}\w+(?:, | and ))*\*{{0,2}}(?:{a_name})(?:, \w+| and \w+)*): ",
+        rf"(?:^[ \t]*|(?<=[.;)] ))((?:\*{{0,2}}\w+(?:,\s+|\s+and\s+))*\*{{0,2}}(?:{a_name})(?:,\s+\w+|\s+and\s+\w+)*):\s",
         re.MULTILINE,
     )
     found, marks = {}, list(start.finditer(doc))
