@@ -128,8 +128,9 @@ def _meanings(configurable):
 def _entries(doc, names):
     """{name: meaning} of 'name: meaning' and 'name, other: meaning', at the start of a line or of a sentence."""
     a_name = "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or "(?!)"
+    also = r",\s+|\s+and\s+"  # a list of names may go over lines
     start = re.compile(
-        rf"(?:^[ \t]*|(?<=[.;)] ))((?:\*{{0,2}}\w+(?:,\s+|\s+and\s+))*\*{{0,2}}(?:{a_name})(?:,\s+\w+|\s+and\s+\w+)*):\s",
+        rf"(?:^[ \t]*|(?<=[.;)] ))((?:\*{{0,2}}\w+(?:{also}))*\*{{0,2}}(?:{a_name})(?:(?:{also})\w+)*):\s",
         re.MULTILINE,
     )
     found, marks = {}, list(start.finditer(doc))

@@ -64,8 +64,8 @@ class IJEPA(OneView):
     encoder: a ViT without class token, pool='mean'. blocks: how many are to be found. target_scale, target_aspect:
     their part of the picture, and height / width. context_scale: the part that the context's square block has. context:
     how many patches the encoder reads at most, the first of a context that has more, as in the official code; None
-    reads all. predictor_width, predictor_layers, predictor_heads: its size. beta: of smooth L1; 0 is the squared distance. momentum: of the teacher, Linear
-    from 0.996 to 1 over the run in the official code.
+    reads all. predictor_width, predictor_layers, predictor_heads: its size. beta: of smooth L1; 0 is the
+    squared distance. momentum: of the teacher, Linear from 0.996 to 1 over the run in the official code.
 
     Raises UserError for an encoder with class token, and for blocks that leave nothing to see.
     """

@@ -77,8 +77,8 @@ class MAE(Reconstructing, OneView):
 
     encoder: a ViT with a class token. mask_ratio: part of the patches that is hidden. masking: random, block (a
     ratio of 0.5 in the paper) or grid (of 0.75): section 4.1, "Mask sampling strategy". block_smallest: patches that a
-    block has at least. norm_pixels: targets are normalised patch by patch. decoder_width, decoder_layers, decoder_heads,
-    decoder_d_ff, decoder_positions: of the decoder (see Decoder), for pre-training alone.
+    block has at least. norm_pixels: targets are normalised patch by patch. decoder_width, decoder_layers,
+    decoder_heads, decoder_d_ff, decoder_positions: of the decoder (see Decoder), for pre-training alone.
 
     Raises UserError when the ratio leaves no patch to see or none to predict.
     """

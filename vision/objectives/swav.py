@@ -28,8 +28,8 @@ class SwAV(MultiCrop):
 
     temperature: T. epsilon, iterations: of Sinkhorn. hidden, output: widths of the projector, which has BatchNorm over
     all views of the global batch. queue: earlier rows of either large view that take part in Sinkhorn, a multiple of
-    the batch, used once it is full; 0 for none (3840 at batch 256). queue_from: the first step that uses it. freeze_steps: see
-    above. Views: swav_views.
+    the batch, used once it is full; 0 for none (3840 at batch 256). queue_from: the first step that uses it.
+    freeze_steps: see above. Views: swav_views.
 
     Raises UserError when the queue is not a multiple of the batch.
     """
