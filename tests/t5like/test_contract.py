@@ -54,7 +54,9 @@ OBJECTIVES = {
 }
 OPTIMIZERS = {"span_corruption": optim.Adafactor(0.01, min_dim_size_to_factor=8), "next_token": optim.AdamW(1e-3)}
 LENGTHS, ENDS = ByteTokenizer().byte_lengths, ByteTokenizer().sentence_ends
-everyone = pytest.mark.parametrize("name", list(OBJECTIVES))
+VARIANTS = ("goldfish", "ul2_decoder", "masked_pairs")  # settings of objectives that are there beside them
+marks = lambda name: [pytest.mark.slow] * (name in VARIANTS)
+everyone = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in OBJECTIVES])
 
 
 class Windows:
