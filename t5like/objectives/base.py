@@ -52,14 +52,12 @@ class OnText(Objective):
     def check_kind(self, name):
         """Raises UserError where the model is of a kind that this objective cannot train; it says which can."""
         if not isinstance(self.model, self.architectures):
-            kind = type(self.model)
-            wanted = " or ".join(
-                f"an {k.__name__}" if k.__name__[0] == "E" else f"a {k.__name__}" for k in self.architectures
-            )
+            kind, an = type(self.model), lambda k: f"a{'n' * (k.__name__[0] == 'E')} {k.__name__}"
             able = sorted(o.__name__ for o in _below(OnText) if issubclass(kind, o.architectures))
-            instead = f"; {', '.join(able)} can train a {kind.__name__}" if able else ""
+            instead = f"; {', '.join(able)} can train {an(kind)}" if able else ""
             raise UserError(
-                f"{name} trains {wanted}, and the model is a {kind.__name__}: choose another model{instead}"
+                f"{name} trains {' or '.join(map(an, self.architectures))}, and the model is {an(kind)}: choose another "
+                f"model{instead}"
             )
 
     def scores(self, params, batch, hidden):

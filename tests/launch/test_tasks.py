@@ -109,7 +109,7 @@ def test_a_task_begins_with_the_base_and_answers_in_a_notebook(task, model, base
     base, params = bases[model]
     finished = train(tmp_path / "run", task, model, base, source)
     new = finished.state.params.keys() - {"model"}
-    assert len(new) == (task != "TextToText") and (f"({''.join(new)} is new)" in capsys.readouterr().out) == bool(new)
+    assert len(new) == (task != "TextToText") and (f"drawn are {''.join(new)}/" in capsys.readouterr().out) == bool(new)
     jax.tree.map(np.testing.assert_array_equal, finished.state.params["model"], params["model"])
     run = load(tmp_path / "run")
     if task == "TextClassification":

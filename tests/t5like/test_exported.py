@@ -12,7 +12,7 @@ from paradigm.errors import UserError
 from t5like import exported
 from t5like import tokenizers as tok
 
-CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok.base)] + ["in 2024 " * 200]
+CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, json.decoder)] + ["in 2024 " * 200]
 TEXTS = [
     "",
     " ",

@@ -124,7 +124,7 @@ def test_what_it_refuses():
         (dict(ratio=1.0), "ratio must lie strictly between 0 and 1, not 1"),
         (dict(choice="prinzipal"), "principal"),
         (dict(length=4), "length 4 and target_length 12 have no room"),
-        (dict(model=gpt("tiny", VOCAB)), "pegasus cannot train a Decoder"),
+        (dict(model=gpt("tiny", VOCAB)), "pegasus trains an EncoderDecoder, and the model is a Decoder"),
     ):
         with pytest.raises(UserError, match=match):
             dataclasses.replace(OBJECTIVE, **change)

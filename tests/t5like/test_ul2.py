@@ -153,7 +153,7 @@ def test_what_it_refuses():
         (lambda: UL2(T5, 100).bind(V), "ul2: length 100 needs 17 sentinels but the tokenizer has 10"),
         (
             lambda: UL2(Encoder(vocab_size=64, d_model=8, heads=1, d_ff=8, layers=1)),
-            "it is EncoderDecoder or",
+            "ul2 trains an EncoderDecoder or a Decoder, and the model is an Encoder: .* can train an Encoder",
         ),
         (lambda: UL2(gpt("tiny", 64, style="gpt2", max_length=8), LENGTH), "has 8 learned positions"),
     ):
