@@ -55,10 +55,8 @@ class OnText(Objective):
             kind, an = type(self.model), lambda k: f"a{'n' * (k.__name__[0] == 'E')} {k.__name__}"
             able = sorted(o.__name__ for o in _below(OnText) if issubclass(kind, o.architectures))
             instead = f"; {', '.join(able)} can train {an(kind)}" if able else ""
-            raise UserError(
-                f"{name} trains {' or '.join(map(an, self.architectures))}, and the model is {an(kind)}: choose another "
-                f"model{instead}"
-            )
+            wanted = " or ".join(map(an, self.architectures))
+            raise UserError(f"{name} trains {wanted}, and the model is {an(kind)}: choose another model{instead}")
 
     def scores(self, params, batch, hidden):
         """The Loss of predicting a batch's targets from hidden [B, L, D]; see score_text."""
