@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 WORKDIR ?= workdirs/demo
+ADAPT ?= workdirs/adapt
 
-.PHONY: venv demo test test-all lint golden parity clean
+.PHONY: venv demo demo-adapt test test-all lint golden parity clean
 
 venv: $(VENV)/.ready
 
@@ -22,6 +23,24 @@ demo: venv
 	@echo '  $(PY) -i -c "from launch import load; run = load('"'$(WORKDIR)'"')"'
 	@echo '  >>> print(run.infill("for i in <X>:\n    self.<Y>\n    return <Z>\n", temperature=0.5).text)'
 	@echo '  $(PY) -m launch.train --gin_file=runs/smoke/mae.gin --workdir=workdirs/mae    # the second demo: pictures, in half a minute'
+
+TAGGING = $(PY) -m launch.train --gin_file=runs/adapt/tagging.gin --gin_param="TextRecords.tokenizer = '$(ADAPT)/base'"
+METHODS = scratch full lora linear_probe
+demo-adapt: venv  # pre-trains an encoder, adapts it in three ways, and puts them beside the same encoder from scratch
+	$(PY) -m launch.train --gin_file=runs/adapt/base.gin --workdir=$(ADAPT)/base
+	$(TAGGING) --workdir=$(ADAPT)/scratch
+	$(TAGGING) --workdir=$(ADAPT)/full --init_from=$(ADAPT)/base --gin_file=adapt/full.gin
+	$(TAGGING) --workdir=$(ADAPT)/lora --init_from=$(ADAPT)/base --gin_file=adapt/lora.gin --gin_param='Cosine.peak = 5e-3'
+	$(TAGGING) --workdir=$(ADAPT)/linear_probe --init_from=$(ADAPT)/base --gin_file=adapt/linear_probe.gin --gin_param='Cosine.peak = 2e-2'
+	@echo
+	$(PY) -m launch.compare $(METHODS:%=$(ADAPT)/%) --metric=valid/accuracy,valid/macro_f1 --out=$(ADAPT)/compared
+	@echo
+	@echo 'What to look at, and what to try next:'
+	@echo '  $(ADAPT)/compared/compare.png     the curves and the bars;  compare.csv beside it has every number and setting'
+	@echo '  $(PY) -i -c "from launch import load; run = load('"'$(ADAPT)/lora'"')"'
+	@echo '  >>> run.tag("for i in range ( 10 ) : print ( i )")    # (word, its kind); run.merged() is the encoder with LoRA in its weights'
+	@echo '  $(PY) -m launch.sweep --gin_file=runs/adapt/tagging.gin --workdir=$(ADAPT)/more --init_from=$(ADAPT)/base \'
+	@echo '      --grid=gin_file=adapt/full.gin,adapt/lora.gin --grid=TextRecords.fraction=0.003,0.03    # with ten times the labels'
 
 test: venv
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'

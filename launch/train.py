@@ -5,6 +5,7 @@
 The run directory then holds config.gin, environment.json, metrics.jsonl, TensorBoard events, samples/ and checkpoints/.
 The same command goes on where an interrupted run stopped, with the same numbers as if it had never been interrupted.
 Look at a run file before you pay for it with --dry_run; change a setting with --gin_param="Name.parameter = value".
+In a notebook: `from launch import train; train.run("runs/demo.gin", "/tmp/demo", ["Experiment.total_steps = 100"])`.
 """
 
 import re
@@ -52,6 +53,32 @@ flags.adopt_module_key_flags(distributed)
 flags.adopt_module_key_flags(watchdog)
 
 
+def run(gin_files, workdir, gin_params=(), imports=(), **how):
+    """The command in this process, for a notebook: trains, or goes on with what is in `workdir`, and prints as it goes.
+
+    Args:
+        gin_files: a run file or several, as --gin_file. workdir: the run directory. gin_params, imports: as the flags
+            of these names. how: init_from, init_partly_from, profile, step_timeout of launch.run.loop.train.
+
+    Returns:
+        launch.run.loop.Finished. An interrupt of the kernel saves and returns; the same call goes on.
+
+    Raises:
+        UserError: as the command's one line.
+    """
+    import jax
+
+    from launch.run import loop, registry
+
+    if not jax.config.jax_compilation_cache_dir:
+        host.enable_compilation_cache(COMPILATION_CACHE.default)
+
+    gin_files = [gin_files] if isinstance(gin_files, str) else gin_files
+    experiment = registry.parse(gin_files, gin_params, imports)
+    how["imports"] = registry.imported()
+    return loop.train(experiment, workdir, config=registry.operative_config(), **how)
+
+
 def main(argv):
     if argv[1:]:
         raise UserError(f"'{argv[1]}' is not a flag: did you mean --gin_file={argv[1]}? See --help")
@@ -78,17 +105,17 @@ def main(argv):
     from launch.run import experiment, loop, registry
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
-    run = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
+    found = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
     if DRY_RUN.value:
-        run = experiment.bound(run)
-        experiment.validate(run, dry_run.stand_in_devices(run.mesh))
-        print(dry_run.report(run))
+        found = experiment.bound(found)
+        experiment.validate(found, dry_run.stand_in_devices(found.mesh))
+        print(dry_run.report(found))
         return
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
     how = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value, "profile": profile}
     how["imports"] = registry.imported()
     how["step_timeout"] = watchdog.STEP_TIMEOUT.value
-    done = loop.train(run, WORKDIR.value, config=registry.operative_config(), **how)
+    done = loop.train(found, WORKDIR.value, config=registry.operative_config(), **how)
     sys.exit(INTERRUPTED_CODE.value if done.interrupted else 0)
 
 
