@@ -32,9 +32,9 @@ class DINO(MultiCrop):
 
     momentum: m, or a Schedule: Cosine(peak=0.996, final=1.0) over the run. temperature: of the student.
     teacher_temperature: Linear(peak=0.04, final=0.07) over the first 30 epochs in the long runs. centre_momentum: see
-    above. centring: mean or sinkhorn. hidden, head_layers, bottleneck: of the head; head_std: of its kernels at first, the
-    official 0.02 for layers of 2048, None fan_in ** -0.5 (in narrow layers 0.02 leaves an output that the biases soon
-    drown: all pictures alike). scaled: prototypes have a learned length (norm_last_layer=False, as for ViT-S).
+    above. centring: mean or sinkhorn. hidden, head_layers, bottleneck: of the head. head_std: of its kernels at first,
+    the official 0.02 for layers of 2048; None is fan_in ** -0.5, for narrow layers, which 0.02 leaves with outputs
+    that biases soon drown. scaled: prototypes have a learned length (norm_last_layer=False, as for ViT-S).
     freeze_steps: an epoch. Views: dino_views.
 
     The teacher has no dropout and no stochastic depth.
