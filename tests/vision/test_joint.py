@@ -18,7 +18,7 @@ CTX = Context(jnp.int32(0), 0, True)
 HEADS = {
     BYOL: {"hidden": 16, "output": 12, "momentum": 0.99},
     SimSiam: {"hidden": 16, "output": 4},
-    BarlowTwins: {"widths": (16, 12), "redundancy": 0.1},
+    BarlowTwins: {"widths": (12, 12), "redundancy": 0.1},
     VICReg: {"widths": (16, 12)},
 }
 every = pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.__name__)

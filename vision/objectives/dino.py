@@ -32,8 +32,10 @@ class DINO(MultiCrop):
 
     momentum: m, or a Schedule: Cosine(peak=0.996, final=1.0) over the run. temperature: of the student.
     teacher_temperature: Linear(peak=0.04, final=0.07) over the first 30 epochs in the long runs. centre_momentum: see
-    above. centring: mean or sinkhorn. hidden, head_layers, bottleneck: of the head. scaled: prototypes have a learned
-    length (norm_last_layer=False, as for ViT-S). freeze_steps: an epoch. Views: dino_views.
+    above. centring: mean or sinkhorn. hidden, head_layers, bottleneck: of the head. head_std: of its kernels at first,
+    the official 0.02 for layers of 2048; None is fan_in ** -0.5, for narrow layers, which 0.02 leaves with outputs
+    that biases soon drown. scaled: prototypes have a learned length (norm_last_layer=False, as for ViT-S).
+    freeze_steps: an epoch. Views: dino_views.
 
     The teacher has no dropout and no stochastic depth.
     """
@@ -46,6 +48,7 @@ class DINO(MultiCrop):
     hidden: int = 2048
     head_layers: int = 3
     bottleneck: int = 256
+    head_std: float | None = 0.02
     scaled: bool = False
     freeze_steps: int = 0
 
@@ -69,7 +72,7 @@ class DINO(MultiCrop):
         widths = (self.hidden,) * (self.head_layers - 1) + (self.bottleneck,)
         dtype, found = self.encoder.dtype, super().modules()
         for name in self.heads:
-            head = Head(widths, norm=False, activation="gelu_exact", std=0.02, dtype=dtype)
+            head = Head(widths, norm=False, activation="gelu_exact", std=self.head_std, dtype=dtype)
             found[f"{name}projector"] = (head, jnp.zeros((1, self.encoder.features)))
             found[f"{name}prototypes"] = (
                 Prototypes(self.prototypes, self.scaled, dtype), jnp.zeros((1, self.bottleneck))

@@ -115,10 +115,11 @@ class SwAV(MultiCrop):
         return {**new, "queue": queue, "cursor": cursor}
 
     def forward_flops(self, batch_spec):
+        """Without the queue's scores, which are of no row of the batch and have no gradient."""
         rows = batch_spec["mask"].size
-        seen, kept = rows * len(self.views), 2 * self.queue
+        seen = rows * len(self.views)
         return {
             "encoder": self.encoder_flops(rows),
             "projector": self.projector.flops(seen, self.encoder.features),
-            "prototypes": self.modules()["prototypes"][0].flops(seen + kept, self.output),
+            "prototypes": self.modules()["prototypes"][0].flops(seen, self.output),
         }
