@@ -54,6 +54,7 @@ SHRINK = {
     "ImageData": "source = 'digits'",
     "Probes": "train_images = 40, test_images = 20, methods = ('knn',), random = False",
     "Neighbours": "train_images = 40",
+    "LinearProbe": "train = ('',)",
     "LoRA": "train = ('',)",  # a toy has no base, and what is drawn may not stay frozen
     "Experiment": "total_steps = 1, batch_size = 8, eval_batches = 1, mesh = 'data:2,fsdp:2,tensor:2', workers = 0",
 }
