@@ -193,7 +193,9 @@ def _refuse_unread(bound: set[str], read: set[str]) -> None:
         if name in _registered:
             raise UserError(f"{name} has bindings but nothing refers to @{name}(): remove them, or refer to it; "
                             f"this experiment is made of {', '.join(sorted(read & _registered.keys()))}")  # fmt: skip
-        near = [f"{owner}.{name}" for owner in sorted(_registered) if name in _parameters(_registered[owner])]
+        # Of several that have such a setting, first the experiment, then what it is made of.
+        owners = sorted(_registered, key=lambda owner: (owner != "Experiment", owner not in read, owner))
+        near = [f"{owner}.{name}" for owner in owners if name in _parameters(_registered[owner])]
         if lost := _close(name, _used() - _bound(gin.config_str())):
             raise UserError(
                 f"%{lost[0]} is used but not set, and '{name}' is set but nothing reads it: give both one name"

@@ -9,7 +9,7 @@ import numpy as np
 from paradigm.adapt import IA3, BitFit, BottleneckAdapter, Full, LinearProbe, LoRA, PromptTuning
 from paradigm.dataset import Dataset
 from t5like.models import bert, gpt, t5
-from t5like.objectives import MaskedLM, NextToken, SpanCorruption
+from t5like.objectives import MaskedLM, NextToken, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from tests.multimodal import tiny as pairs
 from tests.vision import tiny
@@ -30,7 +30,7 @@ def _classify(encoder):
 
 OBJECTIVES = {
     "gpt2": _text(NextToken, gpt("tiny", style="gpt2", max_length=24, dropout=0.1, **SIZE)),
-    "llama": _text(NextToken, gpt("tiny", kv_heads=1, **SIZE), prefix=True),
+    "llama": _text(PrefixLM, gpt("tiny", kv_heads=1, **SIZE)),
     "bert": _text(MaskedLM, bert("tiny", max_length=24, **SIZE), rate=0.3),
     "t5": _text(SpanCorruption, t5("tiny", head_dim=8, **SIZE)),
     "vit": _classify(tiny.encoder()),

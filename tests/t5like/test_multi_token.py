@@ -65,7 +65,7 @@ def test_what_it_refuses():
     for change, match in (
         (dict(heads=1), "heads=1 tokens ahead; use 2 or more"),
         (dict(model=gpt("tiny", VOCAB, layers=1)), "last layer is its first head; give it 2 layers"),
-        (dict(model=t5("tiny", VOCAB)), "multi_token cannot train an EncoderDecoder"),
+        (dict(model=t5("tiny", VOCAB)), "multi_token trains a Decoder, and the model is an EncoderDecoder"),
     ):
         with pytest.raises(UserError, match=match):
             dataclasses.replace(OBJECTIVE, **change)
