@@ -30,7 +30,7 @@ def _classify(encoder):
 
 OBJECTIVES = {
     "gpt2": _text(NextToken, gpt("tiny", style="gpt2", max_length=24, dropout=0.1, **SIZE)),
-    "llama": _text(PrefixLM, gpt("tiny", kv_heads=1, **SIZE)),
+    "llama": _text(PrefixLM, gpt("tiny", kv_heads=2, **{**SIZE, "heads": 4})),
     "bert": _text(MaskedLM, bert("tiny", max_length=24, **SIZE), rate=0.3),
     "t5": _text(SpanCorruption, t5("tiny", head_dim=8, **SIZE)),
     "vit": _classify(tiny.encoder()),

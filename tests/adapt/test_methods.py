@@ -167,10 +167,10 @@ REFUSED = {
         LoRA(train=("norms/scale",)): "LoRA.train: 'norms/scale' matches no parameter",
         LinearProbe(): "LinearProbe trains heads alone, and NextToken has none beside model",
         PromptTuning(length=17): "PromptTuning.length=17 and 8 tokens do not fit into the model's 24 learned positions",
-        PromptTuning(tokens=(5, 400)): "PromptTuning.tokens: the model has ids from 0 to 383",
+        PromptTuning(length=2, tokens=(5, 400)): "PromptTuning.tokens: the model has ids from 0 to 383",
     },
     "llama": {
-        METHODS["bitfit"]: "BitFit trains biases, and NextToken has none in model",
+        METHODS["bitfit"]: "BitFit trains biases, and PrefixLM has none in model",
         METHODS["vpt_deep"]: "PromptTuning.place='layers' is for encoders whose layers know no positions",
     },
     "vit": {PromptTuning(start="vocabulary"): "PromptTuning.start='vocabulary' and tokens are for text"},
