@@ -9,6 +9,8 @@ import sys
 import sysconfig
 import zipfile
 
+import pytest
+
 from launch import load
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -46,3 +48,16 @@ def test_your_own_run_works_as_pasted(tmp_path):
     assert "vocab_size = None" in config  # the data's: the table has the 8,192 rows of its ids
     run = load(tmp_path / "mine")
     assert run.params["model"]["embed"]["embedding"].shape[0] == run.tokenizer.vocabulary.size == 8192
+
+
+@pytest.mark.slow
+def test_adapting_works_as_pasted(tmp_path):
+    """Only the places and the number of steps are other ones."""
+    (block,) = re.findall(r"## Adapt it\n\n```bash\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    assert block.count("--workdir=") == 3 and block.count("launch.compare") == 1
+    block = block.replace("--workdir=", "--gin_param=Experiment.total_steps=4 --workdir=")
+    block = block.replace("workdirs/", f"{tmp_path}/").replace("python -m", f"{sys.executable} -m")
+    done = subprocess.run(["bash", "-e", "-c", block], cwd=REPO, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table" / "compare.md").read_text()
+    assert "LoRA" in table and "LinearProbe" in table

@@ -211,7 +211,7 @@ def _classes(y, y_test, source):
 def untrained(objective, data, seed=0, batches=20):
     """Variables of an objective as initialised, after `batches` batches where its encoder has BatchNorm statistics."""
     params = jax.jit(objective.init)(rng.key(seed, "untrained"))
-    extra = objective.init_extra(params, rng.key(seed, "untrained/extra"))
+    extra = jax.jit(objective.init_extra)(params, rng.key(seed, "untrained/extra"))
 
     @functools.partial(jax.jit, static_argnames="phase")
     def see(extra, batch, phase):
@@ -232,8 +232,8 @@ def classifier(objective, variables, classes, seed=0):
         host_image_size=objective.host_image_size,
         classes=classes,
     )
-    params = whole.init(rng.key(seed, "classifier"))
-    extra = whole.init_extra(params, rng.key(seed, "classifier/extra"))
+    params = jax.jit(whole.init)(rng.key(seed, "classifier"))
+    extra = jax.jit(whole.init_extra)(params, rng.key(seed, "classifier/extra"))
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # the steps to come may overwrite it
     params["encoder"] = copy(variables["params"]["encoder"])
     if "batch_stats" in extra:

@@ -143,6 +143,15 @@ def test_finetuning_starts_from_the_encoder_and_learns():
     contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])  # nothing was overwritten
 
 
+def test_encoders_to_compare_are_made_on_any_mesh():
+    """A module's example input is one picture, which eight devices cannot share."""
+    objective = mae()
+    mesh = jax.make_mesh((1, 8, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        variables = probe.untrained(objective, digits())
+        probe.classifier(objective, variables, 10)
+
+
 def test_an_untrained_batchnorm_has_seen_pictures():
     objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), host_image_size=8, classes=10)
     fresh = jax.jit(objective.init_extra)(None, jax.random.key(0))
