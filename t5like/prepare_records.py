@@ -231,6 +231,8 @@ def _split(recipe, listing):
         break
     else:
         what = f"none of its {broken:,} records to train on can be used: {first}" if broken else "there is no record"
+        if "has no field" in what and not recipe.columns and re.search(r"\.(tsv|csv)\b", first):
+            what += "; --columns=NAME,NAME,... names those of a file without a header"
         raise UserError(f"source {recipe.source}: {what}{' to train on in it' * (not broken)}")
     if not recipe.valid or recipe.split or any(p.split == "valid" for p in parts):
         return parts, HeldOut()

@@ -121,13 +121,15 @@ class TextRecords:
         """UserError if a prepared directory was made with other templates, or other tokens, than are asked for."""
         there = prepared.meta["settings"]
         same_size = f"{self.tokenizer.partition(':')[0]}:{prepared.meta['vocab_size']}"
-        for name, like in (*((n, None) for n in ("input", "target", "label", "label_kind")), ("tokenizer", same_size)):
-            asked = getattr(self, name)
-            if asked not in (getattr(TextRecords, name), there[name], like):
-                raise UserError(
-                    f"{prepared.directory} was prepared with {name}={there[name]!r}, not {asked!r}: set "
-                    f"TextRecords.{name} to that, or prepare it again"
-                )
+        kept = {**dict.fromkeys(("input", "target", "label", "label_kind")), "tokenizer": same_size}
+        asked = {name: getattr(self, name) for name in kept}
+        wrong = [n for n, like in kept.items() if asked[n] not in (getattr(TextRecords, n), there[n], like)]
+        if wrong:  # all of them at once
+            told = " and ".join(f"{name}={there[name]!r}, not {asked[name]!r}" for name in wrong)
+            raise UserError(
+                f"{prepared.directory} was prepared with {told}: set {' and '.join(f'TextRecords.{n}' for n in wrong)} "
+                "to that, or prepare it again"
+            )
 
 
 class PreparedRecords:
