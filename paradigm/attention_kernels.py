@@ -15,6 +15,10 @@ from paradigm import attention, splash
 from paradigm.errors import UserError, choose
 
 KINDS = ("auto", "plain", "cudnn", "splash")
+# Shorter rows take the plain path on a TPU unless splash is asked for: compiled for v5e, ViTs of 197 patches, which it
+# pads to 256, need 6 to 8 % more of a step's roofline and a quarter more memory with it; 2,048 tokens half the traffic.
+LONG = 512
+
 _FORCED = contextvars.ContextVar("attention", default=("auto", {}))
 
 
@@ -47,6 +51,8 @@ def pick(q_BxHxLxK, k_BxGxSxK, mask, dropout, bias=None):
     asked, picked = _FORCED.get()
     kernel = {"gpu": "cudnn", "tpu": "splash"}.get(platform()) if asked == "auto" else asked
     reason = _unfit(kernel, q_BxHxLxK, k_BxGxSxK, mask, dropout, bias)
+    if asked == "auto" and kernel == "splash" and min(q_BxHxLxK.shape[2], k_BxGxSxK.shape[2]) < LONG:
+        reason = reason or f"rows are shorter than {LONG}"
     if reason and kernel == asked != "plain":
         raise UserError(f"attention={asked!r} cannot serve here: {reason}; 'auto' takes it where it can")
     found = ("plain", reason) if reason else (kernel, "flash attention" if kernel == "cudnn" else "blocks on the chip")

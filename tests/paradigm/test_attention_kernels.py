@@ -89,6 +89,16 @@ def test_a_cpu_takes_the_plain_path():
     assert pick(draw(0, 1, 2, 4, 8)) == ("plain", "the device is a cpu")
 
 
+def test_a_tpu_takes_splash_for_long_rows(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert pick(draw(0, 1, 2, 512, 8)) == ("splash", "blocks on the chip")
+    assert pick(draw(0, 1, 2, 511, 8)) == ("plain", "rows are shorter than 512")
+    decoding = AttentionMask(True, offset=jnp.zeros(1, jnp.int32))
+    assert pick(draw(0, 1, 2, 600, 8), mask=decoding) == ("plain", "it decodes with a cache")
+    with attention_kernels.use("splash"):
+        assert pick(draw(0, 1, 2, 256, 8))[0] == "splash"
+
+
 # What splash cannot take, by the changes to a call that it can.
 UNFIT = {
     "a prefix is no static mask": {"mask": AttentionMask(True, jnp.array([3]))},
