@@ -42,7 +42,7 @@ def write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tok
         UserError: a tokenizer of another vocabulary, or a prompt that leaves no room.
     """
     tokenizer = objective.tokenizer or tokenizer
-    v, rows = tokenizer.vocabulary, getattr(objective, objective.reader).vocab_size
+    v, rows = tokenizer.vocabulary, objective.modules()[objective.reader][0].vocab_size
     if v.size > rows or objective.vocabulary is not None and v.size != objective.vocabulary.size:
         known = rows if objective.vocabulary is None else objective.vocabulary.size
         raise UserError(f"captions: the tokenizer has {v.size} ids, but the model {known}; take the one of the run")

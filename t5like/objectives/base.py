@@ -1,5 +1,5 @@
-"""What text objectives share: the vocabulary that the data hand to them, what of a batch is scored, and the two ways of
-reading a batch, by a Decoder (LeftToRight) and by an EncoderDecoder (SequenceToSequence)."""
+"""What text objectives share: the vocabulary that the data hand to them, what of a batch is scored, and the ways of
+reading a batch: by a Decoder (LeftToRight), by an EncoderDecoder (SequenceToSequence), by an Encoder (HiddenTokens)."""
 
 import dataclasses
 
@@ -171,6 +171,28 @@ class SequenceToSequence:
     def forward_flops(self, batch_spec):
         (batch, source), (_, length) = batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape
         return {"model": self.model.flops(batch, source, length)}
+
+
+class HiddenTokens:
+    """How an Encoder reads windows some tokens of which are hidden or replaced: for the objectives with fields `model`
+    and `length`, and `_masking`, a Masking (t5like/masking.py)."""
+
+    @property
+    def preprocess(self):
+        return self.known and self._masking
+
+    @property
+    def raw_length(self):
+        """Tokens a data window must hold."""
+        return self._masking.raw_length
+
+    def batch_spec(self, batch_size, phase=MAIN):
+        read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
+        text = text_spec(batch_size, self._masking.target_length)
+        return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
+
+    def throughput(self, batch_spec):
+        return "tokens", batch_spec["encoder_inputs"].size
 
 
 def padding_share(batch, name="encoder_"):

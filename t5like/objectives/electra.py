@@ -20,11 +20,10 @@ import jax.numpy as jnp
 
 from paradigm.capabilities import HasModel
 from paradigm.errors import UserError, choose
-from paradigm.objective import MAIN, rows_spec
 from t5like import heads
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
-from t5like.objectives.base import TextObjective, text_spec
+from t5like.objectives.base import HiddenTokens, TextObjective
 from t5like.scoring import score_detection, score_text
 
 # The generator's, in place of which the discriminator's are used (section 3.2, "weight sharing").
@@ -32,7 +31,7 @@ SHARED = {"embeddings": ("embed", "positions", "token_types"), "none": ()}
 
 
 @dataclasses.dataclass(frozen=True)
-class ELECTRA(HasModel, TextObjective):
+class ELECTRA(HiddenTokens, HasModel, TextObjective):
     """A generator's fakes, to be told from the tokens of the text.
 
     model: the discriminator, an Encoder without head. length, rate, unit, masked, random: see t5like/masking.py; what
@@ -90,20 +89,6 @@ class ELECTRA(HasModel, TextObjective):
             embed_width=self.model.embed_features,
             head=True,
         )
-
-    @property
-    def preprocess(self):
-        return self.known and self._masking
-
-    @property
-    def raw_length(self):
-        """Tokens a data window must hold."""
-        return self._masking.raw_length
-
-    def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-        text = text_spec(batch_size, self._masking.target_length)
-        return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
 
     @property
     def detector(self):
@@ -175,9 +160,6 @@ class ELECTRA(HasModel, TextObjective):
     @property
     def partition_rules(self):
         return (*heads.PARTITION_RULES, *PARTITION_RULES)
-
-    def throughput(self, batch_spec):
-        return "tokens", batch_spec["encoder_inputs"].size
 
     def forward_flops(self, batch_spec):
         (batch, length), places = batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape[1]

@@ -21,17 +21,17 @@ import jax.numpy as jnp
 
 from paradigm.capabilities import FillingMasks
 from paradigm.errors import UserError
-from paradigm.objective import MAIN, rows_spec
+from paradigm.objective import MAIN
 from t5like import heads
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
-from t5like.objectives.base import TextObjective, text_spec
+from t5like.objectives.base import HiddenTokens, TextObjective
 from t5like.scoring import score_pairs, score_text
 from t5like.sentence_pairs import PairMasking
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM(FillingMasks, TextObjective):
+class MaskedLM(HiddenTokens, FillingMasks, TextObjective):
     """Hidden tokens from those on both sides.
 
     model: an Encoder. length: tokens it reads, the vocabulary's cls and sep among them. rate, unit, masked, random: see
@@ -79,16 +79,9 @@ class MaskedLM(FillingMasks, TextObjective):
         return self._prepared.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-        row = lambda dtype: jax.ShapeDtypeStruct((batch_size,), dtype)
-        pairs = {"types": read, "pair": row(jnp.int32), "pair_weight": row(jnp.float32)}
-        return {
-            **(pairs if self.pairs else {}),
-            "encoder_inputs": read,
-            "encoder_segments": read,
-            **text_spec(batch_size, self._masking.target_length),
-            **rows_spec(batch_size),
-        }
+        spec, row = super().batch_spec(batch_size), lambda dtype: jax.ShapeDtypeStruct((batch_size,), dtype)
+        pairs = {"types": spec["encoder_inputs"], "pair": row(jnp.int32), "pair_weight": row(jnp.float32)}
+        return spec | (pairs if self.pairs else {})
 
     def modules(self):
         head = {"pairs": (heads.PairHead(**self.model.shared()), jnp.zeros((1, self.model.d_model)))}
@@ -112,9 +105,6 @@ class MaskedLM(FillingMasks, TextObjective):
     @property
     def partition_rules(self):
         return (*heads.PARTITION_RULES, *PARTITION_RULES) if self.pairs else PARTITION_RULES
-
-    def throughput(self, batch_spec):
-        return "tokens", batch_spec["encoder_inputs"].size
 
     def forward_flops(self, batch_spec):
         return {"model": self.model.flops(*batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape[1])}

@@ -16,16 +16,15 @@ import jax.numpy as jnp
 
 from paradigm.capabilities import HasModel
 from paradigm.errors import UserError
-from paradigm.objective import MAIN, rows_spec
 from t5like import heads
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
-from t5like.objectives.base import OnText, text_spec
+from t5like.objectives.base import HiddenTokens, OnText
 from t5like.scoring import score_detection
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplacedTokens(HasModel, OnText):
+class ReplacedTokens(HiddenTokens, HasModel, OnText):
     """Finds the tokens that do not belong.
 
     model: an Encoder without head. length: tokens it reads. rate: share of the tokens that are replaced, a float or a
@@ -53,20 +52,6 @@ class ReplacedTokens(HasModel, OnText):
         return Masking(self.vocabulary, self.length, self.rate, self.unit, 0.0, 1.0, "replaced_tokens")
 
     @property
-    def preprocess(self):
-        return self.known and self._masking
-
-    @property
-    def raw_length(self):
-        """Tokens a data window must hold."""
-        return self._masking.raw_length
-
-    def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-        text = text_spec(batch_size, self._masking.target_length)
-        return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
-
-    @property
     def detector(self):
         """What tells originals by the model's hidden states: [B, L, D] -> [B, L, 1]."""
         return heads.token_head(self.model)
@@ -89,9 +74,6 @@ class ReplacedTokens(HasModel, OnText):
     @property
     def partition_rules(self):
         return (*heads.PARTITION_RULES, *PARTITION_RULES)
-
-    def throughput(self, batch_spec):
-        return "tokens", batch_spec["encoder_inputs"].size
 
     def forward_flops(self, batch_spec):
         batch, length = batch_spec["encoder_inputs"].shape
