@@ -9,7 +9,7 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
-from paradigm.records import Subset, check_readable, held_out
+from paradigm.records import Subset, check_readable, held_out, share_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.sources import Reading, open_source
 from vision.synthetic_scenes import Shapes
@@ -25,10 +25,11 @@ class ImageData:
     channels: 3 or 1; pictures of other modes are converted. valid: share of train that is held out where the data bring
     neither a split for validation nor one for tests: in each class those with the smallest hashes (of the pixels in
     arrays, else of the name). Data with a test split alone are validated on it, as MNIST is. hold_out: hold that share
-    out in any case, and leave the test split alone. labels: False reads none, so that none are needed. on_broken: a
-    picture that cannot be read is 'replace'd by another, counted and named, or 'refuse'd. max_pixels: a larger one is
-    refused unread. classes: names of numbered labels. image_field, label_field: of tfds records.
-    shapes: settings of the source of that name.
+    out in any case, and leave the test split alone. fraction: the share of the training pictures that is used, of each
+    class as large a one, drawn by fraction_seed: a smaller fraction is a part of a larger one. labels: False reads
+    none, so that none are needed. on_broken: a picture that cannot be read is 'replace'd by another, counted and named,
+    or 'refuse'd. max_pixels: a larger one is refused unread. classes: names of numbered labels. image_field,
+    label_field: of tfds records. shapes: settings of the source of that name.
 
     Nothing is written: pictures are read where they lie.
     """
@@ -37,6 +38,8 @@ class ImageData:
     channels: int = 3
     valid: float = 0.1
     hold_out: bool = False
+    fraction: float = 1.0
+    fraction_seed: int = 0
     labels: bool = True
     on_broken: str = "replace"
     max_pixels: int = MAX_PIXELS
@@ -52,6 +55,8 @@ class ImageData:
             raise UserError(f"ImageData.channels={self.channels}: choose 3 (colour) or 1 (grey)")
         if not 0 < self.valid < 1:
             raise UserError(f"ImageData.valid={self.valid}: the held-out share of train must lie in (0, 1)")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"ImageData.fraction={self.fraction}: a share of the training pictures lies in (0, 1]")
         if not 0 < self.max_pixels <= PILLOW_PIXELS:
             raise UserError(f"ImageData.max_pixels={self.max_pixels}: it must lie in 1 .. {PILLOW_PIXELS:,}")
 
@@ -68,6 +73,10 @@ class ImageData:
         elif "valid" not in splits or self.hold_out:
             splits["train"], splits["valid"] = _hold_out(splits["train"], self.valid, self.source)
             how = f"{self.valid} {self.hold_out}"
+        if self.fraction < 1:
+            train = splits["train"]
+            splits["train"] = Subset(train, share_of(len(train), self.fraction, self.fraction_seed, _labels(train)))
+            how += f" {self.fraction} {self.fraction_seed}"
         settings = (opened.digest, self.channels, self.labels, opened.classes, how)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, opened.note)
@@ -131,6 +140,14 @@ class ImageSource:
 
     def name(self, position):
         return self.records.name(int(position))
+
+
+def _labels(source):
+    """int32 [n] of a source's records; None where they have none, or are drawn, as scenes are."""
+    if isinstance(source, Subset):
+        labels = _labels(source.source)
+        return None if labels is None else labels[source.positions]
+    return source.read_labels() if hasattr(source, "read_labels") else getattr(source, "labels", None)
 
 
 def _hold_out(source, share, name):

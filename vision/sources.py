@@ -293,6 +293,12 @@ class TfdsSource:
         pixels = _decoded(image, self.name(position), self.reading)
         return {"image": pixels, "label": int(record[self.reading.label_field]) if self.reading.labels else -1}
 
+    def read_labels(self):
+        """int32 [n], or None: every record is read for it, no picture is decoded."""
+        if not self.reading.labels:
+            return None
+        return np.array([self.parsed(i)[self.reading.label_field] for i in range(len(self))], np.int32)
+
     def parsed(self, position):
         """The features of a record; its picture is still the bytes of a file."""
         return tfds.parse(self.data, self.shards[position], self.reading.image_field)

@@ -274,6 +274,25 @@ def test_idx(idx):
     assert len(pickle.dumps(prepared.source("train"))) < 2000, "workers read the file for themselves"
 
 
+def test_a_fraction_is_balanced_nested_and_of_the_seed(tmp_path):
+    labels = np.array([0] * 5 + [1] * 15 + [2] * 40, np.uint8)
+    images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1).repeat(2, 1).repeat(2, 2)
+    source = npz(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[::9], y_test=labels[::9])
+    chosen = {}
+    for share, seed in ((0.2, 0), (0.6, 0), (0.2, 1), (0.01, 0)):
+        prepared = opened(source, fraction=share, fraction_seed=seed)
+        found = records(prepared)
+        assert np.bincount([r["label"] for r in found]).tolist() == [max(1, round(share * n)) for n in (5, 15, 40)]
+        chosen[share, seed] = {int(r["image"][0, 0, 0]) for r in found}
+        assert len(prepared.source("valid")) == 7 and f"{len(found)} train" in prepared.described
+        assert prepared.fingerprint != opened(source).fingerprint
+    assert chosen[0.01, 0] < chosen[0.2, 0] < chosen[0.6, 0] and chosen[0.2, 0] != chosen[0.2, 1]
+    held = opened(source, fraction=0.5, hold_out=True)  # of what is left after holding out
+    assert np.bincount([r["label"] for r in records(held)]).tolist() == [2, 6, 18]  # round(6.5) is 6
+    with pytest.raises(UserError, match=r"ImageData.fraction=0.0: a share of the training pictures lies in \(0, 1\]"):
+        opened(source, fraction=0.0)
+
+
 @pytest.mark.parametrize(
     "name, change, message",
     [
@@ -435,6 +454,7 @@ def test_tfds_is_read_without_tensorflow(tfds_dir):
     copy = pickle.loads(pickle.dumps(prepared.source("train")))
     assert (copy[7]["image"] == found[7]["image"]).all()
     assert records(opened(tfds_dir, labels=False))[0]["label"] == -1
+    assert sorted(r["label"] for r in records(opened(tfds_dir, fraction=0.5))) == [0, 0, 0, 1, 1, 1]
     broken = []
     for i in range(3):
         try:
