@@ -42,6 +42,7 @@ ENTRY_POINTS = (
     "benchmarks.gpu",
     "benchmarks.input",
     "benchmarks.vision",
+    "benchmarks.adaptation",
     "benchmarks.multimodal",
     "benchmarks.pairs",
 )

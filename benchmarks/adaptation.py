@@ -1,0 +1,259 @@
+"""Compare adaptations of small pre-trained text models: adapt, score, tabulate. It goes on where it was stopped.
+
+    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=/tmp/adaptation
+
+--clinc holds CLINC150's data_full.json, --wnut WNUT-17's train.conll, dev.conll and test.conll. --bases is the workdir
+of benchmarks.language, whose masked language model (an encoder), causal one (a decoder) and span corruption (an
+encoder-decoder) are adapted. Each run is an ordinary one: `launch.train` on runs/small/clinc150.gin or wnut17.gin with
+a file of gin_configs/adapt. A method's rate is the best of its three on CLINC150's validation split with 10 % of the
+labels; scores are of the test splits. Writes docs/results/adaptation.md and the picture beside it.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+
+from absl import flags
+
+from benchmarks.compare import cell, command, table, there
+from benchmarks.machine import processor
+from launch.run import cli
+from paradigm.storage import expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried."""
+
+    name: str
+    file: str
+    rates: tuple[float, ...]
+
+
+METHODS = (
+    Method("from scratch", "", (1e-3, 2e-3, 5e-3)),
+    Method("full fine-tuning", "full", (5e-4, 1e-3, 2e-3)),
+    Method("linear probe", "linear_probe", (5e-3, 2e-2, 5e-2)),
+    Method("BitFit", "bitfit", (2e-3, 5e-3, 2e-2)),
+    Method("LoRA", "lora", (2e-3, 5e-3, 1e-2)),
+    Method("adapters (Pfeiffer)", "pfeiffer", (2e-3, 5e-3, 1e-2)),
+    Method("prefix tuning", "prefix", (5e-3, 1e-2, 2e-2)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A pre-trained model. base: its run below --bases. arguments: what the task's run file has else with it."""
+
+    name: str
+    base: str
+    arguments: tuple[str, ...] = ()
+
+
+ENCODER = Model("encoder", "masked_lm")
+WITH = "TextClassification.model = @{}()".format
+MODELS = (
+    ENCODER,
+    Model("decoder", "next_token", ("models/gpt_small_text.gin", WITH("gpt"), "last")),
+    Model("encoder-decoder", "span_corruption", ("models/t5_small_text.gin", WITH("t5"), "mean")),
+)
+SHARES = (0.01, 0.1, 1.0)
+TUNED = 0.1  # of the labels, for the rate and for the table of architectures
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is adapted to. run: of runs/small, and the folder of its records. metric: in percent on the page."""
+
+    name: str
+    run: str
+    metric: str
+
+
+INTENTS = Task("CLINC150", "clinc150", "accuracy")
+ENTITIES = Task("WNUT-17", "wnut17", "entity_f1")
+
+
+def main(argv):
+    del argv
+    start, bases = time.time(), there(BASES.value)
+    work = Work(expand(WORKDIR.value).resolve(), bases, start)
+    write_intents(there(CLINC.value) / "data_full.json", work.root / "data")
+    write_entities(there(WNUT.value), work.root / "data")
+    rates = {method.name: best_rate(work, method) for method in METHODS}
+    found = {}
+    for seed in range(SEEDS.value):
+        for method in METHODS:
+            rate = rates[method.name]
+            for share in SHARES:
+                found[INTENTS, ENCODER, method, share, seed] = work.run(INTENTS, ENCODER, method, rate, share, seed)
+            for model in MODELS[1:]:
+                found[INTENTS, model, method, TUNED, seed] = work.run(INTENTS, model, method, rate, TUNED, seed)
+            found[ENTITIES, ENCODER, method, 1.0, seed] = work.run(ENTITIES, ENCODER, method, rate, 1.0, seed)
+    out = expand(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    picture(found, out / "adaptation.png")
+    (out / "adaptation.md").write_text(report(found, rates))
+    print(json.dumps({"wrote": str(out / "adaptation.md"), "seconds": round(time.time() - start)}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """root: of all runs. bases: the pre-trained ones. start: of the clock."""
+
+    root: object
+    bases: object
+    start: float
+
+    def run(self, task, model, method, rate, share, seed, split="test"):
+        """launch.results' Run of one adaptation, trained unless that is done already."""
+        from launch.results import runs
+
+        data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
+        name = f"{task.run}-{model.name}-{method.name}-{rate:g}-{share:g}-{seed}-{split}".replace(" ", "_")
+        place = self.root / name
+        print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
+        if (done := runs.read(place)) is not None and done.ended:
+            return done
+        files, bindings = [f"runs/small/{task.run}.gin"], []
+        if model.arguments:
+            file, binding, pool = model.arguments
+            files, bindings = [*files, file], [binding, f"TextClassification.pool = {pool!r}"]
+        if method.file:
+            files.append(f"adapt/{method.file}.gin")
+        bindings += [f"TextRecords.source = {str(data)!r}", f"TextRecords.tokenizer = {str(base)!r}"]
+        bindings += [f"TextRecords.fraction = {share}", f"TextRecords.fraction_seed = {seed}"]
+        bindings += [f"Cosine.peak = {rate}", f"Experiment.seed = {seed}", *GIN_PARAM.value]
+        begin = [f"--init_from={base}"] if method.file else []
+        flags = [*(f"--gin_file={file}" for file in files), f"--workdir={place}", *begin]
+        command("launch.train", *flags, bindings=bindings)
+        return runs.read(place)
+
+
+def best_rate(work, method):
+    """The rate with the best accuracy on the validation split."""
+    tried = {rate: work.run(INTENTS, ENCODER, method, rate, TUNED, 0, "valid") for rate in method.rates}
+    return max(tried, key=lambda rate: tried[rate].last(f"valid/{INTENTS.metric}"))
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def write(root, name, train, splits):
+    """Two folders of records, for tuning and for the page: `valid` of the one is the validation split, of the other
+    the test split."""
+    for split, rows in splits.items():
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, lines in (("train", train), ("valid", rows)):
+            (folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_intents(path, root):
+    """CLINC150 without what is out of its scope: [text, intent] pairs as records."""
+    records = {
+        split: [{"text": text, "label": label} for text, label in rows]
+        for split, rows in json.loads(there(path).read_text()).items()
+    }
+    write(root, INTENTS.run, records["train"], {"valid": records["val"], "test": records["test"]})
+
+
+def write_entities(folder, root):
+    """WNUT-17: lines of a word and its tag, an empty line between sentences, as records."""
+    splits = {}
+    for split in ("train", "dev", "test"):
+        sentences = [[]]
+        for line in there(folder / f"{split}.conll").read_text().splitlines():
+            if line.strip():
+                sentences[-1].append(line.split("\t"))
+            else:
+                sentences.append([])
+        splits[split] = [{"words": [w for w, _ in s], "tags": [t for _, t in s]} for s in sentences if s]
+    write(root, ENTITIES.run, splits["train"], {"valid": splits["dev"], "test": splits["test"]})
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def scores(found, task, model, method, share):
+    """The task's metric of every seed."""
+    chosen = [found.get((task, model, method, share, seed)) for seed in range(SEEDS.value)]
+    return [run.last(f"valid/{task.metric}") for run in chosen if run is not None]
+
+
+def report(found, rates):
+    """The page, as markdown."""
+    seeds = "one seed" if SEEDS.value == 1 else f"{SEEDS.value} seeds"
+    whole = METHODS[1]
+    cost = lambda method: found[INTENTS, ENCODER, method, 1.0, 0]
+    percent = lambda share: f"{100 * share:g} %"
+    intents, entities = [], []
+    for method in METHODS:
+        run, least = cost(method), cost(whole)
+        costs = [f"{run.trained_percent:.3g} %", f"{run.peak_memory:.0f} MiB"]
+        costs += [f"{run.step_seconds / least.step_seconds:.2f}", f"{rates[method.name]:g}"]
+        rows = [cell(scores(found, INTENTS, ENCODER, method, share)) for share in SHARES]
+        intents.append([method.name, *rows, *costs])
+        others = [cell(scores(found, INTENTS, model, method, TUNED)) for model in MODELS]
+        entities.append([method.name, *others, cell(scores(found, ENTITIES, ENCODER, method, 1.0))])
+    lines = [
+        "# What an adaptation keeps of a pre-trained model, and what it costs",
+        "",
+        "Small models pre-trained on novels (the runs of [language.md](language.md): masked language modelling, next",
+        "token, span corruption), adapted for 300 steps to a task by one method after the other. From scratch is the",
+        "same model, drawn. A row's rate is the best of three by CLINC150's validation split with a tenth of the",
+        "labels, on the encoder; it is used in every column. Scores are of the test splits, in percent; mean and",
+        f"standard deviation over seeds where there are several ({seeds}).",
+        "",
+        "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
+        + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
+        "",
+        f"Hardware: {processor()}, 2 cores, float32.",
+        "",
+        "## Intents of requests, by labels seen",
+        "",
+        "CLINC150, 150 classes without those out of scope: accuracy with 1, 10 and 100 of 100 labels a class, on the",
+        "encoder. Memory is what a device holds at most in a step, as compiled; the step's time is beside full",
+        "fine-tuning's, on a machine that did other things too.",
+        "",
+        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "step", "rate"], intents),
+        "## Three architectures, and entities",
+        "",
+        f"CLINC150 with {percent(TUNED)} of the labels, on three models of one size, pre-trained on as many tokens (a",
+        "mean over tokens, the last token, a mean over the encoder's); and entity F1 of WNUT-17, on the encoder.",
+        "",
+        *table(["", *(f"CLINC150, {model.name}" for model in MODELS), "WNUT-17, encoder"], entities),
+    ]
+    return "\n".join([*lines, "![accuracy by labels seen](adaptation.png)", ""])
+
+
+def picture(found, path):
+    """Accuracy by the share of labels, a line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for i, method in enumerate(METHODS):
+        rows = [scores(found, INTENTS, ENCODER, method, share) for share in SHARES]
+        style = {"color": "black", "linestyle": "--"} if not method.file else {"color": f"C{i}"}
+        axis.plot(SHARES, [100 * statistics.mean(row) for row in rows], marker="o", label=method.name, **style)
+    axis.set(xscale="log", xlabel="share of the labels", ylabel="accuracy (%)", title="CLINC150, encoder")
+    axis.set_xticks(SHARES, [f"{100 * share:g} %" for share in SHARES])
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    CLINC = flags.DEFINE_string("clinc", None, "Where CLINC150's data_full.json is.", required=True)
+    WNUT = flags.DEFINE_string("wnut", None, "Where WNUT-17's .conll files are.", required=True)
+    BASES = flags.DEFINE_string("bases", None, "The workdir of benchmarks.language.", required=True)
+    WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
+    SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
+    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 300'.")
+    OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
+    cli.run(main)
