@@ -159,6 +159,10 @@ ROWS = (
     ("vision/objectives/barlow_twins.py", "jnp.square(off_diagonal(c))", "jnp.square(c)", "vision/test_joint", "official_ones"),
     ("vision/objectives/simsiam.py", "[jax.lax.stop_gradient(l2_normalize(x)) for x in z]", "[l2_normalize(x) for x in z]", "vision/test_joint", "official_ones"),
     ("vision/patches.py", "np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)", "np.concatenate([np.sin(y), np.cos(y), np.sin(x), np.cos(x)], 1)", "vision/test_patches", "formula"),
+    ("vision/hf/beit.py", '("lambda_1", "attention_layer_scale"', '("lambda_2", "attention_layer_scale"', "vision/test_parity", "beit"),
+    ("vision/hf/beit.py", '"shared" if shared else "layers"', '"layers" if shared else "shared"', "vision/test_parity", "beit"),
+    ("vision/data.py", "self.fraction_seed, _labels(train)", "self.fraction_seed, None", "vision/test_sources", "fraction"),
+    ("vision/data.py", "labels[source.positions]", "labels[: len(source)]", "vision/test_sources", "fraction"),
     # multimodal
     ("multimodal/objectives/clip.py", "outwards = ((x >= high) & (g < 0))", "outwards = ((x >= high) & (g > 0))", "multimodal/test_objectives", "clamped_and_can_come_back"),
     ("multimodal/objectives/clip.py", "(to_text + to_image) / 2 * mask", "(to_text + to_text) / 2 * mask", "multimodal/test_objectives", "clip_is_the_papers"),

@@ -36,15 +36,24 @@ def channels_last(pixels):
 
 
 def run(modules, params, golden):
-    """Our side, name -> array, of what a golden of ViT or ViT-MAE holds."""
+    """Our side, name -> array, of what a golden of an encoder, ViT-MAE or BEiT holds."""
     images = channels_last(golden["inputs"]["pixel_values"])
+    if "bool_masked_pos" in golden["inputs"]:
+        return {"logits": _logits(*modules.values(), params, images, jnp.asarray(golden["inputs"]["bool_masked_pos"]))}
     return (_mae if "decoder" in modules else _vit)(modules, params, images, golden)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(encoder, params, images):
     _, intermediates = encoder.apply({"params": params}, images)
-    return jnp.concatenate([intermediates["class"][:, None], intermediates["patches"]], 1)
+    first = [intermediates["class"][:, None]] if encoder.class_token else []
+    return jnp.concatenate([*first, intermediates["patches"]], 1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(encoder, decoder, params, images, mask):
+    _, intermediates = encoder.apply({"params": params["encoder"]}, images, mask=mask)
+    return decoder.apply({"params": params["decoder"]}, intermediates["patches"])[0]
 
 
 def _vit(modules, params, images, golden):

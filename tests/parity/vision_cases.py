@@ -70,6 +70,27 @@ DINOV2_REGISTERS = {
     "image_size": 16,
     "num_register_tokens": 3,
 }
+# Pre-trained BEiT: one table of relative positions for all layers; and a table for each, positions beside, an odd size.
+BEIT = {
+    **{name: value for name, value in VIT.items() if name != "qkv_bias"},
+    "architectures": ["BeitForMaskedImageModeling"],
+    "model_type": "beit",
+    "layer_scale_init_value": 0.1,
+    "use_mask_token": True,
+    "use_shared_relative_position_bias": True,
+    "use_relative_position_bias": False,
+    "use_absolute_position_embeddings": False,
+    "vocab_size": 11,
+}
+BEIT_LAYERS = {
+    **BEIT,
+    "image_size": 18,
+    "use_shared_relative_position_bias": False,
+    "use_relative_position_bias": True,
+    "use_absolute_position_embeddings": True,
+    "hidden_act": "gelu_new",
+}
+IJEPA = {**VIT, "architectures": ["IJepaModel"], "model_type": "ijepa", "layer_norm_eps": 1e-6}
 RESNET_18 = {
     "architectures": ["ResNetModel"],
     "model_type": "resnet",
@@ -90,9 +111,13 @@ CONFIGS = {
     "vit_mae_odd": VIT_MAE_ODD,
     "dinov2": DINOV2,
     "dinov2_registers": DINOV2_REGISTERS,
+    "beit": BEIT,
+    "beit_layers": BEIT_LAYERS,
+    "ijepa": IJEPA,
     "resnet_18": RESNET_18,
     "resnet_50": RESNET_50,
 }
+VITS = tuple(case for case in CONFIGS if not case.startswith("resnet"))
 # Of ViT-MAE's gradient, what is compared: both ends of the chain and what lies between encoder and decoder.
 SLOPES = (
     "vit.embeddings.cls_token",
@@ -117,10 +142,13 @@ def weight(name, shape):
 
 
 def inputs(case):
-    """Arguments of the transformers model, as numpy: pixel_values [B, C, H, W]; for ViT-MAE noise [B, N]."""
+    """Arguments of the transformers model, as numpy: pixel_values [B, C, H, W]; for ViT-MAE noise [B, N], for BEiT
+    bool_masked_pos [B, N]."""
     rng = np.random.default_rng(zlib.crc32(case.encode()))
     side, channels = CONFIGS[case].get("image_size", 32), CONFIGS[case]["num_channels"]
     given = {"pixel_values": rng.standard_normal((2, channels, side, side)).astype(np.float32)}
+    if case.startswith("beit"):
+        given["bool_masked_pos"] = rng.random((2, 16)) < 0.4
     return given | ({"noise": rng.random((2, 16)).astype(np.float32)} if case.startswith("vit_mae") else {})
 
 

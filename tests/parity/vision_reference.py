@@ -42,7 +42,7 @@ def released(case, directory):
 
 def run(case, directory):
     """name -> array: what the checkpoint in `directory` makes of the inputs."""
-    how = {"add_pooling_layer": False} if case in ("vit", "vit_odd") else {}
+    how = {"add_pooling_layer": False} if case in ("vit", "vit_odd", "ijepa") else {}
     model, report = model_class(case).from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **how)
     problems = {k: v for k, v in report.items() if v and k != "unexpected_keys"}
     assert not problems, f"{case}: transformers reports {problems}"
@@ -65,7 +65,9 @@ def run(case, directory):
         elif case == "dinov2":
             resized = model(pixel_values=torch.tensor(cases.larger()))
             outputs = {"hidden": out.last_hidden_state, "larger": resized.last_hidden_state}
-        elif case.startswith("vit"):
+        elif case.startswith("beit"):
+            outputs = {"logits": out.logits}
+        elif case.startswith(("vit", "ijepa")):
             resized = model(pixel_values=torch.tensor(cases.larger()), interpolate_pos_encoding=True)
             outputs = {"hidden": out.last_hidden_state, "larger": resized.last_hidden_state}
         else:
@@ -92,7 +94,7 @@ def goldens():
 
 
 def check(root):
-    for case in ("vit", "vit_odd", "vit_mae", "vit_mae_odd", "dinov2", "dinov2_registers"):
+    for case in cases.VITS:
         golden, outputs = cases.load(case), run(case, pathlib.Path(root, case))
         far = max(np.abs(x - golden[name]).max() for name, x in outputs.items())
         print(f"{case}: transformers reads our files; largest difference {far:.1e}")

@@ -10,7 +10,7 @@ from tests.parity import vision_cases as cases
 from vision import hf
 
 TOLERANCE = 1e-4
-VITS = ("vit", "vit_odd", "vit_mae", "vit_mae_odd", "dinov2", "dinov2_registers")
+VITS = cases.VITS
 
 
 @pytest.fixture(scope="module", params=VITS)
@@ -26,14 +26,16 @@ def ours(golden, tmp_path_factory):
 
 
 def test_outputs(golden, ours):
-    """ViT: all tokens, at its own resolution and, positions interpolated, at another.
+    """ViT, DINOv2, I-JEPA: all tokens, at its own resolution and, positions interpolated, at another. BEiT: the
+    logits of tokens, some patches hidden.
 
     ViT-MAE given the same noise: predictions, loss, mask, and the loss's gradient through decoder and encoder.
     """
     case, stored = golden
     found = vision.run(*ours, stored)
-    wanted = {"hidden", "larger"} if case in ("vit", "vit_odd", "dinov2") else {"loss", "logits", "mask", *found.keys()}
-    assert found.keys() == ({"hidden"} if case == "dinov2_registers" else wanted)
+    wanted = {"dinov2_registers": {"hidden"}, "beit": {"logits"}, "beit_layers": {"logits"}}.get(case)
+    wanted = wanted or ({"loss", "logits", "mask", *found} if "mae" in case else {"hidden", "larger"})
+    assert found.keys() == wanted
     for name, x in found.items():
         x = np.asarray(x)
         assert x.shape == stored[name].shape and np.abs(stored[name]).max() > 40 * TOLERANCE, name
@@ -54,11 +56,11 @@ def test_every_weight_matters(golden, ours):
     """A leaf that the outputs could not show would be a leaf that nobody compared."""
     case, stored = golden
     modules, params = ours
-    shown = ("loss", "logits") if case.startswith("vit_mae") else ("hidden",)
+    shown = ("loss", "logits") if case.startswith("vit_mae") else ("logits",) if "beit" in case else ("hidden",)
     base = vision.run(modules, params, stored)
     for name, _ in trees.named_leaves(params):
-        if name.endswith(("key/bias", "encoder/mask_token")):
-            continue  # adds the same to all logits of a query, which softmax takes away; nothing is masked here
+        if name.endswith("key/bias") or (name == "encoder/mask_token" and not case.startswith("beit")):
+            continue  # adds the same to all logits of a query, which softmax takes away; nothing is masked there
         moved = trees.named_map(lambda n, x, name=name: x * 1.5 + 0.1 if n == name else x, params)
         found = vision.run(modules, moved, stored)
         assert max(np.abs(np.asarray(found[k]) - np.asarray(base[k])).max() for k in shown) > TOLERANCE, name

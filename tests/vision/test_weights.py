@@ -80,7 +80,7 @@ def test_a_fixed_table_is_read_as_a_learned_one(tmp_path):
     np.testing.assert_allclose(hidden(found, again), hidden(modules, params), atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["vit", "vit_odd", "vit_mae", "vit_mae_odd", "dinov2", "dinov2_registers"])
+@pytest.mark.parametrize("case", cases.VITS)
 def test_what_is_read_is_written(case, tmp_path):
     """Our file holds the released file's tensors, bit for bit, in the released names; and its config."""
     golden = cases.load(case)
@@ -175,6 +175,15 @@ def broken(case, match, **changes):
         broken("vit", "is 'vits', which is none of .*: vit, vit_mae", config={"model_type": "vits"}),
         broken("vit", "attention.key.bias: wanted nothing", config={"qkv_bias": False}),
         broken("vit", r"a ViT with image_size=\[16, 8\] is not one of our", config={"image_size": [16, 8]}),
+        broken("beit", r"architectures in .* is \['BeitForImageClassification'\]; of beit, these .*: BeitForMasked",
+               config={"architectures": ["BeitForImageClassification"]}),
+        broken("beit", "use_mask_token=False is not one of our models: they have a mask token",
+               config={"use_mask_token": False}),
+        broken("beit", "use_relative_position_bias=True is not .* one for each, not both",
+               config={"use_relative_position_bias": True}),
+        broken("beit", "we do not know what this entry does", config={"rope": True}),
+        broken("ijepa", r"position_embeddings: wanted \(1, 16, 12\), found \(1, 17, 12\)",
+               **{"embeddings.position_embeddings": np.ones((1, 17, 12), "f4")}),
         broken("vit", "='gelu_fast' is not .*: they have one of gelu, ", config={"hidden_act": "gelu_fast"}),
     ],
 )  # fmt: skip

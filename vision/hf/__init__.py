@@ -1,4 +1,4 @@
-"""ViT (DINO too), ViT-MAE and DINOv2, as the transformers library writes them.
+"""ViT (DINO too), ViT-MAE, BEiT, DINOv2 and I-JEPA, as the transformers library writes them.
 
     modules, params = hf.read("vit-mae-base")
     pooled, intermediates = modules["encoder"].apply({"params": params["encoder"]}, images)
@@ -10,12 +10,14 @@ The library's poolers and classifiers, which no encoder of ours has, are left as
 import functools
 
 from paradigm import hf
+from vision.hf.beit import BEIT
 from vision.hf.dinov2 import DINOV2, DINOV2_REGISTERS
+from vision.hf.ijepa import IJEPA_FAMILY
 from vision.hf.mae import MAE_FAMILY
 from vision.hf.vit import VIT
 from vision.objectives.mae import MAE
 
-FAMILIES = (VIT, MAE_FAMILY, DINOV2, DINOV2_REGISTERS)
+FAMILIES = (VIT, MAE_FAMILY, BEIT, DINOV2, DINOV2_REGISTERS, IJEPA_FAMILY)
 read = functools.partial(hf.read, families=FAMILIES)
 write = functools.partial(hf.write, families=FAMILIES)
 
