@@ -188,6 +188,18 @@ class Captioning(CaptionScoring):
         raise NotImplementedError
 
 
+class Segmenting(ImageFeatures):
+    """Finds the class of every pixel. names: of the classes, or (). Its batches hold `regions` too."""
+
+    can = "segment pictures"
+    classes: int
+    names: tuple[str, ...]
+
+    def segment(self, variables, batch):
+        """(found, true) int32 [B, H, W] of a batch's plain view; true is -1 where nothing is labelled."""
+        raise NotImplementedError
+
+
 class Reconstructing(ImageFeatures):
     """Makes pictures whole again."""
 

@@ -23,5 +23,6 @@ CONFIGURABLE = {
     "resnet": ("resnet",),
     "probe": ("Probes",),
     "attention_maps": ("AttentionMaps",),
+    "segments": ("Segments",),
     "visualize": ("Reconstructions", "GeneratedImages", "Views", "Neighbours", "PatchPCA"),
 }

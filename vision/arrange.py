@@ -54,6 +54,41 @@ def arrange(names, where, labels=True):
     return Arranged(splits, len(names) - sum(map(len, splits.values())), "; ".join(notes))
 
 
+def maps_of(names, folder, where):
+    """({picture: its map}, notes) of names of picture files, the maps in folders of this name.
+
+    A picture's map has its path with one folder more, or one exchanged, whatever its ending: images/train/x.jpg and
+    masks/train/x.png, train/x.jpg and train/masks/x.png. Raises UserError where there is no such folder, or none of its
+    maps is a picture's.
+    """
+    split = lambda name: (*parts_of(name)[:-1], parts_of(name)[-1].rsplit(".", 1)[0])
+    without = lambda path, k: (*path[:k], *path[k + 1 :])
+    paths = {name: split(name) for name in names}
+    maps = {without(path, path.index(folder)): name for name, path in paths.items() if folder in path[:-1]}
+    if not maps:
+        folders = sorted({part for path in paths.values() for part in path[:-1]})
+        raise UserError(
+            f"ImageData.regions='{folder}': {where} holds no folder of this name; it holds {few(folders, 8)}"
+        )
+    found, alone = {}, []
+    for name, path in paths.items():
+        if folder not in path[:-1]:
+            keys = (path, *(without(path, k) for k in range(len(path) - 1)))
+            if (key := next((key for key in keys if key in maps), None)) is None:
+                alone.append(name)
+            else:
+                found[name] = maps[key]
+    if not found:
+        raise UserError(
+            f"{where}: none of the maps in {folder} is of a picture, such as {sorted(maps.values())[0]}: name each "
+            "like its picture, in folders alike"
+        )
+    notes = [f"maps of classes in {folder}"]
+    notes += [f"{len(alone):,} pictures without a map are left out ({few(sorted(alone), 4)})"] if alone else []
+    unused = len(maps) - len(set(found.values()))
+    return found, notes + ([f"{unused:,} maps without a picture are left out"] if unused else [])
+
+
 def _inner(paths):
     """(outer folders, paths below them): of a folder that holds all and more folders, unless it is a split."""
     outer = []

@@ -29,7 +29,9 @@ class ImageData:
     class as large a one, drawn by fraction_seed: a smaller fraction is a part of a larger one. labels: False reads
     none, so that none are needed. on_broken: a picture that cannot be read is 'replace'd by another, counted and named,
     or 'refuse'd. max_pixels: a larger one is refused unread. classes: names of numbered labels. image_field,
-    label_field: of tfds records. shapes: settings of the source of that name.
+    label_field: of tfds records. regions: the folder with a map for each picture, grey or palette numbers of classes,
+    255 for none: images/train/x.jpg has masks/train/x.png with regions='masks', and train/images/x.jpg has
+    train/masks/x.png; of `shapes`, shape or colour. shapes: settings of the source of that name.
 
     Nothing is written: pictures are read where they lie.
     """
@@ -46,6 +48,7 @@ class ImageData:
     classes: tuple[str, ...] = ()
     image_field: str = "image"
     label_field: str = "label"
+    regions: str = ""
     shapes: Shapes = Shapes()
 
     def __post_init__(self):
@@ -77,7 +80,14 @@ class ImageData:
             train = splits["train"]
             splits["train"] = Subset(train, share_of(len(train), self.fraction, self.fraction_seed, _labels(train)))
             how += f" {self.fraction} {self.fraction_seed}"
-        settings = (opened.digest, self.channels, self.labels, opened.classes, how)
+        settings = (
+            opened.digest,
+            self.channels,
+            self.labels,
+            opened.classes,
+            how,
+            *([self.regions] if self.regions else []),
+        )
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, opened.note)
         check_readable(prepared.source("valid"), f"{self.source}, what is held out")

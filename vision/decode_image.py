@@ -85,3 +85,17 @@ def to_channels(image, channels):
     if channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
     return np.repeat(image, channels, axis=2)
+
+
+def class_map(raw, size):
+    """A map of classes, the bytes of a picture file of grey or palette numbers -> uint8 [height, width].
+
+    size: (height, width) of the picture that it is of. Raises ValueError for a map of another size or another mode.
+    """
+    with Image.open(io.BytesIO(raw)) as image:
+        if image.mode not in ("L", "P", "1"):
+            raise ValueError(f"a map of classes has grey or palette numbers, and this one is {image.mode}")
+        found = np.asarray(image, np.uint8)
+    if found.shape != tuple(size):
+        raise ValueError(f"the map has {found.shape[1]} x {found.shape[0]} pixels, its picture {size[1]} x {size[0]}")
+    return found

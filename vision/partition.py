@@ -6,7 +6,7 @@ PARTITION_RULES = (
     *transformer.PARTITION_RULES,
     (r"(encoder|target)/embed/kernel$", (None, "fsdp")),  # [P, D]; P is 49 for grey patches of 7: no axis divides it
     (r"(decoder|encoder)/(embed|predict)/kernel$", ("fsdp", None)),  # [D, width], [width, P]
-    (r"classifier/output/kernel$", ("fsdp", None)),  # [D, classes]
+    (r"(classifier|segmenter)/output/kernel$", ("fsdp", None)),  # [D, classes]
     (r"codebook(/sum)?$", ()),  # [K, d]: small, and read as a whole
     (r"(positions|ids)/embedding$", (None, "fsdp")),  # [N, D], or [1 + N, D]
     (r"(class_token|mask_token|registers)$", ()),  # [1, n, D]

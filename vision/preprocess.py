@@ -43,6 +43,30 @@ class PreprocessImage:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class PreprocessRegions(PreprocessImage):
+    """The same with a map of classes, resized by the nearest pixel. classes: how many the head has; 255 is none."""
+
+    classes: int
+
+    def __call__(self, example, rng, step, train):
+        """What PreprocessImage gives, and "regions" uint8 [size, size].
+
+        Raises UserError for a picture without a map, or with a class that the head has not.
+        """
+        if "regions" not in example:
+            raise UserError(
+                "pictures come without maps of classes: set ImageData.regions to the folder that holds them, or to "
+                "'shape' with the source shapes"
+            )
+        regions = np.asarray(example["regions"])
+        if (known := regions[regions != 255]).size and known.max() >= self.classes:
+            raise UserError(f"a region has the class {known.max()}, and Segmentation.classes={self.classes}: raise it")
+        made = super().__call__(example, rng, step, train)
+        regions = Image.fromarray(regions).resize((self.size, self.size), Image.Resampling.NEAREST)
+        return {**made, "regions": np.asarray(regions)}
+
+
 def resize_to_square(image, size):
     """uint8 [h, w, C] -> [size, size, C], without aliasing: exact means of pixels where they divide, else bicubic."""
     height, width, channels = image.shape

@@ -32,8 +32,8 @@ from paradigm.names import kind_of, left_out, split_of
 from paradigm.records import Shards, keys_of
 from paradigm.storage import expand
 from vision import array_sources
-from vision.arrange import arrange
-from vision.decode_image import MAX_PIXELS, UNREAD, decode, mode, suffixes, to_channels
+from vision.arrange import arrange, maps_of
+from vision.decode_image import MAX_PIXELS, UNREAD, class_map, decode, mode, suffixes, to_channels
 from vision.files import Archive, Folder, is_picture, kinds_left_out, sample_of, spread
 from vision.synthetic_scenes import Shapes
 
@@ -51,6 +51,7 @@ class Reading:
     classes: tuple[str, ...] = ()
     image_field: str = "image"
     label_field: str = "label"
+    regions: str = ""
     shapes: Shapes = Shapes()
 
 
@@ -83,6 +84,10 @@ def open_source(source, reading):
         raise UserError(f"image source {source!r} names no place: write {kind}:{'NAME' if kind == 'tfds' else 'PATH'}")
     if reading.classes and kind not in ("idx", "npz"):
         raise UserError(f"ImageData.classes names numbered labels, of idx and npz; {source} has names of its own")
+    if reading.regions and kind not in ("folder", "zip", "shapes"):
+        raise UserError(
+            f"ImageData.regions: maps of classes are read beside pictures in folders and zips, not in {kind}"
+        )
     try:
         return opener(place, reading)
     except OSError as error:
@@ -130,6 +135,8 @@ class ShapesSource:
     def __getitem__(self, position):
         record = self.shapes.record(self.start + position)
         record["image"] = to_channels(record["image"], self.reading.channels)
+        if self.reading.regions:
+            record["regions"] = self.shapes.regions(self.start + position, self.reading.regions)
         return record if self.reading.labels else {**record, "label": -1}
 
     def name(self, position):
@@ -138,6 +145,8 @@ class ShapesSource:
 
 def _open_shapes(place, reading):
     s, valid = reading.shapes, reading.shapes.valid_scenes
+    if reading.regions:
+        choose("ImageData.regions of shapes", reading.regions, {"shape": 1, "colour": 1})
     splits = {"train": ShapesSource(s, 0, s.scenes, reading), "valid": ShapesSource(s, s.scenes, valid, reading)}
     if s.exclude:  # what was never seen in training
         unseen = dataclasses.replace(s, exclude=(), only=s.exclude)
@@ -150,12 +159,13 @@ def _open_shapes(place, reading):
 
 @dataclasses.dataclass
 class FileSource:
-    """Picture files of a Folder or an Archive. labels: int32 [N], or None."""
+    """Picture files of a Folder or an Archive. labels: int32 [N], or None. maps: {name: that of its map of classes}."""
 
     files: Any
     names: list[str]
     labels: np.ndarray | None
     reading: Reading
+    maps: dict = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         return len(self.names)
@@ -163,7 +173,11 @@ class FileSource:
     def __getitem__(self, position):
         name = self.names[position]
         label = -1 if self.labels is None else int(self.labels[position])
-        return {"image": _decoded(lambda: self.files.read(name), self.name(position), self.reading), "label": label}
+        record = {"image": _decoded(lambda: self.files.read(name), self.name(position), self.reading), "label": label}
+        if self.maps:
+            place, size = self.files.place(self.maps[name]), record["image"].shape[:2]
+            record["regions"] = _checked(lambda: class_map(self.files.read(self.maps[name]), size), place, self.reading)
+        return record
 
     def name(self, position):
         return self.files.place(self.names[position])
@@ -175,8 +189,13 @@ class FileSource:
 
 def _decoded(raw, name, reading):
     """The pixels of raw() -> bytes; a broken picture is a UserError if it is to be refused, else a ValueError."""
+    return _checked(lambda: decode(raw(), name, reading.channels, reading.max_pixels), name, reading)
+
+
+def _checked(made, name, reading):
+    """made(), whose errors say what is broken."""
     try:
-        return decode(raw(), name, reading.channels, reading.max_pixels)
+        return made()
     except UserError:
         raise
     except Exception as error:  # decoders raise anything at all
@@ -215,17 +234,25 @@ def _open_files(files, reading):
             f"{files.root} holds no pictures ({' '.join(suffixes())}); it holds {' '.join(kinds[:8]) or 'nothing'}"
             f"{_unread(kinds)}"
         )
-    found = arrange(list(stamps), files.root, reading.labels)
+    maps, alone = maps_of(stamps, reading.regions, files.root) if reading.regions else ({}, [])
+    pictures = list(maps) if reading.regions else list(stamps)
+    found = arrange(pictures, files.root, reading.labels and not reading.regions)
     classes = sorted({label for rows in found.splits.values() for _, label in rows if label is not None})
     places = {name: k for k, name in enumerate(classes)}
     splits = {}
     for split, rows in found.splits.items():
         names = [name for name, _ in rows]
         labels = np.array([places[label] for _, label in rows], np.int32) if rows[0][1] is not None else None
-        splits[split] = FileSource(files, names, labels, reading)
+        splits[split] = FileSource(files, names, labels, reading, {name: maps[name] for name in names} if maps else {})
     lines = [f"{split} {name} {label} {stamps[name]}" for split, rows in found.splits.items() for name, label in rows]
     names = sorted(name for rows in found.splits.values() for name, _ in rows)
-    notes = [found.note, left_out(without) + _unread(without), *(_survey(split, s) for split, s in splits.items())]
+    lines += [f"{name} {maps[name]} {stamps[maps[name]]}" for name in names if maps]
+    notes = [
+        found.note,
+        *alone,
+        left_out(without) + _unread(without),
+        *(_survey(split, s) for split, s in splits.items()),
+    ]
     return Opened(
         splits, tuple(classes) or None, _digest([*lines, *files.sample(names)]), "; ".join(filter(None, notes))
     )

@@ -138,6 +138,16 @@ class Shapes:
         image = render(scene, self.size)
         return {"image": image, "label": labels[self.label], "labels": labels, "caption": scene.caption}
 
+    def regions(self, i, of):
+        """uint8 [size, size] of scene i: 0 for the background, else 1 and the place of an object's word in SHAPES or
+        COLOURS. of: shape or colour."""
+        words = {"shape": SHAPES, "colour": tuple(COLOURS)}[of]
+        found = np.zeros((self.size, self.size), np.uint8)
+        for thing in self.scene(i).things:
+            rows, columns, _, _, distance = _inside(thing, self.size)
+            found[rows, columns][distance < 0] = 1 + words.index(getattr(thing, of))
+        return found
+
     def scene(self, i):
         """Scene i."""
         [rng] = generators(self.seed, _SCENE, i)
@@ -266,25 +276,31 @@ def _background(scene, size):
     return colour + light[:, :, None]
 
 
-def _draw(image, thing, size):
-    """Paints one object over float32 [size, size, 3], in place."""
+def _inside(thing, size):
+    """(rows, columns) of the pixels near an object, as slices; (x [w], y [h, 1]) from its middle, in radii; and the
+    distance [h, w] to its outline in pixels, negative inside."""
     low_x, low_y = (max(0, int((v - thing.radius) * size) - 1) for v in (thing.x, thing.y))
     high_x, high_y = (min(size, int((v + thing.radius) * size) + 2) for v in (thing.x, thing.y))
     x = ((np.arange(low_x, high_x, dtype=np.float32) + 0.5) / size - thing.x) / thing.radius
     y = ((np.arange(low_y, high_y, dtype=np.float32) + 0.5) / size - thing.y)[:, None] / thing.radius
     cos, sin = np.float32(np.cos(thing.tilt)), np.float32(np.sin(thing.tilt))
     u, v = x * cos + y * sin, y * cos - x * sin
-    pixels = np.float32(thing.radius * size)  # in one radius, the unit of u and v
-    distance = _DISTANCE[thing.shape](u, v) * pixels
+    distance = _DISTANCE[thing.shape](u, v) * np.float32(thing.radius * size)
+    return slice(low_y, high_y), slice(low_x, high_x), x, y, distance
+
+
+def _draw(image, thing, size):
+    """Paints one object over float32 [size, size, 3], in place."""
+    rows, columns, x, y, distance = _inside(thing, size)
     colour = np.array(COLOURS[thing.colour], np.float32)
     paint = np.broadcast_to(colour, (*distance.shape, 3))
     if thing.texture != "solid":
         light = colour + (255 - colour) * np.float32(0.72)
-        paint = paint + (light - colour) * _texture(thing, x, y, pixels)[:, :, None]
+        paint = paint + (light - colour) * _texture(thing, x, y, np.float32(thing.radius * size))[:, :, None]
     rim = np.clip(distance + 1.5, 0, 1)[:, :, None] * np.float32(0.45)  # a darker edge, one pixel wide
     paint = paint * (1 - rim)
     cover = np.clip(0.5 - distance, 0, 1)[:, :, None]
-    patch = image[low_y:high_y, low_x:high_x]
+    patch = image[rows, columns]
     patch += (paint - patch) * cover
 
 

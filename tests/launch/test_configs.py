@@ -80,7 +80,7 @@ SHRINK |= {
 IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "UnifiedVLP")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
-IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation")
+IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation", "Segmentation")
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -184,6 +184,7 @@ CHANCE = {
     "IJEPA": 0.5,
     "IGPT": math.log(9),
     "Rotation": math.log(4),
+    "Segmentation": math.log(10),
     "SimCLR": 2 * math.log(15),
     "MoCoV1": math.log(17) / 3,  # less, for the teacher is still the encoder: a key is like its query
     "MoCoV2": math.log(17) / 2,
@@ -216,6 +217,7 @@ def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
     used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
+    text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
     if "BEiT" in used:  # whose tokenizer is of another run
         own = [line for line in params if line.split(".")[0] in ("vit", "ImageData", "Probes", "Experiment")]
         loop.train(registry.parse(["runs/smoke/vq.gin"], own), tmp_path / "tokenizer")
