@@ -22,7 +22,7 @@ class Segments(Evaluator):
     Metrics: mean_iou, and iou/CLASS where the classes have names.
     """
 
-    count: int = 6
+    count: int = 8
 
     needs = Segmenting
 
