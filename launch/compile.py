@@ -4,8 +4,9 @@
     python -m launch.compile --table                             # docs/pods.md: every pod run on the usual topologies
 
 No accelerator and no data are needed, only the compiler (pip install -e '.[aot]'); cpu:N needs nothing and shows how
-the partitioner cuts the step. The last line is one JSON object; the exit code is 1 when the step does not fit. Without
---mesh the run file's own is used, widened or narrowed to the chips of the topology.
+the partitioner cuts the step. A table names the terms of the step that need the most time and the lines of source that
+make them. The last line is one JSON object; the exit code is 1 when the step does not fit. Without --mesh the run
+file's own is used, widened or narrowed to the chips of the topology.
 """
 
 import json
@@ -26,6 +27,7 @@ def main(argv):
         sys.exit(table.write(GIN_FILE.value, MISSING.value))
     if not GIN_FILE.value or not TOPOLOGY.value:
         raise UserError("--gin_file and --topology are required, as in --gin_file=runs/demo.gin --topology=v5e:2x4")
+    from launch.aot import terms
     from launch.aot.report import report
     from launch.aot.topology import parse_topology
     from launch.run import registry
@@ -34,6 +36,10 @@ def main(argv):
     devices = topology.devices()
     experiment = registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)
     found = report(experiment, topology, devices, MESH.value)
+    for phase, one in found.get("phases", {found["phase"]: found}).items():
+        if one.get("terms"):
+            print(f"the terms of {phase} that need the most time, by a roofline of each:")
+            print("\n".join(terms.table(one["terms"])))
     for line in found.pop("advice"):
         print(f"does not fit: {line}", file=sys.stderr)
     print(json.dumps({"run": GIN_FILE.value[0], **found}))

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import time
 
-from launch.aot import hlo
+from launch.aot import hlo, terms
 from launch.aot.dry_run import bytes_on_device, readable
 from launch.run.experiment import bound, flatten, validate
 from launch.run.mesh import make_mesh, mesh_shape, parse_mesh
@@ -46,7 +46,8 @@ def report(experiment, topology, devices, mesh=None):
 
 
 def compile_phase(program, phase, topology):
-    """Compiles one phase: bytes per chip by kind, FLOPs, collectives, seconds, and the roofline of a step.
+    """Compiles one phase: bytes per chip by kind, FLOPs, collectives, seconds, the roofline of a step and its dearest
+    terms.
 
     `flops` is by formula and of the whole step; `compiled_flops_per_chip` is what the program multiplies, with what is
     computed twice (remat) and what is padding. A program that the compiler finds too large has only its bytes.
@@ -85,7 +86,8 @@ def compile_phase(program, phase, topology):
     found["arguments"], found["temporaries"] = step_memory(compiled)
     found["bytes_per_chip"] = found["arguments"] + found["temporaries"]
     found["fits"] = chip is None or found["bytes_per_chip"] <= chip.hbm
-    cost = hlo.cost(compiled.as_text(), topology.chips // topology.slices)
+    text = compiled.as_text()
+    cost = hlo.cost(text, topology.chips // topology.slices)
     found |= {
         "compiled_flops_per_chip": cost.flops,
         "memory_traffic_per_chip": cost.memory,
@@ -93,6 +95,7 @@ def compile_phase(program, phase, topology):
         "attention": program.attention[phase],
         "compile_seconds": round(seconds, 1),
         "roofline": chip and roofline(cost, found["flops"], topology),
+        "terms": chip and terms.dearest(cost, text, chip),
     }
     return found
 
