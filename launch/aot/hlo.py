@@ -46,8 +46,8 @@ class Instruction:
 class Collective:
     """payload: bytes of the whole array(s) that one device ends with or gives (the larger). devices: in a group.
     crosses: whether a group spans slices. times: in one run of the program. key: the same for what an asynchronous
-    schedule writes several times and runs once. begins: whether it is the start of such a one. line: as in Cost, of
-    the first of so many arrays."""
+    schedule writes several times and runs once. begins: whether it is the start of such a one, for which the
+    program does not wait at once. line: as in Cost, of the first of so many arrays."""
 
     kind: str
     key: str
@@ -214,7 +214,7 @@ class _Program:
         crosses = bool(size) and any(len({member // size for member in group}) > 1 for group in groups)
         channel = None if kind == "collective-permute" else i.attribute(r"channel_id=(\d+)")  # permutes may share one
         key = channel or f"{where}/{i.name}"
-        begins, line = i.name in self._begun(where), self._line(where, i)
+        begins, line = i.opcode.endswith("-start") or i.name in self._begun(where), self._line(where, i)
         return Collective(kind, key, payload, devices, crosses, begins=begins, line=line, arrays=len(i.operands))
 
     def _begun(self, where):
