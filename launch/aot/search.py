@@ -2,6 +2,7 @@
 
 from launch.aot.dry_run import bytes_on_device, readable
 from launch.aot.report import fitting_mesh, of_program, program_on
+from launch.run.experiment import bound
 from launch.run.mesh import mesh_shape
 from paradigm.errors import UserError
 
@@ -45,6 +46,7 @@ def search(experiment, topology, devices, say=print):
     chip = topology.chip
     if chip is None:
         raise UserError(f"--mesh=search goes by estimated time, and of --topology={topology.name} no speed is known")
+    experiment = bound(experiment)
     own = mesh_shape(fitting_mesh(experiment, topology.chips), topology.chips)
     rows, reports = [], {}
     for sizes in candidates(own, topology.chips, topology.slices):

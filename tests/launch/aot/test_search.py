@@ -7,6 +7,7 @@ import pytest
 
 from launch.aot import search, topology
 from launch.aot.topology import Chip, parse_topology
+from launch.run import registry
 from launch.run.mesh import parse_mesh
 from paradigm.errors import UserError
 from paradigm.optim import AdamW
@@ -97,6 +98,15 @@ def test_what_cannot_be_is_not_compiled(chip, compiled):
     refused = {row["mesh"]: row["note"] for row in found["search"]}
     assert "data:8" not in done and refused["data:8"].startswith("does not fit: the state alone has ")
     assert found["mesh"] == "fsdp:8"
+
+
+def test_a_run_file(chip, compiled):
+    """As it is parsed, before its objective knows a vocabulary."""
+    chip()
+    compiled[0]["data:2"] = 0.1
+    experiment = registry.parse(["runs/smoke/next_token.gin"])
+    found = search.search(experiment, parse_topology("cpu:2"), jax.devices()[:2], str)
+    assert found["mesh"] == "data:2" and len(found["search"]) == 3
 
 
 def test_a_few_are_tried_and_none_may_fit(chip, compiled):
