@@ -116,8 +116,43 @@ def relative_buckets(distance, bidirectional, buckets=32, farthest=128):
     return first + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1)).astype(jnp.int32)
 
 
+@struct.dataclass
+class DistanceBias:
+    """A bias on logits that is a function of key - query position alone, without its L S numbers.
+
+    values: [B or 1, H, L + S - 1], of the distances 1 - L (seen from the first query) to S - 1. rows: static, L.
+    front: static; so many keys stand before the S, and have none.
+    """
+
+    values: Any
+    rows: int = struct.field(pytree_node=False)
+    front: int = struct.field(pytree_node=False, default=0)
+
+    def expand(self):
+        """[B or 1, H, L, front + S]."""
+        return jnp.pad(diagonals(self.values, self.rows), [(0, 0)] * 3 + [(self.front, 0)])
+
+    def cut(self, start, length):
+        """The same for `length` queries from `start` (traced) on."""
+        columns = self.values.shape[-1] - self.rows
+        first = self.rows - start - length
+        return self.replace(values=jax.lax.dynamic_slice_in_dim(self.values, first, columns + length, -1), rows=length)
+
+    def pad(self, queries=0, keys=0):
+        """For so many more queries behind, and so many more keys in front."""
+        values = jnp.pad(self.values, [(0, 0), (0, 0), (queries, 0)])
+        return self.replace(values=values, rows=self.rows + queries, front=self.front + keys)
+
+
+def pad_bias(bias, queries=0, keys=0):
+    """A bias [B or 1, H, L, S], a DistanceBias or None, 0 for more queries behind and more keys in front."""
+    if bias is None or isinstance(bias, DistanceBias):
+        return bias and bias.pad(queries, keys)
+    return jnp.pad(bias, [(0, 0), (0, 0), (0, queries), (keys, 0)])
+
+
 class RelativeBias(nn.Module):
-    """T5's bias on attention logits, one table for all layers: positions [B or 1, L] -> [B or 1, H, L, S].
+    """T5's bias on attention logits, one table for all layers: positions [B or 1, L] -> DistanceBias of L and S.
 
     Each position is one more than the last.
     """
@@ -136,8 +171,7 @@ class RelativeBias(nn.Module):
         # a scatter of L S numbers into a few buckets (seconds of a step on a GPU).
         distance = jnp.arange(1 - length, source) - positions[:, :1]  # [B or 1, L + S - 1]
         bucket = relative_buckets(distance, bidirectional, self.buckets, self.farthest)
-        by_distance = jnp.moveaxis(lookup(table, bucket, self.dtype), -1, 1)  # [B or 1, H, L + S - 1]
-        return diagonals(by_distance, length)
+        return DistanceBias(jnp.moveaxis(lookup(table, bucket, self.dtype), -1, 1), length)
 
 
 def diagonals(x, rows):
@@ -174,15 +208,16 @@ _sum = functools.partial(checkpoint_name, name="attention_sums")
 _KEEP_SUMS = jax.checkpoint_policies.save_only_these_names("attention_sums")
 
 
-def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, weights=lambda p: p, block=1024):
+def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, weights=lambda p, start: p, block=1024):
     """The plain attention path: softmax(scale * q k + bias, where visible) v, in blocks of queries when L is long.
 
     Args:
         k, v: of G heads, a divisor of H: each serves H / G neighbouring heads of q, and is not repeated for them.
         mask: AttentionMask of the S keys to the L queries.
-        bias: [B or 1, H, L, S] added to the logits, or None.
-        weights: a function of the attention weights [B, H, L, S]: dropout.
-        block: queries at a time when L is a larger multiple of it, so that [B, H, L, S] never stands as a whole.
+        bias: [B or 1, H, L, S] added to the logits, or DistanceBias, or None.
+        weights: dropout, a function of the attention weights [B, H, L, S] and of the first query's place where they are
+            a block's, else None.
+        block: queries at a time when L is larger, so that [B, H, L, S] never stands as a whole, forward or backward.
 
     Returns:
         [B, H, L, K].
@@ -192,12 +227,13 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, weights=
 
     # [B, H, L, S] is formed again in the backward pass, not stored
     @functools.partial(jax.checkpoint, policy=_KEEP_SUMS)
-    def part(q, mask, bias):
+    def part(q, mask, bias, start=None):
         split = lambda x: x.reshape(batch, heads, -1, x.shape[-1])  # [B, G, R L, x] -> [B, H, L, x]
         joined = lambda x: x.reshape(batch, groups, -1, x.shape[-1])  # the R = H / G heads that share keys, as one
         logits = jnp.einsum("bhlk,bhsk->bhls", joined(q * jnp.asarray(scale, q.dtype)), k_BxGxSxK)
         logits = split(logits).astype(jnp.float32)
         if bias is not None:
+            bias = bias.expand() if isinstance(bias, DistanceBias) else bias
             logits = add_bias(logits, bias.astype(jnp.float32))
         seen = mask.expand(q.shape[2], source)
         if seen is not None:
@@ -205,15 +241,22 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, weights=
         top = _sum(jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
         e = jnp.exp(logits - top)
         total = _sum(jnp.sum(e, axis=-1, keepdims=True))
-        y = _sum(split(jnp.einsum("bhls,bhsk->bhlk", joined(weights(e.astype(q.dtype))), v_BxGxSxK)))
+        y = _sum(split(jnp.einsum("bhls,bhsk->bhlk", joined(weights(e.astype(q.dtype), start)), v_BxGxSxK)))
         return (y / total).astype(q.dtype)  # divided last: a pass over [B, H, L, K] instead of [B, H, L, S]
 
-    if length <= block or length % block:
+    if length <= block:
         return part(q_BxHxLxK, mask, bias)
 
+    more = -length % block  # queries of nobody, to fill up the last block
+    fill = lambda x, axis: jnp.pad(x, [(0, more if a == axis else 0) for a in range(x.ndim)])
+    q_BxHxLxK, bias = fill(q_BxHxLxK, 2), pad_bias(bias, queries=more)
+    if mask.queries is not None:
+        mask = mask.replace(queries=fill(mask.queries, 1))
+
     def one(start):
-        cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, start, block, 2)
-        return part(cut(q_BxHxLxK), mask.cut(start, block), cut(bias))
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block, 2)
+        rows = bias.cut(start, block) if isinstance(bias, DistanceBias) else None if bias is None else cut(bias)
+        return part(cut(q_BxHxLxK), mask.cut(start, block), rows, start)
 
     parts = jax.lax.map(one, jnp.arange(0, length, block))  # [n, B, H, block, K]
-    return jnp.moveaxis(parts, 0, 2).reshape(q_BxHxLxK.shape)
+    return jnp.moveaxis(parts, 0, 2).reshape(q_BxHxLxK.shape)[:, :, :length]

@@ -1,8 +1,10 @@
 """One function picks how attention is computed: the plain path, cuDNN's flash attention on a GPU, splash on a TPU.
 
-The plain path (attention.py) is right everywhere and forms [B, H, L, S] in blocks. The kernels never form it. cuDNN's
-wants 16-bit arithmetic, neither bias nor dropout, and a head width that is a multiple of 8 up to 128; Pallas' splash
-(splash.py) neither bias nor dropout, a mask that is static beside segments, and rows of at least 128.
+The plain path (attention.py) is right everywhere and forms [B, H, L, S]; `blocks` is the same for long rows, which has
+a block of queries of it at a time and forms that again in the backward pass: a step's memory grows with L, not with its
+square. The kernels never form it. cuDNN's wants 16-bit arithmetic, neither bias nor dropout, and a head width that is a
+multiple of 8 up to 128; Pallas' splash (splash.py) neither bias nor dropout, a mask that is static beside segments, and
+rows of at least 128.
 """
 
 import contextlib
@@ -14,17 +16,21 @@ import jax.numpy as jnp
 from paradigm import attention, splash
 from paradigm.errors import UserError, choose
 
-KINDS = ("auto", "plain", "cudnn", "splash")
+KINDS = ("auto", "plain", "blocks", "cudnn", "splash")
 # Shorter rows take the plain path on a TPU unless splash is asked for: compiled for v5e, ViTs of 197 patches, which it
 # pads to 256, need 6 to 8 % more of a step's roofline and a quarter more memory with it; 2,048 tokens half the traffic.
 LONG = 512
+# Rows that no kernel serves go in blocks of queries from so many on, BLOCK at a time.
+BLOCKED, BLOCK = 1024, 512
+
+WHAT = {"cudnn": "flash attention", "splash": "blocks on the chip", "blocks": "it was asked for"}
 
 _FORCED = contextvars.ContextVar("attention", default=("auto", {}))
 
 
 @contextlib.contextmanager
 def use(name):
-    """Within it, what is traced attends by `auto` (what the device can), `plain`, `cudnn` or `splash`.
+    """Within it, what is traced attends by `auto` (what the device can), `plain`, `blocks`, `cudnn` or `splash`.
 
     Yields {"kernel: why": how often it was picked}, which fills as functions are traced. A kernel that is named and
     cannot take what it is given is a UserError; splash on another device than a TPU is interpreted, slowly.
@@ -44,7 +50,7 @@ def platform():
 
 
 def pick(q_BxHxLxK, k_BxGxSxK, mask, dropout, bias=None):
-    """("cudnn", "splash" or "plain", why) for these. dropout: whether attention weights are dropped.
+    """("cudnn", "splash", "blocks" or "plain", why) for these. dropout: whether attention weights are dropped.
 
     Raises UserError for a kernel that was asked for by name and cannot take them.
     """
@@ -55,7 +61,10 @@ def pick(q_BxHxLxK, k_BxGxSxK, mask, dropout, bias=None):
         reason = reason or f"rows are shorter than {LONG}"
     if reason and kernel == asked != "plain":
         raise UserError(f"attention={asked!r} cannot serve here: {reason}; 'auto' takes it where it can")
-    found = ("plain", reason) if reason else (kernel, "flash attention" if kernel == "cudnn" else "blocks on the chip")
+    if reason:
+        found = ("blocks" if asked == "auto" and q_BxHxLxK.shape[2] >= BLOCKED else "plain", reason)
+    else:
+        found = kernel, WHAT[kernel]
     what = f"{found[0]}: {found[1]}"
     picked[what] = picked.get(what, 0) + 1
     return found
@@ -66,13 +75,13 @@ def _unfit(kernel, q_BxHxLxK, k_BxGxSxK, mask, dropout, bias):
     width = q_BxHxLxK.shape[-1]
     if kernel == "plain":
         return "it was asked for"
+    if kernel == "blocks":
+        return None
     if kernel is None:
         return f"the device is a {platform()}"
     if dropout:
         return "weights are dropped"
-    if (
-        bias is not None
-    ):  # measured with cuDNN (docs/results/gpu.md): slower than the plain path, its gradient in 16 bits
+    if bias is not None:  # measured with cuDNN (docs/results/gpu.md): slower than the plain path, gradient in 16 bits
         return "there is a bias"
     if kernel == "splash":
         return splash.unfit(q_BxHxLxK, k_BxGxSxK, mask)
@@ -86,12 +95,13 @@ def _unfit(kernel, q_BxHxLxK, k_BxGxSxK, mask, dropout, bias):
 def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=None):
     """softmax(scale * q k + bias, where visible) v by the kernel that `pick` names: [B, H, L, K].
 
-    Args: as attention.attend; `dropped` is a function of the attention weights, or None for no dropout.
+    Args: as attention.attend; `dropped` is its `weights`, or None for no dropout.
     """
     kernel, _ = pick(q_BxHxLxK, k_BxGxSxK, mask, dropped is not None, bias)
-    if kernel == "plain":
-        weights = dropped if dropped is not None else lambda p: p
-        return attention.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, weights)
+    if kernel in ("plain", "blocks"):
+        weights = dropped if dropped is not None else lambda p, start: p
+        size = {"block": BLOCK} if kernel == "blocks" else {}
+        return attention.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, weights, **size)
     if kernel == "splash":
         return splash.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale, interpret=platform() != "tpu")
     return _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from paradigm.attention import AttentionMask, RelativeBias, alibi
-from paradigm.attention_kernels import attend
+from paradigm import attention_kernels
+from paradigm.attention import AttentionMask, DistanceBias, RelativeBias, alibi
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense, RMSNorm, drop
 from paradigm.partition import BATCH, constrain
@@ -138,11 +138,18 @@ class Architecture(nn.Module, kw_only=True):
         return choose("norm", self.norm, NORMS)(self.eps, self.dtype, name=name)
 
     @nn.nowrap
-    def relative_bias(self, x, mask, cache):
-        """[B or 1, H, L, S] for x [B, L, D] and the keys of x, or of the cache."""
-        columns = x.shape[1] if cache is None else cache["self"]["key"].shape[-2]
-        table = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
-        return table(mask.positions(x.shape[1]), columns, not mask.causal)
+    def distance_bias(self, x, mask, cache):
+        """T5's, or alibi's, for x [B, L, D] and the keys of x, or of the cache: [B or 1, H, L, S], or a DistanceBias
+        where rows are so long that attention goes through them in blocks."""
+        length = x.shape[1]
+        columns = length if cache is None else cache["self"]["key"].shape[-2]
+        places = mask.positions(length)
+        if self.positions == "alibi":  # the last query is L - 1 places behind the first: so far are all distances
+            bias = DistanceBias(alibi(self.heads, places[:, -1:], length + columns - 1)[:, :, 0], length)
+        else:
+            table = RelativeBias(self.heads, dtype=self.dtype, name="relative_bias")
+            bias = table(places, columns, not mask.causal)
+        return bias if length >= attention_kernels.BLOCKED else bias.expand()
 
     @nn.nowrap
     def dropped(self, x, keys, site, rate=None):
@@ -166,7 +173,7 @@ class Attention(Architecture, kw_only=True):
         Args:
             source: [B, S, D] to attend to; None is x itself.
             memory: {"key", "value"} [B, G, S, K], finished, in place of a source.
-            bias: [B or 1, H, L, S] on the logits. angles: of rotary positions. keys: [B] for dropout.
+            bias: [B or 1, H, L, S] on the logits, or DistanceBias. angles: of rotary positions. keys: [B] for dropout.
             cache: {"key", "value"} [B, G, T, K] into which x's own are written at mask.offset.
         """
         width, std = self.head_width, self.init_std
@@ -192,14 +199,19 @@ class Attention(Architecture, kw_only=True):
         scale = width**-0.5 if self.scale_attention else 1.0
         dropped, rate = None, self.dropout if self.attention_dropout is None else self.attention_dropout
         if keys is not None and rate:
-            dropped = lambda p: self.dropped(p, keys, f"{self.name}/weights", rate)
+            fold = jax.vmap(jax.random.fold_in, (0, None))
+
+            def dropped(p, start):  # blocks of queries have masks of their own, unless all positions share one
+                own = keys if start is None or self.dropout_style == "t5" else fold(keys, start)
+                return self.dropped(p, own, f"{self.name}/weights", rate)
+
         y = self.attended(q, memory["key"], memory["value"], mask, bias, scale, dropped)
         y = Dense((self.d_model,), 2, out_bias, self.out_std, self.dtype, name="out")(y.swapaxes(1, 2))
         return y, memory
 
     def attended(self, q, key, value, mask, bias, scale, dropped):
         """attention_kernels.attend; a method, so that an adaptation can put keys and values before these."""
-        return attend(q, key, value, mask, bias, scale, dropped)
+        return attention_kernels.attend(q, key, value, mask, bias, scale, dropped)
 
 
 class MLP(Architecture, kw_only=True):
@@ -223,8 +235,8 @@ class MLP(Architecture, kw_only=True):
 
 @struct.dataclass
 class Shared:
-    """What all layers see alike: mask, bias [B or 1, H, L, S], rotary angles (local: of layers with a window where they
-    are others), source [B, S, D], keys [B]."""
+    """What all layers see alike: mask, bias [B or 1, H, L, S] or DistanceBias, rotary angles (local: of layers with a
+    window where they are others), source [B, S, D], keys [B]."""
 
     mask: AttentionMask
     bias: Any = None
@@ -277,7 +289,7 @@ class Block(Architecture, kw_only=True):
             y, fresh["self"] = Attention(**inner, name="attention")(
                 x,
                 mask,
-                bias=self.relative_bias(x, mask, cache) if own_table else own.get("bias", shared.bias),
+                bias=self.distance_bias(x, mask, cache) if own_table else own.get("bias", shared.bias),
                 angles=angles,
                 cache=None if cache is None else cache["self"],
                 keys=keys,
@@ -355,11 +367,8 @@ class Stack(Architecture, kw_only=True):
         own = {"layer": jnp.arange(self.layers), "cache": cache}
         if bias is not None and bias.ndim == 5:
             bias, own["bias"] = None, bias
-        if self.positions == "relative":
-            bias = self.relative_bias(x, mask, cache)
-        elif self.positions == "alibi":
-            columns = x.shape[1] if cache is None else cache["self"]["key"].shape[-2]
-            bias = alibi(self.heads, mask.positions(x.shape[1]), columns)
+        if self.positions in ("relative", "alibi"):
+            bias = self.distance_bias(x, mask, cache)
         elif self.positions == "rope":
             places = mask.positions(x.shape[1]) if positions is None else positions
             turned = lambda theta: rope_angles(places, self.head_width, theta, self.rope_scaling)

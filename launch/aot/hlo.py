@@ -10,6 +10,7 @@ than 0 in its layouts) is free, and nothing is known of latency.
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 
@@ -45,7 +46,8 @@ class Instruction:
 class Collective:
     """payload: bytes of the whole array(s) that one device ends with or gives (the larger). devices: in a group.
     crosses: whether a group spans slices. times: in one run of the program. key: the same for what an asynchronous
-    schedule writes several times and runs once. begins: whether it is the start of such a one."""
+    schedule writes several times and runs once. begins: whether it is the start of such a one, for which the
+    program does not wait at once. line: as in Cost, of the first of so many arrays."""
 
     kind: str
     key: str
@@ -54,6 +56,8 @@ class Collective:
     crosses: bool
     times: float = 1.0
     begins: bool = False
+    line: tuple = ("", "")
+    arrays: int = 1
 
     @property
     def wire(self):
@@ -64,20 +68,26 @@ class Collective:
 
 @dataclasses.dataclass
 class Cost:
-    """flops: of matrix products and convolutions, 2 a multiply-add. memory: bytes to and from the device's memory."""
+    """flops: of matrix products and convolutions, 2 a multiply-add. memory: bytes to and from the device's memory.
+    lines: {(name of the operation, frame of the source): (flops, memory)}, what both are sums of; terms.py reads it."""
 
     flops: float = 0.0
     memory: float = 0.0
     collectives: tuple = ()
+    lines: dict = dataclasses.field(default_factory=dict)
 
     def times(self, n):
         each = tuple(dataclasses.replace(c, times=c.times * n) for c in self.collectives)
-        return Cost(self.flops * n, self.memory * n, each)
+        lines = {line: (flops * n, memory * n) for line, (flops, memory) in self.lines.items()}
+        return Cost(self.flops * n, self.memory * n, each, lines)
 
     def add(self, other):
         self.flops += other.flops
         self.memory += other.memory
         self.collectives += other.collectives
+        for line, (flops, memory) in other.lines.items():
+            before = self.lines.get(line, (0.0, 0.0))
+            self.lines[line] = before[0] + flops, before[1] + memory
 
 
 def cost(text, devices_per_slice=None):
@@ -116,6 +126,7 @@ class _Program:
         self.devices = math.prod(map(int, counts))
         self.devices_per_slice = devices_per_slice
         self._shapes = {c: {i.name: i.shape for i in body} for c, body in self.computations.items()}
+        self._bodies = {c: {i.name: i for i in body} for c, body in self.computations.items()}
         self._costs = {}
 
     def cost(self, name, fused):
@@ -139,26 +150,46 @@ class _Program:
             sides = sides or ",".join(re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", i.rest))
             costs = [self.cost(side.strip(" %"), fused) for side in sides.split(",")]
             return max(costs, key=lambda c: (c.flops, c.memory))
-        total = Cost()
+        own, called, line = Cost(), Cost(), None
         if i.opcode == "fusion":
-            total.add(self.cost(i.attribute(r"calls=%?([\w.\-]+)"), True))
+            inside = self.cost(i.attribute(r"calls=%?([\w.\-]+)"), True)
+            own = dataclasses.replace(inside)
+            if inside.flops:  # its root may be no more than a conversion
+                line = max(inside.lines, key=inside.lines.get)
         elif i.opcode == "call" or i.opcode == "async-start":
-            total.add(self.cost(i.attribute(r"(?:to_apply|calls)=%?([\w.\-]+)"), fused))
+            called.add(self.cost(i.attribute(r"(?:to_apply|calls)=%?([\w.\-]+)"), fused))
         elif i.opcode == "dot":
             lhs = _dims(shape(i.operands[0]))
             contracted = (i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "").split(",")
-            total.flops = 2.0 * math.prod(_dims(i.shape)) * math.prod(lhs[int(d)] for d in contracted if d)
+            own.flops = 2.0 * math.prod(_dims(i.shape)) * math.prod(lhs[int(d)] for d in contracted if d)
         elif i.opcode == "convolution":
-            total.flops = _convolution(i, *(_dims(shape(operand)) for operand in i.operands[:2]))
+            own.flops = _convolution(i, *(_dims(shape(operand)) for operand in i.operands[:2]))
         elif i.opcode.removesuffix("-start") in KINDS:
-            total.collectives = (self._collective(where, i),)
+            own.collectives = (self._collective(where, i),)
         elif i.opcode == "custom-call" and (kernel := _splash(i, shape)):
-            total.flops, total.memory = kernel
+            own.flops, own.memory = kernel
         elif i.opcode == "send" and "megascale" in i.rest:
-            total.collectives = (self._between_slices(where, i),)
+            own.collectives = (self._between_slices(where, i),)
         if not fused:
-            total.memory += self._traffic(where, i)
-        return total
+            own.memory += self._traffic(where, i)
+        own.lines = {line or self._line(where, i): (own.flops, own.memory)}
+        called.add(own)
+        return called
+
+    def _line(self, where, i):
+        """(op_name, frame) of an instruction's metadata. The frame is 'file:line', or an id in the module's table of
+        stack frames. What the compiler made has none: it is its opcode, at the place of the nearest that feeds it."""
+        found = _metadata(i)
+        if found[1]:
+            return found
+        near, seen = [i], {i.name}
+        for feeder in itertools.islice(near, 16):  # grows as it is gone through: the nearest come first
+            if (found := _metadata(feeder))[1]:
+                return f"{found[0].rpartition('/')[0]}/{i.opcode}", found[1]
+            new = [name for name in feeder.operands if name in self._bodies[where] and name not in seen]
+            seen.update(new)
+            near += (self._bodies[where][name] for name in new)
+        return i.opcode, ""
 
     def _trips(self, i):
         """How often a while loop turns: as XLA notes it, or the bound that its counter, which starts at 0, is below."""
@@ -183,7 +214,8 @@ class _Program:
         crosses = bool(size) and any(len({member // size for member in group}) > 1 for group in groups)
         channel = None if kind == "collective-permute" else i.attribute(r"channel_id=(\d+)")  # permutes may share one
         key = channel or f"{where}/{i.name}"
-        return Collective(kind, key, payload, devices, crosses, begins=i.name in self._begun(where))
+        begins, line = i.opcode.endswith("-start") or i.name in self._begun(where), self._line(where, i)
+        return Collective(kind, key, payload, devices, crosses, begins=begins, line=line, arrays=len(i.operands))
 
     def _begun(self, where):
         """Names of the collectives of a computation that start there and end elsewhere."""
@@ -195,7 +227,8 @@ class _Program:
         kind = (i.attribute(r'transfer_type="(\w+)"') or "ALL_REDUCE").lower().replace("_", "-")
         slices = len((i.attribute(r'megascale_target="\{([\d,]+)\}') or "0,1").split(","))
         payload = _bytes(self._shapes[where][i.operands[0]])
-        return Collective(f"{kind} between slices", f"{where}/{i.name}", payload, slices, True)
+        line = self._line(where, i)
+        return Collective(f"{kind} between slices", f"{where}/{i.name}", payload, slices, True, line=line)
 
     def _traffic(self, where, i):
         """Bytes that an instruction outside a fusion reads from memory and writes to it."""
@@ -272,6 +305,17 @@ def parse(text):
         elif body and line.strip(" }"):  # attributes of a kernel that hold line breaks
             body[-1] = dataclasses.replace(body[-1], rest=body[-1].rest + line)
     return computations, entry
+
+
+def _metadata(i):
+    """(op_name, frame), '' for what an instruction's metadata lack."""
+    frame = i.attribute(r" stack_frame_id=(\d+)")
+    if file := i.attribute(r' source_file="([^"]*)"'):
+        frame = f"{file}:{i.attribute(r' source_line=([0-9]+)')}"
+    name = i.attribute(r'metadata=\{[^{}]*op_name="([^"]*)"') or i.opcode
+    if i.opcode == "dot":  # one that took a transposition in may bear its name
+        name = re.sub(r"/transpose$", "/dot_general", name)
+    return name, frame or ""
 
 
 def _type(text):

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import time
 
-from launch.aot import hlo
+from launch.aot import hlo, terms
 from launch.aot.dry_run import bytes_on_device, readable
 from launch.run.experiment import bound, flatten, validate
 from launch.run.mesh import make_mesh, mesh_shape, parse_mesh
@@ -27,11 +27,20 @@ def report(experiment, topology, devices, mesh=None):
     Raises:
         UserError: the experiment is invalid on that mesh.
     """
+    return of_program(program_on(experiment, topology, devices, mesh), topology)
+
+
+def program_on(experiment, topology, devices, mesh=None):
+    """The experiment's Program on these devices, nothing of it compiled; arguments and errors as of `report`."""
     experiment = bound(experiment)
     experiment = dataclasses.replace(experiment, mesh=mesh or fitting_mesh(experiment, topology.chips))
     validate(experiment, topology.chips)
-    mesh = make_mesh(experiment.mesh, devices)
-    program = Program(experiment, mesh)
+    return Program(experiment, make_mesh(experiment.mesh, devices))
+
+
+def of_program(program, topology):
+    """`report` of a Program."""
+    experiment, mesh = program.experiment, program.mesh
     phases = {phase: compile_phase(program, phase, topology) for phase in program.batch}
     worst = max(phases, key=lambda p: (not phases[p]["fits"], phases[p]["bytes_per_chip"]))
     advice = [
@@ -46,7 +55,8 @@ def report(experiment, topology, devices, mesh=None):
 
 
 def compile_phase(program, phase, topology):
-    """Compiles one phase: bytes per chip by kind, FLOPs, collectives, seconds, and the roofline of a step.
+    """Compiles one phase: bytes per chip by kind, FLOPs, collectives, seconds, the roofline of a step and its dearest
+    terms.
 
     `flops` is by formula and of the whole step; `compiled_flops_per_chip` is what the program multiplies, with what is
     computed twice (remat) and what is padding. A program that the compiler finds too large has only its bytes.
@@ -85,7 +95,8 @@ def compile_phase(program, phase, topology):
     found["arguments"], found["temporaries"] = step_memory(compiled)
     found["bytes_per_chip"] = found["arguments"] + found["temporaries"]
     found["fits"] = chip is None or found["bytes_per_chip"] <= chip.hbm
-    cost = hlo.cost(compiled.as_text(), topology.chips // topology.slices)
+    text = compiled.as_text()
+    cost = hlo.cost(text, topology.chips // topology.slices)
     found |= {
         "compiled_flops_per_chip": cost.flops,
         "memory_traffic_per_chip": cost.memory,
@@ -93,6 +104,7 @@ def compile_phase(program, phase, topology):
         "attention": program.attention[phase],
         "compile_seconds": round(seconds, 1),
         "roofline": chip and roofline(cost, found["flops"], topology),
+        "terms": chip and terms.dearest(cost, text, chip),
     }
     return found
 
@@ -101,7 +113,9 @@ def roofline(cost, flops, topology):
     """Seconds of a step as each resource alone would have it, and together.
 
     step_seconds: the slowest of them, as if all overlapped; without_overlap: their sum. The truth lies between, or
-    above where latency counts. mfu: model FLOPs over step_seconds at the chips' peak, so the MFU can hardly be more.
+    above where latency counts. estimate: between them by what the program says: of each term of it the slower of
+    compute and memory, and then the collectives that it waits for; the others at least take their time.
+    mfu: model FLOPs over step_seconds at the chips' peak, so the MFU can hardly be more.
     """
     chip = topology.chip
     wire = {crosses: sum(c.wire for c in cost.collectives if c.crosses == crosses) for crosses in (False, True)}
@@ -112,11 +126,14 @@ def roofline(cost, flops, topology):
         "network": wire[True] / chip.network,
     }
     step = max(parts.values())
+    terms = sum(max(flops / chip.flops, memory / chip.bandwidth) for flops, memory in cost.lines.values())
+    waits = sum(c.wire / (chip.network if c.crosses else chip.link) for c in cost.collectives if not c.begins)
     return {
         **{name: _short(value) for name, value in parts.items()},
         "bound": max(parts, key=parts.get),
         "step_seconds": _short(step),
         "without_overlap": _short(sum(parts.values())),
+        "estimate": _short(max(step, terms + waits)),
         "mfu": _short(flops / topology.chips / chip.flops / step),
     }
 

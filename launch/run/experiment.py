@@ -61,7 +61,7 @@ class Experiment:
         best_metric, best_mode: which checkpoint is the best: 'min' or 'max' of a validation metric.
         workers: processes that prepare batches; 0: a thread of this one.
         mesh: see launch.run.mesh.
-        attention: the kernel; 'auto' is what the devices can, 'plain', 'cudnn' or 'splash' one by name.
+        attention: the kernel; 'auto' is what the devices can, 'plain', 'blocks', 'cudnn' or 'splash' one by name.
     """
 
     objective: "Objective"

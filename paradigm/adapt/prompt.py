@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from paradigm.adapt.base import Adaptation, module_path
+from paradigm.attention import pad_bias
 from paradigm.errors import UserError, choose
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import Block, Stack
@@ -202,6 +203,5 @@ class PromptTuning(Adaptation):
             prefix = jnp.broadcast_to(prefix.swapaxes(0, 1)[None], (len(x), shape[1], self.length, shape[2]))
             return constrain(jnp.concatenate([prefix, x], 2), BATCH, "tensor", None, None)
 
-        bias = None if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (self.length, 0)))
-        mask = mask.after(self.length, queries=False)
+        mask, bias = mask.after(self.length, queries=False), pad_bias(bias, keys=self.length)
         return next_fun(q, behind(KEY, key), behind(VALUE, value), mask, bias, scale, dropped)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from paradigm import attention, attention_kernels, splash
-from paradigm.attention import AttentionMask
+from paradigm.attention import AttentionMask, DistanceBias, pad_bias
 from paradigm.errors import UserError
+from paradigm.transformer import Stack
 
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2, 0, 0]])
 
@@ -81,7 +82,7 @@ def test_what_the_kernel_cannot_do_goes_the_plain_way(kernel):
     with attention_kernels.use("plain") as picked:
         assert pick(q) == ("plain", "it was asked for")
     assert picked == {"plain: it was asked for": 1}
-    plain = attention_kernels.attend(q, q, q, AttentionMask(), dropped=lambda p: p * 0)
+    plain = attention_kernels.attend(q, q, q, AttentionMask(), dropped=lambda p, start: p * 0)
     assert not kernel and not plain.any()
 
 
@@ -180,3 +181,118 @@ def test_the_share_of_blocks_that_splash_goes_through():
     assert share(512, 512, 128, 128, True, None) == 10 / 16
     assert share(512, 512, 128, 128, True, 129) == 7 / 16
     assert share(512, 512, 128, 128, False, 130) == 14 / 16
+
+
+LONG = 41  # two blocks of 16 and a part of a third
+DOCUMENTS = jnp.concatenate([jnp.ones(20), jnp.full(15, 2), jnp.zeros(6)]).astype(jnp.int32)[None]
+BLOCKS = {
+    "all": AttentionMask(),
+    "prefix": AttentionMask(True, jnp.array([22])),
+    "prefix, packed": AttentionMask(True, jnp.array([17]), DOCUMENTS, DOCUMENTS),
+    "window, padded": AttentionMask(True, keys=DOCUMENTS, window=7),
+}
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "BLOCKED", 32)
+    monkeypatch.setattr(attention_kernels, "BLOCK", 16)
+
+
+@pytest.mark.parametrize("name, biased", [("all", "no"), *((name, "by distance") for name in BLOCKS), ("all", "array")])
+def test_blocks_compute_what_the_plain_path_does(short_blocks, name, biased):
+    """Rows of no multiple of a block, heads that share keys, and a bias, its own gradient too."""
+    mask = BLOCKS[name]
+    q, k, v, g = (draw(i, 1, heads, LONG, 4).astype(jnp.float32) for i, heads in enumerate((4, 2, 2, 4)))
+    if mask.queries is not None:  # what padding sees is nobody's
+        g *= (mask.queries > 0)[:, None, :, None]
+    values = draw(4, 1, 4, 2 * LONG - 1).astype(jnp.float32)
+    if biased == "array":
+        values = draw(4, 1, 4, LONG, LONG).astype(jnp.float32)
+
+    def both(attend, whole):
+        def fn(q, k, v, values):
+            bias = {"no": None, "by distance": DistanceBias(values, LONG), "array": values}[biased]
+            bias = bias.expand() if whole and biased == "by distance" else bias
+            return attend(q, k, v, mask, bias, 0.3)
+
+        y, back = jax.vjp(fn, q, k, v, values)
+        return [y * (g != 0), *back(g)]
+
+    with attention_kernels.use("auto") as picked:
+        ours = jax.jit(lambda: both(attention_kernels.attend, False))()
+    assert picked == {"blocks: the device is a cpu": 1}
+    for x, wanted in zip(ours, jax.jit(lambda: both(attention.attend, True))()):
+        np.testing.assert_allclose(x, wanted, atol=2e-5)
+    assert bool(ours[-1].any()) == (biased != "no")
+
+
+def test_which_rows_go_in_blocks(monkeypatch):
+    q = draw(0, 1, 2, 1024, 8)
+    assert pick(q) == ("blocks", "the device is a cpu") and pick(q[:, :, :1023])[0] == "plain"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    prefix = AttentionMask(True, jnp.array([3]))
+    assert pick(q) == ("splash", "blocks on the chip")
+    assert pick(q, mask=prefix) == ("blocks", "a prefix is no static mask")
+    assert pick(q, bias=DistanceBias(jnp.zeros((1, 2, 2047)), 1024)) == ("blocks", "there is a bias")
+    with attention_kernels.use("plain"):
+        assert pick(q) == ("plain", "it was asked for")
+    with attention_kernels.use("blocks"):
+        assert pick(q[:, :, :4]) == ("blocks", "it was asked for")
+
+
+def test_a_block_is_told_where_it_starts(short_blocks):
+    """So that dropout can give each a mask of its own."""
+    q = jnp.ones((1, 2, 32, 4))
+    y = attention_kernels.attend(q, q, q, AttentionMask(), dropped=lambda p, start: p * start)
+    np.testing.assert_allclose(y[0, 0, :, 0], [0.0] * 16 + [16.0] * 16, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["relative", "relative_per_layer", "alibi"])
+def test_a_stack_in_blocks_is_the_stack(monkeypatch, positions):
+    """Its bias by distance, through scan and remat: output and gradients, the table's among them."""
+    stack = Stack(d_model=8, heads=2, d_ff=8, layers=2, positions=positions, remat="full")
+    x, mask = jax.random.normal(jax.random.key(0), (2, LONG, 8)), AttentionMask(True, jnp.array([9, 30]))
+    variables = stack.init(jax.random.key(1), x, mask)
+
+    def run():
+        loss = lambda v: (jnp.sin(stack.apply(v, x, mask)[0]).sum(), stack.apply(v, x, mask)[0])
+        return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+    plain = run()
+    monkeypatch.setattr(attention_kernels, "BLOCKED", 32)
+    monkeypatch.setattr(attention_kernels, "BLOCK", 16)
+    with attention_kernels.use("auto") as picked:
+        blocks = run()
+    assert list(picked) == ["blocks: the device is a cpu"]
+    for a, b in zip(jax.tree.leaves(blocks), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_bias_by_distance_is_padded_as_an_array_is():
+    """Soft tokens stand in front of the keys, and queries of nobody fill the last block."""
+    bias = DistanceBias(draw(0, 1, 2, 5 + 7 - 1), 5)
+    np.testing.assert_array_equal(pad_bias(bias, keys=3).expand(), pad_bias(bias.expand(), keys=3))
+    np.testing.assert_array_equal(
+        pad_bias(bias, queries=2, keys=3).cut(1, 4).expand(), pad_bias(bias.expand(), keys=3)[:, :, 1:5]
+    )
+    assert pad_bias(None, 1, 1) is None
+
+
+def temporaries(length, positions="relative", mask=None):
+    """Bytes that a step of a small stack needs beside its arguments, as compiled."""
+    stack = Stack(d_model=8, heads=2, d_ff=8, layers=2, positions=positions, remat="full")
+    x = jax.ShapeDtypeStruct((1, length, 8), jnp.float32)
+    mask = AttentionMask(True) if mask is None else mask
+    variables = jax.eval_shape(lambda x: stack.init(jax.random.key(0), x, mask), x)
+    loss = lambda v, x: stack.apply(v, x, mask)[0].sum()
+    return jax.jit(jax.grad(loss)).lower(variables, x).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("positions, mask", [
+    ("relative", None), ("relative_per_layer", AttentionMask(True, jnp.array([9]))), ("alibi", None),
+])  # fmt: skip
+def test_memory_is_linear_in_the_length(positions, mask):
+    """With a bias and with a prefix. Weights as a whole would be four times as large at twice the length."""
+    short, long = (temporaries(n, positions, mask) for n in (4096, 8192))
+    assert long < 2.1 * short and long < 4 * 8192**2  # bytes: less than one head's weights

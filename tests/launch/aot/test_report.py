@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -161,6 +162,16 @@ def test_roofline_by_hand(chip):
     assert [found[k] for k in ("compute", "memory", "interconnect", "network")] == [0.4, 0.1, 0.75, 0.1]
     assert found["bound"] == "interconnect" and found["step_seconds"] == 0.75 and found["without_overlap"] == 1.35
     assert found["mfu"] == pytest.approx(1.6e12 / 8 / 1e12 / 0.75, rel=1e-3)
+
+
+def test_the_dearest_terms_of_a_step(chip):
+    """Named by module and line; where the MLP is wide, its products come first."""
+    chip(bandwidth=1e15, link=1e15)
+    found = reported(language(d_ff=512))["terms"]
+    assert len(found) == 5 and [x["seconds"] for x in found] == sorted((x["seconds"] for x in found), reverse=True)
+    assert {one["term"] for one in found[:3]} == {f"decoder/layers/mlp/{n} dot_general" for n in ("gate", "up", "down")}
+    assert all(re.fullmatch(r"paradigm/\w+\.py:\d+", one["source"]) for one in found)
+    assert found[0]["flops"] == 3 * (2 * 16 / 8 * 32 * 32 * 512) * 3  # passes, a chip's tokens, widths, layers
 
 
 def test_a_mesh_for_other_chips_than_the_runs_own():
