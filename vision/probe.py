@@ -11,10 +11,9 @@ linear         softmax regression on features standardised by their training mom
                that is scored was trained on all of them at that rate. The test pictures choose nothing.
 linear_10pct, linear_1pct   the same with that part of the labels, as many of each class (Chen et al. 2020, section 6).
 finetune       all of the network, trained by the train step of this project: AdamW, linear warmup over a twentieth,
-               cosine to 0, weight decay 0.05, layers that learn by a factor of 0.75 less the deeper they lie (He et al.
-               2022, table 9). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror. Hard
-               crops and colours of another hue are a task for long pre-training; in a few passes over the labels the
-               encoder loses more by them than it gains.
+               cosine to 0, weight decay 0.05, layers that learn less by a factor of 0.75 the deeper they lie (He et al.
+               2022, table 9). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror.
+               Under contrastive views a few passes over the labels ended below the linear probe.
 
 Every number stands beside `random/...`: the same architecture as initialised, through the same code. A BatchNorm
 encoder that was never trained has no running statistics, so it first sees 20 batches, as any would have in training.
