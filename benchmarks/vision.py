@@ -11,6 +11,7 @@ after every run, of all that is there by then.
 
 import dataclasses
 import json
+import re
 import statistics
 import time
 
@@ -114,7 +115,9 @@ def cost(data, run, unit=1.0):
     objective, size = experiment.objective, experiment.objective.encoder.image_size
     small = sum(view.size < size for view in objective.views)
     views = f"{len(objective.views) - small}" + (f" + {small} small" if small else "")
-    return views, experiment.total_steps * objective.flops(objective.batch_spec(experiment.batch_size)) / unit
+    frozen = [name for name in objective.modules() if any(re.match(at, f"{name}/") for at, _ in experiment.freeze)]
+    spec = objective.batch_spec(experiment.batch_size)
+    return views, experiment.total_steps * objective.flops(spec, frozen) / unit
 
 
 def write(root, sets):
@@ -142,11 +145,12 @@ def report(root, sets):
     lines = [
         "# What a small encoder knows after each objective",
         "",
-        f"Every run saw {steps * batch:,} pictures ({steps} steps of {batch}), each counted once however many views were",
-        "drawn of it. `compute` is the model's FLOPs of the whole run, supervised training as 1: equal pictures are not",
-        "equal compute. Accuracy in percent on the test pictures after the last step; `n` seeds, the mean and the standard",
-        "deviation where there are several. One backbone for all, a ViT of 3 layers of width 96, AdamW, cosine; recipes are",
-        "the papers' scaled down (gin_configs/runs/small). Random init is that backbone untrained, under the same probes.",
+        f"Every run saw {steps * batch:,} pictures ({steps} steps of {batch}), each counted once however many views",
+        "were drawn of it. `compute` is the model's FLOPs of the whole run, supervised training as 1: equal pictures",
+        "are not equal compute. Accuracy in percent on the test pictures after the last step; `n` seeds, the mean and",
+        "the standard deviation where there are several. One backbone for all, a ViT of 3 layers of width 96, AdamW,",
+        "cosine; recipes are the papers' scaled down (gin_configs/runs/small). Random init is that backbone untrained,",
+        "under the same probes.",
         "vision/probe.py is their protocol; the test pictures choose nothing.",
         "",
         f"    python -m benchmarks.vision --photos=FILE.zip --images=DIR --workdir=DIR{flags_given}",
@@ -177,9 +181,9 @@ def report(root, sets):
 
 INTRODUCTIONS = {
     "eurosat": [
-        "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from, 2,000",
-        "to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, which its compute leaves out. Fine-tune is",
-        "everything trained on all labels for 500 steps of 128; its random-init row is the same from scratch.",
+        "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from,",
+        "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, which its compute leaves out. Fine-tune",
+        "is everything trained on all labels for 500 steps of 128; its random-init row is the same from scratch.",
     ],
     "fashion": [
         "Grey pictures of 28 pixels in 16 patches, 60,000 to learn from, 10,000 to be tested on; the same run files.",
