@@ -66,10 +66,10 @@ def table(header, rows):
     return [line(header), "|" + "---|" * len(header), *map(line, rows), ""]
 
 
-def curves(groups, key, labels, path, levels=()):
-    """A picture of a validation metric in percent by step, a panel a group: mean over seeds, least to best shaded.
+def curves(groups, key, labels, path, levels=(), unit=100.0):
+    """A picture of a validation metric, times `unit`, by step, a panel a group: mean over seeds, least to best shaded.
 
-    groups: title -> {name: the directories of its seeds}. labels: of matplotlib's axis.set. levels: {name: percent},
+    groups: title -> {name: the directories of its seeds}. labels: of matplotlib's axis.set. levels: {name: height},
     drawn as lines across.
     """
     import matplotlib
@@ -86,7 +86,7 @@ def curves(groups, key, labels, path, levels=()):
             for workdir in workdirs:
                 for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
                     if f"valid/{key}" in row:
-                        by_step.setdefault(row["step"], []).append(100 * row[f"valid/{key}"])
+                        by_step.setdefault(row["step"], []).append(unit * row[f"valid/{key}"])
             steps = sorted(by_step)
             low, middle, high = ([pick(by_step[s]) for s in steps] for pick in (min, statistics.mean, max))
             marker = "osD^v"[i // 10 % 5]

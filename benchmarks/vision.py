@@ -182,8 +182,8 @@ def report(root, sets):
 INTRODUCTIONS = {
     "eurosat": [
         "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from,",
-        "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, which its compute leaves out. Fine-tune",
-        "is everything trained on all labels for 500 steps of 128; its random-init row is the same from scratch.",
+        "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, not counted in its compute.",
+        "Fine-tune is everything trained on all labels for 500 steps of 128; its random-init row is the same from scratch.",
     ],
     "fashion": [
         "Grey pictures of 28 pixels in 16 patches, 60,000 to learn from, 10,000 to be tested on; the same run files.",
