@@ -131,7 +131,7 @@ def write(root, sets):
     what = {"xlabel": "step", "ylabel": "k-NN accuracy (%), 4,000 searched"}
     if any(groups.values()):
         level = statistics.mean(values(root, data, "random init", "knn") or [0]) * 100
-        curves(groups, "knn", what, out / "vision.png", {"random init": level} if level else {})
+        curves(groups, "knn", what, out / "vision.png", {"random init, 8,000 searched": level} if level else {})
     page = out / "vision.md"
     page.write_text(report(root, sets))
     return page
@@ -183,7 +183,7 @@ INTRODUCTIONS = {
     "eurosat": [
         "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from,",
         "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, not counted in its compute.",
-        "Fine-tune is everything trained on all labels for 500 steps of 128; its random-init row is the same from scratch.",
+        "Fine-tune is everything trained on all labels for 500 steps of 128; its random-init row is so from scratch.",
     ],
     "fashion": [
         "Grey pictures of 28 pixels in 16 patches, 60,000 to learn from, 10,000 to be tested on; the same run files.",

@@ -245,4 +245,5 @@ def classifier(objective, variables, classes, seed=0):
 
 def mild(view):
     """An Augment of the same size, pixels and mirror, but of nearly whole pictures in their own colours."""
-    return dataclasses.replace(view, crop="random", scale=(0.8, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+    plain = {name: 0.0 for name in ("jitter", "grey", "blur", "solarise")}
+    return dataclasses.replace(view, crop="random", scale=(0.8, 1.0), strength=(0.0,) * 4, **plain)
