@@ -36,11 +36,10 @@ def train(run, workdir, bindings):
 
 
 def chosen(only, runs):
-    """The runs that are asked for by name; all where none is."""
-    unknown = set(only or ()) - set(runs)
-    if unknown:
-        raise UserError(f"--only={','.join(sorted(unknown))}: choose from {', '.join(sorted(runs))}")
-    return set(only or runs)
+    """The runs that are asked for by name, in that order; all where none is."""
+    if unknown := set(only or ()) - set(runs):
+        raise UserError(f"--only={','.join(sorted(unknown))}: choose from {', '.join(runs)}")
+    return tuple(only or runs)
 
 
 def evaluate(workdir, name, bindings):

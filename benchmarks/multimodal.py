@@ -58,10 +58,10 @@ def main(argv):
     del argv
     root, start = expand(WORKDIR.value).resolve(), time.time()
     source = there(EMOJI.value) / "emoji.tsv"
-    only = chosen(ONLY.value, READERS)
+    only = chosen(ONLY.value, tuple(READERS))
     for seed in range(SEEDS.value):
         for data in DATA.value:
-            for run in (run for run in READERS if run in only):
+            for run in only:
                 print(f"{data} · {run} · seed {seed} · {time.time() - start:.0f} s", flush=True)
                 workdir = root / data / run / str(seed)
                 names = {"reader": READERS[run], "views": VIEWS.get(run, "clip_views")}
@@ -252,7 +252,7 @@ if __name__ == "__main__":
     EMOJI = flags.DEFINE_string("emoji", None, "Where emoji.tsv and the designers' zips are.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
     SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
-    ONLY = flags.DEFINE_list("only", None, "These objectives alone, of which the others' results are kept.")
+    ONLY = flags.DEFINE_list("only", None, "These objectives alone, in this order; what the others reached is kept.")
     DATA = flags.DEFINE_list("data", "emoji,shapes", "Of these, which.")
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 1200'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the tables and the pictures go.")

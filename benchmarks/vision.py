@@ -49,11 +49,11 @@ def main(argv):
     sets = [Data("eurosat", "EuroSAT", f"zip:{there(PHOTOS.value)}", ("supervised", *HIDDEN, *JOINT))]
     if IMAGES.value:
         sets.append(Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", OLD, GREY))
-    only = chosen(ONLY.value, {run for data in sets for run in data.runs})
+    only = chosen(ONLY.value, tuple(dict.fromkeys(run for data in sets for run in data.runs)))
     tell = lambda *what: print(" · ".join(map(str, what)), f"· {time.time() - start:.0f} s", flush=True)
     for seed in range(SEEDS.value):
         for data in sets:
-            wanted = [run for run in data.runs if run in only]
+            wanted = [run for run in only if run in data.runs]
             for run in wanted:
                 tell(data.name, run, f"seed {seed}")
                 probe(root, data, run, seed)
@@ -196,7 +196,7 @@ if __name__ == "__main__":
     IMAGES = flags.DEFINE_string("images", None, "Where Fashion-MNIST's idx files are; left out when not given.")
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
     SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
-    ONLY = flags.DEFINE_list("only", None, "These objectives alone, of which the others' results are kept.")
+    ONLY = flags.DEFINE_list("only", None, "These objectives alone, in this order; what the others reached is kept.")
     TUNE = flags.DEFINE_boolean("finetune", True, "Fine-tune the best as well.")
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 500'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
