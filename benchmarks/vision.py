@@ -128,8 +128,9 @@ def write(root, sets):
     done = lambda run: [file.parent for file in sorted((root / data.name / run).glob("*/scores.json"))]
     groups = {"hidden parts to be found": HIDDEN, "views that agree": JOINT}
     groups = {t: {r: done(r) for r in ("supervised", *runs) if done(r)} for t, runs in groups.items()}
+    groups = {title: runs for title, runs in groups.items() if runs}
     what = {"xlabel": "step", "ylabel": "k-NN accuracy (%), 4,000 searched"}
-    if any(groups.values()):
+    if groups:
         level = statistics.mean(values(root, data, "random init", "knn") or [0]) * 100
         curves(groups, "knn", what, out / "vision.png", {"random init, 8,000 searched": level} if level else {})
     page = out / "vision.md"
