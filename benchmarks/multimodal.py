@@ -7,8 +7,9 @@
 on concepts held out whole, and on the third designer's drawings of those and of the concepts trained on. The drawn
 scenes of `shapes` ask for pairs of colour and shape that no training scene has. Each run is an ordinary one:
 `launch.train`, then `launch.evaluate` with retrieval and classification (multimodal/zero_shot.py) of what embeds both,
-captions (multimodal/captions.py) of what writes them, and a linear probe of the scenes' encoders. What is done is not done again.
-docs/results/multimodal.md and the pictures beside it are written after every run, of all that is there by then.
+captions (multimodal/captions.py) of what writes them, and a linear probe of the scenes' encoders. What is done is not
+done again. docs/results/multimodal.md and the pictures beside it are written after every run, of all that is there by
+then.
 """
 
 import json

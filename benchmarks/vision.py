@@ -92,8 +92,11 @@ def best(root, data, runs, seed):
 
 
 def finetune(root, data, run, seed):
+    """Trains all of a run's network on labels, for as many pictures as it saw in the run."""
+    experiment = setting(data, run)
+    long = (f"Probes.finetune_steps = {experiment.total_steps}", f"Probes.finetune_batch = {experiment.batch_size}")
     how = ("Probes.methods = ('finetune',)", f"Probes.seed = {seed}", f"Probes.random = {run == 'supervised'}")
-    evaluate(place(root, data, run, seed), "finetune", (*WHOLE, *how))
+    evaluate(place(root, data, run, seed), "finetune", (*WHOLE, *how, *long))
 
 
 def found(root, data, run, name, *seeds):
@@ -109,9 +112,14 @@ def values(root, data, run, key):
     return [row[key] for name in ("scores", "finetune") for row in found(root, data, run, name) if key in row]
 
 
+def setting(data, run):
+    """The Experiment of a run."""
+    return bound(registry.parse([f"runs/small/{run}.gin"], [*data.bindings, *GIN_PARAM.value]))
+
+
 def cost(data, run, unit=1.0):
     """(its views of a picture, in words; model FLOPs of all its steps, as a share of `unit`)."""
-    experiment = bound(registry.parse([f"runs/small/{run}.gin"], [*data.bindings, *GIN_PARAM.value]))
+    experiment = setting(data, run)
     objective, size = experiment.objective, experiment.objective.encoder.image_size
     small = sum(view.size < size for view in objective.views)
     views = f"{len(objective.views) - small}" + (f" + {small} small" if small else "")
@@ -140,7 +148,7 @@ def write(root, sets):
 
 def report(root, sets):
     """The page, as markdown."""
-    experiment = bound(registry.parse(["runs/small/supervised.gin"], GIN_PARAM.value))
+    experiment = setting(sets[0], "supervised")
     steps, batch = experiment.total_steps, experiment.batch_size
     flags_given = "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value)
     lines = [
@@ -184,7 +192,7 @@ INTRODUCTIONS = {
     "eurosat": [
         "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from,",
         "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, not counted in its compute.",
-        "Fine-tune is everything trained on all labels for 500 steps of 128; its random-init row is so from scratch.",
+        "Fine-tune is everything trained on all labels, as many pictures again; its random-init row is so from scratch.",
     ],
     "fashion": [
         "Grey pictures of 28 pixels in 16 patches, 60,000 to learn from, 10,000 to be tested on; the same run files.",
