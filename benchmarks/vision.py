@@ -192,7 +192,7 @@ INTRODUCTIONS = {
     "eurosat": [
         "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from,",
         "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, not counted in its compute.",
-        "Fine-tune is everything trained on all labels, as many pictures again; its random-init row is so from scratch.",
+        "Fine-tune: everything trained on all labels, as many pictures again; so is its random-init row, from scratch.",
     ],
     "fashion": [
         "Grey pictures of 28 pixels in 16 patches, 60,000 to learn from, 10,000 to be tested on; the same run files.",
