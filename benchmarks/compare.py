@@ -35,6 +35,13 @@ def train(run, workdir, bindings):
     command("launch.train", f"--gin_file=runs/small/{run}.gin", f"--workdir={workdir}", bindings=bindings)
 
 
+def chosen(only, runs):
+    """The runs that are asked for by name, in that order; all where none is."""
+    if unknown := set(only or ()) - set(runs):
+        raise UserError(f"--only={','.join(sorted(unknown))}: choose from {', '.join(runs)}")
+    return tuple(only or runs)
+
+
 def evaluate(workdir, name, bindings):
     """{metric: value} of the newest checkpoint under these bindings; kept in the run as NAME.json."""
     kept = workdir / f"{name}.json"
@@ -58,29 +65,36 @@ def table(header, rows):
     return [line(header), "|" + "---|" * len(header), *map(line, rows), ""]
 
 
-def curves(runs, key, labels, path):
-    """A picture of a validation metric in percent by step: mean over seeds, shaded between the least and the best.
+def curves(groups, key, labels, path, levels=(), unit=100.0):
+    """A picture of a validation metric, times `unit`, by step, a panel a group: mean over seeds, least to best shaded.
 
-    runs: name -> the directories of its seeds. labels: of matplotlib's axis.set.
+    groups: title -> {name: the directories of its seeds}. labels: of matplotlib's axis.set. levels: {name: height},
+    drawn as lines across.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, (name, workdirs) in enumerate(runs.items()):
-        by_step = {}
-        for workdir in workdirs:
-            for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
-                if f"valid/{key}" in row:
-                    by_step.setdefault(row["step"], []).append(100 * row[f"valid/{key}"])
-        steps = sorted(by_step)
-        middle = [statistics.mean(by_step[s]) for s in steps]
-        axis.plot(steps, middle, marker="o", markersize=3, color=f"C{i}", label=name)
-        low, high = ([pick(by_step[s]) for s in steps] for pick in (min, max))
-        axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
-    axis.set(**labels)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    size = (1 + 5.5 * len(groups), 4.8)
+    figure, axes = plt.subplots(1, len(groups), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    names = list(dict.fromkeys(name for runs in groups.values() for name in runs))
+    for axis, (title, runs) in zip(axes[0], groups.items()):
+        for name, workdirs in runs.items():
+            i, by_step = names.index(name), {}
+            for workdir in workdirs:
+                for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+                    if f"valid/{key}" in row:
+                        by_step.setdefault(row["step"], []).append(unit * row[f"valid/{key}"])
+            steps = sorted(by_step)
+            low, middle, high = ([pick(by_step[s]) for s in steps] for pick in (min, statistics.mean, max))
+            marker = "osD^v"[i // 10 % 5]
+            axis.plot(steps, middle, marker=marker, markersize=4, color=f"C{i}", ls="-" if i < 10 else "--", label=name)
+            axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        for name, level in dict(levels).items():
+            axis.axhline(level, color="grey", linestyle=":", label=name)
+        axis.set(title=title, **labels)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,25 +1,32 @@
-"""Compare CLIP and SigLIP on small pairs: train, test, tabulate. It goes on where it was stopped.
+"""Compare the objectives on image and text on small pairs: train, test, tabulate. It goes on where it was stopped.
 
-    python -m benchmarks.multimodal --emoji=DIR --workdir=/tmp/pairs
+    python -m benchmarks.multimodal --emoji=DIR --workdir=DIR                             every objective, one seed
+    python -m benchmarks.multimodal --emoji=DIR --workdir=DIR --only=clip,siglip --seeds=3     two more of these
 
---emoji holds emoji.tsv and a zip of drawings for each of three designers. The towers are trained on two of them, and
-tested on concepts held out whole, and on the third designer's drawings of those and of the concepts trained on. The
-drawn scenes of `shapes` ask for pairs of colour and shape that no training scene has. Each run is an ordinary one:
-`launch.train`, then `launch.evaluate` with multimodal/zero_shot.py. Writes docs/results/multimodal.md and the picture
-beside it.
+--emoji holds emoji.tsv and a zip of drawings for each of three designers. Models are trained on two of them, and tested
+on concepts held out whole, and on the third designer's drawings of those and of the concepts trained on. The drawn
+scenes of `shapes` ask for pairs of colour and shape that no training scene has. Each run is an ordinary one:
+`launch.train`, then `launch.evaluate` with retrieval and classification (multimodal/zero_shot.py) of what embeds both,
+captions (multimodal/captions.py) of what writes them, and a linear probe of the scenes' encoders. What is done is not
+done again. docs/results/multimodal.md and the pictures beside it are written after every run, of all that is there by
+then.
 """
 
 import json
+import statistics
 import time
 
 from absl import flags
 
-from benchmarks.compare import cell, curves, evaluate, table, there, train
+from benchmarks.compare import cell, chosen, curves, evaluate, table, there, train
 from benchmarks.machine import processor
-from launch.run import cli
+from launch.run import cli, registry
 from paradigm.storage import expand
 
-RUNS = ("clip", "siglip")
+TOWERS = {"clip": "clip_text", "siglip": "siglip_text", "flip": "clip_text", "slip": "clip_text", "coca": "coca_text"}
+CAPTIONERS = {"coca": "coca_text", "simvlm": "single_stream", "cappa": "cappa_text"}
+READERS = TOWERS | CAPTIONERS  # which of a run's configurables has the captions' length
+VIEWS = {"siglip": "siglip_views", "cappa": "siglip_views"}  # the others have clip_views
 SPLITS = {
     "valid": "Designers trained on, concepts held out",
     "test": "Third designer, concepts trained on",
@@ -42,48 +49,53 @@ SCENES = (
     "PairData.label = 'pair'",
     "PairData.tokenizer = 'sentencepiece:340'",
     "PairData.shapes = @Shapes()",
-    "Shapes.size = 32",
+    "Shapes.size = 40",
     f"Shapes.exclude = {APART}",
 )
-WHOLE = ("{run}_text.length = 64", "{run}_views.scale = (0.9, 1.0)", "{run}_views.jitter = 0.0")  # captions name all
+WHOLE = ("{reader}.length = 64", "{views}.scale = (0.9, 1.0)", "{views}.jitter = 0.0")  # captions name all
 
 
 def main(argv):
     del argv
-    root, start, found = expand(WORKDIR.value).resolve(), time.time(), {}
+    root, start = expand(WORKDIR.value).resolve(), time.time()
     source = there(EMOJI.value) / "emoji.tsv"
-    place = lambda data, run, seed: root / data / run / str(seed)
-    tell = lambda *what: print(" · ".join(map(str, what)), f"· {time.time() - start:.0f} s", flush=True)
+    only = chosen(ONLY.value, tuple(READERS))
     for seed in range(SEEDS.value):
-        for run in RUNS:
-            tell("emoji", run, f"seed {seed}")
-            own = (f"PairData.source = 'tsv:{source}'", f"Experiment.seed = {seed}", *GIN_PARAM.value)
-            train(run, place("emoji", run, seed), own)
-            found["emoji", run, seed] = evaluate(place("emoji", run, seed), "scores", emoji_tests(seed))
-            tell("shapes", run, f"seed {seed}")
-            own = (*SCENES, *(line.format(run=run) for line in WHOLE), f"Experiment.seed = {seed}", *GIN_PARAM.value)
-            train(run, place("shapes", run, seed), own)
-            found["shapes", run, seed] = evaluate(place("shapes", run, seed), "scores", shapes_tests(seed))
-    out = expand(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    directories = {run: [place("emoji", run, seed) for seed in range(SEEDS.value)] for run in RUNS}
-    what = "image → text R@10 (%), concepts held out"
-    labels = {"xlabel": "step (128 pairs each)", "ylabel": what, "title": "Drawings, names and tags"}
-    curves(directories, "image_to_text@10", labels, out / "multimodal.png")
-    (out / "multimodal.md").write_text(report(found))
-    print(json.dumps({"wrote": str(out / "multimodal.md"), "seconds": round(time.time() - start)}))
+        for data in DATA.value:
+            for run in only:
+                print(f"{data} · {run} · seed {seed} · {time.time() - start:.0f} s", flush=True)
+                workdir = root / data / run / str(seed)
+                names = {"reader": READERS[run], "views": VIEWS.get(run, "clip_views")}
+                own = [f"PairData.source = 'tsv:{source}'"]
+                if data == "shapes":
+                    own = [*SCENES, *(line.format(**names) for line in WHOLE)]
+                if not (workdir / "scores.json").exists():
+                    train(run, workdir, [*own, f"Experiment.seed = {seed}", *GIN_PARAM.value])
+                evaluate(workdir, "scores", (emoji_tests if data == "emoji" else shapes_tests)(run, seed))
+                write(root)
+    print(json.dumps({"wrote": str(write(root)), "seconds": round(time.time() - start)}))
 
 
-def emoji_tests(seed):
-    """Bindings: retrieval, and classification among the names of the concepts that a split shows."""
-    each = [f"@{split}/{name}()" for split in SPLITS for name in ("Retrieval", "ZeroShot")]
-    bindings = [f"Experiment.evaluators = ({', '.join(each)})", "PairData.label = 'name'"]
+def emoji_tests(run, seed):
+    """Bindings: retrieval, and classification among the names of the concepts that a split shows; captions."""
+    tests, bindings = [], ["PairData.label = 'name'"]
     for split in SPLITS:
-        bindings += [f"{split}/Retrieval.split = '{split}'", f"{split}/Retrieval.seed = {seed}"]
-        bindings += [f"{split}/Retrieval.random = True", f"{split}/ZeroShot.split = '{split}'"]
-        bindings += [f"{split}/ZeroShot.name = '{prefix(split)}zero_shot'", f"{split}/ZeroShot.seed = {seed}"]
-        bindings += [f"{split}/ZeroShot.present = True", f"{split}/ZeroShot.templates = ('plain',)"]
-    return bindings
+        if run in TOWERS:
+            tests += [f"@{split}/{name}()" for name in ("Retrieval", "ZeroShot")]
+            bindings += [f"{split}/ZeroShot.name = '{prefix(split)}zero_shot'", f"{split}/ZeroShot.present = True"]
+            bindings += [f"{split}/ZeroShot.templates = ('plain',)"]
+            for name in ("Retrieval", "ZeroShot"):
+                bindings += [f"{split}/{name}.split = '{split}'", f"{split}/{name}.seed = {seed}"]
+                bindings += [f"{split}/{name}.random = {run == 'clip'}"]  # SigLIP's and CoCa's towers are alike
+        if run in CAPTIONERS:
+            tests.append(f"@{split}/Captions()")
+            bindings += [f"{split}/Captions.split = '{split}'", f"{split}/Captions.seed = {seed}"]
+            bindings += [f"{split}/Captions.images = 300"]
+    return [f"Experiment.evaluators = ({', '.join(tests + bigram(run))},)", "Experiment.eval_batches = 1000", *bindings]
+
+
+def bigram(run):
+    return ["@BigramCaptions()"] if run in CAPTIONERS else []
 
 
 def prefix(split):
@@ -91,35 +103,93 @@ def prefix(split):
     return "" if split == "valid" else f"{split}/"
 
 
-def shapes_tests(seed):
-    """Bindings: of which colour and shape the largest thing is, in scenes of known pairs and of held-out ones."""
-    bindings = ["Experiment.evaluators = (@valid/ZeroShot(), @test/ZeroShot())"]
+def shapes_tests(run, seed):
+    """Bindings: colour and shape of the largest thing, in scenes of known pairs and of held-out ones; captions."""
+    tests, bindings = [], ["Experiment.eval_batches = 1000"]
     for split in ("valid", "test"):
-        bindings += [f"{split}/ZeroShot.split = '{split}'", f"{split}/ZeroShot.name = '{split}/zero_shot'"]
-        bindings += [f"{split}/ZeroShot.templates = ('shapes',)", f"{split}/ZeroShot.seed = {seed}"]
-    return bindings
+        if run in TOWERS:
+            tests.append(f"@{split}/ZeroShot()")
+            bindings += [f"{split}/ZeroShot.split = '{split}'", f"{split}/ZeroShot.name = '{prefix(split)}zero_shot'"]
+            bindings += [f"{split}/ZeroShot.templates = ('shapes',)", f"{split}/ZeroShot.seed = {seed}"]
+            bindings += [f"{split}/ZeroShot.random = {run == 'clip'}"]
+        if run in CAPTIONERS:
+            tests.append(f"@{split}/Captions()")
+            bindings += [f"{split}/Captions.split = '{split}'", f"{split}/Captions.seed = {seed}"]
+            bindings += [f"{split}/Captions.images = 300"]
+    bindings += ["Probes.methods = ('linear',)", "Probes.train_images = 5000", f"Probes.seed = {seed}"]
+    bindings += [f"Probes.random = {run == 'clip'}"]
+    return [f"Experiment.evaluators = ({', '.join([*tests, *bigram(run), '@Probes()'])},)", *bindings]
 
 
-def values(found, data, run, key):
-    """A number of every seed of a run; 'chance' and 'random init' are CLIP's towers' (SigLIP's are alike)."""
-    if run in ("chance", "random init"):
-        run, key = "clip", f"{run.split()[0]}/{key}"
-    return [found[data, run, seed][key] for seed in range(SEEDS.value) if key in found[data, run, seed]]
+def values(root, data, run, key):
+    """A number of every seed that has it; 'chance' and 'random init' are CLIP's, 'bigrams' and 'others' CoCa's."""
+    standing = {"chance": ("clip", "chance/"), "random init": ("clip", "random/")}
+    standing |= {"bigrams": ("coca", "bigram/"), "captions of other pictures": ("coca", "chance/")}
+    run, before = standing.get(run, (run, ""))
+    rows = [json.loads(file.read_text()) for file in sorted((root / data / run).glob("*/scores.json"))]
+    return [row[before + key] for row in rows if before + key in row]
 
 
-def report(found):
+def figure(numbers):
+    """A score that is no share: the mean, and the standard deviation over seeds."""
+    if not numbers:
+        return ""
+    spread = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.2f}{spread}"
+
+
+def rows(root, data, names, keys, show):
+    """[name, seeds, cells...] of those that have been run."""
+    found = []
+    for name in names:
+        each = [values(root, data, name, key) for key in keys]
+        if any(each):
+            found.append([name, str(max(map(len, each))), *map(show, each)])
+    return found
+
+
+def write(root):
+    """Writes the page of all that is there, and its pictures; returns the page's path."""
+    out = expand(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    done = lambda names: {
+        run: paths
+        for run in names
+        if (paths := [f.parent for f in sorted((root / "emoji" / run).glob("*/scores.json"))])
+    }
+    pictures = (
+        ("multimodal", TOWERS, "image_to_text@10", "image → text R@10 (%), concepts held out", 100.0),
+        ("captions", CAPTIONERS, "caption_nll", "nats a token of a caption, concepts held out", 1.0),
+    )
+    shown = []
+    for name, runs, key, what, unit in pictures:
+        if runs := done(runs):
+            labels = {"xlabel": "step", "ylabel": what}
+            curves({"Drawings, names and tags": runs}, key, labels, out / f"{name}.png", unit=unit)
+            shown.append(f"![{what}]({name}.png)")
+    page = out / "multimodal.md"
+    page.write_text(report(root, shown))
+    return page
+
+
+def report(root, pictures):
     """The page, as markdown."""
-    steps = next((int(b.split("=")[1]) for b in GIN_PARAM.value if b.startswith("Experiment.total_steps")), 800)
-    rows = ("chance", "random init", *RUNS)
+    experiment = registry.parse(["runs/small/clip.gin"], GIN_PARAM.value)
+    steps, batch = experiment.total_steps, experiment.batch_size
     lines = [
-        "# Image and text: CLIP and SigLIP at equal pairs seen",
+        "# Image and text: the objectives at equal pairs seen",
         "",
-        f"Every run saw {128 * steps:,} pairs ({steps} steps of 128) at 32 x 32 pixels. Percent; mean and",
-        f"standard deviation over {SEEDS.value} seeds. A ViT of 3 layers of width 96, a text tower of 2 layers of",
-        "width 64; random init is the same towers untrained. Run files: gin_configs/runs/small.",
+        f"Every run saw {steps * batch:,} pairs ({steps} steps of {batch}) at 40 x 40 pixels in patches of 8; SLIP",
+        "sees two more views of each picture, FLIP half of its patches. Percent, where nothing else is said; `n`",
+        "seeds, the mean and the standard deviation where there are several. A ViT of 3 layers of width 96, a text",
+        "tower or decoder of 2 layers of width 64 (CoCa 2 + 2; SimVLM is one transformer of 3 layers). Run files:",
+        "gin_configs/runs/small.",
         "",
         "    python -m benchmarks.multimodal --emoji=DIR --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
+        "",
+        "makes one seed of everything; `--only=clip,siglip --seeds=3` adds to these rows. A row's run by itself is",
+        "`python -m launch.train --gin_file=runs/small/NAME.gin`, as the header of that file says.",
         "",
         f"Hardware: {processor()}, 2 cores, float32.",
         "",
@@ -128,30 +198,54 @@ def report(found):
         "Trained on the drawings, names and tags of two designers, with a tenth of the concepts (and all their skin",
         "tones) held out. Zero-shot: which of all names in the split a drawing has; R@10: whether it is among ten.",
         "An unseen concept in a style that was seen shares parts with seen ones (a role, a skin tone, a stripe).",
-        "Another designer's style is another matter after 5,908 drawings: look at R@10 beside chance.",
+        "Another designer's style is another matter after so few drawings: look at R@10 beside chance.",
         "",
     ]
     for split, title in SPLITS.items():
-        row = lambda run, s=split: [run, *(cell(values(found, "emoji", run, prefix(s) + key)) for key in METRICS)]
-        lines += [f"### {title}", "", *table(["", *METRICS.values()], [row(run) for run in rows])]
-    known = {"valid/zero_shot": "pairs trained on", "test/zero_shot": "pairs held out"}
-    row = lambda run: [run, *(cell(values(found, "shapes", run, key)) for key in known)]
-    lines += [
-        "## Scenes: colours and shapes that never met",
-        "",
-        "Zero-shot among all 72 pairs of colour and shape, for the largest thing of a scene. Held out of training:",
-        f"{', '.join(APART)}.",
-        "Their colours and outlines are among the plainest: compare a column with chance, not with the other.",
-        "",
-        *table(["", *known.values()], [row(run) for run in rows]),
+        keys = [prefix(split) + key for key in METRICS]
+        found = rows(root, "emoji", ("chance", "random init", *TOWERS), keys, cell)
+        if found:
+            lines += [f"### {title}", "", *table(["", "n", *METRICS.values()], found)]
+    keys = [
+        "caption_nll",
+        *(prefix(split) + name for split in ("valid", "test_unseen") for name in ("cider", "rouge_l")),
     ]
-    return "\n".join([*lines, "![retrieval while training](multimodal.png)", ""])
+    found = rows(root, "emoji", ("bigrams", "captions of other pictures", *CAPTIONERS), keys, figure)
+    if found:
+        lines += [
+            "### Captions of concepts held out",
+            "",
+            "A name, or name and tags, written by the model (greedy); nats a token are of the drawings' own captions,",
+            "for CapPa of those that are predicted from left to right.",
+            "",
+            *table(["", "n", "nats", "CIDEr", "ROUGE-L", "CIDEr, third designer", "ROUGE-L"], found),
+        ]
+    known = {"zero_shot": "pairs trained on", "test/zero_shot": "pairs held out"}
+    zero = rows(root, "shapes", ("chance", "random init", *TOWERS), known, cell)
+    written = {"cider": "CIDEr, pairs trained on", "test/cider": "pairs held out"}
+    captions = rows(root, "shapes", ("captions of other pictures", *CAPTIONERS), written, figure)
+    probes = rows(root, "shapes", ("random init", *READERS), ["linear"], cell)
+    if zero or captions:
+        lines += [
+            "## Scenes: colours and shapes that never met",
+            "",
+            "Zero-shot among all 72 pairs of colour and shape, for the largest thing of a scene; captions name all.",
+            f"Held out of training: {', '.join(APART)}.",
+            "Their colours and outlines are among the plainest: compare a column with chance, not with the other.",
+            "",
+        ]
+        lines += table(["", "n", *known.values()], zero) if zero else []
+        lines += table(["", "n", *written.values()], captions) if captions else []
+        lines += table(["", "n", "linear probe of 5,000 scenes, pairs trained on"], probes) if probes else []
+    return "\n".join([*lines, *pictures, ""])
 
 
 if __name__ == "__main__":
     EMOJI = flags.DEFINE_string("emoji", None, "Where emoji.tsv and the designers' zips are.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
-    SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.", lower_bound=1)
+    SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
+    ONLY = flags.DEFINE_list("only", None, "These objectives alone, in this order; what the others reached is kept.")
+    DATA = flags.DEFINE_list("data", "emoji,shapes", "Of these, which.")
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 1200'.")
-    OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
+    OUT = flags.DEFINE_string("out", "docs/results", "Where the tables and the pictures go.")
     cli.run(main)

@@ -1,126 +1,212 @@
 """Compare the objectives on small pictures: train, probe, tabulate. It goes on where it was stopped.
 
-    python -m benchmarks.vision --images=DIR --clothing=FILE.zip --workdir=/tmp/vision
+    python -m benchmarks.vision --photos=FILE.zip --workdir=DIR                           every objective, one seed
+    python -m benchmarks.vision --photos=FILE.zip --workdir=DIR --only=mae,dino --seeds=3 two more of these
 
---images holds Fashion-MNIST's four idx files, --clothing a zip of train/, validation/ and test/ folders by class. Each
-run is an ordinary one: `launch.train` on runs/small/NAME.gin, then `launch.evaluate` with the probes of
-vision/probe.py. Writes docs/results/vision.md and the picture beside it.
+--photos holds train/ and test/ folders by class (EuroSAT), --images the four idx files of Fashion-MNIST, for a second
+and shorter table. Each run is an ordinary one: `launch.train` on runs/small/NAME.gin, then `launch.evaluate` with the
+probes of vision/probe.py; what is done is not done again. docs/results/vision.md and the picture beside it are written
+after every run, of all that is there by then.
 """
 
 import dataclasses
 import json
+import re
 import statistics
 import time
 
 from absl import flags
 
-from benchmarks.compare import cell, curves, evaluate, table, there, train
+from benchmarks.compare import cell, chosen, curves, evaluate, table, there, train
 from benchmarks.machine import processor
-from launch.run import cli
+from launch.run import cli, registry
+from launch.run.experiment import bound
 from paradigm.storage import expand
 
-RUNS = ("supervised", "mae", "simclr", "moco_v2", "moco_v3")
-PROBES = {"knn": "k-NN", "linear": "linear", "linear_1pct": "1 % of labels"}
+HIDDEN = ("mae", "simmim", "beit", "maskfeat", "data2vec", "i_jepa", "aim")
+JOINT = ("simclr", "moco_v3", "byol", "barlow_twins", "vicreg", "swav", "dino", "ibot", "dinov2")
+OLD = ("supervised", "mae", "simclr", "moco_v2", "moco_v3")  # on grey pictures
+PROBES = {"knn": "k-NN", "linear": "linear", "linear_10pct": "10 % of labels", "linear_1pct": "1 %"}
+TUNED = 3  # how many of the best by the linear probe are fine-tuned, beside supervised and random init
 WHOLE = ("Probes.train_images = None", "Probes.test_images = None")
-PHOTOS = ("channels = 3",)  # there are few of them; as many are seen, with repeats
+GREY = ("size = 28", "patch = 7", "channels = 1", "mean = (0.286,)", "std = (0.353,)")  # of its training pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set of the comparison. source: as ImageData's. seeds: how many. bindings: what its runs have else."""
+    """A data set of the comparison. source: as ImageData's. runs: which. bindings: what its runs have else."""
 
     name: str
     title: str
     source: str
-    seeds: int
+    runs: tuple
     bindings: tuple = ()
 
 
 def main(argv):
     del argv
-    root, start, found = expand(WORKDIR.value).resolve(), time.time(), {}
-    sets = [Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", SEEDS.value)]
-    if CLOTHING.value:
-        sets.append(Data("clothing", "Clothing photographs", f"zip:{there(CLOTHING.value)}", 1, PHOTOS))
-    place = lambda data, run, seed: root / data.name / run / str(seed)
+    start, root = time.time(), expand(WORKDIR.value).resolve()
+    sets = [Data("eurosat", "EuroSAT", f"zip:{there(PHOTOS.value)}", ("supervised", *HIDDEN, *JOINT))]
+    if IMAGES.value:
+        sets.append(Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", OLD, GREY))
+    only = chosen(ONLY.value, tuple(dict.fromkeys(run for data in sets for run in data.runs)))
     tell = lambda *what: print(" · ".join(map(str, what)), f"· {time.time() - start:.0f} s", flush=True)
-    for data in sets:
-        for seed in range(data.seeds):
-            for run in RUNS:
+    for seed in range(SEEDS.value):
+        for data in sets:
+            wanted = [run for run in only if run in data.runs]
+            for run in wanted:
                 tell(data.name, run, f"seed {seed}")
-                found[data.name, run, seed] = scores(data, run, seed, place(data, run, seed))
-    fashion = sets[0]
-    middle = lambda run: statistics.mean(values(found, fashion, run, "linear"))
-    second, best = sorted(RUNS[1:], key=middle)[-2:]
-    for run in (best, second):
-        for seed in range(fashion.seeds):
-            tell("fine-tune", run, f"seed {seed}")
-            how = ("Probes.methods = ('finetune',)", f"Probes.seed = {seed}", f"Probes.random = {run == best}")
-            tuned = evaluate(place(fashion, run, seed), "finetune", (*WHOLE, *how))
-            found[fashion.name, run, seed]["finetune"] = tuned["finetune"]
-            if run == best:
-                found[fashion.name, "supervised", seed]["random/finetune"] = tuned["random/finetune"]
-    out = expand(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    directories = {run: [place(fashion, run, seed) for seed in range(fashion.seeds)] for run in RUNS}
-    what = "k-NN accuracy (%), 5,000 searched"
-    labels = {"xlabel": "step (125 pictures each)", "ylabel": what, "title": fashion.title}
-    curves(directories, "knn", labels, out / "vision.png")
-    (out / "vision.md").write_text(report(sets, found))
-    print(json.dumps({"wrote": str(out / "vision.md"), "seconds": round(time.time() - start)}))
+                probe(root, data, run, seed)
+                write(root, sets)
+            if data is sets[0] and TUNE.value:
+                for run in best(root, data, wanted, seed):
+                    tell("fine-tune", run, f"seed {seed}")
+                    finetune(root, data, run, seed)
+                    write(root, sets)
+    print(json.dumps({"wrote": str(write(root, sets)), "seconds": round(time.time() - start)}))
 
 
-def scores(data, run, seed, workdir):
-    """{probe: accuracy} of a run, trained and probed unless that is done already."""
+def place(root, data, run, seed):
+    return root / data.name / run / str(seed)
+
+
+def probe(root, data, run, seed):
+    """Trains a run and probes it, unless that is done already."""
+    workdir = place(root, data, run, seed)
     if not (workdir / "scores.json").exists():
-        own = (f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}")
-        train(run, workdir, (*own, *data.bindings, *GIN_PARAM.value))
+        own = [f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}", *data.bindings, *GIN_PARAM.value]
+        if run == "beit":  # reads the ids of a tokenizer
+            train("vq", place(root, data, "vq", seed), own)
+            own.append(f"Init.path = '{place(root, data, 'vq', seed)}'")
+        train(run, workdir, own)
     random = run == "supervised"  # the untrained backbone, which all share, is measured once a seed
     how = (f"Probes.methods = {tuple(PROBES)}", f"Probes.seed = {seed}", f"Probes.random = {random}")
-    return evaluate(workdir, "scores", (*WHOLE, *how))
+    evaluate(workdir, "scores", (*WHOLE, *how))
 
 
-def values(found, data, run, key):
-    """A number of every seed of a run; of the untrained backbone for the name 'random init'."""
+def best(root, data, runs, seed):
+    """The runs to fine-tune: supervised, with random init, and those of the highest linear probe."""
+    linear = {run: scores["linear"] for run in data.runs for scores in found(root, data, run, "scores", seed)}
+    highest = sorted(linear.keys() - {"supervised"}, key=linear.get)[: -TUNED - 1 : -1]
+    return [run for run in ("supervised", *highest) if run in runs]
+
+
+def finetune(root, data, run, seed):
+    """Trains all of a run's network on labels, for as many pictures as it saw in the run."""
+    experiment = setting(data, run)
+    long = (f"Probes.finetune_steps = {experiment.total_steps}", f"Probes.finetune_batch = {experiment.batch_size}")
+    how = ("Probes.methods = ('finetune',)", f"Probes.seed = {seed}", f"Probes.random = {run == 'supervised'}")
+    evaluate(place(root, data, run, seed), "finetune", (*WHOLE, *how, *long))
+
+
+def found(root, data, run, name, *seeds):
+    """[what is kept as NAME.json] of the seeds that have it; of all without any named."""
+    files = [place(root, data, run, seed) / f"{name}.json" for seed in seeds or range(100)]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def values(root, data, run, key):
+    """A number of every seed that has it; of the untrained backbone for the name 'random init'."""
     if run == "random init":
         run, key = "supervised", f"random/{key}"
-    rows = [found[data.name, run, seed] for seed in range(data.seeds)]
-    return [row[key] for row in rows if key in row]
+    return [row[key] for name in ("scores", "finetune") for row in found(root, data, run, name) if key in row]
 
 
-def report(sets, found):
+def setting(data, run):
+    """The Experiment of a run."""
+    return bound(registry.parse([f"runs/small/{run}.gin"], [*data.bindings, *GIN_PARAM.value]))
+
+
+def cost(data, run, unit=1.0):
+    """(its views of a picture, in words; model FLOPs of all its steps, as a share of `unit`)."""
+    experiment = setting(data, run)
+    objective, size = experiment.objective, experiment.objective.encoder.image_size
+    small = sum(view.size < size for view in objective.views)
+    views = f"{len(objective.views) - small}" + (f" + {small} small" if small else "")
+    frozen = [name for name in objective.modules() if any(re.match(at, f"{name}/") for at, _ in experiment.freeze)]
+    spec = objective.batch_spec(experiment.batch_size)
+    return views, experiment.total_steps * objective.flops(spec, frozen) / unit
+
+
+def write(root, sets):
+    """Writes the page of all that is there, and its picture; returns the page's path."""
+    out = expand(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    data = sets[0]
+    done = lambda run: [file.parent for file in sorted((root / data.name / run).glob("*/scores.json"))]
+    groups = {"hidden parts to be found": HIDDEN, "views that agree": JOINT}
+    groups = {t: {r: done(r) for r in ("supervised", *runs) if done(r)} for t, runs in groups.items()}
+    groups = {title: runs for title, runs in groups.items() if runs}
+    what = {"xlabel": "step", "ylabel": "k-NN accuracy (%), 4,000 searched"}
+    if groups:
+        level = statistics.mean(values(root, data, "random init", "knn") or [0]) * 100
+        curves(groups, "knn", what, out / "vision.png", {"random init, 8,000 searched": level} if level else {})
+    page = out / "vision.md"
+    page.write_text(report(root, sets))
+    return page
+
+
+def report(root, sets):
     """The page, as markdown."""
-    steps = next((int(b.split("=")[1]) for b in GIN_PARAM.value if b.startswith("Experiment.total_steps")), 1200)
+    experiment = setting(sets[0], "supervised")
+    steps, batch = experiment.total_steps, experiment.batch_size
+    flags_given = "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value)
     lines = [
         "# What a small encoder knows after each objective",
         "",
-        f"Every run saw {125 * steps:,} pictures ({steps} steps of 125), each view of one counted once. Accuracy in",
-        "percent on the test pictures; mean and standard deviation over seeds. Random init is the same backbone",
-        "untrained, under the same probes; vision/probe.py is their protocol. All have one backbone, a ViT of 3 layers",
-        "of width 96 in patches of 7; photographs are read at 28 x 28. Run files: gin_configs/runs/small.",
+        f"Every run saw {steps * batch:,} pictures ({steps} steps of {batch}), each counted once however many views",
+        "were drawn of it. `compute` is the model's FLOPs of the whole run, supervised training as 1: equal pictures",
+        "are not equal compute. Accuracy in percent on the test pictures after the last step; `n` seeds, the mean and",
+        "the standard deviation where there are several. One backbone for all, a ViT of 3 layers of width 96, AdamW,",
+        "cosine; recipes are the papers' scaled down (gin_configs/runs/small). Random init is that backbone untrained,",
+        "under the same probes.",
+        "vision/probe.py is their protocol; the test pictures choose nothing.",
         "",
-        "Fine-tune is 500 steps of 128 labelled pictures under the objective's own first view: short, and under",
-        "contrastive views hard, so that it stays below a linear probe; its random-init row is the same from scratch.",
+        f"    python -m benchmarks.vision --photos=FILE.zip --images=DIR --workdir=DIR{flags_given}",
         "",
-        "    python -m benchmarks.vision --images=DIR --clothing=FILE.zip --workdir=DIR"
-        + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
+        "makes one seed of everything; `--only=mae,dino --seeds=3` adds to these rows. A row's run by itself is",
+        "`python -m launch.train --gin_file=runs/small/NAME.gin`, as the header of that file says.",
         "",
         f"Hardware: {processor()}, 2 cores, float32.",
         "",
     ]
     for data in sets:
         keys = PROBES | ({"finetune": "fine-tune"} if data is sets[0] else {})
-        lines += [f"## {data.title}, {'one seed' if data.seeds == 1 else f'{data.seeds} seeds'}", ""]
-        row = lambda run, data=data, keys=keys: [run, *(cell(values(found, data, run, key)) for key in keys)]
-        lines += table(["objective", *keys.values()], [row(run) for run in ("random init", *RUNS)])
-    return "\n".join([*lines, "![k-NN accuracy while training](vision.png)", ""])
+        _, unit = cost(data, "supervised")
+        rows = []
+        for run in ("random init", *data.runs):
+            count = len(values(root, data, run, "knn"))
+            if count:
+                views, share = ("", 0.0) if run == "random init" else cost(data, run, unit)
+                cells = [cell(values(root, data, run, key)) for key in keys]
+                rows.append([run, str(count), views, f"{share:.2g}", *cells])
+        if rows:
+            lines += [f"## {data.title}", "", *INTRODUCTIONS[data.name], ""]
+            lines += table(["objective", "n", "views", "compute", *keys.values()], rows)
+        if data is sets[0] and rows:
+            lines += ["![k-NN accuracy while training](vision.png)", ""]
+    return "\n".join(lines)
+
+
+INTRODUCTIONS = {
+    "eurosat": [
+        "Satellite photographs of 10 classes of land, 64 pixels, read at 40 in 25 patches: 8,000 to learn from,",
+        "2,000 to be tested on. BEiT's tokenizer (`vq`) saw as many pictures again, not counted in its compute.",
+        "Fine-tune: everything trained on all labels, as many pictures again; so is its random-init row, from scratch.",
+    ],
+    "fashion": [
+        "Grey pictures of 28 pixels in 16 patches, 60,000 to learn from, 10,000 to be tested on; the same run files.",
+    ],
+}
 
 
 if __name__ == "__main__":
-    IMAGES = flags.DEFINE_string("images", None, "Where Fashion-MNIST's idx files are.", required=True)
-    CLOTHING = flags.DEFINE_string("clothing", None, "A zip of clothing photographs; left out when not given.")
+    PHOTOS = flags.DEFINE_string("photos", None, "A zip of EuroSAT: train/ and test/ by class.", required=True)
+    IMAGES = flags.DEFINE_string("images", None, "Where Fashion-MNIST's idx files are; left out when not given.")
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
-    SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on Fashion-MNIST; the photographs have one.", lower_bound=1)
-    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 1200'.")
+    SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
+    ONLY = flags.DEFINE_list("only", None, "These objectives alone, in this order; what the others reached is kept.")
+    TUNE = flags.DEFINE_boolean("finetune", True, "Fine-tune the best as well.")
+    GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 500'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)

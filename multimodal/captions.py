@@ -85,8 +85,9 @@ class Captions(Evaluator):
 
     `chance/NAME` is the score of captions that are of another picture of the split.
 
-    split: whose pictures. images: how many, spread evenly; None for all. shown: how many are pictured. temperature,
-    top_k, top_p: see Sampling. seed: of all draws. prompt: how each caption begins; it is scored with it.
+    split: whose pictures; another's than valid has its name before that of each score. images: how many, spread
+    evenly; None for all. shown: how many are pictured. temperature, top_k, top_p: see Sampling. seed: of all draws.
+    prompt: how each caption begins; it is scored with it.
     """
 
     split: str = "valid"
@@ -127,11 +128,12 @@ class Captions(Evaluator):
             places += (batch["index"][real].astype(np.int64) @ np.array([1 << 32, 1])).tolist()
         truth = [captions_at(source, place) for place in places]
         other = [truth[(k + len(truth) // 2) % len(truth)][0] for k in range(len(truth))]
-        numbers = {name: score(found, truth) for name, score in SCORES.items()}
-        numbers |= {f"chance/{name}": score(other, truth) for name, score in SCORES.items()}
+        before = "" if self.split == "valid" else f"{self.split}/"
+        numbers = {f"{before}{name}": score(found, truth) for name, score in SCORES.items()}
+        numbers |= {f"chance/{before}{name}": score(other, truth) for name, score in SCORES.items()}
         pictures = [source[int(place)]["image"] for place in places[: self.shown]]
         shown = captioned(pictures, found, [texts[0] for texts in truth])
-        return numbers, [Artefact("captions", "image", shown)]
+        return numbers, [Artefact(f"{before}captions", "image", shown)]
 
 
 @dataclasses.dataclass(frozen=True)

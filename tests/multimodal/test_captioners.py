@@ -148,6 +148,9 @@ def test_captions_are_scored_and_shown(tmp_path):
     assert shown.kind == "image" and shown.value.dtype == np.uint8 and shown.value.ndim == 3
     sampled, _ = Captions(shown=2, temperature=5.0, seed=1).run(objective, {"params": params(objective)}, data)
     assert set(sampled) == set(numbers)
+    other, (shown,) = Captions(split="train", shown=2).run(objective, {"params": params(objective)}, data)
+    assert {"train/cider", "chance/train/cider"} <= set(other) and not set(other) & set(numbers)
+    assert shown.name == "train/captions"
 
 
 def test_a_captioner_joins_a_pair_of_towers_at_the_encoder():

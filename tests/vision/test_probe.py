@@ -13,9 +13,9 @@ from paradigm.records import Subset
 from tests import contract
 from tests.vision import tiny
 from vision import probe
-from vision.augment import no_views
+from vision.augment import Augment, no_views, simclr_views
 from vision.data import ImageData
-from vision.objectives import MAE, Classify
+from vision.objectives import MAE, Classify, SimCLR
 from vision.probe import Probes
 from vision.resnet import resnet
 from vision.vit import vit
@@ -141,6 +141,30 @@ def test_finetuning_starts_from_the_encoder_and_learns():
     accuracies = [probes.run(objective, variables, data)[0]["finetune"] for probes in (few, many)]
     assert accuracies[1] > accuracies[0] + 0.2
     contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])  # nothing was overwritten
+
+
+def test_finetuning_has_mild_views_in_the_objectives_own_pixels():
+    """Crops of a fifteenth, other hues and blur are for pre-training: labels are learnt from nearly whole pictures."""
+    pixels = {"mean": (0.3,), "std": (0.2,), "flip": 0.0, "filter": "bicubic"}
+    encoder = mae().encoder
+    objective = SimCLR(encoder=encoder, augment=simclr_views(8, **pixels))
+    [view] = probe.classifier(objective, {"params": tiny.params(objective)}, 10)[0].views
+    assert view == Augment(8, scale=(0.8, 1.0), centre=1.0, **pixels)
+
+
+def test_finetuning_moves_deep_layers_less(monkeypatch):
+    """By 0.75 for each layer: Adam's first step is of one size everywhere but for that."""
+    objective, data, seen = mae(), digits(), []
+    variables = {"params": tiny.params(objective)}
+    whole = Classify.variables
+    monkeypatch.setattr(Classify, "variables", lambda self, *a: seen.append(a[0]) or whole(self, *a))
+    Probes(("finetune",), 100, 100, random=False, finetune_steps=1, finetune_batch=64).run(objective, variables, data)
+    new, old = seen[-1]["encoder"], variables["params"]["encoder"]
+    step = lambda *path: float(
+        np.median(np.abs(functools.reduce(dict.get, path, new) - functools.reduce(dict.get, path, old)))
+    )
+    head, embed = float(np.median(np.abs(np.asarray(seen[-1]["classifier"]["output"]["bias"])))), step("embed", "bias")
+    assert embed == pytest.approx(head * 0.75**2, rel=0.05)
 
 
 def test_encoders_to_compare_are_made_on_any_mesh():

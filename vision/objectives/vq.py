@@ -37,7 +37,9 @@ MOMENTS = {"count": "quantizer/codebook/count", "sum": "quantizer/codebook/sum"}
 class VQ(TokenizerObjective):
     """Pictures through codes.
 
-    commitment: beta. decay: gamma. restart: of a code's even share, below which it is put on a latent; 0 is never.
+    commitment: beta. decay: gamma. restart: of a code's even share, below which it is put on a latent; 0 is never. A
+    code that is never nearest falls there in log(restart) / log(decay) steps, 349 with these: a run that is as short as
+    that needs a smaller decay, or ends with the few codes that it began with.
     normalized: latents and codes of length 1. target: a ViT whose patches are to be found in place of pixels (VQ-KD),
     module `target`, frozen, from another run (Experiment.freeze, Experiment.init); its grid is the encoder's.
 

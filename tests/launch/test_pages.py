@@ -1,0 +1,81 @@
+"""The pages of docs/results that commands write: what is done is not done again, and the page says what is there."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import multimodal, vision
+from paradigm.errors import UserError
+
+STEPS = (100, 200)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """run(module, **flags): the command, with training and evaluation that give a number for each name at once."""
+    calls = []
+
+    def train(run, workdir, bindings):
+        calls.append(("train", run, workdir.name, tuple(bindings)))
+        workdir.mkdir(parents=True, exist_ok=True)
+        rows = [{"step": s, "valid/knn": 0.5, "valid/image_to_text@10": 0.5, "valid/caption_nll": 2.0} for s in STEPS]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def evaluate(workdir, name, bindings):
+        if not (workdir / f"{name}.json").exists():
+            calls.append((name, workdir.parent.name, workdir.name, tuple(bindings)))
+            keys = {"finetune"} if name == "finetune" else {*vision.PROBES, *multimodal.METRICS, "cider", "caption_nll"}
+            share = {"aim": 0.9, "dino": 0.8, "mae": 0.7, "simclr": 0.6}.get(workdir.parent.name, 0.5)
+            numbers = dict.fromkeys(sorted(keys), share + int(workdir.name) / 100)
+            (workdir / f"{name}.json").write_text(json.dumps(numbers | {f"random/{k}": 0.25 for k in keys}))
+        return json.loads((workdir / f"{name}.json").read_text())
+
+    def run(module, **values):
+        given = {"WORKDIR": tmp_path / "runs", "OUT": tmp_path / "out", "SEEDS": 1, "ONLY": None, "GIN_PARAM": []}
+        given |= {"PHOTOS": tmp_path, "IMAGES": None, "TUNE": True, "EMOJI": tmp_path, "DATA": ["emoji", "shapes"]}
+        for name, value in (given | values).items():
+            monkeypatch.setattr(module, name, SimpleNamespace(value=value), raising=False)
+        monkeypatch.setattr(module, "train", train)
+        monkeypatch.setattr(module, "evaluate", evaluate)
+        calls.clear()
+        module.main([])
+        page = next((tmp_path / "out").glob(f"{module.__name__.split('.')[1]}.md")).read_text()
+        return [call[:3] for call in calls], {
+            line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")
+        }
+
+    return run
+
+
+def test_the_page_of_pictures(bench):
+    calls, rows = bench(vision, ONLY=["mae", "supervised", "beit", "simclr"])
+    trained = [run for what, run, _ in calls if what == "train"]
+    assert trained == ["mae", "supervised", "vq", "beit", "simclr"]  # in the order that was asked for
+    assert [run for what, run, _ in calls if what == "finetune"] == ["supervised", "mae", "simclr", "beit"]
+    assert set(rows) == {"objective", "random init", "mae", "supervised", "beit", "simclr"}
+    assert rows["mae"].split(" | ")[1:3] == ["1", "1"] and "70.0" in rows["mae"] and "±" not in rows["mae"]
+    assert "25.0" in rows["random init"]
+    calls, rows = bench(vision, ONLY=["mae"], SEEDS=2)
+    assert calls == [("train", "mae", "1"), ("scores", "mae", "1"), ("finetune", "mae", "1")]
+    assert rows["mae"].split(" | ")[1] == "2" and "70.5 ± 0.7" in rows["mae"] and rows["beit"].split(" | ")[1] == "1"
+    assert bench(vision, ONLY=["mae", "supervised", "beit", "simclr"])[0] == []
+
+
+def test_compute_is_counted_in_supervised_training(bench):
+    _, rows = bench(vision, ONLY=["supervised", "simclr", "dino"], TUNE=False)
+    assert rows["supervised"].split(" | ")[2:4] == ["1", "1"] and rows["simclr"].split(" | ")[2:4] == ["2", "2"]
+    assert rows["dino"].split(" | ")[2] == "2 + 4 small" and float(rows["dino"].split(" | ")[3]) > 3
+
+
+def test_the_page_of_pairs(bench):
+    calls, rows = bench(multimodal, ONLY=["clip", "coca", "simvlm"])
+    assert [run for what, run, _ in calls if what == "train"] == ["clip", "coca", "simvlm"] * 2
+    assert {"clip", "coca", "simvlm", "random init"} <= set(rows) and "siglip" not in rows
+    assert bench(multimodal, ONLY=["clip", "coca", "simvlm"])[0] == []
+
+
+@pytest.mark.parametrize("module", [vision, multimodal])
+def test_an_unknown_objective_is_named(bench, module):
+    with pytest.raises(UserError, match="--only=made_up: choose from"):
+        bench(module, ONLY=["made_up"])
