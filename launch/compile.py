@@ -29,11 +29,12 @@ def main(argv):
     from launch.aot.report import report
     from launch.aot.topology import parse_topology
     from launch.run import registry
+    from launch.run.experiment import bound, with_classes
 
     topology = parse_topology(TOPOLOGY.value, SLICES.value)
     devices = topology.devices()
     experiment = registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)
-    found = report(experiment, topology, devices, MESH.value)
+    found = report(with_classes(bound(experiment)), topology, devices, MESH.value)
     for line in found.pop("advice"):
         print(f"does not fit: {line}", file=sys.stderr)
     print(json.dumps({"run": GIN_FILE.value[0], **found}))

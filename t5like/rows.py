@@ -129,11 +129,17 @@ def _whole(piece):
             raise UserError(f"{place_of(piece)} is not JSON ({error})") from error
 
 
+def lists_in(piece):
+    """The names of the lists of a file of kind splits."""
+    return [name for name, found in _whole(piece).items() if isinstance(found, list)]
+
+
 def _rows_of_splits(piece, columns):
-    """Records {"split": the list's name, column: cell ...}; without `columns` they are text and label."""
+    """Records {"split": the list's name, column: cell ...}; without `columns` they are text and label. Of the list
+    piece.member, or of all."""
     names = columns or ("text", "label")
     for split, found in _whole(piece).items():
-        for cells in found if isinstance(found, list) else ():
+        for cells in found if isinstance(found, list) and piece.member in ("", split) else ():
             if isinstance(cells, list) and len(cells) == len(names):
                 yield {"split": split, **dict(zip(names, cells))}
             else:
