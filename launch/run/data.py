@@ -91,7 +91,7 @@ class Data:
         return {name: x[chosen] for name, x in batch.items()}
 
 
-SCHEMES = ("folder", "zip", "idx", "npz", "tsv")  # of sources that are files
+SCHEMES = ("folder", "zip", "tar", "idx", "npz", "tsv")  # of sources that are files
 
 
 def look(recipe, directory):
