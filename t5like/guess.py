@@ -6,13 +6,13 @@
     turns of a dialogue      input {context}                 target {response}
     stdlib:KIND              as that source has them
 
-in any case. What is taken is said in the summary of the preparation.
+in any case, and `split` for the split, where no file says it. What is taken is said in the summary of the preparation.
 """
 
 import dataclasses
 
 from paradigm.errors import UserError
-from paradigm.names import few
+from paradigm.names import SPLIT_OF, few
 from t5like import stdlib_records, tables
 
 _TEXTS, _LABELS = ("text", "sentence"), ("label", "intent", "class")
@@ -37,7 +37,8 @@ def complete(recipe):
     if recipe.source.startswith("stdlib:"):
         *fields, group = stdlib_records.templates(recipe.source.partition(":")[2])
         return dataclasses.replace(_filled(recipe, *fields), group=recipe.group or group)
-    fields, part = _fields(recipe)
+    fields, split, part = _fields(recipe)
+    recipe = dataclasses.replace(recipe, split=recipe.split or split)
     texts, contexts, labels = _NAMES[recipe.label_kind]
     text, context, label = (_one(fields, names) for names in (texts, contexts, labels))
     if len(text) != 1:
@@ -64,12 +65,18 @@ def _filled(recipe, text, target, label):
 
 
 def _fields(recipe):
-    """(names of the fields of the first record that is one, the part that holds it)."""
-    for part in tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns).pieces:
-        for _, record in tables.read(part, recipe.columns):
+    """(names of the fields of the first record, that which says its split or "", the part that holds it)."""
+    broken, first = 0, None
+    parts = tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns).pieces
+    by_files = any(part.split != "train" or part.kind == "splits" for part in parts)
+    for part in parts:
+        for name, record in tables.read(part, recipe.columns):
             if isinstance(record, dict) and record:
-                return list(record), part
-    raise UserError(f"source {recipe.source}: there is no record to train on in it")
+                says = [f for f in _one(record, ("split",)) if str(record[f]).strip().lower() in SPLIT_OF]
+                return list(record), says[0] if says and not by_files else "", part
+            broken, first = broken + 1, first or f"{name} {record or 'is empty'}"
+    what = f"none of its {broken:,} records can be used: {first}" if broken else "there is no record to train on in it"
+    raise UserError(f"source {recipe.source}: {what}")
 
 
 def _one(fields, names):

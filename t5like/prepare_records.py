@@ -333,7 +333,7 @@ def _complaint(recipe, meta):
 def summary(meta):
     """A few lines for a person: what was read, and what was left out."""
     asked = meta["settings"]
-    said = [f"{name} {asked[name]}" for name in ("input", "target", "label") if asked[name]]
+    said = [f"{name} {asked[name]}" for name in ("input", "target", "label", "split", "group") if asked[name]]
     lines = [*told_of_source(meta), f"fields     {', '.join(said)}"]
     lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
     for split in SPLITS:

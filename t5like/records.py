@@ -121,7 +121,7 @@ class TextRecords:
 
     def _filled(self, there):
         """The recipe with what it leaves open as it was when these settings were kept."""
-        left = [] if self.input else [n for n in ("input", "target", "label", "group") if not getattr(self, n)]
+        left = [] if self.input else [n for n in ("input", "target", "label", "split", "group") if not getattr(self, n)]
         return dataclasses.replace(self, **{name: there[name] for name in left})
 
     def _agree(self, prepared):

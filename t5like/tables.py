@@ -182,8 +182,9 @@ def _file_parts(source):
 
     found, left = walk(root, kind)
     if not found and root.is_file() and not left:
-        wants = "a header and a line" if ending(root.name) in (".csv", ".tsv", ".tab") else "one"
-        raise UserError(f"{root} is empty: it wants {wants} for each record")
+        wants = "a header and a line" if ending(root.name) in (".csv", ".tsv", ".tab") else "an object of JSON"
+        more = "no file is in it" if is_container(root.name) else f"it wants {wants} for each record"
+        raise UserError(f"{root} is empty: {more}")
     if not found:
         raise UserError(
             f"source {source} holds no file of records ({' '.join(_SUFFIXES)} .zip .tar); it holds "

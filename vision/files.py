@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import hashlib
-import io
 import lzma
 import os
 import re
@@ -13,11 +12,11 @@ import tempfile
 import zipfile
 import zlib
 
+from paradigm import archives
 from paradigm.errors import UserError
 from paradigm.names import DANGLING, HIDDEN, is_hidden, kind_of
 from vision.decode_image import suffixes
 
-_BLOCK = 512  # bytes of a tar's header, and of the zeros at its end
 SAMPLED = 256  # files whose content is looked at to tell a folder from another one of the same names and sizes ...
 SAMPLE_BYTES = 1 << 18  # ... and how much of each
 
@@ -90,21 +89,16 @@ class Tar:
     def _open(self):
         if self._opened[0] != os.getpid():
             try:
-                with tarfile.open(self.root) as archive:
-                    file = (
-                        open(self.root, "rb") if isinstance(archive.fileobj, io.BufferedReader) else _unpacked(archive)
-                    )
-                    members = {m.name: m for m in archive if m.isfile()}  # of one name the last, as tar has it
-                    rest = os.pread(file.fileno(), 1 << 20, archive.offset)
+                file = stored = open(self.root, "rb")
+                if (stream := archives.unpacked(stored)) is not stored:
+                    file = tempfile.TemporaryFile()
+                    shutil.copyfileobj(stream, file)
+                    file.flush()
+                members = archives.Tar(file).members
             except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
                 raise UserError(
                     f"{self.root} cannot be read as a tar file ({error}): pack or fetch it again"
                 ) from error
-            if not rest or rest.strip(b"\0"):
-                wrong = (
-                    "there is more behind its end" if rest[:_BLOCK].strip(b"\0") == b"" and rest else "it is cut short"
-                )
-                raise UserError(f"{self.root} cannot be read as a tar file ({wrong}): pack or fetch it again")
             self._opened = os.getpid(), file, {name: (m.offset_data, m.size) for name, m in members.items()}
         return self._opened[1:]
 
@@ -127,16 +121,6 @@ class Tar:
         """What changes with the contents of some of these files, beside their sizes."""
         some = [names[k] for k in spread(len(names), SAMPLED)]
         return [f"{name} {hashlib.sha256(self.read(name)[:SAMPLE_BYTES]).hexdigest()[:32]}" for name in some]
-
-
-def _unpacked(archive):
-    """A nameless file of what a packed tar holds."""
-    file = tempfile.TemporaryFile()
-    archive.fileobj.seek(0)
-    shutil.copyfileobj(archive.fileobj, file)
-    file.flush()
-    archive.fileobj.seek(0)
-    return file
 
 
 def _check_bytes(files, name, size):

@@ -62,7 +62,8 @@ def test_words_with_tags_questions_and_replies(tmp_path):
         (lines({"text": "x", "sentence": "y"}), {}, r"text and sentence may be it$"),
         (lines({"text": "x", "label": "y", "intent": "z"}), {}, "label is not set, and label and intent may be it:"),
         ({"a.tsv": "It is one\t3\nIt is two\t4\n"}, {}, r"text or sentence; without a header, name its columns \(Text"),
-        ({"a.jsonl": "[1]\n"}, {}, "there is no record to train on in it"),
+        ({"a.jsonl": "[1]\n"}, {}, r"none of its 1 records can be used: \S+:1 is a list and not an object"),
+        ({"a.jsonl": "\n"}, {}, "there is no record to train on in it"),
     ],
 )  # fmt: skip
 def test_no_guess_where_two_readings_fit(content, settings, message, tmp_path):
