@@ -239,6 +239,10 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
                 continue
             evaluated, metrics = step, found[0]
             writers.valid(step, *found, {"seconds": time.perf_counter() - start})
+            if experiment.best_metric not in metrics:
+                writers.say(
+                    f"warning: Experiment.best_metric='{experiment.best_metric}' is none of {', '.join(metrics)}"
+                )
             fresh = metrics
             files.offer()
             step_metrics.restart_clock()
