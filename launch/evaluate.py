@@ -15,9 +15,9 @@ import json
 from absl import flags
 
 from launch.run import cli
-from launch.run.data import Data, vocabulary_of_run
+from launch.run.data import Data, labels_of, vocabulary_of_run
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import bound
+from launch.run.experiment import bound, with_classes
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
 from launch.run.writers import Console, number
@@ -40,7 +40,8 @@ def evaluate(workdir, step=None, gin_params=()):
         if not config.exists():
             raise UserError(f"--workdir={workdir}: no run is here (no config.gin); give that of a training run")
         text = config.read_text("utf-8")
-    experiment = bound(registry.parse_text(text, gin_params, str(config)), vocabulary_of_run(workdir))
+    experiment = registry.parse_text(text, gin_params, str(config))
+    experiment = with_classes(bound(experiment, vocabulary_of_run(workdir), labels_of(workdir)))
     program = Program(experiment, make_mesh(experiment.mesh))
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.keep, experiment.best_metric, experiment.best_mode)
     restored = checkpoints.restore(program.state, step)

@@ -4,7 +4,7 @@
     python -m launch.prepare --source=novels.zip --out=/tmp/novels --valid_glob='valid/*' --exclude='test/*'
     python -m launch.prepare --source=tfds:c4/en --out=/data/c4 --tokenizer=t5.model --workers=32
     python -m launch.prepare --source=qa.jsonl --out=/tmp/qa --input='{question} context: {context}' --target='{answer}'
-    python -m launch.prepare --source=sst2/ --out=/tmp/sst2 --kind=records --input='{sentence}' --label=label
+    python -m launch.prepare --source=sst2/ --out=/tmp/sst2 --kind=records   # its fields are sentence and label
     python -m launch.prepare --source=wnut17/ --out=/tmp/wnut17 --input='{tokens}' --label=tags --label_kind=tags
 
 The bytes written do not depend on --workers. An interrupted preparation goes on when the same command is given again.
@@ -22,7 +22,7 @@ from t5like.records import TextRecords
 
 _DEFAULT = TextData()
 _WINDOWS_ONLY = ("window", "field", "extensions", "invalid_utf8")
-_RECORDS_ONLY = ("input", "target", "label", "label_kind", "split", "group", "columns")
+_RECORDS_ONLY = ("input", "target", "label", "label_kind", "turns", "roles", "split", "group", "columns")
 SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -32,10 +32,16 @@ SOURCE = flags.DEFINE_string(
 KIND = flags.DEFINE_enum(
     "kind", None, ["windows", "records"], "What to make of it: windows of tokens, or with --input records with fields."
 )
-INPUT = flags.DEFINE_string("input", "", "Of records: a template of fields, as in '{question} context: {context}'.")
+INPUT = flags.DEFINE_string(
+    "input",
+    "",
+    "Of records: a template of fields, as in '{question} context: {context}'; else plain names.",
+)
 TARGET = flags.DEFINE_string("target", "", "Of records: the same for the target; none unless given.")
 LABEL = flags.DEFINE_string("label", "", "Of records: the field of what is known of each, such as its class.")
 LABEL_KIND = flags.DEFINE_enum("label_kind", "class", KINDS, "Of records: what --label holds (t5like/labels.py).")
+TURNS = flags.DEFINE_string("turns", "", "Of records: the field with a dialogue's turns; each reply is an example.")
+ROLES = flags.DEFINE_list("roles", list(TextRecords.roles), "Of records: who speaks in a dialogue; the last replies.")
 SPLIT = flags.DEFINE_string("split", "", "Of records: the field that says train, valid or test.")
 GROUP = flags.DEFINE_string("group", "", "Of records: the field that those have alike which are held out together.")
 COLUMNS = flags.DEFINE_list("columns", [], "Of records: names of the columns of files without a header.")
@@ -80,14 +86,11 @@ def main(argv):
     if not OUT.value:
         raise UserError("--out is required, as in --out=/tmp/corpus")
 
-    kind = KIND.value or ("records" if INPUT.value else "windows")
+    kind = KIND.value or ("records" if INPUT.value or TURNS.value else "windows")
     for name in _WINDOWS_ONLY if kind == "records" else _RECORDS_ONLY:
         if flags.FLAGS[name].present:
             instead = "leave it out" if kind == "records" else "give --input or --kind=records, or leave it out"
             raise UserError(f"--{name} says nothing of {kind}: {instead}")
-
-    if kind == "records" and not INPUT.value:
-        raise UserError("--input is required for records, as in --input='{question} context: {context}'")
 
     from t5like.prepare import prepare
     from t5like.prepare_records import RECORDS
@@ -107,6 +110,8 @@ def main(argv):
             target=TARGET.value,
             label=LABEL.value,
             label_kind=LABEL_KIND.value,
+            turns=TURNS.value,
+            roles=tuple(ROLES.value),
             split=SPLIT.value,
             group=GROUP.value,
             columns=tuple(COLUMNS.value),

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from paradigm.names import SPLITS, few, parts_of, split_of
 from paradigm.records import keys_of
 from paradigm.storage import expand
 from vision.decode_image import decode
-from vision.files import Archive, Folder, is_picture
+from vision.files import is_picture, open_container
 from vision.sources import Opened, Reading
 
 _BETWEEN = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
@@ -280,12 +279,9 @@ def _table_files(path, recipe, names):
         places.insert(0, own if own.is_file() else path.parent)
     files, found, stamps, others, wanted = [], [], [], 0, set(names)
     for place in places:
-        if place.is_dir():
-            one = Folder(str(place))
-        elif zipfile.is_zipfile(place):
-            one = Archive(str(place), recipe.max_pixels, RECIPE)
-        else:
-            what = "neither a folder nor a whole zip file" if place.exists() else "not there"
+        one = open_container(place, recipe.max_pixels, RECIPE)
+        if one is None:
+            what = "neither a folder nor a whole zip file, nor a tar" if place.exists() else "not there"
             raise UserError(f"{place} of PairData.images is {what}: name the zip file or folder of the pictures")
         listed = dict(one.list()[0])
         if not wanted & listed.keys() and (outer := outer_folders([parts_of(name) for name in listed])):

@@ -63,6 +63,13 @@ class Combined(Objective):
         return dataclasses.replace(self, parts=tuple((name, part.bind(vocabulary)) for name, part in self.parts))
 
     @property
+    def lacks_classes(self):
+        return any(part.lacks_classes for _, part in self.parts)
+
+    def bind_classes(self, count):
+        return dataclasses.replace(self, parts=tuple((name, part.bind_classes(count)) for name, part in self.parts))
+
+    @property
     def data_vocabulary(self):
         return next((v for _, part in self.parts if (v := part.data_vocabulary) is not None), None)
 

@@ -9,8 +9,8 @@ SPLITS = {  # split -> what people call it, in any case
     "valid": ("valid", "validation", "val", "dev", "development", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
-_WORD = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
+SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_WORD = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
 _CLEAN = re.compile(  # after a number, before what it is a split of, before a year
     rf"(?:\d+[-_. ]+)?({_WORD})[-_. ]*(?:set|data|dataset|images?|imgs?|photos|split)?[-_. ]*(?:(?:19|20)\d\d)?"
 )
@@ -32,7 +32,7 @@ def is_hidden(name):
 def split_of(name):
     """train, valid or test for one of their names, such as Training, val2017 or test_set; None for any other."""
     found = _CLEAN.fullmatch(name.strip().lower())
-    return found and _SPLIT_OF[found[1]]
+    return found and SPLIT_OF[found[1]]
 
 
 def splits_of(names):
@@ -49,7 +49,7 @@ def splits_of(names):
     stems = collections.defaultdict(lambda: collections.defaultdict(list))
     for name in sorted(names):
         if match := _COMPOUND.fullmatch(name.lower()):
-            stems[match[1], match[3]][_SPLIT_OF[match[2]]].append(name)
+            stems[match[1], match[3]][SPLIT_OF[match[2]]].append(name)
     whole = [dict(splits) for splits in stems.values() if "train" in splits and len(splits) > 1]
     return whole[0] if len(whole) == 1 and not found else dict(found)
 

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 from paradigm import rng, teacher, trees
+from paradigm.errors import UserError
 from paradigm.schedule import FINAL
 
 MAIN = "main"  # the phase of an objective that has only one
@@ -109,6 +110,39 @@ class Context:
 EVALUATION = Context(FINAL, train=False)
 
 
+class OnClasses:
+    """For objectives with a field `classes`: how many there are; None: as many as the data have (`bind_classes`)."""
+
+    @property
+    def lacks_classes(self):
+        return self.classes is None
+
+    def bind_classes(self, count):
+        return dataclasses.replace(self, classes=count) if self.lacks_classes else self
+
+    @property
+    def known_classes(self):
+        """How many classes there are. Raises UserError before the data have said it, and for fewer than two."""
+        name = type(self).__name__
+        if self.classes is None:
+            raise UserError(f"{name}.classes is not set: the data of a run say it, or objective.bind_classes(count)")
+        if self.classes < 2:
+            raise UserError(f"{name}.classes={self.classes}: there is something to tell apart from 2 classes on")
+        return self.classes
+
+    def check_classes(self, prepared, where):
+        """Raises UserError for data of another number of classes than is set, and of fewer than two."""
+        name, found = type(self).__name__, prepared.classes or ()
+        if len(found) < 2:
+            has = f"all are {found[0]!r}" if found else "there are none"
+            raise UserError(f"{name} needs labels of two classes or more, and in {where} {has}")
+        if self.classes not in (None, len(found)):
+            raise UserError(
+                f"{name}.classes={self.classes} and the training records have {len(found)} labels: set it to that, or "
+                "leave it out"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """Base of all objectives. A subclass gives `preprocess`, `batch_spec`, `modules` and `loss`; the rest has defaults.
@@ -156,6 +190,14 @@ class Objective:
         """The objective for data of this vocabulary (t5like.vocabulary.Vocabulary): with its ids, and a model of as
         many rows. Itself where there is no text. Binding to one vocabulary twice changes nothing."""
         del vocabulary
+        return self
+
+    # Whether the data are still to say how many classes there are; see `bind_classes`.
+    lacks_classes = False
+
+    def bind_classes(self, count):
+        """The objective for labels of `count` classes; itself where it knows how many, or has none."""
+        del count
         return self
 
     def check_data(self, prepared):

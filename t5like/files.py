@@ -21,7 +21,7 @@ import tempfile
 import zipfile
 import zlib
 
-from paradigm import tfds
+from paradigm import archives, tfds
 from paradigm.errors import UserError
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -93,7 +93,7 @@ def walk(root, wanted):
         if is_hidden(file.member if file.outer else file.name):
             left["hidden"] += 1
         elif is_container(file.name):
-            for member in _members(file):
+            for member in _members(file, left):
                 take(member)
         elif not file.size:
             left["empty"] += 1
@@ -106,15 +106,15 @@ def walk(root, wanted):
         file = File(str(root), root.name, root.stat().st_size)
         if not is_container(root.name):
             return ([file] if file.size else []), left
-        for member in _members(file):
+        for member in _members(file, left):
             take(member)
-        return found, left
+        return found, +left
     for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
         if path.is_file():
             take(File(str(path), path.relative_to(root).as_posix(), path.stat().st_size))
         elif path.is_symlink() and not path.exists():
             left["broken links"] += 1
-    return found, left
+    return found, +left
 
 
 def told(left):
@@ -191,7 +191,7 @@ def _stored(path, inside):
     if not inside:
         return open(path, "rb")
     archive = _archive(path, inside[:-1], _stamp(path))
-    return archive.open(inside[-1]) if isinstance(archive, zipfile.ZipFile) else archive.extractfile(inside[-1])
+    return archive.open(inside[-1])
 
 
 def _stamp(path):
@@ -212,7 +212,7 @@ def _archive(path, inside, stamp):
             stream = _spooled(_unpacked(stream, name))
         elif inside:
             stream = _spooled(stream)
-        return zipfile.ZipFile(stream) if what == "zip" else tarfile.open(fileobj=stream, mode="r:*")
+        return zipfile.ZipFile(stream) if what == "zip" else archives.Tar(archives.unpacked(stream))
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{place}: cannot be read as a {what} archive ({tfds.first_line(error)})") from error
 
@@ -226,15 +226,20 @@ def _spooled(stream):
     return copy
 
 
-def _members(file):
-    """The Files in a container: of a zip in the order of names, of a tar as stored, since it is read in that order."""
+def _members(file, left):
+    """The Files in a container: of a zip in the order of names, of a tar as stored, since it is read in that order.
+
+    Of several of one name the last is what is there; the others are counted in `left`.
+    """
     with reading(place_of(file)):
         archive = _archive(file.path, file.inside, _stamp(file.path))
         if isinstance(archive, zipfile.ZipFile):
-            sizes = {i.filename: i.file_size for i in archive.infolist() if not i.is_dir()}
-            sizes = dict(sorted(sizes.items()))
+            infos = [i for i in archive.infolist() if not i.is_dir()]
+            sizes = dict(sorted((i.filename, i.file_size) for i in infos))
+            left["replaced"] += len(infos) - len(sizes)
         else:
-            sizes = {m.name: m.size for m in archive.getmembers() if m.isfile()}
+            sizes = {name: member.size for name, member in archive.members.items()}
+            left["replaced"] += archive.repeated
     for member, size in sizes.items():
         name = f"{file.name}/{member.removeprefix('./')}"
         yield File(file.path, name, size, (*file.inside, member), file.outer or file.name)

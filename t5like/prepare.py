@@ -51,6 +51,7 @@ class Kind(NamedTuple):
     meta: Callable  # (plan, records of the jobs) -> meta.json
     complaint: Callable  # (recipe, meta) -> what is wrong with it, or None
     summary: Callable  # meta -> a few lines for a person
+    complete: Callable = lambda recipe: recipe  # recipe -> one that leaves nothing open
 
 
 def prepare(recipe, out, workers=None, progress=True, kind=None):
@@ -65,6 +66,7 @@ def prepare(recipe, out, workers=None, progress=True, kind=None):
     kind, out = kind or WINDOWS, expand(out)
     if kind is WINDOWS and recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
+    recipe = kind.complete(recipe)
     settings = recipe.settings
     if (out / META).exists():
         _same_settings(out, read_meta(out, kind.name)["settings"], settings)
@@ -235,7 +237,7 @@ def _run(work, recipe, jobs, held_out, plan, out, workers, progress):
                 unit_scale=True,
                 desc="preparing",
                 leave=False,
-                disable=not progress,
+                disable=None if progress else True,  # None: a bar that redraws itself makes a log unreadable
                 initial=sum(sizes) - sum(sizes[j] for j in todo),
             )
         )

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
-from t5like import labels, rows, tables
+from paradigm.names import SPLIT_OF
+from t5like import guess, labels, rows, tables
 from t5like.prepare import (
     SAMPLE_PER_ID,
     SPLITS,
@@ -115,9 +116,9 @@ def replies(recipe, record):
 def _example(recipe, split, record):
     if recipe.split:
         word = tables.text_of(rows.lookup(record, recipe.split), recipe.split)
-        split = tables.SPLITS.get(word.strip().lower())
+        split = SPLIT_OF.get(word.strip().lower())
         if split is None:
-            raise ValueError(f"has {word[:40]!r} in {recipe.split!r}, which is none of {', '.join(tables.SPLITS)}")
+            raise ValueError(f"has {word[:40]!r} in {recipe.split!r}, which is none of {', '.join(SPLIT_OF)}")
     text, target, label = tables.render(recipe.input, record), "", None
     if not text.strip():
         raise ValueError(f"has nothing in {', '.join(tables.fields_in(recipe.input))}: its input is empty")
@@ -208,10 +209,6 @@ class _Examples(Shard):
 
 
 def _listing(recipe):
-    if not recipe.input:
-        raise UserError(
-            "TextRecords.input is not set: give a template of fields, as in '{question} context: {context}'"
-        )
     return tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns)
 
 
@@ -324,6 +321,8 @@ def _complaint(recipe, meta):
     for split in ("valid", "test"):
         if strange := sorted(set(meta["counts"][split]["classes"]) - set(meta["classes"])):
             shown = ", ".join(map(repr, strange[:3])) + ", ..." * (len(strange) > 3)
+            if recipe.label_kind == "class" and any("," in name for name in strange):
+                shown += "; if they are several with commas between, set label_kind to 'classes'"
             return (
                 f"its {split} records have {len(strange)} label{'s' * (len(strange) > 1)} in {recipe.label!r} that no "
                 f"training record has ({shown}): correct them, or add training records of that label"
@@ -333,7 +332,9 @@ def _complaint(recipe, meta):
 
 def summary(meta):
     """A few lines for a person: what was read, and what was left out."""
-    lines = [*told_of_source(meta)]
+    asked = meta["settings"]
+    said = [f"{name} {asked[name]}" for name in ("input", "target", "label", "split", "group") if asked[name]]
+    lines = [*told_of_source(meta), f"fields     {', '.join(said)}"]
     lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
     for split in SPLITS:
         c = meta["counts"][split]
@@ -344,11 +345,18 @@ def summary(meta):
             )
     if meta["classes"]:
         shown = ", ".join(meta["classes"][:10]) + ", ..." * (len(meta["classes"]) > 10)
-        lines.append(f"label      {meta['settings']['label']}: {len(meta['classes']):,} classes ({shown})")
+        lines.append(f"label      {asked['label']}: {len(meta['classes']):,} classes ({shown})")
+        whole = set(meta["classes"])
+        several = [c for c in whole if "," in c and whole.issuperset(part.strip() for part in c.split(","))]
+        if several and asked["label_kind"] == "class":
+            lines.append(
+                f"warning    {len(several):,} of them are others with commas between ({min(several)!r}): if a record "
+                "may be of several classes, set label_kind to 'classes'"
+            )
     if n := meta["broken"]["records"]:
         more = f"; and {n - len(meta['broken']['first']):,} more" if n > len(meta["broken"]["first"]) else ""
         lines.append(f"left out   {n:,} broken records: {'; '.join(meta['broken']['first'])}{more}")
     return "\n".join(lines)
 
 
-RECORDS = Kind("records", _listing, _split, _sample, _job, _meta, _complaint, summary)
+RECORDS = Kind("records", _listing, _split, _sample, _job, _meta, _complaint, summary, guess.complete)

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from t5like import labels
 from t5like.prepare import prepare, same_corpus
 from t5like.prepare_records import RECORDS, decode_example
 from t5like.tables import fields_in
-from t5like.tokenizers import load_tokenizer, vocabulary_of
+from t5like.tokenizers import is_learnt, load_tokenizer, vocabulary_of
 from t5like.tokenizers.base import checked_specials
 from t5like.windows import META, check_shards, read_meta
 
@@ -30,7 +31,8 @@ class TextRecords:
     source: a file or folder of jsonl, tsv, csv or ArrayRecord, or tfds:NAME (see t5like/tables.py); or a directory that
         launch.prepare --kind=records wrote, which is used as it is.
     input, target: templates, as in "{question} context: {context}"; dots lead into a field ('answers.text.0'), {{ and
-        }} stand for braces. target: "" for none.
+        }} stand for braces. target: "" for none. input: "" takes fields of plain names, where there is no doubt about
+        them, also for target and label where those are open (t5like/guess.py).
     label: field of what is known of a record; "" for none. In a test split, target and label may be missing: then they
         are empty, and -1. Names of classes and tags are learnt from the training records, and sorted (whole numbers by
         size); one that stands in another split alone is an error.
@@ -80,7 +82,7 @@ class TextRecords:
             raise UserError(f"TextRecords.input={self.input!r} names no field: write them in braces, as in '{{text}}'")
         if self.target and not fields_in(self.target, "TextRecords.target"):
             raise UserError(f"TextRecords.target={self.target!r} names no field: every record would have the same")
-        if labels.check_kind(self.label_kind) == "answer" and not self.target:
+        if labels.check_kind(self.label_kind) == "answer" and self.input and not self.target:
             raise UserError("TextRecords.target is not set: answers stand in it, as in target='{context}'")
         if not 0 < self.fraction <= 1:
             raise UserError(f"TextRecords.fraction={self.fraction}: a share of the training records lies in (0, 1]")
@@ -112,18 +114,30 @@ class TextRecords:
             self._agree(prepared)
             return prepared
         if (pathlib.Path(cache_dir) / META).exists():  # a run keeps what it began with, whatever became of the source
-            same_corpus(cache_dir, self, RECORDS)
+            same_corpus(cache_dir, self._filled(read_meta(pathlib.Path(cache_dir), "records")["settings"]), RECORDS)
         else:
             prepare(self, cache_dir, workers, progress, RECORDS)
         return PreparedRecords(cache_dir, self.fraction, self.fraction_seed)
 
+    def _filled(self, there):
+        """The recipe with what it leaves open as it was when these settings were kept."""
+        left = [] if self.input else [n for n in ("input", "target", "label", "split", "group") if not getattr(self, n)]
+        return dataclasses.replace(self, **{name: there[name] for name in left})
+
     def _agree(self, prepared):
-        """UserError if a prepared directory was made with other templates, or other tokens, than are asked for."""
+        """UserError if a prepared directory was made with other templates, or other tokens, than are asked for.
+
+        A tokenizer that would be learnt from the source has been chosen with the directory, which is told.
+        """
         there = prepared.meta["settings"]
         same_size = f"{self.tokenizer.partition(':')[0]}:{prepared.meta['vocab_size']}"
         kept = {**dict.fromkeys(("input", "target", "label", "label_kind")), "tokenizer": same_size}
         asked = {name: getattr(self, name) for name in kept}
         wrong = [n for n, like in kept.items() if asked[n] not in (getattr(TextRecords, n), there[n], like)]
+        if "tokenizer" in wrong and is_learnt(self.tokenizer):
+            wrong.remove("tokenizer")
+            told = f"brings its tokenizer, {there['tokenizer']!r}: {self.tokenizer!r} is not learnt"
+            print(f"{prepared.directory} {told}", file=sys.stderr)
         if wrong:  # all of them at once
             told = " and ".join(f"{name}={there[name]!r}, not {asked[name]!r}" for name in wrong)
             raise UserError(
@@ -161,7 +175,9 @@ class PreparedRecords:
         shards = self.meta["shards"].get(split)
         if not shards:
             there = ", ".join(s for s, found in self.meta["shards"].items() if found)
-            raise UserError(f"{self.directory} has no {split} records, only {there}: prepare it with some held out")
+            raise UserError(
+                f"{self.directory} has no {split} records, only {there}: hold some out (valid, valid_glob or split)"
+            )
         paths, counts = zip(*((str(self.directory / s["file"]), s["records"]) for s in shards))
         known = self.meta["dtype"], self.meta["settings"], self.classes, self.tokenizer.byte_lengths
         source = RecordSource(paths, counts, *known, f"{self.fingerprint}/{split}")

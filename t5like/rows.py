@@ -4,6 +4,7 @@ A record that is broken comes as the ValueError that says what is wrong with it.
 has `kind`, `path`, `inside`, `start`, `end` (bytes, or rows of Parquet) and `line`, the number of its first.
 """
 
+import codecs
 import csv
 import dataclasses
 import json
@@ -22,8 +23,8 @@ _FIRST = 1 << 16  # bytes by which the two kinds of .json are told apart
 def kind_of(file):
     """The kind of a File of records: jsonl, json, splits, squad, csv, tsv, conll or parquet; None if it is none.
 
-    A .json file is one list of objects, an object a line, splits (an object of lists of rows: {"train": [["text",
-    "class"], ...], ...}) or squad (SQuAD's: data, paragraphs, qas); one that holds something else is none.
+    A .json file is one list of objects, an object a line, splits (an object of lists of rows or of objects: {"train":
+    [["text", "class"], ...], ...}) or squad (SQuAD's: data, paragraphs, qas); one that holds something else is none.
     """
     kind = KINDS.get(unpacked_ending(file.name))
     if unpacked_ending(file.name) != ".json":
@@ -36,10 +37,21 @@ def kind_of(file):
         return "splits"
     if '"paragraphs"' in start and re.match(r"\{\s*\"(data|version)\"", start):
         return "squad"
+    if re.match(r"\{\s*\"[^\"]*\"\s*:\s*\[\s*\{", start) and _is_one_object(file):
+        return "splits"
     line, end, _ = start.partition("\n")
     if not end and len(start) >= _FIRST // 4:
         return "jsonl" if line.startswith("{") else None  # a long first line
     return "jsonl" if isinstance(parsed(line), dict) else None
+
+
+def _is_one_object(file):
+    """Whether a file is one object of JSON, and not one a line."""
+    with open_file(file.path, file.inside) as stream:
+        first = parsed(stream.readline().decode("utf-8-sig", "replace"))
+        if isinstance(first, dict):  # whole in one line
+            return all(isinstance(v, list) for v in first.values()) and not any(line.strip() for line in stream)
+        return True
 
 
 def rows(piece, columns=()):
@@ -77,6 +89,8 @@ def lookup(record, field):
             f"has a field named {field!r} and {field.split('.')[0]!r} holds another of that way: rename one"
         )
     value = inside if value is None else value
+    if value is None and field in record:
+        raise Missing(f"has null in {field!r}")
     if value is None:
         raise Missing(f"has no field {field!r}, only {', '.join(record) or 'nothing'}")
     return value
@@ -90,6 +104,8 @@ def parsed(line):
     """The object of JSON that a line is, or the ValueError that says why it is none."""
     if _UNDECODED.search(line):
         return ValueError("is not UTF-8")
+    if "\0" in line:
+        return ValueError("is binary, or UTF-16: save it as UTF-8")
     try:
         record = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
@@ -129,12 +145,20 @@ def _whole(piece):
             raise UserError(f"{place_of(piece)} is not JSON ({error})") from error
 
 
+def lists_in(piece):
+    """The names of the lists of a file of kind splits."""
+    return [name for name, found in _whole(piece).items() if isinstance(found, list)]
+
+
 def _rows_of_splits(piece, columns):
-    """Records {"split": the list's name, column: cell ...}; without `columns` they are text and label."""
+    """Records {"split": the list's name, column: cell ...}; without `columns` they are text and label. Of the list
+    piece.member, or of all."""
     names = columns or ("text", "label")
     for split, found in _whole(piece).items():
-        for cells in found if isinstance(found, list) else ():
-            if isinstance(cells, list) and len(cells) == len(names):
+        for cells in found if isinstance(found, list) and piece.member in ("", split) else ():
+            if isinstance(cells, dict):
+                yield {"split": split, **cells}
+            elif isinstance(cells, list) and len(cells) == len(names):
                 yield {"split": split, **dict(zip(names, cells))}
             else:
                 yield ValueError(f"has {len(cells) if isinstance(cells, list) else 'no'} columns and not {len(names)}")
@@ -253,6 +277,8 @@ def lines(piece):
         for number, raw in enumerate(file, piece.line):
             if piece.end is not None and at >= piece.end:
                 return
+            if not at and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError(f"{place_of(piece)} is UTF-16 by its first bytes: save it as UTF-8")
             at += len(raw)
             line = raw.decode("utf-8", "surrogateescape")
             yield number, line.removeprefix("\ufeff") if number == 1 else line
@@ -285,6 +311,8 @@ def _cells(piece, wanted=None):
         return
     csv.field_size_limit(max(csv.field_size_limit(), _FIELD_BYTES))
     left, ahead, used = lines(piece), [], []
+    ahead += [item for item in [next(left, None)] if item]
+    between = _between(ahead[0][1], wanted) if ahead else ","
 
     def feed():
         while (item := ahead.pop() if ahead else next(left, None)) is not None:
@@ -294,7 +322,7 @@ def _cells(piece, wanted=None):
     while True:
         used.clear()
         try:
-            cells = next(csv.reader(feed(), strict=True), None)
+            cells = next(csv.reader(feed(), delimiter=between, strict=True), None)
         except csv.Error as error:
             # A quote that is left open must not swallow the records after it: they are read again, from the next line.
             cells = ValueError(f"is not csv ({error}): is a quote left open?")
@@ -302,6 +330,18 @@ def _cells(piece, wanted=None):
         if cells is None:
             return
         yield used[0][0], cells
+
+
+def _between(line, wanted):
+    """What stands between the cells of a csv file, by its first line: a comma, unless only another mark makes `wanted`
+    cells (None: two or more) of it."""
+    fits = lambda mark: (
+        len(next(csv.reader([line], delimiter=mark), ())) in ((wanted,) if wanted else range(2, 1 << 20))
+    )
+    try:
+        return next((mark for mark in ",;\t|" if fits(mark)), ",")
+    except csv.Error:
+        return ","
 
 
 def _tsv(line, wanted):

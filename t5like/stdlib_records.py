@@ -30,6 +30,20 @@ _SHOWN = 64  # tokens of a line at most
 _SPACE = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.ENDMARKER}
 
 
+def templates(kind):
+    """(input, target, label, group) of a kind, as of a TextRecords. Raises UserError for another kind."""
+    return choose(
+        "source stdlib:",
+        kind,
+        {
+            "tokens": ("{tokens}", "", "tags", "file"),
+            "summaries": ("{code}", "{summary}", "", "file"),
+            "modules": ("{code}", "", "module", ""),
+            "arguments": ("{question}", "{code}", "answers", "file"),
+        },
+    )
+
+
 def root():
     """The folder of the standard library."""
     return pathlib.Path(sysconfig.get_path("stdlib"))

@@ -4,7 +4,8 @@
                       round whole cells or none), .csv (a header, quotes, which may hold line breaks), .parquet, each
                       .conll (a token a line, an empty line between sentences), each also packed (.gz, .bz2, .xz, .zst);
                       .array_record (an object of JSON each); a .zip or .tar of such
-    FOLDER            such files; one called train, valid, dev or test, or in a folder of that name, is that split
+    FOLDER            such files; one called train, valid, dev or test, or in a folder of that name, is that split;
+                      so is a list of that name in a .json of splits (rows.py)
     stdlib:KIND       of Python's standard library: tokens, summaries or modules (see stdlib_records.py)
     tfds:NAME         a prepared TensorFlow data set (or its directory) with its splits, read without TensorFlow
 
@@ -22,6 +23,7 @@ import re
 
 from paradigm import tfds
 from paradigm.errors import UserError
+from paradigm.names import SPLIT_OF, few, splits_of
 from paradigm.storage import expand
 from t5like import rows, sources, stdlib_records
 from t5like.files import (
@@ -42,8 +44,6 @@ from t5like.rows import header, lookup, parsed
 from t5like.sources import PIECE_BYTES, Listing
 from t5like.windows import META
 
-SPLITS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid",
-          "dev": "valid", "development": "valid", "test": "test", "testing": "test"}  # fmt: skip
 _SUFFIXES = (*rows.KINDS, *sources.RECORDS)
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
@@ -63,7 +63,7 @@ class Part:
     start: int = 0
     end: int | None = None
     line: int = 1
-    member: str = ""  # the tfds name, or the kind of stdlib
+    member: str = ""  # the tfds name, the kind of stdlib, or a list in a file of kind splits
     inside: tuple[str, ...] = ()  # members of containers, as of a t5like.files.File
     names: tuple[str, ...] = ()  # what a person may call its file
 
@@ -128,6 +128,13 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
         parts = [p for p in parts if not matches(p.names, exclude)]
         check_patterns(source, "valid_glob", valid_glob, parts)
         parts = [_placed(p, valid_glob) for p in parts]
+        unsaid = [p for p in parts if not p.split]
+        if unsaid and len(unsaid) < len(parts):
+            raise UserError(
+                f"{place_of(unsaid[0])} holds lists that are no split ({few(p.member for p in unsaid)}) beside others: "
+                f"leave them out (exclude='{unsaid[0].member}'), or have train, valid or test in their names"
+            )
+        parts = [dataclasses.replace(p, split=p.split or "train") for p in parts]
         if not any(p.split == "train" for p in parts):
             there = ", ".join(sorted({p.name for p in parts})[:4]) or "nothing"
             raise UserError(f"source {source}: nothing is left to train on, only {there}: check exclude and valid_glob")
@@ -140,7 +147,15 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
     except OSError as error:
         raise UserError(f"source {source}: {error.filename} cannot be read ({error.strerror})") from error
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return Listing(tuple(parts), digest[:32], described, taken, left)
+    return Listing(tuple(parts), digest[:32], described, taken and taken + _splits_told(parts), left)
+
+
+def _splits_told(parts):
+    """'; dev.tsv is valid, test.tsv is test' of parts that are not all to train on."""
+    of = {s: dict.fromkeys(p.member or p.name for p in parts if p.split == s) for s in ("train", "valid", "test")}
+    return "" if len(of["train"]) and not (of["valid"] or of["test"]) else "; " + ", ".join(
+        f"{few(names, 3)} {'are' if len(names) > 1 else 'is'} {split}" for split, names in of.items() if names
+    )  # fmt: skip
 
 
 def _placed(part, valid_glob):
@@ -167,25 +182,35 @@ def _file_parts(source):
 
     found, left = walk(root, kind)
     if not found and root.is_file() and not left:
-        wants = "a header and a line" if ending(root.name) in (".csv", ".tsv", ".tab") else "one"
-        raise UserError(f"{root} is empty: it wants {wants} for each record")
+        wants = "a header and a line" if ending(root.name) in (".csv", ".tsv", ".tab") else "an object of JSON"
+        more = "no file is in it" if is_container(root.name) else f"it wants {wants} for each record"
+        raise UserError(f"{root} is empty: {more}")
     if not found:
         raise UserError(
             f"source {source} holds no file of records ({' '.join(_SUFFIXES)} .zip .tar); it holds "
             f"{told(left) or 'nothing'}"
         )
     parts = []
+    stem = lambda file: pathlib.PurePosixPath(file.member).name.removesuffix(ending(file.name))
+    alike = {name: split for split, names in splits_of({stem(file) for file in found}).items() for name in names}
+    alike = alike if "train" in alike.values() else {}  # my_train.csv beside my_test.csv
     for file in found:
         words = () if root.is_file() and not file.inside else pathlib.PurePosixPath(file.member).parts
-        parts += _parts_of(file, kind(file), _split_of(words) or "train")
+        parts += _parts_of(file, kind(file), _split_of(words) or alike.get(stem(file)) or "train")
     taken = collections.Counter(ending(file.name) for file in found)
-    return parts, f"{source}: {len(found)} file{'s' * (len(found) > 1 or root.is_dir())}", told(taken), told(left)
+    return parts, f"{source}: {len(found)} file{'s' * (len(found) > 1)}", told(taken), told(left)
 
 
 def _split_of(words):
     """The split that one of these names begins with, as validation_matched and dev.tsv do; None."""
-    found = [SPLITS.get(re.split(r"[^a-z]", word.lower())[0]) for word in words]
+    found = [SPLIT_OF.get(re.split(r"[^a-z]", word.lower())[0]) for word in words]
     return next((split for split in found if split), None)
+
+
+def _split_of_list(name):
+    """The one split that a word of a list's name says, as oos_train does; else None."""
+    found = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
 
 
 def _parts_of(file, kind, split):
@@ -196,7 +221,13 @@ def _parts_of(file, kind, split):
     elif kind == "parquet":
         for (start, end), share in rows.parquet_stretches(part(size)):
             yield part(share, start=start, end=end)
-    elif kind in ("csv", "json", "splits", "squad", "conll") or is_packed(file.name) or file.inside:
+    elif kind == "splits":
+        lists = rows.lists_in(part(size))
+        for one in lists:
+            yield dataclasses.replace(
+                part(max(1, size // len(lists))), split=_split_of_list(one), member=one, names=(*file.names, one)
+            )
+    elif kind in ("csv", "json", "squad", "conll") or is_packed(file.name) or file.inside:
         yield part(UNPACKS_TO * size if is_packed(file.name) else size)
     else:
         start, line = 0, 1

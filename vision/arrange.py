@@ -20,8 +20,8 @@ class Arranged:
 def arrange(names, where, labels=True):
     """The Arranged of the names of picture files: [OUTER/ ...] [SPLIT/] [CLASS/ ...] FILE.
 
-    An outer folder that holds all the others is passed through. Raises UserError if splits differ in their classes, if
-    some pictures have a class and others not, or if a folder may be a split as well as a class.
+    An outer folder that holds all the others is passed through. Raises UserError if a split has a class that train has
+    not, if some pictures have a class and others not, or if a folder may be a split as well as a class.
     """
     outer, paths = _inner([parts_of(name) for name in names])
     paths = _split_first(paths, where)
@@ -47,8 +47,10 @@ def arrange(names, where, labels=True):
         rows = {"train": list(zip(names, paths))}
     splits = {s: [(n, p[0] if labels and len(p) > 1 else None) for n, p in part] for s, part in rows.items()}
     classes = _check_classes(splits, where)
-    if classes:
-        notes.append(f"classes by folder: {few(sorted(classes))}")
+    if whole := classes["train"]:
+        notes.append(f"classes by folder: {few(sorted(whole))}")
+        lacking = {split: whole - own for split, own in classes.items() if own and own != whole}
+        notes += [f"{split} has none of {few(sorted(without), 4)}" for split, without in lacking.items()]
         if bare := [split for split, part in splits.items() if part[0][1] is None]:
             notes.append(f"no classes in {' and '.join(bare)}")
     return Arranged(splits, len(names) - sum(map(len, splits.values())), "; ".join(notes))
@@ -142,7 +144,7 @@ def _check_splits(found, others, paths, where):
 
 
 def _check_classes(splits, where):
-    """The classes; UserError where not all pictures of a split have one, or splits differ in them."""
+    """{split: its classes}; UserError where not all pictures of a split have one, or one that train lacks."""
     for part in splits.values():
         without = next((name for name, label in part if label is None), None)
         if without is not None and any(label is not None for _, label in part):
@@ -152,11 +154,11 @@ def _check_classes(splits, where):
             )
     classes = {split: {label for _, label in part} - {None} for split, part in splits.items()}
     for split, own in classes.items():
-        if own and own != classes["train"]:
-            only = [f"{', '.join(sorted(more)[:8])} only in {s}" for s, more in
+        if own - classes["train"]:
+            only = [f"{few(sorted(more))} only in {s}" for s, more in
                     (("train", classes["train"] - own), (split, own - classes["train"])) if more]  # fmt: skip
             raise UserError(
                 f"{where}: the class folders of train and {split} differ ({'; '.join(only)}): rename or complete "
                 "them, or set ImageData.labels = False"
             )
-    return set.union(*classes.values())
+    return classes

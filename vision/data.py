@@ -21,7 +21,7 @@ SPLITS = ("train", "valid", "test")
 class ImageData:
     """Which pictures a run reads.
 
-    source: digits, shapes, idx:DIR, npz:FILE, folder:DIR, zip:FILE, tfds:NAME or a path (see vision/sources.py).
+    source: digits, shapes, idx:DIR, npz:FILE, folder:DIR, zip:FILE, tar:FILE, tfds:NAME or a path (vision/sources.py).
     channels: 3 or 1; pictures of other modes are converted. valid: share of train that is held out where the data bring
     neither a split for validation nor one for tests: in each class those with the smallest hashes (of the pixels in
     arrays, else of the name). Data with a test split alone are validated on it, as MNIST is. hold_out: hold that share

@@ -3,9 +3,16 @@
 import collections
 import dataclasses
 import hashlib
+import lzma
 import os
+import re
+import shutil
+import tarfile
+import tempfile
 import zipfile
+import zlib
 
+from paradigm import archives
 from paradigm.errors import UserError
 from paradigm.names import DANGLING, HIDDEN, is_hidden, kind_of
 from vision.decode_image import suffixes
@@ -68,6 +75,76 @@ class Folder:
         return [f"{names[k]} {sample_of(self.place(names[k]))}" for k in spread(len(names), SAMPLED)]
 
 
+class Tar:
+    """Members of a tar file, plain or packed by gzip, bzip2 or xz: then each process unpacks it once, to a nameless
+    file of its own. max_pixels, recipe: as of an Archive."""
+
+    def __init__(self, root, max_pixels, recipe="ImageData"):
+        self.root, self.max_bytes, self.recipe = root, 8 * max_pixels + (1 << 20), recipe
+        self._opened = (None, None, {})  # (process, file, {name: (begin, size)})
+
+    def __getstate__(self):
+        return {**self.__dict__, "_opened": (None, None, {})}
+
+    def _open(self):
+        if self._opened[0] != os.getpid():
+            try:
+                file = stored = open(self.root, "rb")
+                if (stream := archives.unpacked(stored)) is not stored:
+                    file = tempfile.TemporaryFile()
+                    shutil.copyfileobj(stream, file)
+                    file.flush()
+                members = archives.Tar(file).members
+            except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+                raise UserError(
+                    f"{self.root} cannot be read as a tar file ({error}): pack or fetch it again"
+                ) from error
+            self._opened = os.getpid(), file, {name: (m.offset_data, m.size) for name, m in members.items()}
+        return self._opened[1:]
+
+    def read(self, name):
+        file, members = self._open()
+        begin, size = members[name]
+        _check_bytes(self, name, size)
+        return os.pread(file.fileno(), size, begin)
+
+    def place(self, name):
+        return f"{self.root} ({name})"
+
+    def list(self):
+        """(sorted [(name, size)] of every file, {what is left out: how many})."""
+        members = self._open()[1]
+        names = [(name, f"{size}") for name, (_, size) in members.items() if not is_hidden(name)]
+        return sorted(names), collections.Counter({HIDDEN: len(members) - len(names)})
+
+    def sample(self, names):
+        """What changes with the contents of some of these files, beside their sizes."""
+        some = [names[k] for k in spread(len(names), SAMPLED)]
+        return [f"{name} {hashlib.sha256(self.read(name)[:SAMPLE_BYTES]).hexdigest()[:32]}" for name in some]
+
+
+def _check_bytes(files, name, size):
+    if size > files.max_bytes:
+        raise UserError(
+            f"{files.place(name)} unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: "
+            "remove it, or raise that if it is no decompression bomb"
+        )
+
+
+def open_container(path, max_pixels, recipe="ImageData"):
+    """The Folder, Archive or Tar of a path; None where it is none."""
+    if os.path.isdir(path):
+        return Folder(str(path))
+    if zipfile.is_zipfile(path):
+        return Archive(str(path), max_pixels, recipe)
+    return Tar(str(path), max_pixels, recipe) if os.path.isfile(path) and is_tar(path) else None
+
+
+def is_tar(path):
+    """Whether a file is a tar, or by its name is meant to be one."""
+    return tarfile.is_tarfile(path) or re.search(r"\.(tar(\.\w+)?|tgz|tbz2|txz)$", str(path).lower()) is not None
+
+
 class Archive:
     """Members of a zip file. Each process opens it for itself; nothing is written anywhere.
 
@@ -89,12 +166,7 @@ class Archive:
         return archive
 
     def read(self, name):
-        info = self._zip().getinfo(name)
-        if info.file_size > self.max_bytes:
-            raise UserError(
-                f"{self.place(name)} unpacks to {info.file_size:,} bytes, more than any picture of "
-                f"{self.recipe}.max_pixels: remove it, or raise that if it is no decompression bomb"
-            )
+        _check_bytes(self, name, self._zip().getinfo(name).file_size)
         return self._zip().read(name)
 
     def place(self, name):

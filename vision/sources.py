@@ -7,7 +7,8 @@
                       labels, in any case: uint8 [N, h, w] or [N, h, w, C], and integers [N]
     folder:DIR        DIR/train/CLASS/*.jpg with DIR/{valid,test}/CLASS/*.jpg, or DIR/CLASS/*.jpg, or pictures without
                       classes, below any outer folders (see arrange.py); zip:FILE the same inside an archive, which is
-                      never unpacked. Splits may be called by other names in any case (see paradigm/names.py)
+                      never unpacked, tar:FILE in a .tar, .tar.gz, .tar.bz2 or .tar.xz. Splits may be called by other
+                      names in any case (see paradigm/names.py)
     tfds:NAME         a prepared TensorFlow data set of ArrayRecord files (or its directory), read without TensorFlow
     PATH              one of these, by what is there
 
@@ -20,7 +21,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import tarfile
 import zipfile
 from typing import Any
 
@@ -34,7 +34,7 @@ from paradigm.storage import expand
 from vision import array_sources
 from vision.arrange import arrange, maps_of
 from vision.decode_image import MAX_PIXELS, UNREAD, class_map, decode, mode, suffixes, to_channels
-from vision.files import Archive, Folder, is_picture, kinds_left_out, sample_of, spread
+from vision.files import Archive, Folder, Tar, is_picture, is_tar, kinds_left_out, sample_of, spread
 from vision.synthetic_scenes import Shapes
 
 SURVEYED = 64  # pictures of each split of a folder that are looked at when it is opened
@@ -84,9 +84,9 @@ def open_source(source, reading):
         raise UserError(f"image source {source!r} names no place: write {kind}:{'NAME' if kind == 'tfds' else 'PATH'}")
     if reading.classes and kind not in ("idx", "npz"):
         raise UserError(f"ImageData.classes names numbered labels, of idx and npz; {source} has names of its own")
-    if reading.regions and kind not in ("folder", "zip", "shapes"):
+    if reading.regions and kind not in ("folder", "zip", "tar", "shapes"):
         raise UserError(
-            f"ImageData.regions: maps of classes are read beside pictures in folders and zips, not in {kind}"
+            f"ImageData.regions: maps of classes are read beside pictures in folders, zips and tars, not in {kind}"
         )
     try:
         return opener(place, reading)
@@ -103,8 +103,9 @@ def _guess(path):
     if not path.exists():
         raise UserError(f"image source {path}: no such file or directory (sources without files: digits, shapes)")
     if not zipfile.is_zipfile(path):
-        fix = ": unpack it, or pack the pictures as a .zip" if tarfile.is_tarfile(path) else ""
-        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file{fix}")
+        if is_tar(path):
+            return "tar"
+        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file, nor a .tar")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     return "npz" if names and all(name.endswith(".npy") for name in names) else "zip"
@@ -222,6 +223,13 @@ def _open_zip(place, reading):
         return _open_files(Archive(str(path), reading.max_pixels), reading)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} cannot be read as a zip archive ({error}): pack or fetch it again") from error
+
+
+def _open_tar(place, reading):
+    path = expand(place)
+    if not path.is_file():
+        raise UserError(f"tar:{place}: no such file")
+    return _open_files(Tar(str(path), reading.max_pixels), reading)
 
 
 def _open_files(files, reading):
@@ -385,5 +393,6 @@ _OPENERS = {
     "npz": lambda place, reading: Opened(*array_sources.npz(place, reading)),
     "folder": _open_folder,
     "zip": _open_zip,
+    "tar": _open_tar,
     "tfds": _open_tfds,
 }

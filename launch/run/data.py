@@ -33,21 +33,22 @@ class Data:
     Args:
         experiment: an Experiment.
         directory: where on this machine the recipe may prepare its data; what is there already is used.
+        prepared: what `build` gave for them already; None: nothing has been built.
 
     Raises:
         UserError: the data cannot be used, or their tokenizer is not the one that the objective was built for.
     """
 
-    def __init__(self, experiment, directory):
+    def __init__(self, experiment, directory, prepared=None):
         objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
-        prepared = _build(experiment.data, directory, objective.raw_length)
+        prepared = prepared or build(experiment, directory)
         self.tokenizer = getattr(prepared, "tokenizer", None)
         self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
         where = getattr(prepared, "directory", "")
         same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
         for line in objective.check_data(prepared):
             print(line, file=sys.stderr, flush=True)
-        self.labels = getattr(prepared, "classes", ())
+        self.labels = getattr(prepared, "classes", ()) or ()
         self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
         if said := self.train.check_copies(objective):
             print(f"warning: {said}", file=sys.stderr, flush=True)
@@ -90,7 +91,7 @@ class Data:
         return {name: x[chosen] for name, x in batch.items()}
 
 
-SCHEMES = ("folder", "zip", "idx", "npz", "tsv")  # of sources that are files
+SCHEMES = ("folder", "zip", "tar", "idx", "npz", "tsv")  # of sources that are files
 
 
 def look(recipe, directory):
@@ -102,6 +103,8 @@ def look(recipe, directory):
     if jax.process_index() or (directory.exists() and any(directory.iterdir())):
         return
     for name, value in named_sources(recipe):
+        if not value.strip():
+            raise UserError(f"{name}.source is empty: name a file, a folder or another source")
         scheme, colon, path = value.partition(":")
         path = path if colon and scheme in SCHEMES else value
         named = "/" in path or path.startswith("~") or (colon and scheme in SCHEMES) or re.search(r"\.\w+$", path)
@@ -142,17 +145,18 @@ def vocabulary_of_run(workdir):
     return tokenizer and tokenizer.vocabulary
 
 
-def _build(recipe, directory, window):
-    """Prepared by process 0 alone, then opened by all, where the directory is on a file system that they share.
+def build(experiment, directory):
+    """What the experiment's recipe gives, prepared in a directory if need be: by process 0 alone, then opened by all,
+    where the directory is on a file system that they share.
 
     A run in a bucket has a directory for each of them: then each prepares its own.
     """
-    progress = sys.stderr.isatty()  # a bar that redraws itself makes a log unreadable
+    recipe, window = experiment.data, experiment.objective.raw_length
     if jax.process_count() == 1:
-        return recipe.build(directory, window=window, progress=progress)
+        return recipe.build(directory, window=window, progress=True)
     from jax.experimental import multihost_utils
 
     if jax.process_index() == 0:
-        recipe.build(directory, window=window, progress=progress)
+        recipe.build(directory, window=window, progress=True)
     multihost_utils.sync_global_devices("data are prepared")
     return recipe.build(directory, window=window, progress=False)

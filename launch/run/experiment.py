@@ -1,6 +1,8 @@
 """One training run as a value: what gin builds, what the loop reads, what a notebook may write by hand."""
 
 import dataclasses
+import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -95,17 +97,37 @@ class Experiment:
             object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
 
 
-def bound(experiment: Experiment, vocabulary=None) -> Experiment:
+def bound(experiment: Experiment, vocabulary=None, classes=()) -> Experiment:
     """The experiment with its objective for the vocabulary of its data, or for the one that a checkpoint names.
 
     vocabulary: t5like.vocabulary.Vocabulary, of a run whose data may be elsewhere; None asks the data. Where they don't
-    know, or have no text, the objective stays as it is; to bind twice changes nothing.
+    know, or have no text, the objective stays as it is; to bind twice changes nothing. classes: names of the labels
+    that a run was trained with; () leaves an objective that lacks them as it is (see `with_classes`).
     """
+    objective = experiment.objective
     if vocabulary is None:
         vocabulary = recipe_vocabulary(experiment.data)
-    if vocabulary is None:
+    if vocabulary is not None:
+        objective = objective.bind(vocabulary)
+    if classes:
+        objective = objective.bind_classes(len(classes))
+    return experiment if objective is experiment.objective else dataclasses.replace(experiment, objective=objective)
+
+
+def with_classes(experiment: Experiment, prepared=None) -> Experiment:
+    """The experiment with as many classes as its data have, where its objective does not know.
+
+    prepared: what its recipe has built; None builds it in a directory that is removed again. Raises UserError for data
+    that the objective cannot be trained on.
+    """
+    if not experiment.objective.lacks_classes:
         return experiment
-    return dataclasses.replace(experiment, objective=experiment.objective.bind(vocabulary))
+    if prepared is None:
+        with tempfile.TemporaryDirectory() as directory:
+            prepared = experiment.data.build(pathlib.Path(directory, "data"), experiment.objective.raw_length, False)
+            return with_classes(experiment, prepared)
+    experiment.objective.check_data(prepared)
+    return bound(experiment, classes=prepared.classes)
 
 
 def recipe_vocabulary(recipe):
@@ -136,6 +158,9 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         yield f"Experiment.clip={e.clip} must be positive, or None for no clipping"
     if isinstance(e.ema, float) and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
+    lowest = min(float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8))
+    if not lowest >= 0:
+        yield f"the learning rate of {type(e.optimizer).__name__} falls to {lowest:.3g}: it must be 0 or more"
     if e.best_mode not in ("min", "max"):
         yield f"Experiment.best_mode='{e.best_mode}' must be 'min' or 'max'"
     if not e.best_metric.startswith("valid/"):

@@ -21,10 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from launch.run.data import LABELS, Data, look, named_sources
+from launch.run.data import LABELS, Data, build, look, named_sources
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import bound, flatten, validate, warnings
+from launch.run.experiment import bound, flatten, validate, warnings, with_classes
 from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
@@ -40,6 +40,7 @@ from paradigm.errors import UserError
 from paradigm.progress import heard_by
 from t5like.vocabulary import same
 
+STAND_INS = ("0", "1")  # for the names of classes until the data are there: no axis of a mesh depends on them
 UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
 
 
@@ -98,7 +99,7 @@ def train(
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
                 experiment = bound(experiment)
-                validate(experiment, jax.device_count())
+                validate(bound(experiment, classes=STAND_INS), jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
                 closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
@@ -110,14 +111,18 @@ def train(
                     return Finished(step, False, None, {})
                 look(experiment.data, files.local / "data")
                 peers.share(files.workdir)
-                return _train(experiment, files, config, inits, profile, imports or {}, watch, closing)
+                prepared = None
+                if experiment.objective.lacks_classes:  # shapes then wait for the data
+                    prepared = build(experiment, files.local / "data")
+                    experiment = with_classes(experiment, prepared)
+                return _train(experiment, files, prepared, config, inits, profile, imports or {}, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"{workdir}: {error.strerror}; make room and give the same command again") from error
 
 
-def _train(experiment, files, config, inits, profile, imports, watch, closing):
+def _train(experiment, files, prepared, config, inits, profile, imports, watch, closing):
     workdir = files.workdir  # where the run and its checkpoints are; its other files are written in files.local
     objective, total = experiment.objective, experiment.total_steps
     mesh = make_mesh(experiment.mesh)
@@ -137,7 +142,7 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
     executables = {phase: compiling.submit(program.compile, phase) for phase in in_turn}
     make_state, meta, source = initial_state(program, checkpoints, inits)
     made = making.submit(make_state)
-    data = Data(experiment, files.local / "data")
+    data = Data(experiment, files.local / "data", prepared)
 
     for where, vocabulary in meta.get("vocabularies", ()):
         same(vocabulary, data.vocabulary, where, f"the data in {files.local / 'data'}")
@@ -234,6 +239,10 @@ def _train(experiment, files, config, inits, profile, imports, watch, closing):
                 continue
             evaluated, metrics = step, found[0]
             writers.valid(step, *found, {"seconds": time.perf_counter() - start})
+            if experiment.best_metric not in metrics:
+                writers.say(
+                    f"warning: Experiment.best_metric='{experiment.best_metric}' is none of {', '.join(metrics)}"
+                )
             fresh = metrics
             files.offer()
             step_metrics.restart_clock()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm.errors import UserError
+from paradigm.objective import OnClasses
 from t5like.models import PARTITION_RULES, Decoder, Encoder, EncoderDecoder
 from t5like.objectives.base import OnText
 from t5like.records import PreparedRecords
@@ -99,6 +100,7 @@ class TextTask(OnText):
 
     architectures = (Encoder, Decoder, EncoderDecoder)
     side = "input_lengths"  # of which texts it is told how many are cut
+    cut_off = "ends are cut off"
     around = 2  # ids beside those of the texts, at most
 
     def __post_init__(self):
@@ -127,23 +129,21 @@ class TextTask(OnText):
         if not isinstance(prepared, PreparedRecords):
             raise UserError(f"{name} reads records with fields: set Experiment.data = @TextRecords()")
         if self.label_kind is not None and not prepared.meta["settings"]["label"]:
-            raise UserError(f"{name} needs labels: set TextRecords.label to the field that holds them")
+            there = ", ".join(prepared.source()[0]["fields"])
+            raise UserError(f"{name} needs labels: set TextRecords.label to the field that holds them, of {there}")
         if self.label_kind not in (None, prepared.label_kind):
             raise UserError(
                 f"{name} is told labels of kind {self.label_kind!r} and the records' are {prepared.label_kind!r}: set "
                 f"TextRecords.label_kind to {self.label_kind!r}, or the task's kind"
             )
-        classes = getattr(self, "classes", None)
-        if classes is not None and self.label_kind != "number" and classes != len(prepared.classes):
-            raise UserError(
-                f"{name}.classes={classes} and the training records have {len(prepared.classes)} labels: set it to that"
-            )
+        if isinstance(self, OnClasses) and self.label_kind != "number":
+            self.check_classes(prepared, f"the field {prepared.meta['settings']['label']!r}")
         most = self.length - self.around
         counts = {split: prepared.longer(most, self.side, split) for split in ("train", "valid")}
         if any(counts.values()):
             sizes = {split: prepared.meta["counts"][split]["records"] for split in counts}
             told = " and ".join(f"{counts[s]:,} of {sizes[s]:,} {s}" for s in counts if sizes[s])
-            return (f"{told} records are longer than the {most} tokens that are read of them: their ends are cut off",)
+            return (f"{told} records are longer than the {most} tokens that are read of them: their {self.cut_off}",)
         return ()
 
     def states(self, variables, batch, ctx):

@@ -25,7 +25,7 @@ import numpy as np
 
 from paradigm.capabilities import Classifying
 from paradigm.errors import UserError, choose
-from paradigm.objective import MAIN, Loss, Term, divide, rows_spec
+from paradigm.objective import MAIN, Loss, OnClasses, Term, divide, rows_spec
 from t5like.models import Decoder, Encoder, EncoderDecoder
 from t5like.tasks import heads
 from t5like.tasks.base import Reading, TextTask, reading_spec
@@ -48,19 +48,19 @@ class ReadLabelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassification(Classifying, TextTask):
+class TextClassification(Classifying, OnClasses, TextTask):
     """Labels from texts.
 
-    model: an Encoder, Decoder or EncoderDecoder. classes: how many labels there are; no matter for numbers. kind:
-    class, classes or number, as TextRecords.label_kind. length: tokens that are read. pair: of the record's input and
-    target, or of its input alone. pool: first, mean or last, see above; None: first, of a Decoder last. hidden,
-    dropout: of the head (heads.py).
+    model: an Encoder, Decoder or EncoderDecoder. classes: how many labels there are; None: as many as the data have; no
+    matter for numbers. kind: class, classes or number, as TextRecords.label_kind. length: tokens that are read. pair:
+    of the record's input and target, or of its input alone. pool: first, mean or last, see above; None: first, of a
+    Decoder last, of an Encoder whose tokenizer has no cls the mean. hidden, dropout: of the head (heads.py).
 
     A record without a label weighs nothing.
     """
 
     model: Any
-    classes: int = 1
+    classes: int | None = None
     kind: str = "class"
     length: int = 128
     pair: bool = False
@@ -77,19 +77,24 @@ class TextClassification(Classifying, TextTask):
         if self.pool not in (None, *pools):
             name = type(self.model).__name__
             raise UserError(f"TextClassification.pool={self.pool!r}: of a {name} it is {' or '.join(pools)}")
-        if self.kind != "number" and self.classes < 2:
-            raise UserError("TextClassification.classes is not set: say how many labels the records have, 2 or more")
-        object.__setattr__(self, "pool", self.pool or pools[0])
-        if self.vocabulary is not None and self.pool == "first" and isinstance(self.model, Encoder):
-            if self.vocabulary.cls is None:
-                raise UserError(
-                    "TextClassification.pool='first' reads the place of cls, which the tokenizer has not: set "
-                    "pool='mean', or TextRecords.specials = ('cls', 'sep')"
-                )
+        if not self.lacks_classes:
+            _ = self.outputs  # which may be refused
+        lacks_cls = isinstance(self.model, Encoder) and self.vocabulary is not None and self.vocabulary.cls is None
+        if self.pool is None and self.vocabulary is not None:
+            object.__setattr__(self, "pool", "mean" if lacks_cls else pools[0])
+        if self.pool == "first" and lacks_cls:
+            raise UserError(
+                "TextClassification.pool='first' reads the place of cls, which the tokenizer has not: set pool='mean', "
+                "or TextRecords.specials = ('cls', 'sep')"
+            )
 
     @property
     def label_kind(self):
         return self.kind
+
+    @property
+    def lacks_classes(self):
+        return self.classes is None and self.kind != "number"
 
     @property
     def side(self):
@@ -110,12 +115,12 @@ class TextClassification(Classifying, TextTask):
     @property
     def outputs(self):
         """C; 1 of numbers."""
-        return 1 if self.kind == "number" else self.classes
+        return 1 if self.kind == "number" else self.known_classes
 
     def batch_spec(self, batch_size, phase=MAIN):
         shape, dtype = {
             "class": ((batch_size,), jnp.int32),
-            "classes": ((batch_size, self.classes), jnp.float32),
+            "classes": ((batch_size, self.outputs), jnp.float32),
             "number": ((batch_size,), jnp.float32),
         }[self.kind]
         label = {"label": jax.ShapeDtypeStruct(shape, dtype)}

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm.capabilities import Tagging
-from paradigm.errors import UserError
-from paradigm.objective import MAIN, Loss, Term, rows_spec
+from paradigm.objective import MAIN, Loss, OnClasses, Term, rows_spec
 from t5like.tasks import heads
 from t5like.tasks.base import Reading, TextTask, reading_spec
 
@@ -43,17 +42,17 @@ class ReadTagged:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenTagging(Tagging, TextTask):
+class TokenTagging(Tagging, OnClasses, TextTask):
     """Tags of words.
 
-    model: an Encoder, a Decoder or an EncoderDecoder, whose encoder is read. classes: how many tags there are. length:
-    tokens that are read. hidden, dropout: of the head (heads.py).
+    model: an Encoder, a Decoder or an EncoderDecoder, whose encoder is read. classes: how many tags there are; None: as
+    many as the data have. length: tokens that are read. hidden, dropout: of the head (heads.py).
 
     Words past the length, and those without a piece, weigh nothing and are not scored.
     """
 
     model: Any
-    classes: int = 0
+    classes: int | None = None
     length: int = 128
     hidden: bool = False
     dropout: float = 0.1
@@ -63,8 +62,8 @@ class TokenTagging(Tagging, TextTask):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.classes < 2:
-            raise UserError("TokenTagging.classes is not set: say how many tags the records have, 2 or more")
+        if not self.lacks_classes:
+            _ = self.known_classes  # which may be refused
 
     @functools.cached_property
     def preprocess(self):
@@ -76,7 +75,7 @@ class TokenTagging(Tagging, TextTask):
 
     @property
     def _head(self):
-        return heads.Head(self.classes, self.hidden, self.dropout)
+        return heads.Head(self.known_classes, self.hidden, self.dropout)
 
     def modules(self):
         head = self._head, jnp.zeros((1, 1, self.model.d_model))

@@ -107,6 +107,10 @@ class TextToText(Rewriting, TextTask, TextObjective):
             )
 
     @property
+    def cut_off(self):
+        return "beginnings are cut off" if self.keep == "end" else super().cut_off
+
+    @property
     def causal(self):
         return isinstance(self.model, Decoder)
 
@@ -116,8 +120,11 @@ class TextToText(Rewriting, TextTask, TextObjective):
 
     def check_data(self, prepared):
         told = super().check_data(prepared)
+        if told and self.keep == "begin" and prepared.meta["settings"]["turns"]:
+            told = (f"{told[0]}; a dialogue's last turns are kept by TextToText.keep = 'end'",)
         if not prepared.meta["settings"]["target"]:
-            raise UserError("TextToText needs a target: set TextRecords.target, as in '{summary}'")
+            there = ", ".join(prepared.source()[0]["fields"])
+            raise UserError(f"TextToText needs a target: set TextRecords.target, as in '{{summary}}', of {there}")
         return told
 
     def batch_spec(self, batch_size, phase=MAIN):

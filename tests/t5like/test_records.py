@@ -472,7 +472,10 @@ def test_launch_prepare_writes_records(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--kind=records"], "error: --input is required for records, as in --input='{question} context: {context}'"),
+        (
+            ["--kind=records"],
+            "error: TextRecords.input is not set: give a template of fields, as in '{a}'; of a in {path} ",
+        ),
         (["--target={a}"], "error: --target says nothing of windows: give --input or --kind=records, or leave it out"),
         (["--input={a}", "--window=9"], "error: --window says nothing of records: leave it out"),
         (["--input={a}", "--kind=windows"], "error: --input says nothing of windows: give --input or --kind=records"),

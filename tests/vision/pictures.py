@@ -1,6 +1,7 @@
 """Small data sets of pictures in every container, for the tests of image data."""
 
 import io
+import tarfile
 import zipfile
 
 import numpy as np
@@ -42,6 +43,17 @@ def zipped(path, files):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content if isinstance(content, bytes) else encoded(content))
+    return path
+
+
+def tarred(path, files):
+    """A tar, packed as its suffix says; each name is there twice, first as something older."""
+    with tarfile.open(path, f"w:{path.suffix[1:].replace('tar', '')}") as archive:
+        for name, content in [*((name, b"older") for name in files), *files.items()]:
+            raw = content if isinstance(content, bytes) else encoded(content)
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
     return path
 
 

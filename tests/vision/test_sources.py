@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from paradigm import tfds as prepared_tfds
 from paradigm.errors import UserError
-from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, zipped
+from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, tarred, zipped
 from vision.decode_image import decode
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -110,10 +110,12 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("make", ["folder", "zip", "wrapped"])
+@pytest.mark.parametrize("make", ["folder", "zip", "wrapped", "tar", "tar.gz", "tar.xz"])
 def test_splits_and_classes_are_folders(tmp_path, make):
     if make == "folder":
         place = folder(tmp_path / "d", {**SPLIT, **OTHERS})
+    elif make.startswith("tar"):
+        place = tarred(tmp_path / f"d.{make}", {**SPLIT, **OTHERS, "__MACOSX/p.png": b"x"})
     else:
         top = "data-1.0/" if make == "wrapped" else ""
         place = zipped(
@@ -129,7 +131,9 @@ def test_splits_and_classes_are_folders(tmp_path, make):
     assert str(place) in name and "test/b/deep/2.PNG" in name
     copy = pickle.loads(pickle.dumps(prepared.source("train")))
     assert (copy[4]["image"] == pixels(4)).all()
-    assert opened(f"{'folder' if make == 'folder' else 'zip'}:{place}").fingerprint == prepared.fingerprint
+    assert (
+        opened(f"{'zip' if make == 'wrapped' else make[:6].split('.')[0]}:{place}").fingerprint == prepared.fingerprint
+    )
     assert all(r["label"] == -1 for r in records(opened(place, labels=False)))
 
 
@@ -219,8 +223,8 @@ def cut(path, by):
         ({"a/notes.txt": b"x"}, r"holds no pictures .*; it holds .txt"),
         ({"train/a/1.png": b"", "train/b/1.png": b"", "test/a/1.png": b"", "test/c/1.png": b""},
          r"the class folders of train and test differ \(b only in train; c only in test\): rename or complete them"),
-        ({"train/a/1.png": b"", "train/b/1.png": b"", "val/a/1.png": b""},
-         r"the class folders of train and valid differ \(b only in train\)"),
+        ({"train/a/1.png": b"", "val/a/1.png": b"", "val/b/1.png": b""},
+         r"the class folders of train and valid differ \(b only in valid\)"),
         ({"a/1.png": b"", "2.png": b""}, r"pictures in class folders and others beside them \(2.png\): move those"),
         ({"a/1.png": b"", "a/2.png": b"x"}, r"none of 2 pictures looked at can be read, such as .*a/1.png"),
         ({"test/a/1.png": b"", "val/a/1.png": b""}, r"holds test and val and no folder train: add it"),
@@ -390,6 +394,13 @@ def test_broken_archives(tmp_path):
             opened(place)
         with pytest.raises(UserError, match=rf"{kind}:.*gone: no such file"):
             opened(f"{kind}:{tmp_path}/gone")
+    for kind in ("tar", "tar.gz"):
+        place = tarred(tmp_path / f"e.{kind}", SPLIT)
+        place.write_bytes(place.read_bytes()[: place.stat().st_size // 2 + 100])
+        with pytest.raises(UserError, match=rf"e.{kind} cannot be read as a tar file \(.*\): pack or fetch it again"):
+            opened(place)
+    with pytest.raises(UserError, match="tar:.*gone: no such file"):
+        opened(f"tar:{tmp_path}/gone")
     place = zipped(tmp_path / "e.zip", SPLIT)
     raw = bytearray(place.read_bytes())
     at = raw.index(b"PK\x01\x02")
@@ -493,6 +504,13 @@ def test_tfds_errors(tfds_dir, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
+
+
+def test_a_split_may_lack_classes_of_train(tmp_path):
+    names = {f"train/{c}/{i}.png": pixels(i) for c in "abc" for i in range(2)} | {"val/b/7.png": pixels(7)}
+    prepared = opened(folder(tmp_path / "d", names))
+    assert prepared.classes == ("a", "b", "c") and [r["label"] for r in records(prepared, "valid")] == [1]
+    assert "valid has none of a, c" in prepared.described
 
 
 @pytest.mark.parametrize(

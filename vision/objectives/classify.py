@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from paradigm.errors import UserError
 from paradigm.layers import Dense
-from paradigm.objective import Loss, Term
+from paradigm.objective import Loss, OnClasses, Term
 from vision.mixing import ENTRIES, erase, mix, pair
 from vision.objectives.base import ImageObjective
 
@@ -31,8 +31,9 @@ class Linear(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classify(ImageObjective):
-    """Labels from pictures. classes: how many. smoothing: the part of a label's probability given to all classes alike.
+class Classify(OnClasses, ImageObjective):
+    """Labels from pictures. classes: how many; None: as many as the data have. smoothing: the part of a label's
+    probability given to all classes alike.
 
     mixup, cutmix: the parameter of the Beta distribution that a picture's share is drawn from; 0 is off. erasing: the
     probability of a box of noise. DeiT has 0.8, 1.0 and 0.25. All three in training alone.
@@ -40,7 +41,7 @@ class Classify(ImageObjective):
     An example without a label (-1) weighs nothing, and is nobody's partner.
     """
 
-    classes: int
+    classes: int | None = None
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -52,6 +53,10 @@ class Classify(ImageObjective):
         super().__post_init__()
         if min(self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
             raise UserError("Classify.mixup and cutmix must be 0 or more, and erasing a probability")
+
+    def check_data(self, prepared):
+        self.check_classes(prepared, prepared.name)
+        return ()
 
     def paired(self, batch):
         return pair(batch) if self.mixup or self.cutmix else {}
@@ -71,7 +76,7 @@ class Classify(ImageObjective):
         return images, jnp.where(alone, 1.0, share), jnp.where(alone, 0, other["label"])
 
     def modules(self):
-        return {**super().modules(), "classifier": (Linear(self.classes), jnp.zeros((1, self.encoder.features)))}
+        return {**super().modules(), "classifier": (Linear(self.known_classes), jnp.zeros((1, self.encoder.features)))}
 
     def logits(self, variables, images):
         """Normalised images [B, H, W, C] -> float32 [B, classes], in evaluation."""
@@ -99,5 +104,5 @@ class Classify(ImageObjective):
         return Loss({"labels": term}, {"accuracy": (hits.sum(), weights.sum())}, stats=moments)
 
     def forward_flops(self, batch_spec):
-        rows = batch_spec["mask"].size
-        return {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * self.encoder.features * self.classes}
+        rows, width = batch_spec["mask"].size, self.encoder.features
+        return {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * width * self.known_classes}

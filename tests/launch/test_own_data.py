@@ -1,0 +1,109 @@
+"""Runs on one's own data with nothing but their place: classes, fields and pooling follow the data."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import evaluate, load
+from launch.run import loop, registry
+from launch.run.experiment import bound, with_classes
+from paradigm.errors import UserError
+from t5like.models import gpt
+from t5like.records import TextRecords
+from t5like.tokenizers import ByteTokenizer
+
+SMALL = ["Experiment.total_steps = 1", "Experiment.batch_size = 8", "Experiment.mesh = 'data:-1'"]
+TEXT = [*SMALL, "bert.layers = 1", "bert.d_model = 16", "bert.heads = 2", "bert.d_ff = 32"]
+CLASSIFY = ["runs/smoke/classification.gin"]
+
+
+def train(files, params, workdir):
+    experiment = registry.parse(files, params)
+    return loop.train(experiment, workdir, config=registry.operative_config())
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "mine.jsonl"
+    rows = [{"text": f"{w} number {i}", "intent": w} for i in range(12) for w in ("cat", "dog", "bird")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_classes_follow_a_table(table, tmp_path, capfd):
+    params = [*TEXT, f"TextRecords.source = '{table}'", "TextRecords.tokenizer = 'bytes'"]
+    finished = train(CLASSIFY, params, tmp_path / "run")
+    assert finished.state.params["classifier"]["output"]["kernel"].shape == (16, 3)
+    told = capfd.readouterr().err
+    assert "fields     input {text}, label intent\n" in told and "intent: 3 classes (bird, cat, dog)" in told
+    assert "\r" not in told
+    table_moved = table.with_name("moved.jsonl")
+    table.rename(table_moved)  # a run needs its source no more: neither to go on, nor to be asked
+    try:
+        assert train(CLASSIFY, [*params, "Experiment.total_steps = 2"], tmp_path / "run").step == 2
+        run = load(tmp_path / "run")
+        assert run.objective.classes == 3 and run.objective.pool == "mean"  # bytes have no cls
+        [found] = run.classify(["cat number 3"])
+        assert set(found.chances) == {"bird", "cat", "dog"}
+    finally:
+        table_moved.rename(table)
+    step, metrics, _ = evaluate.evaluate(tmp_path / "run")
+    assert step == 2 and "valid/accuracy" in metrics
+
+
+def test_classes_follow_a_prepared_directory(table, tmp_path):
+    TextRecords(str(table)).build(tmp_path / "prepared", workers=1)
+    params = [*TEXT, f"TextRecords.source = '{tmp_path / 'prepared'}'"]
+    finished = train(CLASSIFY, params, tmp_path / "run")  # whose tokenizer takes the place of the run file's
+    assert finished.state.params["classifier"]["output"]["kernel"].shape == (16, 3)
+    experiment = with_classes(bound(registry.parse(CLASSIFY, params)))  # as a dry run has it
+    assert experiment.objective.classes == 3
+
+
+def test_data_without_two_classes_are_refused_before_the_run_begins(tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{i} is", "label": "a"}) + "\n" for i in range(20)))
+    params = [*TEXT, f"TextRecords.source = '{path}'", "TextRecords.tokenizer = 'bytes'"]
+    with pytest.raises(UserError, match="needs labels of two classes or more, and in the field 'label' all are 'a'"):
+        train(CLASSIFY, params, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.gin").exists()
+    path.write_text("".join(json.dumps({"text": f"{i} is", "kind": "a"}) + "\n" for i in range(20)))
+    with pytest.raises(UserError, match="set TextRecords.label to the field that holds them, of text, kind$"):
+        train(CLASSIFY, params, tmp_path / "other")
+
+
+def test_pooling_follows_the_model_and_its_tokenizer():
+    from t5like.models import bert
+    from t5like.tasks import TextClassification
+
+    bare, framed = ByteTokenizer().vocabulary, ByteTokenizer(specials=("cls", "sep")).vocabulary
+    small = dict(layers=1, d_model=16, heads=2, d_ff=32)
+    pool = lambda model, vocabulary: TextClassification(model, 3).bind(vocabulary).pool
+    assert pool(bert("tiny", **small), framed) == "first" and pool(bert("tiny", **small), bare) == "mean"
+    assert pool(gpt("tiny", **small), bare) == "last"
+
+
+def pictures(folder, classes=("cat", "dog", "owl"), count=4):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.full((8, 8, 3), 60 * number + i, np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_classes_follow_pictures(tmp_path):
+    source = pictures(tmp_path / "set")
+    params = [*SMALL, f"ImageData.source = '{source}'", "Experiment.adapt = None", "vit.layers = 1", "vit.d_model = 16"]
+    params += ["vit.heads = 2", "vit.d_ff = 32", "Experiment.evaluators = ()"]
+    finished = train(["runs/smoke/lora.gin"], params, tmp_path / "run")
+    assert finished.state.params["classifier"]["output"]["kernel"].shape == (16, 3)
+    assert load(tmp_path / "run").objective.classes == 3
+    with pytest.raises(
+        UserError, match="Classify.classes=2 and the training records have 3 labels: set it to that, or"
+    ):
+        train(["runs/smoke/lora.gin"], [*params, "Classify.classes = 2"], tmp_path / "two")
+    with pytest.raises(UserError, match=r"Classify needs labels of two classes or more, and in \S+set there are none"):
+        train(["runs/smoke/lora.gin"], [*params, "ImageData.labels = False"], tmp_path / "none")

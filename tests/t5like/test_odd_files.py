@@ -1,0 +1,134 @@
+"""Files as people have them, of every form: read, told or refused, never silently less than is there."""
+
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+
+from paradigm.archives import Tar
+from paradigm.errors import UserError
+from t5like.data import TextData
+from t5like.records import TextRecords
+
+ROWS = [{"text": f"the cat number {i} sat", "label": "ab"[i % 2]} for i in range(12)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def build(path, content=None, **settings):
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return TextRecords(str(path), **({"valid": 0.0} | settings)).build(path.parent / "out", workers=1)
+
+
+def tar(path, members, end=True):
+    """A tar of [(name, text)]; end: with the zeros that end it."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, text in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+        size = archive.offset
+    path.write_bytes(out.getvalue() if end else out.getvalue()[:size])
+    return path
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|", ","])
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+def test_csv_between_other_marks(mark, begin, tmp_path):
+    table = begin + f"text{mark}label\r\n" + "".join(f'"so, {i}"{mark}{i % 2}\r\n' for i in range(4))
+    found = build(tmp_path / "a.csv", table)
+    assert (
+        found.classes == ("0", "1")
+        and found.meta["counts"]["train"]["records"] == 4
+        and not found.meta["broken"]["records"]
+    )
+    source = found.source()
+    assert {source[i]["fields"]["text"] for i in range(4)} == {f"so, {i}" for i in range(4)}
+
+
+def test_a_csv_of_one_column_has_commas_in_its_texts(tmp_path):
+    found = build(tmp_path / "a.csv", "text\nhello; you\nand | you\n", label="", input="{text}")
+    assert found.meta["counts"]["train"]["records"] == 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll"])
+@pytest.mark.parametrize("form", ["utf-16", "utf-16-be"])
+def test_utf16_is_named(name, form, tmp_path):
+    raw = ("\ufeff" if form == "utf-16-be" else "").encode(form) + f"text,label\n{LINES}".encode(form)
+    with pytest.raises(UserError, match=rf"{name} is UTF-16 by its first bytes: save it as UTF-8$"):
+        build(tmp_path / name, raw, label_kind="tags" if name == "a.conll" else "class")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_of_lists_of_objects_is_splits(indent, tmp_path):
+    found = build(tmp_path / "a.json", json.dumps({"train": ROWS[:8], "Test": ROWS[8:]}, indent=indent))
+    counts = {split: c["records"] for split, c in found.meta["counts"].items()}
+    assert counts == {"train": 8, "valid": 0, "test": 4} and found.classes == ("a", "b")
+
+
+def test_an_object_a_line_stays_one_whatever_its_first_field(tmp_path):
+    rows = [
+        {"turns": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": f"yes {i}"}]} for i in range(3)
+    ]
+    found = build(tmp_path / "a.json", "".join(json.dumps(row) + "\n" for row in rows), turns="turns")
+    assert found.meta["counts"]["train"]["records"] == 3
+
+
+def test_a_field_called_split_is_one_where_no_file_says_it(tmp_path, capsys):
+    rows = [{**row, "split": ("train", "dev", "test")[i % 3]} for i, row in enumerate(ROWS)]
+    found = build(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert {split: c["records"] for split, c in found.meta["counts"].items()} == {"train": 4, "valid": 4, "test": 4}
+    assert "fields     input {text}, label label, split split\n" in capsys.readouterr().err
+
+
+def test_null_is_not_a_missing_field(tmp_path):
+    found = build(tmp_path / "a.jsonl", LINES + '{"text": "x", "label": null}\n{"text": "x"}\n')
+    assert [line.partition("jsonl")[2] for line in found.meta["broken"]["first"]] == [
+        ":13 has null in 'label'",
+        ":14 has no field 'label', only text",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_of_several_members_of_one_name_the_last_is_read_and_the_others_are_told(kind, tmp_path, capsys):
+    members = [("a.jsonl", LINES), ("a.jsonl", LINES[: LINES.index("\n") + 1] + '{"text": "new", "label": "b"}\n')]
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            for member in members:
+                archive.writestr(*member)
+    else:
+        tar(path, members)
+    assert build(path).meta["counts"]["train"]["records"] == 2
+    assert "left out   1 replaced file\n" in capsys.readouterr().err
+
+
+def test_tars_one_after_the_other_and_tars_that_are_cut_short(tmp_path):
+    one, two = tar(tmp_path / "1.tar", [("a.jsonl", LINES)]), tar(tmp_path / "2.tar", [("b.jsonl", LINES)])
+    (tmp_path / "both.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    assert build(tmp_path / "both.tar").meta["counts"]["train"]["records"] == 24
+    whole = tar(tmp_path / "whole.tar", [("a.jsonl", LINES), ("b.jsonl", LINES)], end=False).read_bytes()
+    begin = -(-len(LINES) // 512) * 512 + 512  # of the second header
+    cuts = {"in a header": whole[: begin + 100], "between two files": whole[:begin], "in a file": whole[:-600]}
+    cuts["by something else"] = one.read_bytes() + b"no tar at all" * 100
+    for raw in cuts.values():
+        (tmp_path / "cut.tar").write_bytes(raw)
+        for recipe in (TextRecords, TextData):
+            with pytest.raises(
+                UserError, match=r"cut.tar: cannot be read( as a tar archive)? \(\S+ is|\(unexpected end|behind"
+            ):
+                recipe(str(tmp_path / "cut.tar")).build(tmp_path / "unused", 8)
+        with pytest.raises(tarfile.ReadError):
+            Tar(io.BytesIO(raw))
+
+
+def test_what_is_empty_says_what_it_wants(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w"):
+        pass
+    with pytest.raises(UserError, match="a.zip is empty: no file is in it$"):
+        build(tmp_path / "a.zip")
+    with pytest.raises(UserError, match="a.jsonl is empty: it wants an object of JSON for each record$"):
+        build(tmp_path / "a.jsonl", "")
