@@ -6,10 +6,12 @@
 of benchmarks.language, whose masked language model (an encoder), causal one (a decoder) and span corruption (an
 encoder-decoder) are adapted. Each run is an ordinary one: `launch.train` on runs/small/clinc150.gin or wnut17.gin with
 a file of gin_configs/adapt. A method's rate is the better of its two on CLINC150's validation split with 10 % of the
-labels; scores are of the test splits. Writes docs/results/adaptation.md and the picture beside it.
+labels; scores are of the test splits. docs/results/adaptation.md and the picture beside it are written anew after each
+run, of what has run so far; --part=none writes them alone.
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import time
@@ -58,6 +60,7 @@ MODELS = (
     Model("decoder", "next_token", ("models/gpt_small_text.gin", WITH("gpt"), "last")),
     Model("encoder-decoder", "span_corruption", ("models/t5_small_text.gin", WITH("t5"), "mean")),
 )
+PARTS = ("labels", "models", "entities")
 SHARES = (0.01, 0.1, 1.0)
 TUNED = 0.1  # of the labels, for the rate and for the table of architectures
 
@@ -81,21 +84,23 @@ def main(argv):
     work = Work(expand(WORKDIR.value).resolve(), bases, start)
     write_intents(there(CLINC.value) / "data_full.json", work.root / "data")
     write_entities(there(WNUT.value), work.root / "data")
-    rates = {method.name: best_rate(work, method) for method in METHODS}
-    found = {}
-    for seed in range(SEEDS.value):
-        for method in METHODS:
-            rate = rates[method.name]
-            for share in SHARES:
-                found[INTENTS, ENCODER, method, share, seed] = work.run(INTENTS, ENCODER, method, rate, share, seed)
-            for model in MODELS[1:]:
-                found[INTENTS, model, method, TUNED, seed] = work.run(INTENTS, model, method, rate, TUNED, seed)
-            found[ENTITIES, ENCODER, method, 1.0, seed] = work.run(ENTITIES, ENCODER, method, rate, 1.0, seed)
-    out = expand(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    picture(found, out / "adaptation.png")
-    (out / "adaptation.md").write_text(report(found, rates))
-    print(json.dumps({"wrote": str(out / "adaptation.md"), "seconds": round(time.time() - start)}))
+    rates, found = {}, {}
+    for method in METHODS:
+        rates[method] = best_rate(work, method)
+    cells = {
+        "labels": [(INTENTS, ENCODER, share) for share in SHARES],
+        "models": [(INTENTS, model, TUNED) for model in MODELS],
+        "entities": [(ENTITIES, ENCODER, 1.0)],
+    }
+    for part in PARTS:
+        for seed in range(SEEDS.value):
+            for method, (task, model, share) in itertools.product(METHODS, cells[part]):
+                run = work.run(task, model, method, rates[method], share, seed, train=part in PART.value)
+                found[task, model, method, share, seed] = run
+                if part in PART.value:
+                    write_page(found, rates)
+    write_page(found, rates)
+    print(json.dumps({"wrote": f"{OUT.value}/adaptation.md", "seconds": round(time.time() - start)}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +111,18 @@ class Work:
     bases: object
     start: float
 
-    def run(self, task, model, method, rate, share, seed, split="test"):
-        """launch.results' Run of one adaptation, trained unless that is done already."""
+    def run(self, task, model, method, rate, share, seed, split="test", train=True):
+        """launch.results' Run of one adaptation, trained unless that is done already; None where it is not to be."""
         from launch.results import runs
 
         data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
         name = f"{task.run}-{model.name}-{method.name}-{rate:g}-{share:g}-{seed}-{split}".replace(" ", "_")
         place = self.root / name
-        print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
         if (done := runs.read(place)) is not None and done.ended:
             return done
+        if not train:
+            return None
+        print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
         files, bindings = [f"runs/small/{task.run}.gin"], []
         if model.arguments:
             file, binding, pool = model.arguments
@@ -182,17 +189,23 @@ def scores(found, task, model, method, share):
     return [run.last(f"valid/{task.metric}") for run in chosen if run is not None]
 
 
+def write_page(found, rates):
+    out = expand(OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    picture(found, out / "adaptation.png")
+    (out / "adaptation.md").write_text(report(found, rates))
+
+
 def report(found, rates):
     """The page, as markdown."""
     seeds = "one seed" if SEEDS.value == 1 else f"{SEEDS.value} seeds"
-    whole = METHODS[1]
-    cost = lambda method: found[INTENTS, ENCODER, method, 1.0, 0]
     percent = lambda share: f"{100 * share:g} %"
     intents, entities = [], []
     for method in METHODS:
-        run, least = cost(method), cost(whole)
-        costs = [f"{run.trained_percent:.3g} %", f"{run.peak_memory:.0f} MiB"]
-        costs += [f"{run.step_seconds / least.step_seconds:.2f}", f"{rates[method.name]:g}"]
+        run, costs = found.get((INTENTS, ENCODER, method, TUNED, 0)), ["", ""]
+        if run is not None:
+            costs = [f"{run.trained_percent:.3g} %", f"{run.peak_memory:.0f} MiB"]
+        costs.append(f"{rates[method]:g}")
         rows = [cell(scores(found, INTENTS, ENCODER, method, share)) for share in SHARES]
         intents.append([method.name, *rows, *costs])
         others = [cell(scores(found, INTENTS, model, method, TUNED)) for model in MODELS]
@@ -214,10 +227,9 @@ def report(found, rates):
         "## Intents of requests, by labels seen",
         "",
         "CLINC150, 150 classes without those out of scope: accuracy with 1, 10 and 100 of 100 labels a class, on the",
-        "encoder. Memory is what a device holds at most in a step, as compiled; the step's time is beside full",
-        "fine-tuning's, on a machine that did other things too.",
+        "encoder. Memory is what a device holds at most in a step, as compiled.",
         "",
-        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "step", "rate"], intents),
+        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "rate"], intents),
         "## Three architectures, and entities",
         "",
         f"CLINC150 with {percent(TUNED)} of the labels, on three models of one size, pre-trained on as many tokens (a",
@@ -237,9 +249,10 @@ def picture(found, path):
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for i, method in enumerate(METHODS):
-        rows = [scores(found, INTENTS, ENCODER, method, share) for share in SHARES]
+        rows = {share: scores(found, INTENTS, ENCODER, method, share) for share in SHARES}
+        rows = {share: 100 * statistics.mean(row) for share, row in rows.items() if row}
         style = {"color": "black", "linestyle": "--"} if not method.file else {"color": f"C{i}"}
-        axis.plot(SHARES, [100 * statistics.mean(row) for row in rows], marker="o", label=method.name, **style)
+        axis.plot(rows.keys(), rows.values(), marker="o", label=method.name, **style)
     axis.set(xscale="log", xlabel="share of the labels", ylabel="accuracy (%)", title="CLINC150, encoder")
     axis.set_xticks(SHARES, [f"{100 * share:g} %" for share in SHARES])
     axis.grid(alpha=0.3)
@@ -253,6 +266,7 @@ if __name__ == "__main__":
     WNUT = flags.DEFINE_string("wnut", None, "Where WNUT-17's .conll files are.", required=True)
     BASES = flags.DEFINE_string("bases", None, "The workdir of benchmarks.language.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
+    PART = flags.DEFINE_multi_enum("part", PARTS, (*PARTS, "none"), "What is run; none writes the page alone.")
     SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 300'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
