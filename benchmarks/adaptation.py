@@ -139,9 +139,11 @@ class Work:
 
 
 def best_rate(work, method):
-    """The rate with the best accuracy on the validation split."""
-    tried = {rate: work.run(INTENTS, ENCODER, method, rate, TUNED, 0, "valid") for rate in method.rates}
-    return max(tried, key=lambda rate: tried[rate].last(f"valid/{INTENTS.metric}"))
+    """The rate with the best accuracy on the validation split, of those that have run where nothing is to be run."""
+    train = "none" not in PART.value
+    tried = {rate: work.run(INTENTS, ENCODER, method, rate, TUNED, 0, "valid", train) for rate in method.rates}
+    done = {rate: run.last(f"valid/{INTENTS.metric}") for rate, run in tried.items() if run is not None}
+    return max(done, key=done.get, default=method.rates[0])
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
