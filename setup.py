@@ -19,6 +19,7 @@ PACKAGES = [
     "t5like",
     "t5like.decode",
     "t5like.hf",
+    "t5like.models",
     "t5like.objectives",
     "t5like.tasks",
     "t5like.tokenizers",
