@@ -1,4 +1,4 @@
-"""The three networks: what each embeds, which stacks it has, how its output is made (parameter paths: see the package)."""
+"""The three networks: what each embeds, which stacks it has, how its output is made (parameter paths: the package)."""
 
 import jax
 import jax.numpy as jnp
