@@ -254,6 +254,9 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, weights=
         mask = mask.replace(queries=fill(mask.queries, 1))
 
     def one(start):
+        # Were it no function of q, jax would compute the masks of all blocks, [L / block, B, H, block, S], before the
+        # scan over layers, for all of them.
+        start += 0 * jnp.isnan(q_BxHxLxK[0, 0, 0, 0]).astype(start.dtype)
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, block, 2)
         rows = bias.cut(start, block) if isinstance(bias, DistanceBias) else None if bias is None else cut(bias)
         return part(cut(q_BxHxLxK), mask.cut(start, block), rows, start)

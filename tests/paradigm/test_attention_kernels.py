@@ -279,20 +279,21 @@ def test_a_bias_by_distance_is_padded_as_an_array_is():
     assert pad_bias(None, 1, 1) is None
 
 
-def temporaries(length, positions="relative", mask=None):
+def temporaries(length, positions, mask, remat):
     """Bytes that a step of a small stack needs beside its arguments, as compiled."""
-    stack = Stack(d_model=8, heads=2, d_ff=8, layers=2, positions=positions, remat="full")
+    stack = Stack(d_model=8, heads=2, d_ff=8, layers=2, positions=positions, remat=remat)
     x = jax.ShapeDtypeStruct((1, length, 8), jnp.float32)
-    mask = AttentionMask(True) if mask is None else mask
     variables = jax.eval_shape(lambda x: stack.init(jax.random.key(0), x, mask), x)
     loss = lambda v, x: stack.apply(v, x, mask)[0].sum()
     return jax.jit(jax.grad(loss)).lower(variables, x).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("positions, mask", [
-    ("relative", None), ("relative_per_layer", AttentionMask(True, jnp.array([9]))), ("alibi", None),
+@pytest.mark.parametrize("positions, mask, remat", [
+    ("relative", AttentionMask(True), "full"),
+    ("relative_per_layer", AttentionMask(True, jnp.array([9])), "none"),
+    ("alibi", AttentionMask(), "none"),
 ])  # fmt: skip
-def test_memory_is_linear_in_the_length(positions, mask):
+def test_memory_is_linear_in_the_length(positions, mask, remat):
     """With a bias and with a prefix. Weights as a whole would be four times as large at twice the length."""
-    short, long = (temporaries(n, positions, mask) for n in (4096, 8192))
+    short, long = (temporaries(n, positions, mask, remat) for n in (4096, 8192))
     assert long < 2.1 * short and long < 4 * 8192**2  # bytes: less than one head's weights

@@ -213,7 +213,7 @@ def test_keys_are_not_repeated_on_the_way(block):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, n, s, 8)) for i, (n, s) in enumerate([(6, 12), (2, 9), (2, 9)]))
     bias = jax.random.normal(jax.random.key(3), (1, 6, 12, 9))
     mask = AttentionMask(keys=jnp.array([[1] * 9, [1] * 5 + [0] * 4]))
-    run = lambda q, k, v: attend(q, k, v, mask, bias, 0.5, lambda p: p * jnp.arange(9) / 9, block)
+    run = lambda q, k, v: attend(q, k, v, mask, bias, 0.5, lambda p, start: p * jnp.arange(9) / 9, block)
     with_repeats = lambda q, k, v: run(q, jnp.repeat(k, 3, 1), jnp.repeat(v, 3, 1))
     grads = lambda f: jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2))(q, k, v)
     for a, b in zip((run(q, k, v), *grads(run)), (with_repeats(q, k, v), *grads(with_repeats))):
