@@ -17,7 +17,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, chosen, curves, evaluate, table, there, train
+from benchmarks.compare import cell, chosen, curves, evaluate, save, table, there, train
 from benchmarks.machine import processor
 from launch.run import cli, registry
 from launch.run.experiment import bound
@@ -142,7 +142,7 @@ def write(root, sets):
         level = statistics.mean(values(root, data, "random init", "knn") or [0]) * 100
         curves(groups, "knn", what, out / "vision.png", {"random init, 8,000 searched": level} if level else {})
     page = out / "vision.md"
-    page.write_text(report(root, sets))
+    save(page, report(root, sets))
     return page
 
 
