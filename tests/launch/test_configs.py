@@ -208,7 +208,8 @@ CHANCE = {
     "SigLIP": 7.0,  # between the biases of 10 and of 5 that it starts from
 }
 CHANCE_OF_RUN = {
-    "runs/small/simmim.gin": 2.3,  # digits in the mean and deviation of photographs
+    "runs/small/simmim.gin": 2.3,  # this and the next: digits in the mean and deviation of photographs
+    "runs/small/vq.gin": 7.0,
     "runs/small/data2vec.gin": 0.5,  # a first prediction of variance 1, as the target's: (1 + 1) / (2 beta)
 }
 
