@@ -65,6 +65,15 @@ def table(header, rows):
     return [line(header), "|" + "---|" * len(header), *map(line, rows), ""]
 
 
+NOTES = "\n## Notes\n"  # the last heading of a page, below which a person writes
+
+
+def save(page, text):
+    """Writes a page anew, but for the notes that a person has put below it."""
+    _, heading, notes = page.read_text().partition(NOTES) if page.exists() else ("", "", "")
+    page.write_text(text + heading + notes)
+
+
 def curves(groups, key, labels, path, levels=(), unit=100.0):
     """A picture of a validation metric, times `unit`, by step, a panel a group: mean over seeds, least to best shaded.
 

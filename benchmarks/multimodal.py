@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, chosen, curves, evaluate, table, there, train
+from benchmarks.compare import cell, chosen, curves, evaluate, save, table, there, train
 from benchmarks.machine import processor
 from launch.run import cli, registry
 from paradigm.storage import expand
@@ -168,7 +168,7 @@ def write(root):
             curves({"Drawings, names and tags": runs}, key, labels, out / f"{name}.png", unit=unit)
             shown.append(f"![{what}]({name}.png)")
     page = out / "multimodal.md"
-    page.write_text(report(root, shown))
+    save(page, report(root, shown))
     return page
 
 

@@ -17,7 +17,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, chosen, curves, evaluate, table, there, train
+from benchmarks.compare import cell, chosen, curves, evaluate, save, table, there, train
 from benchmarks.machine import processor
 from launch.run import cli, registry
 from launch.run.experiment import bound
@@ -82,6 +82,8 @@ def probe(root, data, run, seed):
     random = run == "supervised"  # the untrained backbone, which all share, is measured once a seed
     how = (f"Probes.methods = {tuple(PROBES)}", f"Probes.seed = {seed}", f"Probes.random = {random}")
     evaluate(workdir, "scores", (*WHOLE, *how))
+    if random:  # as the curves are measured
+        evaluate(workdir, "start", ("Probes.random = True", f"Probes.seed = {seed}"))
 
 
 def best(root, data, runs, seed):
@@ -139,10 +141,10 @@ def write(root, sets):
     groups = {title: runs for title, runs in groups.items() if runs}
     what = {"xlabel": "step", "ylabel": "k-NN accuracy (%), 4,000 searched"}
     if groups:
-        level = statistics.mean(values(root, data, "random init", "knn") or [0]) * 100
-        curves(groups, "knn", what, out / "vision.png", {"random init, 8,000 searched": level} if level else {})
+        start = [100 * row["random/knn"] for row in found(root, data, "supervised", "start")]
+        curves(groups, "knn", what, out / "vision.png", {"random init": statistics.mean(start)} if start else {})
     page = out / "vision.md"
-    page.write_text(report(root, sets))
+    save(page, report(root, sets))
     return page
 
 
@@ -177,7 +179,7 @@ def report(root, sets):
         for run in ("random init", *data.runs):
             count = len(values(root, data, run, "knn"))
             if count:
-                views, share = ("", 0.0) if run == "random init" else cost(data, run, unit)
+                views, share = ("", 0) if run == "random init" else cost(data, run, unit)
                 cells = [cell(values(root, data, run, key)) for key in keys]
                 rows.append([run, str(count), views, f"{share:.2g}", *cells])
         if rows:

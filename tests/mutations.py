@@ -182,6 +182,9 @@ ROWS = (
     ("multimodal/caption_scores.py", "min(x, other[gram]) * other[gram]", "x * other[gram]", "multimodal/test_caption_scores", "repeated"),
     # probes, evaluation, runs, checkpoints, files
     ("paradigm/probing.py", "(x_test - center) / scale", "(x_test - x_test.mean(0)) / (x_test.std(0) + 1e-6)", "vision/test_probe", "standardised"),
+    ("vision/probe.py", "layer_decay=LayerDecay(0.75)", "layer_decay=LayerDecay(1.0)", "vision/test_probe", "deep_layers_less"),
+    ("vision/probe.py", "augment=mild(objective.views[0])", "augment=objective.views[0]", "vision/test_probe", "mild_views"),
+    ("multimodal/captions.py", 'before = "" if self.split == "valid" else', 'before = "" if self.split else', "multimodal/test_captioners", "scored_and_shown"),
     ("paradigm/probing.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),
     ("t5like/sources.py", "for file in sorted(files):", "for file in files:", "t5like/test_sources", "file_system"),
     ("t5like/baselines.py", "i * size // wanted", "i", "t5like/test_baselines", "spread"),

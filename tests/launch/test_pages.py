@@ -62,6 +62,15 @@ def test_the_page_of_pictures(bench):
     assert bench(vision, ONLY=["mae", "supervised", "beit", "simclr"])[0] == []
 
 
+def test_notes_below_a_page_stay(bench, tmp_path):
+    bench(vision, ONLY=["supervised"], TUNE=False)
+    page = tmp_path / "out" / "vision.md"
+    page.write_text(page.read_text() + "\n## Notes\n\nSeen by a person.\n")
+    _, rows = bench(vision, ONLY=["mae"], TUNE=False)
+    assert "mae" in rows and page.read_text().endswith("\n## Notes\n\nSeen by a person.\n")
+    assert page.read_text().count("## Notes") == 1
+
+
 def test_compute_is_counted_in_supervised_training(bench):
     _, rows = bench(vision, ONLY=["supervised", "simclr", "dino"], TUNE=False)
     assert rows["supervised"].split(" | ")[2:4] == ["1", "1"] and rows["simclr"].split(" | ")[2:4] == ["2", "2"]

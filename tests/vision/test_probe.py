@@ -153,18 +153,17 @@ def test_finetuning_has_mild_views_in_the_objectives_own_pixels():
 
 
 def test_finetuning_moves_deep_layers_less(monkeypatch):
-    """By 0.75 for each layer: Adam's first step is of one size everywhere but for that."""
+    """By 0.75 for each layer: Adam's steps by like gradients are of one size everywhere but for that."""
     objective, data, seen = mae(), digits(), []
     variables = {"params": tiny.params(objective)}
     whole = Classify.variables
     monkeypatch.setattr(Classify, "variables", lambda self, *a: seen.append(a[0]) or whole(self, *a))
-    Probes(("finetune",), 100, 100, random=False, finetune_steps=1, finetune_batch=64).run(objective, variables, data)
-    new, old = seen[-1]["encoder"], variables["params"]["encoder"]
-    step = lambda *path: float(
-        np.median(np.abs(functools.reduce(dict.get, path, new) - functools.reduce(dict.get, path, old)))
-    )
-    head, embed = float(np.median(np.abs(np.asarray(seen[-1]["classifier"]["output"]["bias"])))), step("embed", "bias")
-    assert embed == pytest.approx(head * 0.75**2, rel=0.05)
+    # Two steps on the same pictures; the first has the rate that the warm-up begins with, which is zero.
+    Probes(("finetune",), 100, 100, random=False, finetune_steps=2, finetune_batch=100).run(objective, variables, data)
+    moved = lambda new, old: float(np.median(np.abs(np.asarray(new) - np.asarray(old))))
+    head = moved(seen[-1]["classifier"]["output"]["bias"], 0.0)
+    embed = moved(seen[-1]["encoder"]["embed"]["bias"], variables["params"]["encoder"]["embed"]["bias"])
+    assert head > 1e-5 and embed == pytest.approx(head * 0.75**2, rel=0.2)
 
 
 def test_encoders_to_compare_are_made_on_any_mesh():
