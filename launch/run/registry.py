@@ -151,7 +151,7 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     with _in_one_line(sources[-1][1] if sources else "--gin_param"):
         gin.finalize()
         experiment = gin.get_configurable("Experiment")()
-    if wrong := [*slips.wrong_kinds(experiment), *slips.wrong_parts(experiment)]:
+    if wrong := list(slips.wrong_kinds(experiment)):
         raise UserError("; ".join(wrong))
     _refuse_unread(set().union(*map(_bound, params)), _bound(gin.operative_config_str()))
     return experiment
