@@ -58,10 +58,11 @@ def table(header, rows):
     return [line(header), "|" + "---|" * len(header), *map(line, rows), ""]
 
 
-def curves(runs, key, labels, path):
-    """A picture of a validation metric in percent by step: mean over seeds, shaded between the least and the best.
+def curves(runs, keys, labels, path, scale=100, legend=1):
+    """A picture of a validation metric by step: mean over seeds, shaded between the least and the best.
 
-    runs: name -> the directories of its seeds. labels: of matplotlib's axis.set.
+    runs: name -> the directories of its seeds. keys: the metric, or name -> its own. labels: of matplotlib's axis.set.
+    scale: of the metric; 100 makes percent of shares. legend: its columns.
     """
     import matplotlib
 
@@ -70,17 +71,18 @@ def curves(runs, key, labels, path):
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for i, (name, workdirs) in enumerate(runs.items()):
-        by_step = {}
+        by_step, key = {}, f"valid/{keys if isinstance(keys, str) else keys[name]}"
         for workdir in workdirs:
             for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
-                if f"valid/{key}" in row:
-                    by_step.setdefault(row["step"], []).append(100 * row[f"valid/{key}"])
+                if key in row:
+                    by_step.setdefault(row["step"], []).append(scale * row[key])
         steps = sorted(by_step)
         middle = [statistics.mean(by_step[s]) for s in steps]
-        axis.plot(steps, middle, marker="o", markersize=3, color=f"C{i}", label=name)
+        style = ("-", "--")[i // 10 % 2]  # there are ten colours
+        axis.plot(steps, middle, style, marker="o", markersize=3, color=f"C{i}", label=name)
         low, high = ([pick(by_step[s]) for s in steps] for pick in (min, max))
         axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
     axis.set(**labels)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, ncols=legend)
     figure.savefig(path, dpi=110)

@@ -43,6 +43,7 @@ ENTRY_POINTS = (
     "benchmarks.input",
     "benchmarks.vision",
     "benchmarks.multimodal",
+    "benchmarks.language",
     "benchmarks.pairs",
 )
 
