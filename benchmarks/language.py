@@ -4,15 +4,19 @@
 
 --text is a corpus whose names begin with train/, valid/ or test/, --blimp a zip of BLiMP's files, --clinc holds
 CLINC150's data_full.json. The corpus is prepared once, with one vocabulary for all. Each run is an ordinary one:
-`launch.train` on runs/small/text_NAME.gin, then `launch.evaluate` with minimal pairs and probes. docs/results/language.md
-and the picture beside it are written anew after each run, of what has run so far; `--part=` writes them alone. --seeds
-goes on with what is there: each objective of the first seed, then the main ones of the others.
+`launch.train` on runs/small/text_NAME.gin, then `launch.evaluate` with minimal pairs and probes. The page and the
+picture beside it are written anew after each run, of what has run so far; --part=none writes them alone.
+
+Each part stands alone: objectives; masking, how much masked_lm hides; compute, those of MATCHED for as many steps as
+cost what next_token costs. With --seeds=3 all that is there stays, and what is missing of three seeds is run: of the
+main objectives and of the parts, while the others have one.
 """
 
 import dataclasses
 import json
 import math
 import statistics
+import textwrap
 import time
 
 from absl import flags
@@ -21,13 +25,14 @@ from benchmarks.compare import command, curves, evaluate, table, there, train
 from benchmarks.machine import processor
 from launch.results import runs as results
 from launch.run import cli
+from paradigm.errors import choose
 from paradigm.storage import expand
 
 PREPARED = ("--tokenizer=sentencepiece:4096", "--specials=mask,nlu,nlg,s2s", "--window=128")
 SPLITS = ("--valid_glob=valid/*", "--exclude=test/*")
 PAIRS = 20  # of each of BLiMP's paradigms
 TEXTS = 7500  # of CLINC150's training texts, half; all 4,500 test texts
-PARTS = ("objectives", "masking")
+PARTS = ("objectives", "masking", "compute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,35 +74,46 @@ MASKING = {  # name -> (title, bindings) of masked_lm
         ("MaskedLM.rate = @rate/Linear()", "rate/Linear.peak = 0.3", "rate/Linear.final = 0.15"),
     ),
 }
+MATCHED = {f"{name}_flops": name for name in ("masked_lm", "span_corruption", "electra")}
 UNTRAINED = {DECODER: "next_token", ENCODER: "masked_lm", BOTH: "span_corruption"}  # whose probe of it stands for all
 
 
 def main(argv):
     del argv
-    root, start = expand(WORKDIR.value).resolve(), time.time()
-    prepared = root / "text"
+    root, start, names = expand(WORKDIR.value).resolve(), time.time(), {run.name: run for run in RUNS}
+    chosen = [choose("--objectives", name, names) for name in OBJECTIVES.value]
+    prepared, out = root / "text", expand(OUT.value)
     command("launch.prepare", f"--source={there(TEXT.value)}", f"--out={prepared}", *PREPARED, *SPLITS)
-    place = lambda name, seed: root / name / str(seed)
-    out = expand(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
+
+    def do(run, name, seed, bindings=()):
+        place = root / name / str(seed)
+        if (place / "scores.json").exists():
+            return
+        print(f"{name} · seed {seed} · {time.time() - start:.0f} s", flush=True)
+        own = (f"TextData.source = '{prepared}'", f"Experiment.seed = {seed}", *GIN_PARAM.value)
+        train(f"text_{run.name}", place, (*own, *bindings))
+        evaluate(place, "scores", tests(run, name, seed))
+        write(out, root)
+
     for seed in range(SEEDS.value):
-        todo = [(run, run.name, ()) for run in RUNS if run.main or not seed] if "objectives" in PART.value else []
-        if "masking" in PART.value:
-            masked = next(run for run in RUNS if run.name == "masked_lm")
-            todo += [(masked, name, more) for name, (_, more) in MASKING.items()]
-        for run, name, more in todo:
-            if not (place(name, seed) / "scores.json").exists():
-                print(f"{name} · seed {seed} · {time.time() - start:.0f} s", flush=True)
-                own = (f"TextData.source = '{prepared}'", f"Experiment.seed = {seed}", *more, *GIN_PARAM.value)
-                train(f"text_{run.name}", place(name, seed), own)
-                evaluate(place(name, seed), "scores", tests(run, name, seed))
-                write(out, root)
+        for run in chosen if "objectives" in PART.value else ():
+            if run.main or not seed:
+                do(run, run.name, seed)
+        for name, (_, more) in MASKING.items() if "masking" in PART.value else ():
+            do(names["masked_lm"], name, seed, more)
+        for name, base in MATCHED.items() if "compute" in PART.value else ():
+            for needed in ("next_token", base):
+                do(names[needed], needed, seed)
+            given, own = (results.read(root / which / str(seed)) for which in ("next_token", base))
+            steps = round(own.total_steps * flops(given) / flops(own))
+            do(names[base], name, seed, (f"Experiment.total_steps = {steps}",))
     write(out, root)
     print(json.dumps({"wrote": str(out / "language.md"), "seconds": round(time.time() - start)}))
 
 
 def tests(run, name, seed):
-    """Bindings of a run's evaluation."""
+    """Bindings of a run's evaluation. name: of its directory."""
     random = UNTRAINED[run.model] == name
     each = [*([f"@{run.baseline.title()}Baseline()"] if run.baseline else []), "@TextProbes()"]
     bindings = [f"TextProbes.source = '{there(CLINC.value) / 'data_full.json'}'", f"TextProbes.random = {random}"]
@@ -113,15 +129,46 @@ def tests(run, name, seed):
 # ---- The page --------------------------------------------------------------------------------------------------------
 
 
+SETTING = """
+Every run read {tokens:.2f} million tokens, {steps} steps of {batch} windows of 128, of 23 British novels (28 MB; *Hard
+Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind, with {layers} layers of
+width {width}, or {half} and {half} in an EncoderDecoder: rotary positions, RMSNorm, gated SiLU, one table for tokens
+and output. All have one optimizer and one schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in
+short runs at 0.02 and 0.04. What differs is the objective, and with it what of the text is predicted (a masked model:
+15 %) and the model FLOPs of a run, three times those of the forward products, as the step itself counts them. Run
+files: gin_configs/runs/small/text_*.gin.
+"""
+HARDWARE = """
+Hardware: {processor}, 2 cores, float32. Minutes are those of the training steps alone, on a machine that others used
+too: compare FLOPs.
+"""
+MEANING = """
+Bits per byte are of the held-out bytes that the objective predicts: only those that predict the same compare. Beside
+them is what counting words (unigram) or pairs of words (bigram) in the training text reaches on the same bytes. BLiMP:
+of the first {pairs} pairs of each of its 67 paradigms, percent whose good sentence the model finds likelier (chance 50;
+the standard error of 1,340 pairs is 1.4), a causal one by likelihood, a masked one by pseudo-likelihood; empty where a
+model gives sentences none, or where it is an EncoderDecoder, which minimal pairs do not take yet. CLINC150: accuracy
+in percent of a linear probe of the mean of the tokens' last hidden states, {texts:,} training texts, all 4,500 test
+texts, 150 intents (chance 0.7).
+"""
+
+
 def write(out, root):
     """language.md and language.png of all that has ended."""
-    found = {run.name: ended(root, run.name) for run in RUNS} | {name: ended(root, name) for name in MASKING}
+    found = {name: ended(root, name) for name in (*(run.name for run in RUNS), *MASKING, *MATCHED)}
     (out / "language.md").write_text("\n".join(report(found)))
     shown = {run: found[run.name] for run in RUNS if run.bits and found[run.name]}
     keys = {run.name: run.bits[0][0] for run in shown}
     labels = {"xlabel": "step", "ylabel": "bits per byte of what it predicts, held out", "title": "Novels"}
     if shown:
-        curves({run.name: [one.path for one, _ in shown[run]] for run in shown}, keys, labels, out / "language.png", 1)
+        curves(
+            {run.name: [one.path for one, _ in shown[run]] for run in shown},
+            keys,
+            labels,
+            out / "language.png",
+            scale=1,
+            legend=2,
+        )
 
 
 def ended(root, name):
@@ -197,41 +244,32 @@ def report(found):
     head = ["objective", "model", "seeds", "M parameters", "TFLOPs", "minutes", "bits of", "bits per byte"]
     head += ["by counting", "BLiMP", "CLINC150"]
     known = {model: of(found[name], "probe/random/linear") for model, name in UNTRAINED.items()}
-    lines = [
+    facts = {"tokens": steps * batch * 128 / 1e6, "steps": steps, "batch": batch, "width": width, "layers": layers}
+    facts |= {"half": layers // 2, "pairs": PAIRS, "texts": TEXTS, "processor": processor()}
+    setting, hardware, meaning = (" ".join(text.format(**facts).split()) for text in (SETTING, HARDWARE, MEANING))
+    untrained = [f"{model} {cell(numbers, 100, 1)}" for model, numbers in known.items() if numbers]
+    command_line = "python -m benchmarks.language --text=novels.zip --blimp=blimp.zip --clinc=DIR --workdir=DIR"
+    return [
         "# What each text objective is worth at equal text",
         "",
-        f"Every run read {steps * batch * 128 / 1e6:.2f} million tokens: {steps} steps of {batch} windows of 128, of 23 British novels",
-        "(28 MB; *Hard Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind, with",
-        f"{layers} layers of width {width}, or {layers // 2} and {layers // 2} in an EncoderDecoder: rotary positions, RMSNorm, gated SiLU,",
-        "one table for tokens and output. All have one optimizer and one schedule (Muon, peak 0.02, cosine), chosen by",
-        "a look at short runs of next_token and masked_lm. What differs is the objective, and with it the model FLOPs of a",
-        "run (three times the forward products, as the step itself counts them) and what of the text is predicted: a",
-        "masked model predicts 15 % of it. Run files: gin_configs/runs/small/text_*.gin.",
+        *paragraph(setting),
+        f"    {command_line} --seeds={SEEDS.value}{given}",
         "",
-        f"    python -m benchmarks.language --text=novels.zip --blimp=blimp.zip --clinc=DIR --workdir=DIR --seeds={SEEDS.value}{given}",
-        "",
-        f"Hardware: {processor()}, 2 cores, float32. Minutes are those of the training steps alone, on a machine that",
-        "others used too.",
-        "",
+        *paragraph(hardware),
         "## Objectives",
         "",
         *table(head, [row(run, found[run.name]) for run in done]),
-        "Bits per byte are of the held-out bytes that the objective predicts, so that only those that predict the same can be",
-        "compared; beside them, what counting words or pairs of words in the training text reaches on the same bytes. BLiMP:",
-        f"of {PAIRS} pairs of each of its 67 paradigms, percent whose good sentence the model finds likelier (chance 50; the",
-        "standard error of 1,340 pairs is 1.4), by likelihood, of the masked ones by pseudo-likelihood; empty where a model",
-        "gives a sentence no likelihood, or, as an EncoderDecoder, none that is measured here. CLINC150: accuracy in percent",
-        f"of a linear probe of the mean over the tokens' last hidden states, {TEXTS:,} training texts, all 4,500 test texts, 150",
-        "intents, chance 0.7; untrained "
-        + ", ".join(f"{model} {cell(numbers, 100, 1)}" for model, numbers in known.items() if numbers)
-        + ".",
-        "",
+        *paragraph(f"{meaning} The same probe of an untrained model: {', '.join(untrained)}."),
         "![bits per byte while training](language.png)",
         "",
         *masking(found),
         *antlm(found),
+        *compute(found),
     ]
-    return lines
+
+
+def paragraph(text):
+    return [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""]
 
 
 def masking(found):
@@ -271,13 +309,32 @@ def antlm(found):
     return ["## Causal and masked by turns, on one Decoder: antlm", "", *table(head, rows)]
 
 
+def compute(found):
+    """The part on equal model FLOPs."""
+    pairs = [(base, name) for name, base in MATCHED.items() if found[base] and found[name]]
+    if not pairs or not found["next_token"]:
+        return []
+    kinds = {run.name: run for run in RUNS}
+    rows = []
+    for base, name in [("next_token", "next_token"), *pairs]:
+        loss, _, what = own_loss(kinds[base], found[name])
+        last = [cell(of(found[name], key), 100, 1) for key in ("minimal_pairs", "probe/linear")]
+        one = found[name][0][0]
+        rows.append(
+            [f"`{base}`", str(len(found[name])), str(one.total_steps), f"{flops(one) / 1e12:.1f}", what, loss, *last]
+        )
+    head = ["objective", "seeds", "steps", "TFLOPs", "bits of", "bits per byte", "BLiMP", "CLINC150"]
+    return ["## At equal model FLOPs: more steps for what costs less", "", *table(head, rows)]
+
+
 if __name__ == "__main__":
     TEXT = flags.DEFINE_string("text", None, "The corpus, with train/, valid/ and test/.", required=True)
     BLIMP = flags.DEFINE_string("blimp", None, "BLiMP's files in a zip or a folder.", required=True)
     CLINC = flags.DEFINE_string("clinc", None, "Where CLINC150's data_full.json is.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
-    SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds of the main objectives; the others have one.", lower_bound=1)
-    PART = flags.DEFINE_list("part", list(PARTS), "objectives, masking: what to run; nothing writes the page alone.")
+    SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds of the main objectives and of the parts.", lower_bound=1)
+    PART = flags.DEFINE_multi_enum("part", list(PARTS), [*PARTS, "none"], "What to run; none writes the page alone.")
+    OBJECTIVES = flags.DEFINE_list("objectives", [run.name for run in RUNS], "Those of the part `objectives`.")
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 4000'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)
