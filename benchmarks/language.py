@@ -25,6 +25,7 @@ from benchmarks.compare import command, curves, evaluate, table, there, train
 from benchmarks.machine import processor
 from launch.results import runs as results
 from launch.run import cli
+from paradigm.capabilities import HasModel, ask
 from paradigm.errors import choose
 from paradigm.storage import expand
 
@@ -131,9 +132,8 @@ def tests(run, name, seed):
 
 SETTING = """
 Every run read {tokens:.2f} million tokens, {steps} steps of {batch} windows of 128, of 23 British novels (28 MB; *Hard
-Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind, with {layers} layers of
-width {width}, or {half} and {half} in an EncoderDecoder: rotary positions, RMSNorm, gated SiLU, one table for tokens
-and output. All have one optimizer and one schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in
+Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind (layers
+x width are beside them): rotary positions, RMSNorm, gated SiLU, one table for tokens and output. All have one optimizer and one schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in
 short runs at 0.02 and 0.04. What differs is the objective, and with it what of the text is predicted (a masked model:
 15 %) and the model FLOPs of a run, three times those of the forward products, as the step itself counts them. Run
 files: gin_configs/runs/small/text_*.gin.
@@ -179,17 +179,28 @@ def ended(root, name):
     ]
 
 
-def flops(one):
-    """Model FLOPs of all steps of a Run of launch.results."""
+def experiment(one):
+    """The Experiment of a Run of launch.results, its objective bound to the text's vocabulary."""
     from launch.run import registry
     from launch.run.data import vocabulary_of_run
     from launch.run.experiment import bound
 
     config = one.path / "config.gin"
-    experiment = bound(registry.parse_text(config.read_text("utf-8"), (), str(config)), vocabulary_of_run(one.path))
-    objective, batch = experiment.objective, experiment.batch_size
-    each = {phase: objective.flops(objective.batch_spec(batch, phase)) for phase in objective.phases()}
-    return sum(each[objective.phase(step)] for step in range(experiment.total_steps))
+    return bound(registry.parse_text(config.read_text("utf-8"), (), str(config)), vocabulary_of_run(one.path))
+
+
+def flops(one):
+    """Model FLOPs of all steps of a Run of launch.results."""
+    e = experiment(one)
+    each = {phase: e.objective.flops(e.objective.batch_spec(e.batch_size, phase)) for phase in e.objective.phases()}
+    return sum(each[e.objective.phase(step)] for step in range(e.total_steps))
+
+
+def size(one):
+    """As in 'Decoder, 4 x 128': the kind of its model, layers and width."""
+    model = ask(HasModel, experiment(one).objective, "the page").objective.model
+    kind = type(model).__name__
+    return f"{kind}, {f'{model.layers} + ' if kind == BOTH else ''}{model.layers} x {model.d_model}"
 
 
 def cell(numbers, scale=1.0, digits=2):
@@ -219,7 +230,7 @@ def row(run, found):
     minutes = [one.step_seconds * one.total_steps / 60 for one, _ in found]
     return [
         f"`{run.name}`",
-        run.model,
+        size(first),
         str(len(found)),
         f"{first.parameters['all'] / 1e6:.2f}",
         f"{flops(first) / 1e12:.1f}",
@@ -239,13 +250,12 @@ def report(found):
         return ["# What each text objective is worth at equal text", "", "No run has ended yet.", ""]
     first = found[done[0].name][0][0]
     steps, batch = first.total_steps, int(first.setting("batch_size"))
-    width, layers = (int(first.settings[name]) for name in ("width", "layers"))
     given = "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value)
     head = ["objective", "model", "seeds", "M parameters", "TFLOPs", "minutes", "bits of", "bits per byte"]
     head += ["by counting", "BLiMP", "CLINC150"]
     known = {model: of(found[name], "probe/random/linear") for model, name in UNTRAINED.items()}
-    facts = {"tokens": steps * batch * 128 / 1e6, "steps": steps, "batch": batch, "width": width, "layers": layers}
-    facts |= {"half": layers // 2, "pairs": PAIRS, "texts": TEXTS, "processor": processor()}
+    facts = {"tokens": steps * batch * 128 / 1e6, "steps": steps, "batch": batch}
+    facts |= {"pairs": PAIRS, "texts": TEXTS, "processor": processor()}
     setting, hardware, meaning = (" ".join(text.format(**facts).split()) for text in (SETTING, HARDWARE, MEANING))
     untrained = [f"{model} {cell(numbers, 100, 1)}" for model, numbers in known.items() if numbers]
     command_line = "python -m benchmarks.language --text=novels.zip --blimp=blimp.zip --clinc=DIR --workdir=DIR"

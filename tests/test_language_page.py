@@ -33,9 +33,8 @@ def test_the_command_makes_the_page_and_goes_on(tmp_path):
             archive.writestr(f"{name}.jsonl", pair)
     texts = [[f"import {a}", a] for a in ("os", "re", "sys") for _ in range(4)]
     (tmp_path / "data_full.json").write_text(json.dumps({"train": texts, "test": texts}))
-    small = ("layers = 2", "width = 16", "Experiment.batch_size = 4", "Experiment.eval_batches = 1")
+    small = ("width = 16", "Experiment.batch_size = 8", "Experiment.eval_batches = 1")
     small += ("Experiment.total_steps = 4", "Experiment.eval_every = 2", "Cosine.warmup_steps = 1")
-    small += ("Experiment.mesh = 'data:1,fsdp:1,tensor:1'",)
     line = [sys.executable, "-m", "benchmarks.language", f"--text={tmp_path / 'text.zip'}", f"--clinc={tmp_path}"]
     line += [f"--blimp={tmp_path / 'pairs.zip'}", f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
     line += [f"--gin_param={binding}" for binding in small]
