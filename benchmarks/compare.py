@@ -58,11 +58,10 @@ def table(header, rows):
     return [line(header), "|" + "---|" * len(header), *map(line, rows), ""]
 
 
-def curves(runs, keys, labels, path, scale=100, legend=1):
-    """A picture of a validation metric by step: mean over seeds, shaded between the least and the best.
+def curves(runs, key, labels, path):
+    """A picture of a validation metric in percent by step, a `curve` for each run.
 
-    runs: name -> the directories of its seeds. keys: the metric, or name -> its own. labels: of matplotlib's axis.set.
-    scale: of the metric; 100 makes percent of shares. legend: its columns.
+    runs: name -> the directories of its seeds. labels: of matplotlib's axis.set.
     """
     import matplotlib
 
@@ -71,18 +70,21 @@ def curves(runs, keys, labels, path, scale=100, legend=1):
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for i, (name, workdirs) in enumerate(runs.items()):
-        by_step, key = {}, f"valid/{keys if isinstance(keys, str) else keys[name]}"
-        for workdir in workdirs:
-            for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
-                if key in row:
-                    by_step.setdefault(row["step"], []).append(scale * row[key])
-        steps = sorted(by_step)
-        middle = [statistics.mean(by_step[s]) for s in steps]
-        style = ("-", "--")[i // 10 % 2]  # there are ten colours
-        axis.plot(steps, middle, style, marker="o", markersize=3, color=f"C{i}", label=name)
-        low, high = ([pick(by_step[s]) for s in steps] for pick in (min, max))
-        axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        curve(axis, workdirs, key, 100, label=name, color=f"C{i}")
     axis.set(**labels)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, ncols=legend)
+    axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def curve(axis, workdirs, key, scale=1, *, label, color):
+    """A validation metric, times `scale`, by step: mean over seeds, shaded between the least and the best."""
+    by_step = {}
+    for workdir in workdirs:
+        for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+            if f"valid/{key}" in row:
+                by_step.setdefault(row["step"], []).append(scale * row[f"valid/{key}"])
+    steps = sorted(by_step)
+    axis.plot(steps, [statistics.mean(by_step[s]) for s in steps], marker="o", markersize=3, color=color, label=label)
+    low, high = ([pick(by_step[s]) for s in steps] for pick in (min, max))
+    axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

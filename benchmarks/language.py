@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import command, curves, evaluate, table, there, train
+from benchmarks.compare import command, curve, evaluate, table, there, train
 from benchmarks.machine import processor
 from launch.results import runs as results
 from launch.run import cli
@@ -132,11 +132,11 @@ def tests(run, name, seed):
 
 SETTING = """
 Every run read {tokens:.2f} million tokens, {steps} steps of {batch} windows of 128, of 23 British novels (28 MB; *Hard
-Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind (layers
-x width are beside them): rotary positions, RMSNorm, gated SiLU, one table for tokens and output. All have one optimizer and one schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in
-short runs at 0.02 and 0.04. What differs is the objective, and with it what of the text is predicted (a masked model:
-15 %) and the model FLOPs of a run, three times those of the forward products, as the step itself counts them. Run
-files: gin_configs/runs/small/text_*.gin.
+Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind (layers x width stand
+beside them): rotary positions, RMSNorm, gated SiLU, one table for tokens and output. All have one optimizer and one
+schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in short runs at 0.02 and 0.04. What differs is
+the objective, and with it what of the text is predicted (a masked model: 15 %) and the model FLOPs of a run, three
+times those of the forward products, as the step itself counts them. Run files: gin_configs/runs/small/text_*.gin.
 """
 HARDWARE = """
 Hardware: {processor}, 2 cores, float32. Minutes are those of the training steps alone, on a machine that others used
@@ -157,18 +157,26 @@ def write(out, root):
     """language.md and language.png of all that has ended."""
     found = {name: ended(root, name) for name in (*(run.name for run in RUNS), *MASKING, *MATCHED)}
     (out / "language.md").write_text("\n".join(report(found)))
-    shown = {run: found[run.name] for run in RUNS if run.bits and found[run.name]}
-    keys = {run.name: run.bits[0][0] for run in shown}
-    labels = {"xlabel": "step", "ylabel": "bits per byte of what it predicts, held out", "title": "Novels"}
-    if shown:
-        curves(
-            {run.name: [one.path for one, _ in shown[run]] for run in shown},
-            keys,
-            labels,
-            out / "language.png",
-            scale=1,
-            legend=2,
-        )
+    picture(found, out / "language.png")
+
+
+def picture(found, path):
+    """Bits per byte while training, a panel for those that read from the left and one for the others."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, title, decoders in zip(axes, ("Decoders", "Encoders and EncoderDecoders"), (True, False)):
+        shown = [run for run in RUNS if run.bits and found[run.name] and (run.model == DECODER) == decoders]
+        for i, run in enumerate(shown):
+            places = [one.path for one, _ in found[run.name]]
+            curve(axis, places, run.bits[0][0], label=f"{run.name}: {run.bits[0][1]}", color=f"C{i}")
+        axis.set(xlabel="step", ylabel="bits per byte of what is predicted, held out", title=title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def ended(root, name):
