@@ -277,13 +277,22 @@ def report(found):
         "## Objectives",
         "",
         *table(head, [row(run, found[run.name]) for run in done]),
-        *paragraph(f"{meaning} The same probe of an untrained model: {', '.join(untrained)}."),
+        *paragraph(
+            f"{meaning} The same probe of an untrained model: {', '.join(untrained)}{above(done, found, known)}."
+        ),
         "![bits per byte while training](language.png)",
         "",
         *masking(found),
         *antlm(found),
         *compute(found),
     ]
+
+
+def above(done, found, known):
+    """Which objectives' probes are above that of their untrained model."""
+    mean = lambda numbers: statistics.mean(numbers) if numbers else math.nan
+    better = [r.name for r in done if mean(of(found[r.name], "probe/linear")) > mean(known[r.model])]
+    return f"; above it: {', '.join(better) or 'none, after so little text'}"
 
 
 def paragraph(text):
