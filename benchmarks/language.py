@@ -280,6 +280,7 @@ def report(found):
         *paragraph(
             f"{meaning} The same probe of an untrained model: {', '.join(untrained)}{above(done, found, known)}."
         ),
+        *paragraph(state(done, found)),
         "![bits per byte while training](language.png)",
         "",
         *masking(found),
@@ -295,8 +296,17 @@ def above(done, found, known):
     return f"; above it: {', '.join(better) or 'none, after so little text'}"
 
 
+def state(done, found):
+    """What the reader should not read into the table."""
+    single = all(len(found[run.name]) == 1 for run in done)
+    missing = ", ".join(run.name for run in RUNS if run not in done)
+    lines = ["One seed a row says nothing of the spread over seeds."] if single else []
+    return " ".join([*lines, *([f"Not run yet: {missing}."] if missing else [])])
+
+
 def paragraph(text):
-    return [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""]
+    """Lines of it, and an empty one; none of an empty text."""
+    return text and [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""]
 
 
 def masking(found):
