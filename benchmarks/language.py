@@ -306,7 +306,7 @@ def state(done, found):
 
 def paragraph(text):
     """Lines of it, and an empty one; none of an empty text."""
-    return text and [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""]
+    return [*textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False), ""] if text else []
 
 
 def masking(found):
