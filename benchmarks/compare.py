@@ -90,16 +90,9 @@ def curves(groups, key, labels, path, levels=(), unit=100.0):
     names = list(dict.fromkeys(name for runs in groups.values() for name in runs))
     for axis, (title, runs) in zip(axes[0], groups.items()):
         for name, workdirs in runs.items():
-            i, by_step = names.index(name), {}
-            for workdir in workdirs:
-                for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
-                    if f"valid/{key}" in row:
-                        by_step.setdefault(row["step"], []).append(unit * row[f"valid/{key}"])
-            steps = sorted(by_step)
-            low, middle, high = ([pick(by_step[s]) for s in steps] for pick in (min, statistics.mean, max))
-            marker = "osD^v"[i // 10 % 5]
-            axis.plot(steps, middle, marker=marker, markersize=4, color=f"C{i}", ls="-" if i < 10 else "--", label=name)
-            axis.fill_between(steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+            i = names.index(name)
+            style = {"marker": "osD^v"[i // 10 % 5], "ls": "-" if i < 10 else "--", "color": f"C{i}"}
+            curve(axis, workdirs, key, unit, label=name, **style)
         for name, level in dict(levels).items():
             axis.axhline(level, color="grey", linestyle=":", label=name)
         axis.set(title=title, **labels)
@@ -107,3 +100,16 @@ def curves(groups, key, labels, path, levels=(), unit=100.0):
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def curve(axis, workdirs, key, unit=1.0, *, label, color, marker="o", ls="-"):
+    """A validation metric, times `unit`, by step: mean over seeds, shaded between the least and the best."""
+    by_step = {}
+    for workdir in workdirs:
+        for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+            if f"valid/{key}" in row:
+                by_step.setdefault(row["step"], []).append(unit * row[f"valid/{key}"])
+    steps = sorted(by_step)
+    low, middle, high = ([pick(by_step[s]) for s in steps] for pick in (min, statistics.mean, max))
+    axis.plot(steps, middle, marker=marker, markersize=4, color=color, ls=ls, label=label)
+    axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

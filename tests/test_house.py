@@ -44,6 +44,7 @@ ENTRY_POINTS = (
     "benchmarks.vision",
     "benchmarks.adaptation",
     "benchmarks.multimodal",
+    "benchmarks.language",
     "benchmarks.pairs",
 )
 

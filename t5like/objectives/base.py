@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Generating, TextScoring
+from paradigm.capabilities import Generating, HasModel, TextScoring
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from t5like.models import PARTITION_RULES
@@ -131,7 +131,7 @@ class LeftToRight(Generating):
         return {"model": self.model.flops(*batch_spec["targets"].shape)}
 
 
-class SequenceToSequence:
+class SequenceToSequence(HasModel):
     """How an EncoderDecoder reads a batch: for the objectives with fields `model` and `z_loss`, and `_noise`, which has
     `raw_length`, `length` (of the encoder's inputs) and `target_length`."""
 

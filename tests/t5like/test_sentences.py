@@ -13,7 +13,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from t5like.likelihood import MinimalPairs, PseudoPerplexity, log_probs
 from t5like.models import bert, gpt, t5
-from t5like.objectives import MaskedLM, MaskedNextToken, NextToken, SimCSE, SpanCorruption
+from t5like.objectives import Bart, MaskedLM, MaskedNextToken, NextToken, SimCSE, SpanCorruption
 from t5like.probes import TextProbes
 from t5like.tokenizers import ByteTokenizer
 from tests.t5like.test_masked_lm import FRAMED, VOCAB, example
@@ -230,9 +230,11 @@ def sentences(folder, chance=False):
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "objective", [ENCODER, DECODER, SimCSE(ENCODER.model.clone(head=False), 32).bind(BYTES.vocabulary)]
-)
+SIMCSE = SimCSE(ENCODER.model.clone(head=False), 32).bind(BYTES.vocabulary)
+BART = Bart(t5("tiny", **TINY), length=64).bind(BYTES.vocabulary)
+
+
+@pytest.mark.parametrize("objective", [ENCODER, DECODER, SIMCSE, BART])
 def test_probes_find_what_is_there(objective, tmp_path):
     variables = {"params": jax.jit(objective.init)(jax.random.key(0))}
     probes = TextProbes(sentences(tmp_path), layer=0)
