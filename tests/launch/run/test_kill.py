@@ -5,12 +5,14 @@ One trial here, five more in `make test-all`; `python -m tests.launch.run.faults
 
 import pytest
 
-from tests.launch.run.faults import KINDS, Faults
+from tests.launch.run.faults import KINDS, Faults, run_flags
+
+SMALLER = [f"--gin_param=gpt.{line}" for line in ("layers = 1", "d_model = 16", "heads = 2", "d_ff = 32")]
 
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    return Faults(tmp_path_factory.mktemp("faults"))
+    return Faults(tmp_path_factory.mktemp("faults"), run_flags("next_token") + SMALLER)
 
 
 # `harm` is kill -9 and a damaged checkpoint.
