@@ -15,6 +15,8 @@ ALL = {
 }
 batches = lambda name: tiny.batch_of if name in ("clip", "siglip") else tiny.captions_of
 everyone = contract.one_by_one("name", ALL)
+SLOW = {"simvlm": pytest.mark.slow}  # on a mesh it is unified_vlp without the masked tokens
+one_each = contract.one_by_one("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])
 
 
 @everyone
@@ -28,7 +30,7 @@ def test_cached_embeddings_equal_the_big_batch(name):
     contract.check_microbatches(ALL[name], batches(name)(masked=3))
 
 
-@everyone
+@one_each
 @contract.every_mesh
 def test_sharded_equals_one_device(name, mesh):
     contract.check_sharding(ALL[name], batches(name)(masked=3), mesh, microbatches=2)
@@ -39,7 +41,7 @@ def test_sharded_microbatches_equal_one_device():
     contract.check_sharding(ALL["clip"], tiny.batch_of(16, masked=3), microbatches=2)
 
 
-@everyone
+@one_each
 def test_compiles_from_shapes_alone(name):
     contract.check_abstract(ALL[name], contract.UnitStep(), batches(name)(), 8, microbatches=2)
 

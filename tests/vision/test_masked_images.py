@@ -33,7 +33,13 @@ def maskfeat(**changes):
     return MaskFeat(**fields | changes)
 
 
-PARTS = {simmim: 2, maskfeat: 1}  # its gradient is small: cut and sharded at once its rounding adds up
+def noise(step):
+    """Pictures without edges along the axes: these have HOG's angles right between two bins, as rounding has it."""
+    batch = tiny.masked(step)
+    batch["image"] = np.random.default_rng(step).integers(0, 256, batch["image"].shape).astype(np.uint8)
+    return batch
+
+
 BOTH = contract.one_by_one("make", [simmim, maskfeat])
 
 
@@ -42,7 +48,8 @@ def test_resume(make):
     contract.check_resume(make(), contract.UnitStep(), BATCH)
 
 
-@contract.one_by_one("make", [pytest.param(simmim, marks=pytest.mark.slow), maskfeat])
+@pytest.mark.slow
+@BOTH
 def test_microbatches(make):
     contract.check_microbatches(make(), tiny.masked)
 
@@ -50,12 +57,12 @@ def test_microbatches(make):
 @BOTH
 @contract.every_mesh
 def test_sharding(make, mesh):
-    contract.check_sharding(make(), tiny.masked, mesh, microbatches=PARTS[make])
+    contract.check_sharding(make(), noise, mesh, microbatches=2)
 
 
 @BOTH
 def test_abstract(make):
-    contract.check_abstract(make(), contract.UnitStep(), BATCH, 8, microbatches=PARTS[make])
+    contract.check_abstract(make(), contract.UnitStep(), BATCH, 8, microbatches=2)
 
 
 @BOTH

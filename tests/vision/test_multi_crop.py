@@ -49,6 +49,8 @@ class Centred(NNCLR):
 SETTINGS[Centred] = SETTINGS[NNCLR]
 KINDS = {"DINO": DINO, "IBOT": IBOT, "DINOv2": DINOv2, "SwAV": SwAV, "NNCLR": Centred}
 every = contract.one_by_one("kind", KINDS.values(), ids=KINDS)
+SLOW = {IBOT: pytest.mark.slow}  # on a mesh DINO has its centre and DINOv2 its hidden patches
+one_each = contract.one_by_one("kind", [pytest.param(k, marks=SLOW.get(k, ()), id=n) for n, k in KINDS.items()])
 
 
 @every
@@ -62,12 +64,12 @@ def test_microbatches(kind):
     contract.check_microbatches(small(kind), tiny.masked, (2,))
 
 
-@every
+@one_each
 def test_sharding(kind):
     contract.check_sharding(small(kind), tiny.masked, microbatches=2)
 
 
-@every
+@one_each
 def test_abstract(kind):
     contract.check_abstract(small(kind), contract.UnitStep(), BATCH, 8, microbatches=2)
 

@@ -34,6 +34,8 @@ def dvae(**changes):
 
 
 ALL = contract.one_by_one("make", [vq, vq_kd, dvae])
+# On a mesh it is vq with another target.
+ONE_EACH = contract.one_by_one("make", [vq, pytest.param(vq_kd, marks=pytest.mark.slow), dvae])
 
 
 @ALL
@@ -47,13 +49,13 @@ def test_microbatches(make):
     contract.check_microbatches(make(), tiny.masked)
 
 
-@ALL
+@ONE_EACH
 @contract.every_mesh
 def test_sharding(make, mesh):
     contract.check_sharding(make(), tiny.masked, mesh, microbatches=2)
 
 
-@ALL
+@ONE_EACH
 def test_abstract(make):
     contract.check_abstract(make(), contract.UnitStep(), BATCH, 8, microbatches=2)
 
