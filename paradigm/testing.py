@@ -6,7 +6,10 @@ Each takes an objective, an optimizer where one is needed, and `batch_of(step)`,
 (paradigm.dataset.Dataset(...).batch), and raises AssertionError where the contract does not hold. `check_sharding` and
 `check_abstract` need eight devices; a CPU has them with DEVICES in the environment before jax is imported.
 
-Nearly all of the time goes into compiling, so a step is compiled once for all the checks that run it.
+Nearly all of the time goes into compiling, so a step is compiled once for all the checks that run it: with
+`UnitStep()` as the optimizer and no settings, `check_resume` runs the step of `check_microbatches` and `check_abstract`
+reads the program of `check_sharding` (of as many microbatches), as long as an objective's checks come one after the
+other.
 """
 
 import dataclasses
@@ -87,37 +90,49 @@ def check_resume(objective, optimizer, batch_of, **settings):
     assert_trees_equal(rows, before + after)
     moved = [np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(*map(jax.tree.leaves, (whole.params, half.params)))]
     assert any(moved), "nothing was trained"
+    assert not any(row["bad_step"][0] for row in rows), "a loss or gradient is not finite"
 
 
 def gradients(objective, batch_of, phase, microbatches=1, mesh=None):
-    """(loss, gradient tree) of a phase's first step, through the train step itself with a unit SGD update."""
+    """(loss, gradient tree) of a phase's first step, through the train step itself."""
     first = objective.phases()[phase]
     start = _start(objective, UnitStep()).replace(step=jnp.int32(first))
     batch = batch_of(first)
+    settings = {"phase": phase, **({"microbatches": microbatches} if microbatches > 1 else {})}
     if mesh is None:
-        state, metrics = _step(objective, UnitStep(), phase=phase, microbatches=microbatches)(start, batch)
+        state, metrics = _step(objective, UnitStep(), **settings)(start, batch)
     else:
-        step = make_train_step(objective, UnitStep(), phase=phase, microbatches=microbatches)
-        layout = partition.state_shardings(jax.eval_shape(lambda: start), objective.all_partition_rules, mesh)
-        rows = partition.batch_shardings(objective.batch_spec(len(batch["index"]), phase), mesh)
-        with jax.set_mesh(mesh):
-            compiled = jax.jit(step, in_shardings=(layout, rows), out_shardings=(layout, None))
-            state, metrics = compiled(jax.device_put(start, layout), jax.device_put(batch, rows))
+        compiled, shardings = _meshed(objective, UnitStep(), mesh, len(batch["index"]), **settings)
+        state, metrics = compiled(*jax.device_put((start, batch), shardings))
     return jax.device_get((metrics, state.extra, state.opt_state))
+
+
+@functools.lru_cache(maxsize=4)
+def _meshed(objective, optimizer, mesh, batch_size, *, phase, ema=None, **settings):
+    """(a phase's step compiled from shapes alone, the shardings of state and batch) on a mesh."""
+    state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, ema))
+    layout = partition.state_shardings(state, objective.all_partition_rules, mesh)
+    spec = objective.batch_spec(batch_size, phase)
+    shardings = layout, partition.batch_shardings(spec, mesh)
+    with jax.set_mesh(mesh):
+        step = make_train_step(objective, optimizer, phase=phase, ema=ema, **settings)
+        whole = {"donate_argnums": 0, "keep_unused": True}
+        compiled = jax.jit(step, in_shardings=shardings, out_shardings=(layout, None), **whole)
+        return compiled.lower(state, spec).compile(), shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class UnitStep:
-    """An optimizer whose state is the last gradient: it lets a test read what the step computed."""
+    """An optimizer whose state is the last gradient: it lets a test read what the step computed. It moves a little."""
 
     def init(self, params):
         return jax.tree.map(jnp.zeros_like, params)
 
     def update(self, grads, state, params, step):
-        return jax.tree.map(jnp.negative, grads), grads
+        return jax.tree.map(lambda g: -0.01 * g, grads), grads
 
     def learning_rate_at(self, step):
-        return jnp.float32(1.0)
+        return jnp.float32(0.01)
 
 
 def check_microbatches(objective, batch_of, parts=(4,), relative=1e-5):
@@ -129,28 +144,21 @@ def check_microbatches(objective, batch_of, parts=(4,), relative=1e-5):
 
 
 def check_sharding(objective, batch_of, mesh="mixed", relative=1e-5, microbatches=1):
-    """Loss, metrics, gradient and extra on eight devices equal those on one."""
+    """Loss, metrics, gradient and extra on eight devices, in microbatches there, equal the whole batch's on one."""
     for phase in objective.phases():
-        single = gradients(objective, batch_of, phase, microbatches)
-        assert_trees_close(gradients(objective, batch_of, phase, microbatches, mesh_of(mesh)), single, relative)
+        whole = gradients(objective, batch_of, phase)
+        assert_trees_close(gradients(objective, batch_of, phase, microbatches, mesh_of(mesh)), whole, relative)
 
 
 def check_abstract(objective, optimizer, batch_of, batch_size, **settings):
     """Every phase compiles from ShapeDtypeStructs alone, and those are the shapes of the batches that come."""
     state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, settings.get("ema")))
-    mesh = mesh_of("mixed")
-    layout = partition.state_shardings(state, objective.all_partition_rules, mesh)
     for phase, first in objective.phases().items():
         assert objective.phase(first) == phase
         spec = objective.batch_spec(batch_size, phase)
         batch = batch_of(first)
         assert {k: (v.shape, v.dtype) for k, v in spec.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
-        with jax.set_mesh(mesh):
-            step = make_train_step(objective, optimizer, phase=phase, **settings)
-            shardings = layout, partition.batch_shardings(spec, mesh)
-            whole = {"donate_argnums": 0, "keep_unused": True}
-            compiled = jax.jit(step, in_shardings=shardings, out_shardings=(layout, None), **whole)
-            compiled = compiled.lower(state, spec).compile()
+        compiled, shardings = _meshed(objective, optimizer, mesh_of("mixed"), batch_size, phase=phase, **settings)
         shares = jax.tree.map(_bytes_of_a_device, (state, spec), shardings)
         assert compiled.memory_analysis().argument_size_in_bytes == sum(jax.tree.leaves(shares))
         # Twice the rows take twice the products of matrices; a loss over pairs of rows up to four times.

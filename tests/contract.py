@@ -1,5 +1,7 @@
 """paradigm.testing, which every objective must pass, and what of it is for pytest alone."""
 
+import functools
+
 import pytest
 
 from paradigm.testing import (
@@ -29,6 +31,7 @@ __all__ = [
     "every_mesh",
     "gradients",
     "mesh_of",
+    "one_by_one",
     "run",
 ]
 
@@ -36,3 +39,6 @@ __all__ = [
 every_mesh = pytest.mark.parametrize(
     "mesh", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "mixed")) for kind in MESHES]
 )
+
+# All checks of one objective before those of the next, so that they share what is compiled.
+one_by_one = functools.partial(pytest.mark.parametrize, scope="module")

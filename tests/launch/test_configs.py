@@ -1,14 +1,18 @@
 """Every shipped run file: as recorded, flat, and alive when shrunk to a toy (parse, init, one step, one evaluation)."""
 
+import dataclasses
+import functools
 import importlib
 import itertools
 import math
 import re
 
+import jax
 import pytest
 
 from launch.run import loop, registry
 from launch.run.experiment import abstract_params, bound
+from paradigm.evaluator import Evaluator
 from paradigm.objective import Objective
 from tests.golden.update import HERE, goldens, objective_of, runs
 from tests.launch.test_docs import undocumented_in
@@ -147,8 +151,6 @@ COUNTS = {"t5_small_c4": 76_961_152, "t5_large_c4": 783_150_080, "t5_xxl_c4": 11
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_paper_sizes_have_the_paper_counts(name):
-    import jax
-
     leaves = jax.tree.leaves(abstract_params(bound(registry.parse([f"runs/{name}.gin"])).objective))
     assert sum(leaf.size for leaf in leaves) == COUNTS[name]
 
@@ -215,8 +217,41 @@ CHANCE_OF_RUN = {
 }
 
 
-@pytest.mark.parametrize("run", [pytest.param(r, marks=[pytest.mark.slow] * (r not in FIRST.values())) for r in runs()])
-def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
+RECORDS = {  # in place of a folder that a person has
+    "runs/small/clinc150.gin": [
+        f"TextRecords.{x}" for x in ("source='stdlib:modules'", "input='{code}'", "label='module'")
+    ],
+    "runs/small/wnut17.gin": [
+        f"TextRecords.{x}" for x in ("source='stdlib:tokens'", "input='{tokens}'", "label='tags'")
+    ],
+}
+
+# In `make test` these are whole; of the others the first with an evaluator runs it, all on one device.
+WHOLE = [f"runs/smoke/{name}.gin" for name in ("span_corruption", "mae", "clip")]
+
+
+@functools.cache
+def first_with(evaluator):
+    """The first of the toys, the whole ones before the others, that this class of evaluators looks at."""
+    has = lambda run: evaluator in map(type, registry.parse([run]).evaluators)
+    return next(run for run in (*WHOLE, *FIRST.values()) if has(run))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyChecked(Evaluator):
+    """Says before the first step whether the evaluator can work with objective and data, and measures nothing."""
+
+    evaluator: Evaluator
+
+    def check(self, objective, data):
+        self.evaluator.check(objective, data)
+
+    def run(self, objective, variables, data):
+        return {}, []
+
+
+def toy_of(run, tmp_path):
+    """(experiment, its text): the run on little text or few pictures, with a small model."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for i in range(8):
@@ -224,16 +259,39 @@ def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
     used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
+    text += RECORDS.get(run, [])
     text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
     if "BEiT" in used:  # whose tokenizer is of another run
         own = [line for line in params if line.split(".")[0] in ("vit", "VQ", "ImageData", "Probes", "Experiment")]
         loop.train(registry.parse([run.replace("beit", "vq")], own), tmp_path / "tokenizer")
         text = [f"Init.path = '{tmp_path / 'tokenizer'}'"]
-    toy = registry.parse([run], params + text)
-    finished = loop.train(toy, tmp_path / "run", config=registry.operative_config())
+    return registry.parse([run], params + text), registry.operative_config()
+
+
+def trained(run, toy, config, workdir):
+    """Takes the one step of the run's toy; it evaluates, and knows nothing."""
+    finished = loop.train(toy, workdir, config=config)
     assert finished.step == 1
-    assert not undocumented_in(tmp_path / "run" / "metrics.jsonl")
+    assert not undocumented_in(workdir / "metrics.jsonl")
     chance = CHANCE_OF_RUN.get(run, CHANCE[type(toy.objective).__name__])
     assert finished.metrics["valid/loss"] == (
         chance if not isinstance(chance, float) else pytest.approx(chance, rel=0.5)
     )
+
+
+@pytest.mark.parametrize("run", [pytest.param(r, marks=[pytest.mark.slow] * (r not in WHOLE)) for r in runs()])
+def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
+    trained(run, *toy_of(run, tmp_path), tmp_path / "run")
+
+
+@pytest.mark.parametrize("run", [run for run in FIRST.values() if run not in WHOLE])
+def test_a_toy_of_each_objective_starts_at_chance(run, tmp_path, monkeypatch):
+    devices = jax.devices()[:1]
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_, **__: devices)
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setitem(SHRINK, "Experiment", SHRINK["Experiment"].replace("data:2,fsdp:2,tensor:2", "data:1"))
+    toy, config = toy_of(run, tmp_path)
+    evaluators = (e if first_with(type(e)) == run else OnlyChecked(e) for e in toy.evaluators)
+    toy = dataclasses.replace(toy, evaluators=tuple(evaluators))
+    trained(run, toy, config, tmp_path / "run")

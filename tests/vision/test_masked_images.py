@@ -11,7 +11,6 @@ import pytest
 from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.objective import Context
-from paradigm.optim import AdamW
 from tests import contract
 from tests.vision import tiny
 from vision.augment import Augment
@@ -34,14 +33,22 @@ def maskfeat(**changes):
     return MaskFeat(**fields | changes)
 
 
-BOTH = pytest.mark.parametrize("make", [simmim, maskfeat])
+def noise(step):
+    """Pictures without edges along the axes: these have HOG's angles right between two bins, as rounding has it."""
+    batch = tiny.masked(step)
+    batch["image"] = np.random.default_rng(step).integers(0, 256, batch["image"].shape).astype(np.uint8)
+    return batch
+
+
+BOTH = contract.one_by_one("make", [simmim, maskfeat])
 
 
 @BOTH
 def test_resume(make):
-    contract.check_resume(make(), AdamW(1e-3), BATCH)
+    contract.check_resume(make(), contract.UnitStep(), BATCH)
 
 
+@pytest.mark.slow
 @BOTH
 def test_microbatches(make):
     contract.check_microbatches(make(), tiny.masked)
@@ -50,12 +57,12 @@ def test_microbatches(make):
 @BOTH
 @contract.every_mesh
 def test_sharding(make, mesh):
-    contract.check_sharding(make(), tiny.masked, mesh)
+    contract.check_sharding(make(), noise, mesh, microbatches=2)
 
 
 @BOTH
 def test_abstract(make):
-    contract.check_abstract(make(), AdamW(1e-3), BATCH, 8)
+    contract.check_abstract(make(), contract.UnitStep(), BATCH, 8, microbatches=2)
 
 
 @BOTH

@@ -27,13 +27,14 @@ def unlabelled(step):
     return batch
 
 
+@pytest.mark.slow
 def test_microbatches():
     contract.check_microbatches(DEIT, unlabelled)
 
 
 @contract.every_mesh
 def test_sharding(mesh):
-    contract.check_sharding(DEIT, unlabelled, mesh)
+    contract.check_sharding(DEIT, unlabelled, mesh, microbatches=2)
 
 
 def test_mixup_and_cutmix():

@@ -30,16 +30,17 @@ def moco(version=MoCoV2, **changes):
 
 
 def test_resume():
-    contract.check_resume(moco(), SGD(0.1), BATCH)
+    contract.check_resume(moco(), contract.UnitStep(), BATCH)
 
 
+@pytest.mark.slow
 def test_microbatches():
     contract.check_microbatches(moco(), tiny.masked, (2,))
 
 
 @contract.every_mesh
 def test_sharding(mesh):
-    contract.check_sharding(moco(), tiny.masked, mesh)
+    contract.check_sharding(moco(), tiny.masked, mesh, microbatches=2)
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_sharding_with_batch_norm():
 
 
 def test_abstract():
-    contract.check_abstract(moco(), SGD(0.1), BATCH, 8)
+    contract.check_abstract(moco(), contract.UnitStep(), BATCH, 8, microbatches=2)
 
 
 def test_weights_depend_on_the_batch_alone():

@@ -39,21 +39,23 @@ def moco(**changes):
         "host_image_size": tiny.HOST_SIZE,
         "hidden": 16,
         "output": 16,
+        "momentum": Cosine(0.9, total_steps=5, final=1.0),
     }
     return Centred(**fields | changes)
 
 
 def test_resume():
-    contract.check_resume(moco(momentum=Cosine(0.9, total_steps=5, final=1.0)), AdamW(1e-3), BATCH)
+    contract.check_resume(moco(), contract.UnitStep(), BATCH)
 
 
+@pytest.mark.slow
 def test_cached_embeddings_give_the_gradient_of_the_whole_batch():
     contract.check_microbatches(moco(), tiny.masked, (2,))
 
 
 @contract.every_mesh
 def test_sharding(mesh):
-    contract.check_sharding(moco(), tiny.masked, mesh)
+    contract.check_sharding(moco(), tiny.masked, mesh, microbatches=2)
 
 
 def test_sharding_with_batch_norm_in_the_encoder():
@@ -61,7 +63,7 @@ def test_sharding_with_batch_norm_in_the_encoder():
 
 
 def test_abstract():
-    contract.check_abstract(moco(), AdamW(1e-3), BATCH, 8)
+    contract.check_abstract(moco(), contract.UnitStep(), BATCH, 8, microbatches=2)
 
 
 def test_weights_depend_on_the_batch_alone():

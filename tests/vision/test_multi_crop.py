@@ -7,7 +7,7 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
-from paradigm.optim import LARS, AdamW
+from paradigm.optim import AdamW
 from paradigm.schedule import Cosine, Linear
 from tests import contract
 from tests.vision import tiny
@@ -19,6 +19,7 @@ BATCH = tiny.batch_of()
 CTX = Context(jnp.int32(0), 0, True)
 CROPS = ((tiny.views(), 2), (Augment(8, scale=(0.2, 0.5)), 2))
 HEAD = {"prototypes": 8, "hidden": 16, "bottleneck": 12, "teacher_temperature": Linear(0.2, total_steps=4, final=0.4)}
+HEAD |= {"momentum": Cosine(0.9, total_steps=5, final=1.0)}
 MASKED = {**HEAD, "mask_ratio": (0.2, 0.6), "mask_probability": 0.8}
 SETTINGS = {
     DINO: HEAD,
@@ -30,8 +31,8 @@ SETTINGS = {
 
 
 def small(kind, norm="layer", **changes):
-    views = tiny.views(scale=(0.1, 1.0)) if kind is NNCLR else CROPS
-    encoder = tiny.encoder(norm="rms" if kind in (NNCLR, SwAV) else norm, mask_token=kind in (IBOT, DINOv2))
+    views = tiny.views(scale=(0.1, 1.0)) if issubclass(kind, NNCLR) else CROPS
+    encoder = tiny.encoder(norm="rms" if issubclass(kind, NNCLR | SwAV) else norm, mask_token=kind in (IBOT, DINOv2))
     fields = {"encoder": encoder, "augment": views, "host_image_size": tiny.HOST_SIZE}
     return kind(**fields | SETTINGS[kind] | changes)
 
@@ -46,37 +47,34 @@ class Centred(NNCLR):
 
 
 SETTINGS[Centred] = SETTINGS[NNCLR]
-for_sharding = pytest.mark.parametrize("kind", [DINO, IBOT, DINOv2, SwAV], ids=lambda kind: kind.__name__)
+KINDS = {"DINO": DINO, "IBOT": IBOT, "DINOv2": DINOv2, "SwAV": SwAV, "NNCLR": Centred}
+every = contract.one_by_one("kind", KINDS.values(), ids=KINDS)
+SLOW = {IBOT: pytest.mark.slow}  # on a mesh DINO has its centre and DINOv2 its hidden patches
+one_each = contract.one_by_one("kind", [pytest.param(k, marks=SLOW.get(k, ()), id=n) for n, k in KINDS.items()])
 
 
-@pytest.mark.parametrize("kind", [DINO, IBOT, DINOv2, SwAV, NNCLR], ids=lambda kind: kind.__name__)
+@every
 def test_resume(kind):
-    moving = {} if kind in (SwAV, NNCLR) else {"momentum": Cosine(0.9, total_steps=5, final=1.0), "freeze_steps": 2}
-    contract.check_resume(small(kind, **moving), AdamW(1e-3), BATCH, microbatches=2)
+    contract.check_resume(small(kind), contract.UnitStep(), BATCH)
 
 
-@for_sharding
+@pytest.mark.slow
+@every
 def test_microbatches(kind):
     contract.check_microbatches(small(kind), tiny.masked, (2,))
 
 
-@for_sharding
+@one_each
 def test_sharding(kind):
-    contract.check_sharding(small(kind), tiny.masked)
+    contract.check_sharding(small(kind), tiny.masked, microbatches=2)
 
 
-def test_nnclr_microbatches_and_sharding():
-    views = {"augment": tiny.views(scale=(0.1, 1.0)), "encoder": tiny.encoder(norm="rms")}
-    contract.check_microbatches(small(Centred, **views), tiny.masked, (2,))
-    contract.check_sharding(small(Centred, **views), tiny.masked)
-
-
-@pytest.mark.parametrize("kind", [DINO, DINOv2, SwAV, NNCLR], ids=lambda kind: kind.__name__)
+@one_each
 def test_abstract(kind):
-    contract.check_abstract(small(kind), LARS(0.1), BATCH, 8)
+    contract.check_abstract(small(kind), contract.UnitStep(), BATCH, 8, microbatches=2)
 
 
-@pytest.mark.parametrize("kind", [IBOT, SwAV, NNCLR], ids=lambda kind: kind.__name__)
+@every
 def test_weights_depend_on_the_batch_alone(kind):
     contract.check_weights(small(kind), BATCH)
 

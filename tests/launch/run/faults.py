@@ -224,12 +224,16 @@ class Faults:
     def _start(self, workdir, processes=1, moved=False):
         """Its processes, at work. moved: on two virtual devices, which share the parameters."""
         environment = {**os.environ, "JAX_PLATFORMS": self.platform}
-        environment.pop("XLA_FLAGS", None)  # a test's virtual devices
+        # Without a test's virtual devices, and compiled as the caller's programs are.
+        given = environment.get("XLA_FLAGS", "").split()
+        compiled = " ".join(flag for flag in given if "_device_count=" not in flag)
+        environment["XLA_FLAGS"] = compiled
         if self.platform != "cpu":
             environment["XLA_FLAGS"] = "--xla_gpu_deterministic_ops=true"
         flags = [*self.flags, f"--workdir={workdir}"]
         if moved:
-            environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PJRT_NPROC": "16"}
+            environment["XLA_FLAGS"] = f"{compiled} --xla_force_host_platform_device_count=2"
+            environment["PJRT_NPROC"] = "16"
             flags.append("--mesh=fsdp:2")
         if processes > 1:
             with socket.socket() as free:

@@ -85,8 +85,9 @@ def main(argv):
 
 if __name__ == "__main__":
     arguments = parser.parse_args()
-    devices = f"--xla_force_host_platform_device_count={arguments.devices}"
-    os.environ.update(JAX_PLATFORMS="cpu", PJRT_NPROC="16", XLA_FLAGS=devices)
+    # The last word counts; how programs are compiled is the caller's choice.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={arguments.devices}"
+    os.environ.update(JAX_PLATFORMS="cpu", PJRT_NPROC="16", XLA_FLAGS=flags)
     from launch.run import cli
 
     sys.argv[1:] = []
