@@ -217,13 +217,9 @@ CHANCE_OF_RUN = {
 }
 
 
-RECORDS = {  # in place of a folder that a person has
-    "runs/small/clinc150.gin": [
-        f"TextRecords.{x}" for x in ("source='stdlib:modules'", "input='{code}'", "label='module'")
-    ],
-    "runs/small/wnut17.gin": [
-        f"TextRecords.{x}" for x in ("source='stdlib:tokens'", "input='{tokens}'", "label='tags'")
-    ],
+RECORDS = {  # (source, input, label) in place of a folder that a person has
+    "runs/small/clinc150.gin": ("stdlib:modules", "{code}", "module"),
+    "runs/small/wnut17.gin": ("stdlib:tokens", "{tokens}", "tags"),
 }
 
 # In `make test` these are whole; of the others the first with an evaluator runs it, all on one device.
@@ -259,7 +255,8 @@ def toy_of(run, tmp_path):
     used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
-    text += RECORDS.get(run, [])
+    records = zip(("source", "input", "label"), RECORDS.get(run, ()))
+    text += [f"TextRecords.{name} = {value!r}" for name, value in records]
     text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
     if "BEiT" in used:  # whose tokenizer is of another run
         own = [line for line in params if line.split(".")[0] in ("vit", "VQ", "ImageData", "Probes", "Experiment")]
