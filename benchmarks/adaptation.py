@@ -218,8 +218,8 @@ def report(found, rates):
         "Small models pre-trained on novels (the runs of [language.md](language.md): masked language modelling, next",
         "token, span corruption), adapted for 300 steps to a task by one method after the other. From scratch is the",
         "same model, drawn. A row's rate is the better of two by CLINC150's validation split with a tenth of the",
-        "labels, on the encoder; it is used in every column. Scores are of the test splits, in percent; mean and",
-        f"standard deviation over seeds where there are several ({seeds}).",
+        "labels, on the encoder; it is used in every column. Scores are of the test splits (of CLINC150's a fixed",
+        f"sample of 1,280), in percent; mean and standard deviation over seeds where there are several ({seeds}).",
         "",
         "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
