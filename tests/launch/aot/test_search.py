@@ -25,15 +25,15 @@ def chip(monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """No compiler: {mesh as a flag: seconds of a step}, and the meshes that were compiled, in order. Of a mesh without
-    seconds the compiler says that it does not fit."""
+    """No compiler: {mesh as a flag: seconds of a step}, and the meshes that were compiled, in order. A mesh without
+    seconds does not fit, as the compiler says, nor does one of negative seconds, as its bytes do."""
     seconds, done = {}, []
 
     def of_program(program, topology):
         mesh = search.flag(parse_mesh(program.experiment.mesh))
         done.append(mesh)
-        fits = mesh in seconds
-        roofline = {"estimate": seconds[mesh]} if fits else None
+        fits = seconds.get(mesh, -1) > 0
+        roofline = {"estimate": abs(seconds[mesh])} if mesh in seconds else None
         found = {"phase": "main", "fits": fits, "roofline": roofline, "bytes_per_chip": 1000}
         return {**found, "advice": [] if fits else ["main: 20 GiB a chip"], "mesh": mesh}
 
@@ -71,7 +71,7 @@ def test_candidates(own, chips, slices, found):
 def test_the_fastest_first_then_those_that_do_not_fit(chip, compiled):
     chip()
     seconds, done = compiled
-    seconds |= {"fsdp:8": 0.3, "data:8": 0.1, "fsdp:4,tensor:2": 0.2}
+    seconds |= {"fsdp:8": 0.3, "data:8": 0.1, "fsdp:4,tensor:2": 0.2, "data:4,fsdp:2": -0.01}
     said = []
     found = searched(said=said)
     assert done == ["fsdp:8", "data:4,fsdp:2", "data:8", "fsdp:4,tensor:2", "data:4,tensor:2"]
