@@ -102,6 +102,15 @@ class Architecture(nn.Module, kw_only=True):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("layers", "d_model", "heads", "d_ff"):
+            if isinstance(value := getattr(self, name, 1), int) and value < 1:
+                raise UserError(f"{type(self).__name__}: {name}={value} must be at least 1")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise UserError(f"{type(self).__name__}: {name}={getattr(self, name)} must lie in [0, 1)")
+
     @nn.nowrap
     def shared(self, **changes):
         """These fields as keyword arguments for a module inside."""

@@ -103,6 +103,8 @@ def look(recipe, directory):
     if jax.process_index() or (directory.exists() and any(directory.iterdir())):
         return
     for name, value in named_sources(recipe):
+        if not value.strip():
+            raise UserError(f"{name}.source is empty: name a file, a folder or another source")
         scheme, colon, path = value.partition(":")
         path = path if colon and scheme in SCHEMES else value
         named = "/" in path or path.startswith("~") or (colon and scheme in SCHEMES) or re.search(r"\.\w+$", path)

@@ -158,6 +158,10 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         yield f"Experiment.clip={e.clip} must be positive, or None for no clipping"
     if isinstance(e.ema, float) and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
+    if e.optimizer is not None:
+        lowest = min(float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8))
+        if not lowest >= 0:
+            yield f"the learning rate of {type(e.optimizer).__name__} falls to {lowest:.3g}: it must be 0 or more"
     if e.best_mode not in ("min", "max"):
         yield f"Experiment.best_mode='{e.best_mode}' must be 'min' or 'max'"
     if not e.best_metric.startswith("valid/"):

@@ -29,6 +29,7 @@ from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program, step_memory
+from launch.run.slips import wrong_parts
 from launch.run.step_metrics import StepMetrics
 from launch.run.watchdog import Watchdog
 from launch.run.writers import make_writers
@@ -98,6 +99,8 @@ def train(
             peers = closing.enter_context(Peers(config, run_directory.versions()))
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
+                if wrong := list(wrong_parts(experiment)):
+                    raise UserError("; ".join(wrong))
                 experiment = bound(experiment)
                 validate(bound(experiment, classes=STAND_INS), jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
@@ -239,6 +242,10 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
                 continue
             evaluated, metrics = step, found[0]
             writers.valid(step, *found, {"seconds": time.perf_counter() - start})
+            if experiment.best_metric not in metrics:
+                writers.say(
+                    f"warning: Experiment.best_metric='{experiment.best_metric}' is none of {', '.join(metrics)}"
+                )
             fresh = metrics
             files.offer()
             step_metrics.restart_clock()

@@ -146,6 +146,8 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     _refuse_unread(_bound(bound), set(re.findall(r"[@%](?:\w+/)*(\w+)", bound)) | {"Experiment"})
     for param in params:
         _parse(param, "--gin_param")
+    if wrong := list(_wrong_bindings(gin.config_str())):
+        raise UserError("; ".join(wrong))
     with _in_one_line(sources[-1][1] if sources else "--gin_param"):
         gin.finalize()
         experiment = gin.get_configurable("Experiment")()
@@ -185,6 +187,15 @@ def _parse(text: str, origin: str) -> None:
 def _bound(text: str) -> set[str]:
     """The macros and configurables that a gin text binds: 'total_steps = 3' and 'valid/Cosine.peak = 1' -> names."""
     return set(re.findall(r"^(?:\w+/)*(\w+)(?:\.\w+)? *=", text, re.MULTILINE))
+
+
+def _wrong_bindings(text: str) -> Iterator[str]:
+    """What is wrong with values of another kind than their settings have, before a constructor fails of them."""
+    for scope, name, setting in re.findall(r"^((?:\w+/)*)(\w+)\.(\w+) *=", text, re.MULTILINE):
+        if name in _registered and (
+            said := slips.wrong_kind(_registered[name], setting, gin.query_parameter(f"{scope}{name}.{setting}"))
+        ):
+            yield said
 
 
 def _refuse_unread(bound: set[str], read: set[str]) -> None:

@@ -6,6 +6,11 @@ import types
 import typing
 from collections.abc import Iterator
 
+from paradigm.adapt.base import Adaptation
+from paradigm.evaluator import Evaluator
+from paradigm.objective import Objective
+from paradigm.optim import Optimizer
+
 _NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
 _QUOTES = "\"'"
 
@@ -115,6 +120,35 @@ def wrong_kinds(value, name: str = "") -> Iterator[str]:
             yield from wrong_kinds(given)
 
 
+def wrong_kind(owner, name: str, value) -> str:
+    """What is wrong with a value that a dataclass's setting is bound to, before it is made; "" for nothing to say."""
+    field = (
+        next((f for f in dataclasses.fields(owner) if f.name == name), None)
+        if dataclasses.is_dataclass(owner)
+        else None
+    )
+    kinds = _kinds(field.type) if field else ()
+    plain = isinstance(value, bool | int | float | str | tuple | list | type(None))
+    return (
+        f"{owner.__name__}.{name} = {value!r} {_advice(value, kinds)}"
+        if plain and kinds and not _fits(value, kinds)
+        else ""
+    )
+
+
+def wrong_parts(experiment) -> Iterator[str]:
+    """What is wrong with an Experiment that is made of other things than it takes: a text, None or another's part."""
+    parts = {"objective": (Objective, "MAE"), "optimizer": (Optimizer, "AdamW"), "evaluators": (Evaluator, "Probes")}
+    for name, (kind, example) in {**parts, "adapt": (Adaptation, "LoRA")}.items():
+        given = getattr(experiment, name)
+        for one in given if name == "evaluators" else [given]:
+            if not (isinstance(one, kind) or (name == "adapt" and one is None)):
+                what = f"Experiment.{name} = {_shown(one)} is no {kind.__name__.lower()}"
+                yield f"{what}: write @NAME(), as in @{example}(); launch.train --list has the names"
+    if not callable(getattr(experiment.data, "build", None)):
+        yield f"Experiment.data = {_shown(experiment.data)} is no data: write @NAME(), as in @TextData()"
+
+
 def _kinds(annotation) -> tuple:
     """The plain types of an annotation, NoneType among them; () where it has any other, and nothing can be said."""
     if isinstance(annotation, str):
@@ -144,6 +178,8 @@ def _shown(value) -> str:
 
 def _advice(value, kinds) -> str:
     wanted = " or ".join(_PLAIN.get(kind, "None" if kind is types.NoneType else "a tuple") for kind in kinds)
+    if isinstance(value, str) and kinds[0] is tuple:
+        return f"is a text where several are wanted: write ({value!r},) for one"
     if isinstance(value, str) and not isinstance(value, kinds):
         return f"is a text where {wanted} is wanted: leave the quotes out"
     if kinds[0] is tuple:

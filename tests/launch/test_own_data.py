@@ -107,3 +107,35 @@ def test_classes_follow_pictures(tmp_path):
         train(["runs/smoke/lora.gin"], [*params, "Classify.classes = 2"], tmp_path / "two")
     with pytest.raises(UserError, match=r"Classify needs labels of two classes or more, and in \S+set there are none"):
         train(["runs/smoke/lora.gin"], [*params, "ImageData.labels = False"], tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        (["Experiment.optimizer = None"], "Experiment.optimizer = None is no optimizer: write @NAME"),
+        (["Experiment.objective = @bert()"], r"Experiment.objective = @Encoder\(\) is no objective"),
+        (["Experiment.adapt = 'lora'"], "Experiment.adapt = 'lora' is no adaptation: write"),
+        (["Experiment.evaluators = ('x',)"], "Experiment.evaluators = 'x' is no evaluator"),
+        (["bert.layers = 0"], "Encoder: layers=0 must be at least 1"),
+        (["bert.dropout = 2.0"], r"Encoder: dropout=2.0 must lie in \[0, 1\)"),
+        (["AdamW.learning_rate = -1.0"], "the learning rate of AdamW falls to -1: it must be 0 or more"),
+        (["TextRecords.source = ' '"], "TextRecords.source is empty: name a file, a folder or another source"),
+        (
+            ["TextRecords.columns = 'text'"],
+            r"TextRecords.columns = 'text' is a text where several are wanted: write \('t",
+        ),
+        (["TextRecords.valid = 'a'"], "TextRecords.valid = 'a' is a text where a number is wanted: leave the quotes"),
+        (["TextClassification.length = None"], "TextClassification.length = None is not a whole number"),
+    ],
+)
+def test_wrong_values_are_told_before_anything_is_made(params, message, table, tmp_path):
+    base = [*TEXT, f"TextRecords.source = '{table}'", "TextRecords.tokenizer = 'bytes'"]
+    with pytest.raises(UserError, match=message) as error:
+        train(CLASSIFY, [*base, *params], tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_a_best_metric_that_is_none_is_told(table, tmp_path, capfd):
+    base = [*TEXT, f"TextRecords.source = '{table}'", "TextRecords.tokenizer = 'bytes'"]
+    train(CLASSIFY, [*base, "Experiment.best_metric = 'valid/acc'"], tmp_path / "run")
+    assert "warning: Experiment.best_metric='valid/acc' is none of valid/loss, valid/accuracy" in capfd.readouterr().out
