@@ -321,10 +321,14 @@ def _cells(comparison):
 def _below(comparison):
     """Lines on settings without a column, and notes."""
     c, lines = comparison, []
-    for name in c.others[:LISTED]:
+    alone = [name for name in c.others if sum(name in row.runs[0].settings for row in c.rows) == 1]
+    others = [name for name in c.others if name not in alone]
+    for name in others[:LISTED]:
         lines.append(f"{name}: " + " | ".join(short(row.value(name)) for row in c.rows))
-    if len(c.others) > LISTED:
-        lines.append(f"{len(c.others) - LISTED} more settings differ: compare.csv has them (--out)")
+    if len(others) > LISTED:
+        lines.append(f"{len(others) - LISTED} more settings differ: compare.csv has them (--out)")
+    if alone:
+        lines.append(f"{len(alone)} settings that one row alone has are not listed: compare.csv has them (--out)")
     if any(len(row.runs) > 1 for row in c.rows):
         lines.append("n runs that differ in their seed alone: mean ± sample standard deviation")
     return [*lines, *c.notes]

@@ -95,6 +95,15 @@ def test_seeds_are_one_row_and_what_has_not_ended_is_apart(sweep):
     assert "LoRA.rank: (not set) | 4 | 4" in table.console(found)
 
 
+def test_what_one_row_alone_sets_is_counted_and_not_listed(tmp_path):
+    write(tmp_path / "a", Classify__adapt="@LoRA()", LoRA__rank=4, LoRA__alpha=8)
+    write(tmp_path / "b", Classify__adapt="@PrefixTuning()", PrefixTuning__length=7)
+    found = table.compare(find([tmp_path / "a", tmp_path / "b"])[0])
+    assert "(not set)" not in table.console(found) + table.markdown(found)
+    assert "3 settings that one row alone has are not listed: compare.csv has them (--out)" in table.console(found)
+    assert "PrefixTuning.length" in table.as_csv(found)
+
+
 def test_a_csv_has_every_number_as_it_is(sweep):
     rows = list(csv.DictReader(io.StringIO(table.as_csv(table.compare(find([f"{sweep}/full*"])[0])))))
     assert len(rows) == 1 and rows[0]["n"] == "3" and rows[0]["ended"] == "True"
