@@ -220,6 +220,8 @@ def _run(work, recipe, jobs, held_out, plan, out, workers, progress):
     workers = min(workers or os.cpu_count() or 1, len(todo))
     sizes = [sum(p.size for p in job) for job in jobs]
     arguments = [(recipe, jobs[j], held_out, plan, str(out), j, len(jobs)) for j in todo]
+    if progress and todo and not sys.stderr.isatty():  # where a bar that redraws itself makes a log unreadable
+        print(f"preparing {sum(sizes):,} bytes in {len(todo)} jobs by {workers} processes", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
         if workers > 1:  # spawned: the caller may hold the threads of a jax backend
             context = multiprocessing.get_context("spawn")
@@ -237,7 +239,7 @@ def _run(work, recipe, jobs, held_out, plan, out, workers, progress):
                 unit_scale=True,
                 desc="preparing",
                 leave=False,
-                disable=None if progress else True,  # None: a bar that redraws itself makes a log unreadable
+                disable=None if progress else True,  # None: where there is no terminal
                 initial=sum(sizes) - sum(sizes[j] for j in todo),
             )
         )

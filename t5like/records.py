@@ -175,9 +175,7 @@ class PreparedRecords:
         shards = self.meta["shards"].get(split)
         if not shards:
             there = ", ".join(s for s, found in self.meta["shards"].items() if found)
-            raise UserError(
-                f"{self.directory} has no {split} records, only {there}: hold some out (valid, valid_glob or split)"
-            )
+            raise UserError(f"{self.directory} has no {split} records, only {there}: prepare it with some held out")
         paths, counts = zip(*((str(self.directory / s["file"]), s["records"]) for s in shards))
         known = self.meta["dtype"], self.meta["settings"], self.classes, self.tokenizer.byte_lengths
         source = RecordSource(paths, counts, *known, f"{self.fingerprint}/{split}")
