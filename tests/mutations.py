@@ -199,6 +199,10 @@ ROWS = (
     ("launch/sweep.py", "return range(index, count, of)", "return range(index * count // of, (index + 1) * count // of)", "launch/test_sweep", "machine_has_its_part"),
     ("launch/aot/dry_run.py", "mesh.size * hlo.cost", "hlo.cost", "launch/aot/test_dry_run", "beside"),
     ("launch/storage/checkpoint.py", "*list(whole)[-self._keep :]", "*list(whole)[-self._keep - 1 :]", "launch/storage/test_checkpoint", "keeps_the_newest"),
+    ("paradigm/archives.py", "if len(block := stream.read(_BLOCK)) < _BLOCK or", "if (block := stream.read(_BLOCK)) and", "t5like/test_odd_files", "cut_short"),
+    ("t5like/tables.py", "return found.pop() if len(found) == 1 else None", "return None", "t5like/test_guess", "lists_of_a_json"),
+    ("t5like/guess.py", "if len(text) != 1:", "if not text:", "t5like/test_guess", "two_readings"),
+    ("vision/arrange.py", 'if own - classes["train"]:', 'if not own:', "vision/test_sources", "bad_folders"),
     ("paradigm/combine.py", "zip((0,) + tuple(self.boundaries), self.boundaries)", "zip((-1,) + tuple(self.boundaries), self.boundaries)", "paradigm/test_contract", "combinator_errors"),
 )  # fmt: skip
 

@@ -6,10 +6,7 @@ import types
 import typing
 from collections.abc import Iterator
 
-from paradigm.adapt.base import Adaptation
-from paradigm.evaluator import Evaluator
-from paradigm.objective import Objective
-from paradigm.optim import Optimizer
+from flax import linen as nn
 
 _NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
 _QUOTES = "\"'"
@@ -138,12 +135,14 @@ def wrong_kind(owner, name: str, value) -> str:
 
 def wrong_parts(experiment) -> Iterator[str]:
     """What is wrong with an Experiment that is made of other things than it takes: a text, None or another's part."""
-    parts = {"objective": (Objective, "MAE"), "optimizer": (Optimizer, "AdamW"), "evaluators": (Evaluator, "Probes")}
-    for name, (kind, example) in {**parts, "adapt": (Adaptation, "LoRA")}.items():
+    parts = {"objective": ("batch_spec", "MAE"), "optimizer": ("init", "AdamW"), "evaluators": ("check", "Probes")}
+    for name, (method, example) in {**parts, "adapt": ("interceptor", "LoRA")}.items():
         given = getattr(experiment, name)
         for one in given if name == "evaluators" else [given]:
-            if not (isinstance(one, kind) or (name == "adapt" and one is None)):
-                what = f"Experiment.{name} = {_shown(one)} is no {kind.__name__.lower()}"
+            if isinstance(one, nn.Module) or not (hasattr(one, method) or (name == "adapt" and one is None)):
+                what = (
+                    f"Experiment.{name} = {_shown(one)} is no {'adaptation' if name == 'adapt' else name.rstrip('s')}"
+                )
                 yield f"{what}: write @NAME(), as in @{example}(); launch.train --list has the names"
     if not callable(getattr(experiment.data, "build", None)):
         yield f"Experiment.data = {_shown(experiment.data)} is no data: write @NAME(), as in @TextData()"
