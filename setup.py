@@ -78,7 +78,7 @@ setup(
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",
             "pytest>=8,<10",
-            "pytest-xdist>=3.6,<4",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.12,<1",
             "safetensors>=0.5,<1",
             *GCS,

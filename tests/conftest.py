@@ -30,6 +30,17 @@ from absl import flags
 flags.FLAGS.mark_as_parsed()  # grain and absl.logging read flags; pytest never parses them
 
 
+# A file is one worker's: what takes a minute and more begins first, or one worker works alone at the end.
+LONGEST = ("launch/test_configs", "launch/run/test_two_processes", "t5like/test_contract", "vision/test_beit",
+           "multimodal/test_contract", "vision/test_multi_crop", "launch/run/test_resume", "adapt/test_methods",
+           "launch/storage/test_gcs")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {pathlib.Path(__file__).parent / f"{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_memory_of_other_modules():
     """Executables of one file are of no use to the next; kept, they are most of a worker's memory."""

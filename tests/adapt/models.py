@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import numpy as np
 
 from paradigm.adapt import IA3, BitFit, BottleneckAdapter, Full, LinearProbe, LoRA, PromptTuning
 from paradigm.dataset import Dataset
@@ -12,6 +11,7 @@ from t5like.models import bert, gpt, t5
 from t5like.objectives import MaskedLM, NextToken, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from tests.multimodal import tiny as pairs
+from tests.t5like.windows import Windows
 from tests.vision import tiny
 from vision.objectives import Classify
 
@@ -77,26 +77,6 @@ def adapted(method, name):
     if name == "clip" and method.shift:  # captions fill the text tower's positions
         method = dataclasses.replace(method, where="^encoder/")
     return OBJECTIVES[name].adapted(method)
-
-
-class Windows:
-    """40 windows of random bytes; every third has two documents and ends in padding."""
-
-    fingerprint = "windows"
-
-    def __init__(self, length):
-        self.length = length
-
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, i):
-        tokens = np.random.default_rng(i).integers(3, 259, self.length).astype(np.int32)
-        segments = np.ones(self.length, np.int32)
-        if i % 3 == 0:
-            segments[self.length // 2 :] = 2
-            tokens[-3:], segments[-3:] = 0, 0
-        return {"tokens": tokens, "segments": segments, "byte_lengths": ByteTokenizer().byte_lengths}
 
 
 @functools.cache

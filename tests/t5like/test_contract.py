@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import pytest
 
 from paradigm import optim
@@ -25,6 +24,7 @@ from t5like.objectives.ul2 import UL2
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import MODES
 from tests import contract
+from tests.t5like.windows import Windows
 
 B, VOCAB = 8, 384
 TINY = {"d_model": 16, "heads": 4, "head_dim": 8, "d_ff": 32, "layers": 2, "dropout": 0.1}
@@ -52,33 +52,12 @@ OBJECTIVES = {
     "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),
     "simcse": SimCSE(BERT.clone(head=False), length=16, raw=24).bind(MASKED),
 }
-LENGTHS, ENDS = ByteTokenizer().byte_lengths, ByteTokenizer().sentence_ends
 VARIANTS = ("goldfish", "ul2_decoder", "masked_pairs")  # settings of objectives that are there beside them
 marks = lambda name: [pytest.mark.slow] * (name in VARIANTS)
 everyone = contract.one_by_one("name", [pytest.param(name, marks=marks(name)) for name in OBJECTIVES])
 # On a mesh these are another of them on other batches: UL2 and PEGASUS span corruption, the others masked_lm.
 ALIKE = ("ul2", "pegasus", "masked_next_token", "replaced_tokens", *VARIANTS)
 one_each = contract.one_by_one("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in OBJECTIVES])
-
-
-class Windows:
-    """40 windows of random bytes; every third has two documents and ends in padding."""
-
-    fingerprint = "windows"
-
-    def __init__(self, length):
-        self.length = length
-
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, i):
-        tokens = np.random.default_rng(i).integers(3, 259, self.length).astype(np.int32)
-        segments = np.ones(self.length, np.int32)
-        if i % 3 == 0:
-            segments[self.length // 2 :] = 2
-            tokens[-3:], segments[-3:] = 0, 0
-        return {"tokens": tokens, "segments": segments, "byte_lengths": LENGTHS, "sentence_ends": ENDS}
 
 
 @functools.cache
