@@ -34,13 +34,13 @@ class Method:
 
 
 METHODS = (
-    Method("from scratch", "", (2e-3, 5e-3)),
+    Method("from scratch", "", (1e-3, 3e-3)),
     Method("full fine-tuning", "full", (1e-3, 3e-3)),
-    Method("linear probe", "linear_probe", (1e-2, 5e-2)),
-    Method("BitFit", "bitfit", (5e-3, 2e-2)),
-    Method("LoRA", "lora", (5e-3, 1e-2)),
-    Method("adapters (Pfeiffer)", "pfeiffer", (3e-3, 1e-2)),
-    Method("prefix tuning", "prefix", (5e-3, 2e-2)),
+    Method("linear probe", "linear_probe", (5e-2, 2e-1)),
+    Method("BitFit", "bitfit", (2e-2, 5e-2)),
+    Method("LoRA", "lora", (1e-2, 3e-2)),
+    Method("adapters (Pfeiffer)", "pfeiffer", (1e-2, 3e-2)),
+    Method("prefix tuning", "prefix", (2e-2, 1e-1)),
 )
 
 
