@@ -30,6 +30,7 @@ PROBES = {"knn": "k-NN", "linear": "linear", "linear_10pct": "10 % of labels", "
 TUNED = 3  # how many of the best by the linear probe are fine-tuned, beside supervised and random init
 WHOLE = ("Probes.train_images = None", "Probes.test_images = None")
 GREY = ("size = 28", "patch = 7", "channels = 1", "mean = (0.286,)", "std = (0.353,)")  # of its training pictures
+CLASSES = 10  # of land, and of clothes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ def values(root, data, run, key):
 
 def setting(data, run):
     """The Experiment of a run."""
-    return bound(registry.parse([f"runs/small/{run}.gin"], [*data.bindings, *GIN_PARAM.value]))
+    return bound(registry.parse([f"runs/small/{run}.gin"], [*data.bindings, *GIN_PARAM.value]), classes=range(CLASSES))
 
 
 def cost(data, run, unit=1.0):

@@ -55,7 +55,7 @@ def others(value):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, (int, float)):
-        return [value + 1]
+        return [value + 1 if isinstance(value, int) else value + 0.125]  # a rate stays below 1
     if isinstance(value, str):
         return [value + "x"]
     if isinstance(value, list):
