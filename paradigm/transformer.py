@@ -364,8 +364,6 @@ class Stack(Architecture, kw_only=True):
         """
         choose("positions", self.positions, dict.fromkeys(POSITIONS))
         choose("dropout_style", self.dropout_style, dict.fromkeys(("t5", "gpt2")))
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"drop_path={self.drop_path} is the last block's rate: choose it from 0 to below 1")
         alternates = self.global_every is not None
         if alternates and (self.global_every < 1 or mask.window is None):
             raise UserError(

@@ -309,7 +309,7 @@ def test_interceptor_sees_every_dense_with_its_path():
         ({"kv_heads": 3}, "kv_heads=3 does not divide 4 heads: choose a divisor"),
         ({"kv_heads": 0}, "kv_heads=0 does not divide 4 heads"),
         ({"norm_place": "past"}, "unknown norm_place 'past': did you mean 'post'?"),
-        ({"drop_path": 1.0}, "drop_path=1.0 is the last block's rate: choose it from 0 to below 1"),
+        ({"drop_path": 1.0}, "drop_path=1.0 must lie in \[0, 1\)"),
     ],
 )
 def test_errors_name_the_mistake(fields, text):
