@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, command, table, there
+from benchmarks.compare import cell, command, save, table, there
 from benchmarks.machine import processor
 from launch.run import cli
 from paradigm.storage import expand
@@ -195,7 +195,7 @@ def write_page(found, rates):
     out = expand(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     picture(found, out / "adaptation.png")
-    (out / "adaptation.md").write_text(report(found, rates))
+    save(out / "adaptation.md", report(found, rates))
 
 
 def report(found, rates):
@@ -215,9 +215,9 @@ def report(found, rates):
     lines = [
         "# What an adaptation keeps of a pre-trained model, and what it costs",
         "",
-        "Small models pre-trained on novels (the runs of [language.md](language.md): masked language modelling, next",
-        "token, span corruption), adapted for 300 steps to a task by one method after the other. From scratch is the",
-        "same model, drawn. A row's rate is the better of two by CLINC150's validation split with a tenth of the",
+        "Small models pre-trained on novels (runs of [language.md](language.md): masked language modelling, next token,",
+        "span corruption; the notes say for how long), adapted for 300 steps by one method after the other. From",
+        "scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with a tenth of the",
         "labels, on the encoder; it is used in every column. Scores are of the test splits (of CLINC150's a fixed",
         f"sample of 1,280), in percent; mean and standard deviation over seeds where there are several ({seeds}).",
         "",
