@@ -115,13 +115,13 @@ class Work:
         """launch.results' Run of one adaptation, trained unless that is done already; None where it is not to be."""
         from launch.results import runs
 
-        data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
         name = f"{task.run}-{model.name}-{method.name}-{rate:g}-{share:g}-{seed}-{split}".replace(" ", "_")
         place = self.root / name
         if (done := runs.read(place)) is not None and done.ended:
             return done
         if not train:
             return None
+        data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
         print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
         files, bindings = [f"runs/small/{task.run}.gin"], []
         if model.arguments:
@@ -217,9 +217,9 @@ def report(found, rates):
         "",
         "Small models pre-trained on novels (runs of [language.md](language.md): masked language modelling, next token,",
         "span corruption; the notes say for how long), adapted for 300 steps by one method after the other. From",
-        "scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with a tenth of the",
-        "labels, on the encoder; it is used in every column. Scores are of the test splits (of CLINC150's a fixed",
-        f"sample of 1,280), in percent; mean and standard deviation over seeds where there are several ({seeds}).",
+        "scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with a tenth",
+        "of the labels, on the encoder; it is used in every column. Scores are of the test splits (of CLINC150's a",
+        f"fixed sample of 1,280), in percent: {seeds}, the mean and the standard deviation where there are several.",
         "",
         "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
