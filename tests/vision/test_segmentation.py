@@ -173,7 +173,9 @@ def test_bad_maps(tmp_path):
                 folder(tmp_path / f"c{len(match)}", broken), regions="masks", on_broken="refuse", valid=0.5
             )
             [records(prepared, split) for split in ("train", "valid")]
-    with pytest.raises(UserError, match="maps of classes are read beside pictures in folders and zips, not in digits"):
+    with pytest.raises(
+        UserError, match="maps of classes are read beside pictures in folders, zips and tars, not in digits"
+    ):
         opened("digits", regions="masks")
     with pytest.raises(UserError, match="regions of shapes"):
         opened("shapes", regions="size")
