@@ -215,11 +215,11 @@ def report(found, rates):
     lines = [
         "# What an adaptation keeps of a pre-trained model, and what it costs",
         "",
-        "Small models pre-trained on novels (runs of [language.md](language.md): masked language modelling, next token,",
-        "span corruption; the notes say for how long), adapted for 300 steps by one method after the other. From scratch",
-        "is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with a tenth of the",
-        "labels, on the encoder; it is used in every column. Scores are of the test splits (of CLINC150's a fixed sample",
-        f"of 1,280), in percent: {seeds}, the mean and the standard deviation where there are several.",
+        "Small models pre-trained on novels (runs of [language.md](language.md): masked language modelling, next",
+        "token, span corruption; the notes say for how long), adapted for 300 steps by one method after the other.",
+        "From scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with",
+        "a tenth of the labels, on the encoder; it is used in every column. Scores are of the test splits (of",
+        f"CLINC150's a fixed sample of 1,280), in percent: {seeds}, the mean and the standard deviation of several.",
         "",
         "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
