@@ -34,7 +34,7 @@ SHRINK = {
     "bert": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "MultiToken": "length = 32",
     "Pegasus": "length = 64, target_length = 32",
-    "TextData": "tokenizer = 'bytes', valid = 0.5",
+    "TextData": "tokenizer = 'bytes', valid = 0.5, valid_glob = '', exclude = ''",
     "vit": "layers = 2, d_model = 16, heads = 2, d_ff = 32, image_size = 16, patch = 4",
     "resnet": "depth = 'tiny', stem = 'small', image_size = 16",
     "MAE": "decoder_width = 16, decoder_layers = 1, decoder_heads = 2, mask_ratio = 0.5",
