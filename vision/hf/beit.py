@@ -5,10 +5,11 @@ stays behind when it is written. At another size than its own the library interp
 way than ours. Fine-tuned files, which norm after pooling, are refused by name.
 """
 
-from paradigm.hf import MEANING, Family, Leaf, Patches, Table, dense, norm, plain, stacked
-from paradigm.hf.config import inverse
+import jax.numpy as jnp
+
+from paradigm.hf import Family, Leaf, Patches, Table, dense, norm, plain, stacked
 from paradigm.hf.leaves import Absent
-from vision.hf.vit import ACTIVATIONS, FREE, image_inputs
+from vision.hf.vit import FREE, block_rows, image_inputs, vit_entries, vit_fields
 from vision.objectives.masked_images import PatchHead
 from vision.vit import ViT
 
@@ -25,17 +26,8 @@ def _modules(config, tensors):
         config.refuse("use_mask_token", "they have a mask token")
     scale = config.get("layer_scale_init_value", 0.1)
     vit = ViT(
-        d_model=config.get("hidden_size"),
-        heads=config.get("num_attention_heads"),
+        **vit_fields(config, 3),
         d_ff=config.get("intermediate_size"),
-        layers=config.get("num_hidden_layers"),
-        image_size=config.get("image_size"),
-        patch=config.get("patch_size"),
-        channels=config.get("num_channels", 3),
-        activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
-        eps=config.get("layer_norm_eps", 1e-12),
-        dropout=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
         positions="learned" if switch("use_absolute_position_embeddings") else "none",
         grid_bias="shared" if shared else "layers" if own else "none",
         layer_scale=float(scale) if scale > 0 else None,
@@ -49,17 +41,8 @@ def _config(modules):
     return {
         "architectures": ["BeitForMaskedImageModeling"],
         "model_type": "beit",
-        "hidden_size": vit.d_model,
-        "num_attention_heads": vit.heads,
+        **vit_entries(vit),
         "intermediate_size": vit.d_ff,
-        "num_hidden_layers": vit.layers,
-        "image_size": vit.image_size,
-        "patch_size": vit.patch,
-        "num_channels": vit.channels,
-        "hidden_act": inverse(ACTIVATIONS).get(vit.activation, "gelu"),
-        "layer_norm_eps": vit.eps,
-        "hidden_dropout_prob": vit.dropout,
-        "attention_probs_dropout_prob": MEANING["attention_dropout"](vit),
         "use_absolute_position_embeddings": vit.positions == "learned",
         "use_shared_relative_position_bias": vit.grid_bias == "shared",
         "use_relative_position_bias": vit.grid_bias == "layers",
@@ -72,17 +55,7 @@ def _config(modules):
 def _leaves(modules):
     vit = modules["encoder"]
     layer, tables = "beit.encoder.layer.{}", ("encoder/relative_bias/embedding",)
-    rows = [
-        *norm("layernorm_before", "attention_norm"),
-        *dense("attention.attention.query", "attention/query"),
-        *dense("attention.attention.key", "attention/key", bias=False),
-        ("attention.attention.key.bias", "attention/key/bias", Absent(0.0)),
-        *dense("attention.attention.value", "attention/value"),
-        *dense("attention.output.dense", "attention/out", 2),
-        *norm("layernorm_after", "mlp_norm"),
-        *dense("intermediate.dense", "mlp/up"),
-        *dense("output.dense", "mlp/down"),
-    ]
+    rows = [(name, paths, Absent(0.0) if paths == "attention/key/bias" else how) for name, paths, how in block_rows()]
     if vit.layer_scale is not None:
         rows += [("lambda_1", "attention_layer_scale", Table()), ("lambda_2", "mlp_layer_scale", Table())]
     leaves = [
@@ -113,7 +86,7 @@ BEIT = Family(
     leaves=_leaves,
     inputs=lambda modules: {
         "encoder": image_inputs(modules["encoder"]),
-        "decoder": (image_inputs(modules["encoder"])[0].reshape(1, -1)[:, : modules["encoder"].d_model],),
+        "decoder": (jnp.zeros((1, modules["encoder"].d_model)),),
     },
     free=(FREE - {"positions"}) | {"decoder.std"},
     meaning={"layer_scale": lambda m: m.layer_scale is not None},  # the number is that of a new model

@@ -8,27 +8,17 @@ which its outputs differ a little from ours there; those of the model without ar
 import functools
 
 from paradigm.hf import MEANING, Family, Leaf, Patches, Table, dense, norm, plain, stacked
-from paradigm.hf.config import inverse
-from vision.hf.vit import ACTIVATIONS, FREE, image_inputs
+from vision.hf.vit import FREE, image_inputs, vit_entries, vit_fields
 from vision.vit import ViT
 
 
 def _modules(config, tensors, registers):
     del tensors
     config.choose("use_swiglu_ffn", False, {False: None})
-    width = config.get("hidden_size")
+    fields = vit_fields(config, 3, eps=1e-6)
     vit = ViT(
-        d_model=width,
-        heads=config.get("num_attention_heads"),
-        d_ff=int(width * config.get("mlp_ratio", 4)),
-        layers=config.get("num_hidden_layers"),
-        image_size=config.get("image_size"),
-        patch=config.get("patch_size"),
-        channels=config.get("num_channels", 3),
-        activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
-        eps=config.get("layer_norm_eps", 1e-6),
-        dropout=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
+        **fields,
+        d_ff=int(fields["d_model"] * config.get("mlp_ratio", 4)),
         qkv_bias=config.get("qkv_bias", True),
         layer_scale=float(config.get("layerscale_value", 1.0)),
         positions="learned",
@@ -43,17 +33,8 @@ def _config(modules, registers):
     entries = {
         "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
         "model_type": "dinov2_with_registers" if registers else "dinov2",
-        "hidden_size": vit.d_model,
-        "num_attention_heads": vit.heads,
+        **vit_entries(vit),
         "mlp_ratio": vit.d_ff // vit.d_model,
-        "num_hidden_layers": vit.layers,
-        "image_size": vit.image_size,
-        "patch_size": vit.patch,
-        "num_channels": vit.channels,
-        "hidden_act": inverse(ACTIVATIONS).get(vit.activation, "gelu"),
-        "layer_norm_eps": vit.eps,
-        "hidden_dropout_prob": vit.dropout,
-        "attention_probs_dropout_prob": MEANING["attention_dropout"](vit),
         "qkv_bias": MEANING["qkv_bias"](vit),
         "layerscale_value": 1.0 if vit.layer_scale is None else vit.layer_scale,
         "use_swiglu_ffn": False,

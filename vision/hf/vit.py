@@ -24,19 +24,42 @@ def rename(name):
     return "vit." + name if name.startswith(_BARE) else name
 
 
+def vit_fields(config, *channels, eps=1e-12):
+    """What every kind of ViT has in config.json, as fields of ours. channels: the default, where there is one."""
+    return {
+        "d_model": config.get("hidden_size"),
+        "heads": config.get("num_attention_heads"),
+        "layers": config.get("num_hidden_layers"),
+        "image_size": config.get("image_size"),
+        "patch": config.get("patch_size"),
+        "channels": config.get("num_channels", *channels),
+        "activation": config.choose("hidden_act", "gelu", ACTIVATIONS),
+        "eps": config.get("layer_norm_eps", eps),
+        "dropout": config.get("hidden_dropout_prob", 0.0),
+        "attention_dropout": config.get("attention_probs_dropout_prob", 0.0),
+    }
+
+
+def vit_entries(vit):
+    """`vit_fields` the other way round."""
+    return {
+        "hidden_size": vit.d_model,
+        "num_attention_heads": vit.heads,
+        "num_hidden_layers": vit.layers,
+        "image_size": vit.image_size,
+        "patch_size": vit.patch,
+        "num_channels": vit.channels,
+        "hidden_act": inverse(ACTIVATIONS).get(vit.activation, "gelu"),
+        "layer_norm_eps": vit.eps,
+        "hidden_dropout_prob": vit.dropout,
+        "attention_probs_dropout_prob": MEANING["attention_dropout"](vit),
+    }
+
+
 def vit_model(config, positions):
     return ViT(
-        d_model=config.get("hidden_size"),
-        heads=config.get("num_attention_heads"),
+        **vit_fields(config),
         d_ff=config.get("intermediate_size"),
-        layers=config.get("num_hidden_layers"),
-        image_size=config.get("image_size"),
-        patch=config.get("patch_size"),
-        channels=config.get("num_channels"),
-        activation=config.choose("hidden_act", "gelu", ACTIVATIONS),
-        eps=config.get("layer_norm_eps", 1e-12),
-        dropout=config.get("hidden_dropout_prob", 0.0),
-        attention_dropout=config.get("attention_probs_dropout_prob", 0.0),
         qkv_bias=config.get("qkv_bias", True),
         positions=positions,
     )
@@ -47,26 +70,16 @@ def vit_config(modules):
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        "hidden_size": vit.d_model,
-        "num_attention_heads": vit.heads,
+        **vit_entries(vit),
         "intermediate_size": vit.d_ff,
-        "num_hidden_layers": vit.layers,
-        "image_size": vit.image_size,
-        "patch_size": vit.patch,
-        "num_channels": vit.channels,
-        "hidden_act": inverse(ACTIVATIONS).get(vit.activation, "gelu"),
-        "layer_norm_eps": vit.eps,
-        "hidden_dropout_prob": vit.dropout,
-        "attention_probs_dropout_prob": MEANING["attention_dropout"](vit),
         "qkv_bias": MEANING["qkv_bias"](vit),
     }
 
 
-def blocks(vit, count, theirs, ours, also=None):
-    """Leaves of a Stack's layers, of the ViT's kind."""
-    bias = MEANING["qkv_bias"](vit)
+def block_rows(bias=True):
+    """Rows of a layer. bias: on query, key and value."""
     qkv = [(f"attention.attention.{name}", f"attention/{name}") for name in ("query", "key", "value")]
-    rows = [
+    return [
         *norm("layernorm_before", "attention_norm"),
         *(row for theirs, ours in qkv for row in dense(theirs, ours, bias=bias)),
         *dense("attention.output.dense", "attention/out", 2),
@@ -74,7 +87,11 @@ def blocks(vit, count, theirs, ours, also=None):
         *dense("intermediate.dense", "mlp/up"),
         *dense("output.dense", "mlp/down"),
     ]
-    return stacked(count, theirs + ".{}", ours, rows, also and also + ".{}")
+
+
+def blocks(vit, count, theirs, ours, also=None):
+    """Leaves of a Stack's layers, of the ViT's kind."""
+    return stacked(count, theirs + ".{}", ours, block_rows(MEANING["qkv_bias"](vit)), also and also + ".{}")
 
 
 def fixed_positions(vit, width):
