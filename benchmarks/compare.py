@@ -51,12 +51,12 @@ def evaluate(workdir, name, bindings):
     return json.loads(kept.read_text())
 
 
-def cell(numbers):
-    """Percent: the mean, and the standard deviation over seeds where there are several; nothing of nothing."""
+def cell(numbers, scale=100.0, digits=1):
+    """The mean, and the standard deviation over seeds where there are several, in percent; nothing of nothing."""
     if not numbers:
         return ""
-    mean = f"{100 * statistics.mean(numbers):.1f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {100 * statistics.stdev(numbers):.1f}"
+    mean = f"{scale * statistics.mean(numbers):.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {scale * statistics.stdev(numbers):.{digits}f}"
 
 
 def table(header, rows):

@@ -13,6 +13,7 @@ main objectives and of the parts, while the others have one.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -21,7 +22,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import command, curve, evaluate, table, there, train
+from benchmarks.compare import cell, command, curve, evaluate, table, there, train
 from benchmarks.machine import processor
 from launch.results import runs as results
 from launch.run import cli
@@ -211,12 +212,7 @@ def size(one):
     return f"{kind}, {f'{model.layers} + ' if kind == BOTH else ''}{model.layers} x {model.d_model}"
 
 
-def cell(numbers, scale=1.0, digits=2):
-    """The mean, and the standard deviation over seeds where there are several; nothing of nothing."""
-    if not numbers:
-        return ""
-    mean = f"{scale * statistics.mean(numbers):.{digits}f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {scale * statistics.stdev(numbers):.{digits}f}"
+plain = functools.partial(cell, scale=1.0, digits=2)  # of bits, nats and minutes
 
 
 def of(found, key):
@@ -227,9 +223,9 @@ def own_loss(run, found):
     """(cells of its loss, of its baseline, of what that is of)."""
     if run.name == "rts":  # nats a token, beside those of knowing the share of replaced tokens alone
         base = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in of(found, "replaced")]
-        return f"{cell(of(found, 'loss'), digits=3)} nats", f"{cell(base, digits=3)} nats", "replaced or not, all"
-    losses = [cell(of(found, key)) for key, _ in run.bits]
-    return ", ".join(losses), cell(of(found, f"{run.baseline}/bits_per_byte")), ", ".join(what for _, what in run.bits)
+        return f"{plain(of(found, 'loss'), digits=3)} nats", f"{plain(base, digits=3)} nats", "replaced or not, all"
+    losses = [plain(of(found, key)) for key, _ in run.bits]
+    return ", ".join(losses), plain(of(found, f"{run.baseline}/bits_per_byte")), ", ".join(what for _, what in run.bits)
 
 
 def row(run, found):
@@ -242,12 +238,12 @@ def row(run, found):
         str(len(found)),
         f"{first.parameters['all'] / 1e6:.2f}",
         f"{flops(first) / 1e12:.1f}",
-        cell(minutes, digits=1),
+        plain(minutes, digits=1),
         what,
         loss,
         f"{run.baseline} {baseline}" if run.baseline else baseline,
-        cell(of(found, "minimal_pairs"), 100, 1),
-        cell(of(found, "probe/linear"), 100, 1),
+        cell(of(found, "minimal_pairs")),
+        cell(of(found, "probe/linear")),
     ]
 
 
@@ -265,7 +261,7 @@ def report(found):
     facts = {"tokens": steps * batch * 128 / 1e6, "steps": steps, "batch": batch}
     facts |= {"pairs": PAIRS, "texts": TEXTS, "processor": processor()}
     setting, hardware, meaning = (" ".join(text.format(**facts).split()) for text in (SETTING, HARDWARE, MEANING))
-    untrained = [f"{model} {cell(numbers, 100, 1)}" for model, numbers in known.items() if numbers]
+    untrained = [f"{model} {cell(numbers)}" for model, numbers in known.items() if numbers]
     command_line = "python -m benchmarks.language --text=novels.zip --blimp=blimp.zip --clinc=DIR --workdir=DIR"
     return [
         "# What each text objective is worth at equal text",
@@ -312,7 +308,7 @@ def paragraph(text):
 def masking(found):
     """The part on the share of hidden tokens."""
     rows = [
-        [title, str(len(found[name])), *(cell(of(found[name], key), *how) for key, *how in MASKING_METRICS)]
+        [title, str(len(found[name])), *(shown(of(found[name], key)) for key, shown in MASKING_METRICS)]
         for name, (title, _) in MASKING.items()
         if found[name]
     ]
@@ -322,7 +318,7 @@ def masking(found):
     return ["## How much to hide: masked_lm", "", *table(head, rows)]
 
 
-MASKING_METRICS = (("bits_per_byte",), ("minimal_pairs", 100, 1), ("probe/linear", 100, 1))
+MASKING_METRICS = (("bits_per_byte", plain), ("minimal_pairs", cell), ("probe/linear", cell))
 
 
 def antlm(found):
@@ -340,8 +336,8 @@ def antlm(found):
         "CLINC150",
     ]
     titles = {"next_token": "causal alone", "mntp": "masked alone", "antlm": "by turns, half of each"}
-    cells = lambda name: [cell(of(found[name], key)) if key else "" for key in wanted[name]]
-    last = lambda name: [cell(of(found[name], key), 100, 1) for key in ("minimal_pairs", "probe/linear")]
+    cells = lambda name: [plain(of(found[name], key)) if key else "" for key in wanted[name]]
+    last = lambda name: [cell(of(found[name], key)) for key in ("minimal_pairs", "probe/linear")]
     rows = [[titles[name], str(len(found[name])), *cells(name), *last(name)] for name in wanted]
     return ["## Causal and masked by turns, on one Decoder: antlm", "", *table(head, rows)]
 
@@ -355,7 +351,7 @@ def compute(found):
     rows = []
     for base, name in [("next_token", "next_token"), *pairs]:
         loss, _, what = own_loss(kinds[base], found[name])
-        last = [cell(of(found[name], key), 100, 1) for key in ("minimal_pairs", "probe/linear")]
+        last = [cell(of(found[name], key)) for key in ("minimal_pairs", "probe/linear")]
         one = found[name][0][0]
         rows.append(
             [f"`{base}`", str(len(found[name])), str(one.total_steps), f"{flops(one) / 1e12:.1f}", what, loss, *last]
