@@ -16,30 +16,14 @@ import re
 
 import numpy as np
 
+from launch.aot.hlo_text import dims_of, groups_of, leaves, memory_bytes, metadata, nbytes, parse
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-SIZES = {"pred": 1, "token": 0, "opaque": 0, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 # Opcodes that move nothing: names for what is there already, or counted where their computation is.
 FREE = set(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "opt-barrier domain".split()
 )
-ON_CHIP = re.compile(r"S\([1-9]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation. shape: the type as written. operands: names. rest: arguments and attributes."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple
-    rest: str
-    root: bool
-
-    def attribute(self, pattern):
-        found = re.search(pattern, self.rest)
-        return found and found[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +143,11 @@ class _Program:
         elif i.opcode == "call" or i.opcode == "async-start":
             called.add(self.cost(i.attribute(r"(?:to_apply|calls)=%?([\w.\-]+)"), fused))
         elif i.opcode == "dot":
-            lhs = _dims(shape(i.operands[0]))
+            lhs = dims_of(shape(i.operands[0]))
             contracted = (i.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or "").split(",")
-            own.flops = 2.0 * math.prod(_dims(i.shape)) * math.prod(lhs[int(d)] for d in contracted if d)
+            own.flops = 2.0 * math.prod(dims_of(i.shape)) * math.prod(lhs[int(d)] for d in contracted if d)
         elif i.opcode == "convolution":
-            own.flops = _convolution(i, *(_dims(shape(operand)) for operand in i.operands[:2]))
+            own.flops = _convolution(i, *(dims_of(shape(operand)) for operand in i.operands[:2]))
         elif i.opcode.removesuffix("-start") in KINDS:
             own.collectives = (self._collective(where, i),)
         elif i.opcode == "custom-call" and (kernel := _splash(i, shape)):
@@ -179,12 +163,12 @@ class _Program:
     def _line(self, where, i):
         """(op_name, frame) of an instruction's metadata. The frame is 'file:line', or an id in the module's table of
         stack frames. What the compiler made has none: it is its opcode, at the place of the nearest that feeds it."""
-        found = _metadata(i)
+        found = metadata(i)
         if found[1]:
             return found
         near, seen = [i], {i.name}
         for feeder in itertools.islice(near, 16):  # grows as it is gone through: the nearest come first
-            if (found := _metadata(feeder))[1]:
+            if (found := metadata(feeder))[1]:
                 return f"{found[0].rpartition('/')[0]}/{i.opcode}", found[1]
             new = [name for name in feeder.operands if name in self._bodies[where] and name not in seen]
             seen.update(new)
@@ -201,11 +185,11 @@ class _Program:
 
     def _collective(self, where, i):
         kind = i.opcode.removesuffix("-start")
-        groups = _groups(i.rest)
+        groups = groups_of(i.rest)
         if not groups and not re.search(r"replica_groups=\{\}", i.rest):
             raise ValueError(f"{i.name}: cannot read which devices take part in {i.rest}")
         devices = len(groups[0]) if groups else self.devices
-        payload = sum(_bytes(self._shapes[where][operand]) for operand in i.operands)
+        payload = sum(nbytes(self._shapes[where][operand]) for operand in i.operands)
         if kind == "all-gather":
             payload *= devices
         if where.startswith("all-reduce-scatter"):  # as a TPU's compiler writes a reduce-scatter
@@ -226,7 +210,7 @@ class _Program:
         """Several slices of a TPU: each chip hands its part of a collective to its host, which does the rest."""
         kind = (i.attribute(r'transfer_type="(\w+)"') or "ALL_REDUCE").lower().replace("_", "-")
         slices = len((i.attribute(r'megascale_target="\{([\d,]+)\}') or "0,1").split(","))
-        payload = _bytes(self._shapes[where][i.operands[0]])
+        payload = nbytes(self._shapes[where][i.operands[0]])
         line = self._line(where, i)
         return Collective(f"{kind} between slices", f"{where}/{i.name}", payload, slices, True, line=line)
 
@@ -238,21 +222,21 @@ class _Program:
         if i.opcode == "fusion":
             return self._fusion(i, shapes)
         if i.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * _memory(i.shape)
+            return 2 * memory_bytes(i.shape)
         if i.opcode == "dynamic-update-slice":
-            return 2 * _memory(shapes[1])
+            return 2 * memory_bytes(shapes[1])
         if i.opcode in ("copy-start", "slice-start"):  # (to, from, context) or ((from), to, context)
-            leaves = _leaves(i.shape)[:2]
-            least = min(size for size, _ in leaves)
-            return sum(least for _, on_chip in leaves if not on_chip)
-        return _memory(i.shape) + sum(map(_memory, shapes))
+            ends = leaves(i.shape)[:2]
+            least = min(size for size, _ in ends)
+            return sum(least for _, on_chip in ends if not on_chip)
+        return memory_bytes(i.shape) + sum(map(memory_bytes, shapes))
 
     def _fusion(self, i, shapes):
         """A fusion reads of an operand what it slices from it, and writes of a result what it updates of it."""
         inside = i.attribute(r"calls=%?([\w.\-]+)")
-        sizes = {n: size for n, size in enumerate(map(_memory, shapes)) if size}
+        sizes = {n: size for n, size in enumerate(map(memory_bytes, shapes)) if size}
         total = sum(self._read(inside, name, sizes[n]) for n, name in self._parameters(inside) if n in sizes)
-        return total + min(self._written(inside), _memory(i.shape))
+        return total + min(self._written(inside), memory_bytes(i.shape))
 
     def _parameters(self, computation):
         """[(position, name)] of a computation's parameters."""
@@ -270,7 +254,7 @@ class _Program:
                     inside = user.attribute(r"calls=%?([\w.\-]+)")
                     parts += self._read(inside, dict(self._parameters(inside))[position], full)
                 elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
-                    parts += _bytes(user.shape)
+                    parts += nbytes(user.shape)
                 elif user.opcode != "dynamic-update-slice" or position:
                     return full
         return min(parts, full)
@@ -285,89 +269,14 @@ class _Program:
             return sum(self._written(computation, operand) for operand in b.operands)
         if b.opcode == "fusion":
             return self._written(b.attribute(r"calls=%?([\w.\-]+)"))
-        return _bytes(body[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else _bytes(b.shape)
-
-
-def parse(text):
-    """({computation: [Instruction]}, name of the entry) of a module's text."""
-    computations, entry, body = {}, None, None
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$", line)
-        if header:
-            body = computations[header[2]] = []
-            entry = header[2] if header[1] else entry
-        elif body is not None and (found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", line)):
-            shape, rest = _type(found[3])
-            opcode, _, rest = rest.partition("(")
-            arguments = rest[: _closing("(" + rest) - 1]
-            operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-            body.append(Instruction(found[2], shape, opcode.strip(), operands, rest, bool(found[1])))
-        elif body and line.strip(" }"):  # attributes of a kernel that hold line breaks
-            body[-1] = dataclasses.replace(body[-1], rest=body[-1].rest + line)
-    return computations, entry
-
-
-def _metadata(i):
-    """(op_name, frame), '' for what an instruction's metadata lack."""
-    frame = i.attribute(r" stack_frame_id=(\d+)")
-    if file := i.attribute(r' source_file="([^"]*)"'):
-        frame = f"{file}:{i.attribute(r' source_line=([0-9]+)')}"
-    name = i.attribute(r'metadata=\{[^{}]*op_name="([^"]*)"') or i.opcode
-    if i.opcode == "dot":  # one that took a transposition in may bear its name
-        name = re.sub(r"/transpose$", "/dot_general", name)
-    return name, frame or ""
-
-
-def _type(text):
-    """'(f32[2], s32[]) add(...)' -> ('(f32[2], s32[])', 'add(...)')."""
-    end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
-    return text[:end], text[end:].lstrip()
-
-
-def _closing(text):
-    """The index of the bracket that closes the first character."""
-    depth = 0
-    for match in re.finditer(r"[()]", text):
-        depth += 1 if match[0] == "(" else -1
-        if not depth:
-            return match.start()
-    return len(text)
-
-
-def _leaves(shape):
-    """[(bytes, whether it stays on the chip)] of a type."""
-    found = []
-    for dtype, dims, layout in re.findall(r"([a-z]\w*)\[([^\]]*)\](\{[^}]*\})?", shape):
-        size = SIZES.get(dtype) if dtype in SIZES else _width(dtype)
-        count = math.prod(int(d) for d in dims.replace("<=", "").split(",") if d)
-        found.append((count * size, bool(ON_CHIP.search(layout))))
-    return found
-
-
-def _width(dtype):
-    """Bytes of 'f32', 's8', 'f8e4m3fn'."""
-    found = re.match(r"[a-z]+(\d+)", dtype)
-    return int(found[1]) / 8 if found else 0
-
-
-def _bytes(shape):
-    return sum(size for size, _ in _leaves(shape))
-
-
-def _memory(shape):
-    """The bytes of a type that lie in the device's memory."""
-    return sum(size for size, on_chip in _leaves(shape) if not on_chip)
-
-
-def _dims(shape):
-    return [int(d) for d in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if d]
+        return nbytes(body[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else nbytes(b.shape)
 
 
 def _convolution(i, lhs, rhs):
     """FLOPs of a convolution. Taps that fall on padding or between dilated inputs cost nothing: a TPU's compiler writes
     products with several batch or contracted dims that way."""
     left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest).groups()
-    result = _dims(i.shape)
+    result = dims_of(i.shape)
     spatial = sorted(c for c in left if c.isdigit())  # the window names no dim: it has them in this order
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", i.attribute(r"window=\{(.*?)\}") or ""))
     pick = lambda name, default: window[name].split("x") if name in window else [default] * len(spatial)
@@ -406,43 +315,9 @@ def _splash(i, shape):
     if not found or share is None:
         return None
     products, again = SPLASH[found[1]]
-    arrays = [shape(operand) for operand in i.operands if operand and len(_dims(shape(operand))) == 4]
-    (batch, heads, length, width), (*_, source, _) = map(_dims, arrays[:2])
+    arrays = [shape(operand) for operand in i.operands if operand and len(dims_of(shape(operand))) == 4]
+    (batch, heads, length, width), (*_, source, _) = map(dims_of, arrays[:2])
     block = int(i.attribute(rf"block_{'q' if found[1] == 'dkv' else 'kv'}\D+(\d+)") or 512)
     turns = max(float(share) * (source if found[1] == "dkv" else length) / block - 1, 0)
-    per_head = {n: _bytes(arrays[n]) * heads / _dims(arrays[n])[1] for n in again}  # a key's head serves several
+    per_head = {n: nbytes(arrays[n]) * heads / dims_of(arrays[n])[1] for n in again}  # a key's head serves several
     return 2.0 * products * batch * heads * length * source * width * float(share), turns * sum(per_head.values())
-
-
-def _groups(rest):
-    """The groups of partitions of a collective: lists of ids; [] where it names none."""
-    if found := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
-        return [list(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", found[1])]
-    if found := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
-        return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1])]
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, tiles, order = (list(map(int, part.split(","))) if part else None for part in found.groups())
-        return _iota(tiles, order).reshape(shape).tolist()
-    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", rest):
-        axes = re.findall(r"'([\w.]+)'=(\d+)", found[1])
-        named = re.findall(r"'([\w.]+)'", found[3])
-        sizes = [int(size) for _, size in axes]
-        inside = [n for n, (axis, _) in enumerate(axes) if axis in named]
-        ids = _device_ids(found[2], math.prod(sizes)).reshape(sizes)
-        ids = np.moveaxis(ids, inside, range(-len(inside), 0))
-        return ids.reshape(-1, math.prod(sizes[n] for n in inside)).tolist()
-    return []
-
-
-def _iota(tiles, order):
-    """0, 1, ... as an array of that shape, its axes then in that order (None: as they are)."""
-    ids = np.arange(math.prod(tiles)).reshape(tiles)
-    return ids.transpose(order) if order else ids
-
-
-def _device_ids(text, count):
-    """The order of a mesh's devices: None for 0, 1, ...; '3,1,2,0'; or '[4,64]T(1,0)', an array that is transposed."""
-    if tiles := re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?$", text or ""):
-        shape, order = (list(map(int, part.split(","))) if part else None for part in tiles.groups())
-        return _iota(shape, order).ravel()
-    return np.array(list(map(int, text.split(",")))) if text else np.arange(count)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch.aot import hlo
+from launch.aot import hlo, hlo_text
 from launch.run.mesh import make_mesh
 
 L, D, F = 5, 16, 48
@@ -199,7 +199,7 @@ def test_each_turn_of_a_ring_counts():
     ("dimensions={0}", []),
 ])  # fmt: skip
 def test_groups(text, groups):
-    assert hlo._groups(text) == groups
+    assert hlo_text.groups_of(text) == groups
 
 
 def test_groups_that_are_not_named_and_that_cannot_be_read():
