@@ -277,10 +277,10 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
 
 
 def _background(closing):
-    """A thread that does one thing after the other. A run that ends waits for what is under way, for a compiler must
-    not be left running when the process ends, and cancels the rest."""
+    """A thread that does one thing after the other. A run that ends cancels what has not begun. It does not wait for
+    what is under way, or data that are refused would be told only when all is compiled; the interpreter does."""
     pool = ThreadPoolExecutor(1)
-    closing.callback(pool.shutdown, cancel_futures=True)
+    closing.callback(pool.shutdown, wait=False, cancel_futures=True)
     return pool
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import jax
@@ -273,6 +274,19 @@ def test_other_data_are_refused(tmp_path):
     other = dataclasses.replace(experiment, total_steps=3, data=small.NumbersData(train=99))
     with pytest.raises(UserError, match="data is not what step 2 was trained on"):
         loop.train(other, tmp_path, config="Experiment.seed = 0")
+
+
+def test_data_that_are_refused_are_told_before_all_is_compiled(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("no record can be read")
+
+    told, compiled = threading.Event(), []
+    monkeypatch.setattr(Program, "compile", lambda *_: compiled.append(told.wait(60)))
+    monkeypatch.setattr(small.NumbersData, "build", refuse)
+    with pytest.raises(UserError, match="no record can be read"):
+        loop.train(small.experiment(), tmp_path)
+    assert not compiled
+    told.set()
 
 
 # --- the run directory -----------------------------------------------------------------------------------------------
