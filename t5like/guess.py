@@ -10,11 +10,13 @@ in any case, and `split` for the split, where no file says it. What is taken is 
 """
 
 import dataclasses
+import re
 
 from paradigm.errors import UserError
 from paradigm.names import SPLIT_OF, few
 from t5like import stdlib_records, tables
 
+_NAME = re.compile(r"[^\W\d][\w.-]{0,29}")
 _TEXTS, _LABELS = ("text", "sentence"), ("label", "intent", "class")
 _NAMES = {  # label_kind: (input, target, label)
     "class": (_TEXTS, (), _LABELS),
@@ -43,11 +45,12 @@ def complete(recipe):
     text, context, label = (_one(fields, names) for names in (texts, contexts, labels))
     if len(text) != 1:
         which = f"{' and '.join(text)} may be it" if text else f"none is called {' or '.join(texts)}"
-        more = ""
+        more, example = "", (text or fields)[0]
         if part.kind in ("tsv", "csv") and not recipe.columns:
             more = "; without a header, name its columns (TextRecords.columns, --columns)"
+            example = example if all(_NAME.fullmatch(field) for field in fields) else texts[0]  # no header, it seems
         raise UserError(
-            f"TextRecords.input is not set: give a template of fields, as in '{{{(text or fields)[0][:30]}}}'; of "
+            f"TextRecords.input is not set: give a template of fields, as in '{{{example}}}'; of "
             f"{few(f[:30] for f in fields)} in {tables.place_of(part)} {which}{more}"
         )
     wants_label = not recipe.label and (not recipe.target or recipe.label_kind == "answer")
