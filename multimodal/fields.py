@@ -1,5 +1,6 @@
 """What the sources of pairs share: captions out of named fields, and which pairs are held out."""
 
+import dataclasses
 import hashlib
 import re
 
@@ -8,6 +9,11 @@ from paradigm.records import groups_held_out
 
 RECIPE = "PairData"  # whose settings the readers of pictures name
 _FIELD = re.compile(r"\{([^{}]+)\}")
+IMAGE, TEXT = "image", ("caption",)  # of a PairData that names neither
+_PLAIN = {  # what else these are called
+    IMAGE: ("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "image_file", "picture"),
+    TEXT[0]: ("captions", "text", "title", "description", "alt", "sentence"),
+}
 
 
 def captions_of(fields, text, separator=""):
@@ -43,6 +49,20 @@ def _texts(value, separator):
 def names_in(text):
     """The names of fields that `captions_of` would read."""
     return [name for wanted in text for name in (_FIELD.findall(wanted) or [wanted])]
+
+
+def complete(recipe, there):
+    """A PairData with the columns that it leaves open, where `there` has none of their own names: plain ones, in any
+    case, and only where one reading fits; and `split`, where nothing else says what is held out."""
+    one = lambda names: [name for name in there if name.lower() in names]
+    changes = {}
+    if recipe.image == IMAGE and IMAGE not in there and len(found := one((IMAGE, *_PLAIN[IMAGE]))) == 1:
+        changes["image"] = found[0]
+    if recipe.text == TEXT and TEXT[0] not in there and len(found := one((*TEXT, *_PLAIN[TEXT[0]]))) == 1:
+        changes["text"] = tuple(found)
+    if not (recipe.split or recipe.test_images) and len(found := one(("split",))) == 1:
+        changes["split"] = found[0]
+    return dataclasses.replace(recipe, **changes)
 
 
 def digest(lines):

@@ -16,7 +16,7 @@ import os
 import tarfile
 from typing import Any
 
-from multimodal.fields import RECIPE, captions_of, digest, names_in
+from multimodal.fields import RECIPE, captions_of, complete, digest, names_in
 from multimodal.tables import open_table, reading_of
 from multimodal.webdataset import open_tars
 from paradigm import tfds
@@ -134,6 +134,7 @@ class TfdsPairs(TfdsSource):
 
 def _open_tfds(place, recipe, cache_dir):
     features = sorted(tfds.builder(place).info.features)
+    recipe = dataclasses.replace(complete(recipe, features), split=recipe.split)
     for setting, names in (("image", [recipe.image]), ("label", [recipe.label]), ("text", names_in(recipe.text))):
         if lacking := [name for name in names if name and name not in features]:
             only = f"has no feature {lacking[0]!r}, only {', '.join(features)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import RECIPE, captions_of, digest, held_out, names_in
+from multimodal.fields import RECIPE, captions_of, complete, digest, held_out, names_in
 from paradigm.errors import UserError, choose
 from paradigm.names import SPLITS, few, parts_of, split_of
 from paradigm.records import keys_of
@@ -110,7 +110,7 @@ def open_table(place, recipe, cache_dir=None):
     path = expand(place)
     if not path.is_file():
         raise UserError(f"{recipe.source.partition(':')[0]}:{place}: no such file")
-    header, rows, lines, said = _read_table(path, recipe)
+    recipe, header, rows, lines, said = _read_table(path, recipe)
     column = {name: k for k, name in enumerate(header)}
     cells = lambda name: [row[column[name]] for row in rows]
     names = tuple(_safe(cell, path, line) + recipe.image_suffix for cell, line in zip(cells(recipe.image), lines))
@@ -157,7 +157,7 @@ def open_table(place, recipe, cache_dir=None):
 
 
 def _read_table(path, recipe):
-    """(header, rows, the numbers of their lines, what was taken as what) of a table.
+    """(the recipe with the columns that it left open, header, rows, numbers of their lines, what was taken as what).
 
     The columns stand between tabs, commas or semicolons: whichever make a header with the wanted names. Cells may be
     quoted as spreadsheets do (the csv module's rules); where those do not fit, quotes stand for themselves.
@@ -172,25 +172,40 @@ def _read_table(path, recipe):
         raise UserError(
             f"{path} {what}: it wants a header and a line for each pair, with tabs or commas between the columns"
         )
-    wanted = [("image", recipe.image), *(("text", name) for name in names_in(recipe.text))]
-    wanted += [(s, getattr(recipe, s)) for s in ("label", "group", "split") if getattr(recipe, s)]
-    delimiter = _delimiter(path, text, wanted)
+    delimiter, given = _delimiter(path, text, recipe), recipe
     (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter)
     header = [name.strip() for name in header]
-    names = [name for _, name in wanted]
+    recipe = complete(recipe, header)
+    if recipe.split and not given.split and not all(split_of(row[header.index(recipe.split)]) for row in rows):
+        recipe = dataclasses.replace(recipe, split="")  # a column of that name that says something else
+    names = [name for _, name in _wanted(recipe)]
     if double := next((name for name in names if header.count(name) > 1), None):
         raise UserError(f"{path} has {header.count(double)} columns {double!r}: give each a name of its own")
     notes = [f"columns between {_BETWEEN[delimiter]}" * (delimiter != "\t" or path.suffix.lower() == ".csv"), quotes]
-    if others := [name for name in header if name not in names]:
-        notes.append(f"captions from {', '.join(recipe.text)}; columns left out: {few(others)}")
-    return header, rows, lines, "; ".join(filter(None, notes))
+    if recipe.image != given.image:
+        notes.append(f"pictures from {recipe.image}")
+    if recipe.split != given.split:
+        notes.append(f"splits from {recipe.split}")
+    others = [name for name in header if name not in names]
+    if others or recipe.text != given.text:
+        notes.append(f"captions from {', '.join(recipe.text)}")
+    if others:
+        notes.append(f"columns left out: {few(others)}")
+    return recipe, header, rows, lines, "; ".join(filter(None, notes))
 
 
-def _delimiter(path, text, wanted):
+def _wanted(recipe):
+    """[(setting of PairData, name of the column that it reads)]."""
+    wanted = [("image", recipe.image), *(("text", name) for name in names_in(recipe.text))]
+    return wanted + [(s, getattr(recipe, s)) for s in ("label", "group", "split") if getattr(recipe, s)]
+
+
+def _delimiter(path, text, recipe):
     """What stands between the columns. Raises UserError, naming the columns, where the wanted ones are not there."""
     first = next(line for line in text.split("\n") if line.strip())
     headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d))] for d in _BETWEEN}
-    fits = [d for d, header in headers.items() if {name for _, name in wanted} <= set(header)]
+    wanted = {d: _wanted(complete(recipe, header)) for d, header in headers.items()}
+    fits = [d for d, header in headers.items() if {name for _, name in wanted[d]} <= set(header)]
     if len(fits) > 1:
         raise UserError(f"{path} may have {' or '.join(_BETWEEN[d] for d in fits)} between its columns: keep to one")
     if fits:
@@ -201,7 +216,7 @@ def _delimiter(path, text, wanted):
             f"{path} has one column, {headers[best][0][:80]!r}: it wants a header with tabs, commas or semicolons "
             "between the columns, one of them the picture's file and one its caption"
         )
-    lacking = [(setting, name) for setting, name in wanted if name not in headers[best]]
+    lacking = [(setting, name) for setting, name in wanted[best] if name not in headers[best]]
     settings = list(dict.fromkeys(f"PairData.{setting}" for setting, _ in lacking))
     raise UserError(
         f"{path}, read with {_BETWEEN[best]} between the columns, has no column "

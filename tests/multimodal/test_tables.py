@@ -46,6 +46,18 @@ def test_tables_are_read_as_spreadsheets_write_them(tmp_path, name, delimiter, e
     assert " line " in at and at.endswith(".png)")
 
 
+def test_columns_of_plain_names_are_taken_and_said(tmp_path):
+    rows = [(f"img/{i}.png", f"c {i}", word) for i, word in enumerate("train train val test train train".split())]
+    prepared = opened(written(tmp_path, "p.csv", rows, ("FilePath", "title", "split")))
+    assert everything(prepared) == {i: (f"c {i}",) for i in range(6)}
+    assert {split: len(prepared.source(split)) for split in prepared.splits} == {"train": 4, "valid": 1, "test": 1}
+    assert "pictures from FilePath; splits from split; captions from title" in prepared.described
+    named = opened(tmp_path / "p.csv", image="FilePath", text=["title"], split="split")
+    assert named.fingerprint == prepared.fingerprint
+    other = opened(written(tmp_path, "q.csv", [(*row[:2], "a half") for row in rows], ("image", "caption", "split")))
+    assert "columns left out: split" in other.described and list(other.splits) == ["train", "valid"]
+
+
 def test_the_line_of_a_pair_is_counted_in_the_file(tmp_path):
     path = written(tmp_path, "p.csv", [("img/0.png", "one\ntwo"), ("img/1.png", ""), ("img/2.png", "c")])
     assert "1 lines without text, first line 4 (img/1.png)" in opened(path, valid=0.6).note
@@ -66,15 +78,20 @@ def test_quotes_that_stand_for_themselves(tmp_path):
     "text, settings, message",
     [
         (
-            "filepath,title\n0.png,a\n",
+            "where,what\n0.png,a\n",
             {},
             r"with commas between the columns, has no column 'image' and no 'caption', onl"
-            r"y filepath, title: choose with PairData.image and PairData.text$",
+            r"y where, what: choose with PairData.image and PairData.text$",
         ),
         (
-            "filepath;caption\n0.png;a\n",
+            "path;file;caption\n0;0.png;a\n",
             {},
-            r"with semicolons .* no column 'image', only filepath, caption: choose",
+            r"with semicolons .* no column 'image', only path, file, caption: choose",
+        ),
+        (
+            "image,title,alt\n0.png,a,b\n",
+            {},
+            r"no column 'caption', only image, title, alt: choose with PairData.text$",
         ),
         ("0.png\na.png\n", {}, r"has one column, '0.png': it wants a header with tabs, commas or semicolons between"),
         ("image,caption\n0.png,a, b\n", {}, r"line 2 has 3 columns and the header 2: mend that line$"),
