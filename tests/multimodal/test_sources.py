@@ -339,8 +339,9 @@ def test_tfds_captions_are_read_without_tensorflow(tmp_path):
             found[k] = (split, record["captions"])
     assert {k: len(captions) for k, (_, captions) in found.items()} == {1: 1, 2: 2, 4: 1, 5: 2}
     assert found[5] == ("valid", ("caption 5.0", "caption 5.1"))
-    with pytest.raises(UserError, match=r"no feature 'caption', only captions, image: choose with PairData.text$"):
-        opened(directory)
+    assert opened(directory).fingerprint == prepared.fingerprint and "captions from captions" in prepared.note
+    with pytest.raises(UserError, match=r"no feature 'words', only captions, image: choose with PairData.text$"):
+        opened(directory, text=["words"])
     with pytest.raises(UserError, match=r"no feature 'picture', only captions, image: choose with PairData.image$"):
         opened(directory, image="picture", text=["captions"])
     with pytest.raises(UserError, match=r"no feature 'kind', only captions, image: choose with PairData.label$"):
