@@ -26,18 +26,20 @@ from paradigm.storage import expand
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried."""
+    """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried. biases: whether the model
+    is given biases of 0 that its base does not have."""
 
     name: str
     file: str
     rates: tuple[float, ...]
+    biases: bool = False
 
 
 METHODS = (
     Method("from scratch", "", (1e-3, 3e-3)),
     Method("full fine-tuning", "full", (1e-3, 3e-3)),
     Method("linear probe", "linear_probe", (5e-2, 2e-1)),
-    Method("BitFit", "bitfit", (2e-2, 5e-2)),
+    Method("BitFit on new biases", "bitfit", (2e-2, 5e-2), biases=True),
     Method("LoRA", "lora", (1e-2, 3e-2)),
     Method("adapters (Pfeiffer)", "pfeiffer", (1e-2, 3e-2)),
     Method("prefix tuning", "prefix", (2e-2, 1e-1)),
@@ -46,19 +48,21 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A pre-trained model. base: its run below --bases. arguments: what the task's run file has else with it."""
+    """A pre-trained model. base: its run below --bases. build: the function of gin that makes it. file, pool: what the
+    task's run file has in place of its own; None where it is that."""
 
     name: str
     base: str
-    arguments: tuple[str, ...] = ()
+    build: str
+    file: str | None = None
+    pool: str | None = None
 
 
-ENCODER = Model("encoder", "masked_lm")
-WITH = "TextClassification.model = @{}()".format
+ENCODER = Model("encoder", "masked_lm", "bert")
 MODELS = (
     ENCODER,
-    Model("decoder", "next_token", ("models/gpt_small_text.gin", WITH("gpt"), "last")),
-    Model("encoder-decoder", "span_corruption", ("models/t5_small_text.gin", WITH("t5"), "mean")),
+    Model("decoder", "next_token", "gpt", "models/gpt_small_text.gin", "last"),
+    Model("encoder-decoder", "span_corruption", "t5", "models/t5_small_text.gin", "mean"),
 )
 PARTS = ("labels", "models", "entities")
 SHARES = (0.01, 0.1, 1.0)
@@ -124,15 +128,17 @@ class Work:
         data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
         print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
         files, bindings = [f"runs/small/{task.run}.gin"], []
-        if model.arguments:
-            file, binding, pool = model.arguments
-            files, bindings = [*files, file], [binding, f"TextClassification.pool = {pool!r}"]
+        if model.file:
+            files.append(model.file)
+            bindings += [f"TextClassification.model = @{model.build}()", f"TextClassification.pool = {model.pool!r}"]
         if method.file:
             files.append(f"adapt/{method.file}.gin")
+        if method.biases:
+            bindings.append(f"{model.build}.bias = True")
         bindings += [f"TextRecords.source = {str(data)!r}", f"TextRecords.tokenizer = {str(base)!r}"]
         bindings += [f"TextRecords.fraction = {share}", f"TextRecords.fraction_seed = {seed}"]
         bindings += [f"Cosine.peak = {rate}", f"Experiment.seed = {seed}", *GIN_PARAM.value]
-        begin = [f"--init_from={base}"] if method.file else []
+        begin = [f"--init_{'partly_' if method.biases else ''}from={base}"] if method.file else []
         flags = [*(f"--gin_file={file}" for file in files), f"--workdir={place}", *begin]
         command("launch.train", *flags, bindings=bindings)
         return runs.read(place)
@@ -220,6 +226,7 @@ def report(found, rates):
         "From scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with",
         "a tenth of the labels, on the encoder; it is used in every column. Scores are of the test splits (of",
         f"CLINC150's a fixed sample of 1,280), in percent: {seeds}, the mean and the standard deviation of several.",
+        "These models have no biases: for BitFit they are given some, 0 at first, with which they compute the same.",
         "",
         "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
