@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, command, save, table, there
+from benchmarks.compare import cell, command, evaluate, save, table, there
 from benchmarks.machine import processor
 from launch.run import cli
 from paradigm.storage import expand
@@ -102,8 +102,8 @@ def main(argv):
                 run = work.run(task, model, method, rates[method], share, seed, train=part in PART.value)
                 found[task, model, method, share, seed] = run
                 if part in PART.value:
-                    write_page(found, rates)
-    write_page(found, rates)
+                    write_page(work, found, rates)
+    write_page(work, found, rates)
     print(json.dumps({"wrote": f"{OUT.value}/adaptation.md", "seconds": round(time.time() - start)}))
 
 
@@ -142,6 +142,22 @@ class Work:
         flags = [*(f"--gin_file={file}" for file in files), f"--workdir={place}", *begin]
         command("launch.train", *flags, bindings=bindings)
         return runs.read(place)
+
+    def forgotten(self, run, model, method):
+        """How much more bits a byte of pre-training's held-out text takes with the adapted model than with the base, as
+        a part of 1; None where it has not been measured, and is not to be. Kept in the run."""
+        kept, base = run.path / "forgotten.json", there(self.bases / model.base / "0")
+        if not kept.exists():
+            if "none" in PART.value:
+                return None
+            alone = ["Experiment.evaluators = ()"]
+            before = evaluate(base, "held_out", alone)["bits_per_byte"]
+            biases = [f"{model.build}.bias = True"] if method.biases else []
+            how = f"--workdir={base}", f"--adapted={run.path}"
+            after = json.loads(command("launch.evaluate", *how, bindings=[*alone, *biases]))["valid/bits_per_byte"]
+            kept.write_text(json.dumps({"before": before, "after": after}))
+        bits = json.loads(kept.read_text())
+        return bits["after"] / bits["before"] - 1
 
 
 def best_rate(work, method):
@@ -197,14 +213,16 @@ def scores(found, task, model, method, share):
     return [run.last(f"valid/{task.metric}") for run in chosen if run is not None]
 
 
-def write_page(found, rates):
+def write_page(work, found, rates):
+    runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
+    forgets = {method: work.forgotten(run, ENCODER, method) for method, run in runs.items() if run is not None}
     out = expand(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     picture(found, out / "adaptation.png")
-    save(out / "adaptation.md", report(found, rates))
+    save(out / "adaptation.md", report(found, rates, forgets))
 
 
-def report(found, rates):
+def report(found, rates, forgets):
     """The page, as markdown."""
     seeds = "one seed" if SEEDS.value == 1 else f"{SEEDS.value} seeds"
     percent = lambda share: f"{100 * share:g} %"
@@ -213,6 +231,7 @@ def report(found, rates):
         run, costs = found.get((INTENTS, ENCODER, method, TUNED, 0)), ["", ""]
         if run is not None:
             costs = [f"{run.trained_percent:.3g} %", f"{run.peak_memory:.0f} MiB"]
+        costs.append("" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %")
         costs.append(f"{rates[method]:g}")
         rows = [cell(scores(found, INTENTS, ENCODER, method, share)) for share in SHARES]
         intents.append([method.name, *rows, *costs])
@@ -236,9 +255,10 @@ def report(found, rates):
         "## Intents of requests, by labels seen",
         "",
         "CLINC150, 150 classes without those out of scope: accuracy with 1, 10 and 100 of 100 labels a class, on the",
-        "encoder. Memory is what a device holds at most in a step, as compiled.",
+        "encoder. Memory is what a device holds at most in a step, as compiled. Forgotten is by how much the loss of",
+        f"pre-training on its held-out text has grown, with the model as adapted to {percent(TUNED)} of the labels.",
         "",
-        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "rate"], intents),
+        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "forgotten", "rate"], intents),
         "## Three architectures, and entities",
         "",
         f"CLINC150 with {percent(TUNED)} of the labels, on three models of one size, pre-trained on as many tokens (a",
