@@ -18,7 +18,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, command, save, table, there
+from benchmarks.compare import cell, command, evaluate, save, table, there
 from benchmarks.machine import processor
 from launch.run import cli
 from paradigm.storage import expand
@@ -26,18 +26,20 @@ from paradigm.storage import expand
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried."""
+    """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried. biases: whether the model
+    is given biases of 0 that its base does not have."""
 
     name: str
     file: str
     rates: tuple[float, ...]
+    biases: bool = False
 
 
 METHODS = (
     Method("from scratch", "", (1e-3, 3e-3)),
     Method("full fine-tuning", "full", (1e-3, 3e-3)),
     Method("linear probe", "linear_probe", (5e-2, 2e-1)),
-    Method("BitFit", "bitfit", (2e-2, 5e-2)),
+    Method("BitFit on new biases", "bitfit", (2e-2, 5e-2), biases=True),
     Method("LoRA", "lora", (1e-2, 3e-2)),
     Method("adapters (Pfeiffer)", "pfeiffer", (1e-2, 3e-2)),
     Method("prefix tuning", "prefix", (2e-2, 1e-1)),
@@ -46,19 +48,21 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A pre-trained model. base: its run below --bases. arguments: what the task's run file has else with it."""
+    """A pre-trained model. base: its run below --bases. build: the function of gin that makes it. file, pool: what the
+    task's run file has in place of its own; None where it is that."""
 
     name: str
     base: str
-    arguments: tuple[str, ...] = ()
+    build: str
+    file: str | None = None
+    pool: str | None = None
 
 
-ENCODER = Model("encoder", "masked_lm")
-WITH = "TextClassification.model = @{}()".format
+ENCODER = Model("encoder", "masked_lm", "bert")
 MODELS = (
     ENCODER,
-    Model("decoder", "next_token", ("models/gpt_small_text.gin", WITH("gpt"), "last")),
-    Model("encoder-decoder", "span_corruption", ("models/t5_small_text.gin", WITH("t5"), "mean")),
+    Model("decoder", "next_token", "gpt", "models/gpt_small_text.gin", "last"),
+    Model("encoder-decoder", "span_corruption", "t5", "models/t5_small_text.gin", "mean"),
 )
 PARTS = ("labels", "models", "entities")
 SHARES = (0.01, 0.1, 1.0)
@@ -98,8 +102,8 @@ def main(argv):
                 run = work.run(task, model, method, rates[method], share, seed, train=part in PART.value)
                 found[task, model, method, share, seed] = run
                 if part in PART.value:
-                    write_page(found, rates)
-    write_page(found, rates)
+                    write_page(work, found, rates)
+    write_page(work, found, rates)
     print(json.dumps({"wrote": f"{OUT.value}/adaptation.md", "seconds": round(time.time() - start)}))
 
 
@@ -124,18 +128,36 @@ class Work:
         data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
         print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
         files, bindings = [f"runs/small/{task.run}.gin"], []
-        if model.arguments:
-            file, binding, pool = model.arguments
-            files, bindings = [*files, file], [binding, f"TextClassification.pool = {pool!r}"]
+        if model.file:
+            files.append(model.file)
+            bindings += [f"TextClassification.model = @{model.build}()", f"TextClassification.pool = {model.pool!r}"]
         if method.file:
             files.append(f"adapt/{method.file}.gin")
+        if method.biases:
+            bindings.append(f"{model.build}.bias = True")
         bindings += [f"TextRecords.source = {str(data)!r}", f"TextRecords.tokenizer = {str(base)!r}"]
         bindings += [f"TextRecords.fraction = {share}", f"TextRecords.fraction_seed = {seed}"]
         bindings += [f"Cosine.peak = {rate}", f"Experiment.seed = {seed}", *GIN_PARAM.value]
-        begin = [f"--init_from={base}"] if method.file else []
+        begin = [f"--init_{'partly_' if method.biases else ''}from={base}"] if method.file else []
         flags = [*(f"--gin_file={file}" for file in files), f"--workdir={place}", *begin]
         command("launch.train", *flags, bindings=bindings)
         return runs.read(place)
+
+    def forgotten(self, run, model, method):
+        """How much more bits a byte of pre-training's held-out text takes with the adapted model than with the base, as
+        a part of 1; None where it has not been measured, and is not to be. Kept in the run."""
+        kept, base = run.path / "forgotten.json", there(self.bases / model.base / "0")
+        if not kept.exists():
+            if "none" in PART.value:
+                return None
+            alone = ["Experiment.evaluators = ()"]
+            before = evaluate(base, "held_out", alone)["bits_per_byte"]
+            biases = [f"{model.build}.bias = True"] if method.biases else []
+            how = f"--workdir={base}", f"--adapted={run.path}"
+            after = json.loads(command("launch.evaluate", *how, bindings=[*alone, *biases]))["valid/bits_per_byte"]
+            kept.write_text(json.dumps({"before": before, "after": after}))
+        bits = json.loads(kept.read_text())
+        return bits["after"] / bits["before"] - 1
 
 
 def best_rate(work, method):
@@ -191,14 +213,16 @@ def scores(found, task, model, method, share):
     return [run.last(f"valid/{task.metric}") for run in chosen if run is not None]
 
 
-def write_page(found, rates):
+def write_page(work, found, rates):
+    runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
+    forgets = {method: work.forgotten(run, ENCODER, method) for method, run in runs.items() if run is not None}
     out = expand(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     picture(found, out / "adaptation.png")
-    save(out / "adaptation.md", report(found, rates))
+    save(out / "adaptation.md", report(found, rates, forgets))
 
 
-def report(found, rates):
+def report(found, rates, forgets):
     """The page, as markdown."""
     seeds = "one seed" if SEEDS.value == 1 else f"{SEEDS.value} seeds"
     percent = lambda share: f"{100 * share:g} %"
@@ -207,6 +231,7 @@ def report(found, rates):
         run, costs = found.get((INTENTS, ENCODER, method, TUNED, 0)), ["", ""]
         if run is not None:
             costs = [f"{run.trained_percent:.3g} %", f"{run.peak_memory:.0f} MiB"]
+        costs.append("" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %")
         costs.append(f"{rates[method]:g}")
         rows = [cell(scores(found, INTENTS, ENCODER, method, share)) for share in SHARES]
         intents.append([method.name, *rows, *costs])
@@ -220,6 +245,7 @@ def report(found, rates):
         "From scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with",
         "a tenth of the labels, on the encoder; it is used in every column. Scores are of the test splits (of",
         f"CLINC150's a fixed sample of 1,280), in percent: {seeds}, the mean and the standard deviation of several.",
+        "These models have no biases: for BitFit they are given some, 0 at first, with which they compute the same.",
         "",
         "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
         + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
@@ -229,9 +255,10 @@ def report(found, rates):
         "## Intents of requests, by labels seen",
         "",
         "CLINC150, 150 classes without those out of scope: accuracy with 1, 10 and 100 of 100 labels a class, on the",
-        "encoder. Memory is what a device holds at most in a step, as compiled.",
+        "encoder. Memory is what a device holds at most in a step, as compiled. Forgotten is by how much the loss of",
+        f"pre-training on its held-out text has grown, with the model as adapted to {percent(TUNED)} of the labels.",
         "",
-        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "rate"], intents),
+        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "forgotten", "rate"], intents),
         "## Three architectures, and entities",
         "",
         f"CLINC150 with {percent(TUNED)} of the labels, on three models of one size, pre-trained on as many tokens (a",

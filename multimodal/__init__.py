@@ -8,5 +8,6 @@ CONFIGURABLE = {
     "captions": ("Captions", "BigramCaptions"),
     "views": ("clip_views", "siglip_views"),
     "zero_shot": ("ZeroShot", "Retrieval"),
+    "few_shot": ("FewShot",),
     "visualize": ("Similarity", "Retrieved"),
 }

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multimodal.templates import templates
+from paradigm import rng
 from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
@@ -34,7 +35,7 @@ _random = weakref.WeakKeyDictionary()  # data -> {(objective, evaluator): the nu
 _untrained = weakref.WeakKeyDictionary()  # data -> {(objective, seed): their variables}
 
 
-class _Compared(Evaluator):
+class Compared(Evaluator):
     """An evaluator that gives scores(objective, variables, data) -> (numbers, those of chance)."""
 
     needs = PairEmbedding
@@ -71,7 +72,7 @@ def at_least_one(evaluator, *names):
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot(_Compared):
+class ZeroShot(Compared):
     """accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
 
     templates: names of sets (plain, a, photo, clip_7, clip_80, shapes) or sentences with {} for the class.
@@ -101,18 +102,11 @@ class ZeroShot(_Compared):
 
     def check(self, objective, data):
         super().check(objective, data)
-        self._names(data)
-
-    def _names(self, data):
-        """The names of the data's classes."""
-        if not (names := data.records(self.split).classes):
-            raise UserError(
-                "ZeroShot: the data have no names of classes: set PairData.label, or take it from Experiment.evaluators"
-            )
-        return names
+        check_names(self, data.records(self.split))
 
     def scores(self, objective, variables, data):
-        source, names = Subset.drawn(data.records(self.split), self.images, self.seed), self._names(data)
+        source = Subset.drawn(data.records(self.split), self.images, self.seed)
+        names = check_names(self, data.records(self.split))
         x, y, _ = embed_pictures(objective, variables, source)
         x, y = x[y >= 0], y[y >= 0]
         if not len(y):
@@ -132,7 +126,7 @@ class ZeroShot(_Compared):
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(_Compared):
+class Retrieval(Compared):
     """R@k both ways, `image_to_text@k` and `text_to_image@k` (see the top of this file).
 
     ks: the k. split: whose pairs. captions: the first so many of each picture. pairs: how many are searched, spread
@@ -205,6 +199,26 @@ def embed_pictures(objective, variables, source):
     return np.concatenate(xs), np.concatenate(labels), np.concatenate(places)
 
 
+def embed_views(objective, variables, source, view, key):
+    """Unit vectors float32 [N, E] of random views of the pictures of a source that can be read. view: an Augment."""
+    xs, dataset = [], Dataset(source, objective.preprocess, min(BATCH, len(source)), train=False)
+    for step in range(len(dataset)):
+        batch = dataset.batch(step)
+        pictures = batch["image"], batch["aspect"]
+        x = _random_views(objective, view)(variables, *pictures, rng.per_example(key, batch["index"]))
+        xs.append(np.asarray(x)[batch["mask"] > 0])
+    return np.concatenate(xs)
+
+
+@functools.lru_cache(maxsize=8)
+def _random_views(objective, view):
+    def embed(variables, images, aspects, keys):
+        x = objective.embed_images(variables, view(images, aspects, keys))
+        return constrain(x.astype(jnp.float32), None, None)  # every process has all of it
+
+    return jax.jit(embed)
+
+
 def embed_texts(objective, variables, texts, tokenizer=None):
     """Unit vectors float32 [n, E] of texts. tokenizer: the data's, for an objective without one of its own."""
     embed, found = _towers(objective)[1], []
@@ -232,6 +246,16 @@ def averaged(x):
     """Unit vectors [classes, E] of unit vectors [classes, templates, E]."""
     x = x.mean(1)
     return x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
+
+
+def check_names(evaluator, source):
+    """The names of a source's classes. Raises UserError where it has none."""
+    if not source.classes:
+        name = type(evaluator).__name__
+        raise UserError(
+            f"{name}: the data have no names of classes: set PairData.label, or take it from Experiment.evaluators"
+        )
+    return source.classes
 
 
 def check_captions(source):

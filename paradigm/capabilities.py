@@ -135,7 +135,7 @@ class ImageFeatures(HasModel):
 
 
 class PairEmbedding(Capability):
-    """Embeds pictures and texts in one space."""
+    """Embeds pictures and texts in one space. views: an Augment for each view."""
 
     can = "embed pictures and texts"
 
@@ -149,6 +149,10 @@ class PairEmbedding(Capability):
 
     def embed_texts(self, variables, tokens):
         """int32 [B, L] -> unit vectors float32 [B, E]."""
+        raise NotImplementedError
+
+    def scale(self, params):
+        """[] what cosines of pictures and texts are multiplied by."""
         raise NotImplementedError
 
     def tokenize(self, texts, tokenizer=None):

@@ -1,8 +1,9 @@
 """Where the parameters of image models lie: one ordered table for every backbone, head and teacher."""
 
-from paradigm import transformer
+from paradigm import attentive, transformer
 
 PARTITION_RULES = (
+    *attentive.PARTITION_RULES,
     *transformer.PARTITION_RULES,
     (r"(encoder|target)/embed/kernel$", (None, "fsdp")),  # [P, D]; P is 49 for grey patches of 7: no axis divides it
     (r"(decoder|encoder)/(embed|predict)/kernel$", ("fsdp", None)),  # [D, width], [width, P]

@@ -10,6 +10,10 @@ linear         softmax regression on features standardised by their training mom
                and chosen on a tenth of the TRAINING pictures, set apart (Grill et al. 2020, appendix C.1); the head
                that is scored was trained on all of them at that rate. The test pictures choose nothing.
 linear_10pct, linear_1pct   the same with that part of the labels, as many of each class (Chen et al. 2020, section 6).
+attentive      a query, attention to all patches and a classifier (paradigm/attentive.py), trained over the encoder as
+               it is, as V-JEPA does (facebookresearch/jepa, configs/evals/vitl16_in1k.yaml): AdamW at 1e-3, cosine to
+               0, no warmup, weight decay 0.001; or at 1e-2, which narrow encoders and few steps need, whichever is
+               better on a tenth of the training pictures, as above. Of encoders with patches; on the views of
 finetune       all of the network, trained by the train step of this project: AdamW, linear warmup over a twentieth,
                cosine to 0, weight decay 0.05, layers that learn less by a factor of 0.75 the deeper they lie (He et al.
                2022, table 9). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror.
@@ -28,6 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm import progress, rng, trees
+from paradigm.adapt import LinearProbe
+from paradigm.attentive import Attentive
 from paradigm.capabilities import ImageFeatures
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError, choose
@@ -44,7 +50,8 @@ from vision.objectives.classify import Classify
 
 BATCH = 250  # pictures encoded at a time
 LABELS = {"linear": 1.0, "linear_10pct": 0.1, "linear_1pct": 0.01}
-METHODS = ("knn", *LABELS, "finetune")
+ATTENTIVE_RATES = (1e-3, 1e-2)
+METHODS = ("knn", *LABELS, "attentive", "finetune")
 _random = weakref.WeakKeyDictionary()  # data -> {(objective, probes): the numbers of the untrained encoder}
 
 
@@ -53,8 +60,9 @@ class Probes(Evaluator):
     """Accuracies of the encoder under each method, and of an untrained one beside it.
 
     methods: of METHODS. train_images, test_images: how many pictures are used, spread evenly; None for all.
-    epochs: passes of a linear probe over all labels; with fewer labels the number of steps stays. seed: of the probes.
-    random: the comparison with an untrained encoder. finetune_steps, finetune_batch, finetune_rate: of `finetune`.
+    epochs: passes of a probe over all labels; with fewer labels the number of steps stays. seed: of the probes.
+    random: the comparison with an untrained encoder. finetune_steps, finetune_batch, finetune_rate: of `finetune`, the
+    batch of `attentive` too.
 
     Raises UserError for an unknown method, data without labels, or labels of one class only.
     """
@@ -77,6 +85,10 @@ class Probes(Evaluator):
 
     def check(self, objective, data):
         super().check(objective, data)
+        encoder = self.part(objective).objective.encoder
+        if "attentive" in self.methods and encoder.grid is None:
+            name = type(encoder).__name__
+            raise UserError(f"Probes: 'attentive' reads patches, and a {name} has none: take it from Probes.methods")
         _check_labels(*(_some_labels(*pair) for pair in zip(self.records(data), ("training", "validation"))))
 
     def run(self, objective, variables, data):
@@ -112,21 +124,37 @@ class Probes(Evaluator):
                 some = balanced(y, LABELS[method], classes, self.seed)
                 steps = max(1, self.epochs * len(x) // 256)
                 scores[method] = linear(x[some], y[some], x_test, y_test, classes, steps, self.seed)
+            elif method == "attentive":
+                scores[method] = self.attentive(objective, variables, train, test, classes)
             else:
-                scores[method] = self.finetune(objective, variables, train, test, classes)
+                steps = self.finetune_steps
+                rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
+                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=LayerDecay(0.75))
+                scores[method] = self.trained(objective, variables, train, test, classes, steps, optimizer)
         return scores
 
-    def finetune(self, objective, variables, train, test, classes):
-        """Accuracy of the whole network after `finetune_steps` steps on labels, started from these variables."""
-        whole, params, extra = classifier(objective, variables, classes, self.seed)
-        steps = self.finetune_steps
-        rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
-        optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=LayerDecay(0.75))
+    def attentive(self, objective, variables, train, test, classes):
+        """Accuracy of an attentive probe at the rate that pictures set apart chose."""
+        steps = max(1, self.epochs * len(train) // self.finetune_batch)
+
+        def accuracy(rate, train, test):
+            optimizer = AdamW(Cosine(rate, steps), b2=0.999, weight_decay=0.001)
+            how = {"pool": Attentive(), "adapt": LinearProbe()}
+            return self.trained(objective, variables, train, test, classes, steps, optimizer, **how)
+
+        order = np.random.default_rng(self.seed).permutation(len(train))
+        apart, kept = (Subset(train, np.sort(rows)) for rows in np.split(order, [max(1, len(train) // 10)]))
+        best = max(ATTENTIVE_RATES, key=lambda rate: accuracy(rate, kept, apart))
+        return accuracy(best, train, test)
+
+    def trained(self, objective, variables, train, test, classes, steps, optimizer, **how):
+        """Accuracy of a classifier (how: its settings) after so many steps on labels, started from these variables."""
+        whole, params, extra = classifier(objective, variables, classes, self.seed, **how)
         step = jax.jit(make_train_step(whole, optimizer, seed=self.seed), donate_argnums=0)
         state = jax.jit(lambda params: init_state(whole, optimizer, self.seed, params=params))(params)
         state = state.replace(extra=extra)
         stream = Dataset(train, objective.preprocess, self.finetune_batch, self.seed)
-        for i in progress.counted(range(steps), "finetune step", steps):
+        for i in progress.counted(range(steps), "step of training", steps):
             state, metrics = step(state, stream.batch(i))
             if i % 2:
                 jax.block_until_ready(metrics)  # never more than two steps in flight
@@ -226,13 +254,17 @@ def untrained(objective, data, seed=0, batches=20):
     return objective.variables(params, extra)
 
 
-def classifier(objective, variables, classes, seed=0):
-    """(Classify, params, extra): an objective's encoder, as it is in these variables, under a new linear head."""
+def classifier(objective, variables, classes, seed=0, **how):
+    """(Classify, params, extra): an objective's encoder, as it is in these variables, under a new head.
+
+    how: settings of Classify.
+    """
     whole = Classify(
         encoder=objective.encoder,
         augment=mild(objective.views[0]),
         host_image_size=objective.host_image_size,
         classes=classes,
+        **how,
     )
     params = jax.jit(whole.init)(rng.key(seed, "classifier"))
     extra = jax.jit(whole.init_extra)(params, rng.key(seed, "classifier/extra"))

@@ -11,7 +11,7 @@ from paradigm.capabilities import Segmenting
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from paradigm.partition import constrain
-from vision.sheet import sheet
+from vision.sheet import below, legend, sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Segments(Evaluator):
     needs = Segmenting
 
     def run(self, objective, variables, data):
-        """(numbers, a sheet "segments": picture, truth, found)."""
+        """(numbers, a sheet "segments": picture, truth, found, and which colour is which class)."""
         part = self.part(objective)
         own, classes = part.variables(variables), part.objective.classes
         segment = jax.jit(lambda v, b: [constrain(x, None, None, None) for x in part.objective.segment(v, b)])
@@ -48,8 +48,13 @@ class Segments(Evaluator):
         found, true = segment(variables, batch)
         pixels = np.asarray(objective.views[0].undo(objective.view(batch)))
         colours = palette(objective.classes)
-        rows = [[x, colours[t], colours[f]] for x, t, f in zip(pixels, np.asarray(true), np.asarray(found))]
-        return Artefact("segments", "image", sheet(rows, ["picture", "truth", "found"]))
+        true, found = np.asarray(true), np.asarray(found)
+        rows = [[x, colours[t], colours[f]] for x, t, f in zip(pixels, true, found)]
+        shown = sheet(rows, ["picture", "truth", "found"])
+        names = objective.names or [f"class {k}" for k in range(objective.classes)]
+        seen = sorted({*np.unique(true), *np.unique(found)}, key=lambda k: k % len(colours))  # unlabelled, -1, last
+        entries = [(colours[k], names[k] if k >= 0 else "not labelled") for k in seen]
+        return Artefact("segments", "image", below(shown, legend(entries, shown.shape[1])))
 
 
 def iou(table):

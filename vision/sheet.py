@@ -42,9 +42,37 @@ def titled(picture, title):
     """A picture uint8 [height, width, 3] or [height, width] below its title, as wide as both need."""
     picture = np.broadcast_to(picture if picture.ndim == 3 else picture[..., None], (*picture.shape[:2], 3))
     width = max(picture.shape[1], 2 * GAP + round(ImageFont.load_default(FONT).getlength(title)))
-    strip = np.asarray(written(title, width, LINE + 2 * GAP))
-    missing = width - picture.shape[1]
-    return np.concatenate([strip, np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255)])
+    return below(np.asarray(written(title, width, LINE + 2 * GAP)), picture)
+
+
+def legend(entries, width):
+    """What colours mean: uint8 [height, at least width, 3], squares with words beside them, in lines.
+
+    entries: ((colour, three floats in [0, 1]; a text), ...).
+    """
+    font = ImageFont.load_default(FONT)
+    cells = []
+    for colour, text in entries:
+        cell = Image.new("RGB", (LINE + 4 * GAP + round(font.getlength(text)), LINE), PAPER)
+        draw = ImageDraw.Draw(cell)
+        draw.rectangle((GAP, GAP, LINE - GAP, LINE - GAP), tuple(round(255 * float(x)) for x in colour), INK)
+        draw.text((LINE + GAP, 0), text, INK, font)
+        cells.append(np.asarray(cell))
+    lines = [[]]
+    for cell in cells:
+        if lines[-1] and sum(x.shape[1] for x in lines[-1]) + cell.shape[1] > width:
+            lines.append([])
+        lines[-1].append(cell)
+    rows = [np.concatenate(line, 1) for line in lines if line]
+    width = max([width, *(row.shape[1] for row in rows)])
+    return np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in rows])
+
+
+def below(picture, other):
+    """Two pictures uint8 [height, width, 3], one below the other, the narrower one with white beside it."""
+    width = max(picture.shape[1], other.shape[1])
+    pad = lambda x: np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255)
+    return np.concatenate([pad(picture), pad(other)])
 
 
 def written(text, width, height, ink=INK):

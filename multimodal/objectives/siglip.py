@@ -31,7 +31,7 @@ class SigLIP(ImageText):
         return {"log_scale": math.log(self.first_scale), "bias": self.first_bias}
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
-        mask, scale, bias = batch["mask"], jnp.exp(params["log_scale"]), params["bias"]
+        mask, scale, bias = batch["mask"], self.scale(params), params["bias"]
         total, correct = sigmoid_pairs(embeddings["image"], embeddings["text"], scale, bias, mask)
         rows = mask.sum()
         metrics = {
@@ -41,7 +41,11 @@ class SigLIP(ImageText):
         }
         return Loss({"pairs": Term(jnp.sum(total * mask), rows)}, metrics)
 
+    def scale(self, params):
+        """[] what cosines are multiplied by."""
+        return jnp.exp(params["log_scale"])
+
     def logits(self, params, image, text):
         """Unit vectors [B, E], [T, E] -> float32 [B, T], whose sigmoid is the probability of belonging together."""
         cosines = jnp.dot(image, text.T, preferred_element_type=jnp.float32)
-        return jnp.exp(params["log_scale"]) * cosines + params["bias"]
+        return self.scale(params) * cosines + params["bias"]

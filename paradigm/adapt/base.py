@@ -180,7 +180,10 @@ class LinearProbe(Adaptation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BitFit(Adaptation):
-    """The biases and the heads are trained (Ben Zaken et al. 2022, section 2: all bias terms, of norms too)."""
+    """The biases and the heads are trained (Ben Zaken et al. 2022, section 2: all bias terms, of norms too).
+
+    Raises UserError for a model whose layers have none: a bias of its output alone is a head's.
+    """
 
     @property
     def trained(self):
@@ -188,10 +191,12 @@ class BitFit(Adaptation):
 
     def check(self, objective, params, heads):
         bodies = {name: tree for name, tree in params.items() if name not in heads}
-        if not any(name.split("/")[-1] == "bias" for name, _ in trees.named_leaves(bodies)):
+        paths = (name.split("/") for name, _ in trees.named_leaves(bodies))
+        if not any(path[-1] == "bias" and path[1] != "head" for path in paths):
             raise UserError(
-                f"BitFit trains biases, and {objective} has none in {', '.join(bodies)}: choose another method, or a "
-                "model with bias=True"
+                f"BitFit trains biases, and {objective} has none in {', '.join(bodies)} but the output's: choose "
+                "another method, or give the model bias=True (bert.bias, gpt.bias, t5.bias) and, where what it begins "
+                "from has none, --init_partly_from for --init_from: they are 0 at first, and change nothing"
             )
         super().check(objective, params, heads)
 

@@ -46,7 +46,8 @@ class Family:
     meaning: {field: module -> value} of fields that may be None, beside MEANING.
     scalars: names of the parameters [] beside the modules.
     ignored: regex of the table's names that files hold and no model of ours reads.
-    rename: name in a file -> name in the table. written: name in the table -> name in our file.
+    rename: name in a file -> name in the table. written: name in the table -> name in our file. in_memory: that ->
+        what the library calls it in a model, by which peft names adapters; in version 5 often something else.
     irrelevant: entries of config.json without effect on what is computed, beside those of every family.
     heads: whether modules beside these may stay behind.
     architectures: of config.json, by which families of one model_type are told apart; () for any.
@@ -67,6 +68,7 @@ class Family:
     ignored: str = r"$^"
     rename: Callable = lambda name: name
     written: Callable = lambda name: name
+    in_memory: Callable = lambda name: name
     irrelevant: tuple = ()
     heads: bool = False
     architectures: tuple = ()

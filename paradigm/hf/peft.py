@@ -3,6 +3,8 @@
 LoRA (DoRA too), (IA)3, prompt tuning and prefix tuning. A family's table of leaves says which module of theirs holds
 which kernels of ours; where one holds several (GPT-2's c_attn), their A is one and ours are several: read, it is
 repeated; written, the several stand side by side, with a rank that is their sum.
+
+Names of a ViT's modules changed with version 5 of the transformers library: both are read, and those of 5 are written.
 """
 
 import contextlib
@@ -100,7 +102,11 @@ class _Model:
         self.parts = {}  # {their module: {(layer): Leaf}}
         for leaf in leaves_of(self.family, modules):
             if leaf.name.endswith(".weight") and isinstance(leaf.how, Kernel | Table) and leaf.how != Kernel(0):
-                self.parts[self.family.written(leaf.name).removesuffix(".weight")] = leaf
+                self.parts[self._named(leaf.name).removesuffix(".weight")] = leaf
+
+    def _named(self, name):
+        """What peft calls what is called so in the family's table."""
+        return self.family.in_memory(self.family.written(name))
 
     @property
     def model(self):
@@ -120,7 +126,7 @@ class _Model:
 
     def leaf(self, module, path):
         """The Leaf of a module of theirs. Raises UserError where the model has none."""
-        found = self.parts.get(module) or self.parts.get(self.family.written(self.family.rename(module)))
+        found = self.parts.get(module) or self.parts.get(self._named(self.family.rename(module)))
         if found is None:
             near = next(iter(self.parts))
             raise UserError(f"{path} is of another model: it adapts {module}, and a {self.family.title} has {near} ...")

@@ -2,7 +2,9 @@
 
     choice = argmax_c sum_t log p(c[t] | x, c[<t])        or, by length, of its mean over c's tokens
 
-over the texts c of a record to choose from, after its context x. Nothing is trained.
+over the texts c of a record to choose from, after its context x. Nothing is trained. With `shots` other records stand
+before x, each with its right text: in-context learning (section 2.1, "few-shot"; examples are drawn anew for each
+record, 2.4).
 """
 
 import dataclasses
@@ -33,6 +35,11 @@ class MultipleChoice(Evaluator):
         with no `classes` it is the choice itself, or its number from 0.
     count: records that are asked, spread evenly. length: tokens of context and choice; longer ones lose their
         beginning.
+    shots: records that stand before the one that is asked; where all do not fit into `length`, as many as do. shown: a
+        TextRecords that they are drawn from, by seed; None: those of `records`, but for the one that is asked.
+        between: what ends each.
+
+    Metrics: choice, choice_by_length, choice_chance, and with shots choice_shots, how many stood there in the mean.
     """
 
     records: Any
@@ -40,6 +47,10 @@ class MultipleChoice(Evaluator):
     classes: tuple[str, ...] = ()
     count: int = 200
     length: int = 256
+    shots: int = 0
+    shown: Any = None
+    between: str = "\n\n"
+    seed: int = 0
 
     needs = Generating
 
@@ -51,19 +62,48 @@ class MultipleChoice(Evaluator):
                 f"MultipleChoice: {len(self.choices)} choices and {len(self.classes)} classes: give two choices or "
                 "more, and as many classes or none"
             )
+        if self.shots < 0 or self.shown is not None and not self.shots:
+            raise UserError(f"MultipleChoice.shots={self.shots}: how many records stand before the one that is asked")
 
     def check(self, objective, data):
         super().check(objective, data)
         self.questions()
+        if self.shots > (there := len(self._pool) - (self.shown is None)):
+            raise UserError(f"MultipleChoice.shots={self.shots}, and there are {there} records to show: ask for fewer")
 
     def questions(self):
         """[(context, choices, number of the right one)]. Raises UserError for records that cannot be asked."""
-        return list(_questions(self))
+        every = _read(self, self.records)
+        return [every[i] for i in self._asked]
+
+    @property
+    def _asked(self):
+        every = len(_read(self, self.records))
+        return [int(i) for i in spread(every, min(self.count, every))]
+
+    @property
+    def _pool(self):
+        """The questions that shots are drawn from."""
+        return _read(self, self.records if self.shown is None else self.shown)
+
+    def examples(self, number):
+        """[text] of the records that stand before the asked one of this number, the nearest last."""
+        pool, asked = self._pool, self._asked[number]
+        draw = np.random.default_rng((self.seed, asked)).permutation(len(pool))
+        chosen = [i for i in draw if self.shown is not None or i != asked][: self.shots]
+        return [pool[i][0] + pool[i][1][pool[i][2]] + self.between for i in chosen]
 
     def run(self, objective, variables, data):
-        """(choice, choice_by_length, choice_chance, a text "choices")."""
+        """(numbers, a text "choices")."""
         part, asked, encode = self.part(objective), self.questions(), data.tokenizer.encode
-        rows = [self._row(encode(context), encode(text)) for context, texts, _ in asked for text in texts]
+        rows, stood = [], []
+        for number, (context, texts, _) in enumerate(asked):
+            own, choices = encode(context), [encode(text) for text in texts]
+            before = [encode(text) for text in self.examples(number)]
+            while before and sum(map(len, before)) + len(own) + max(map(len, choices)) > self.length:
+                before.pop(0)
+            rows += [self._row([*sum(map(list, before), []), *own], choice) for choice in choices]
+            stood.append(len(before))
         known, own, scores = part.objective.data_vocabulary, part.variables(variables), []
         for start in range(0, len(rows), TOGETHER):
             some = rows[start : start + TOGETHER]
@@ -76,6 +116,7 @@ class MultipleChoice(Evaluator):
         shown = [f"{context[-200:]!r}\n  model: {texts[int(s.argmax())]!r}  truth: {texts[answer]!r}"
                  for (context, texts, answer), s in zip(asked[:8], total)]  # fmt: skip
         numbers = {"choice": (total.argmax(1) == right).mean(), "choice_by_length": (mean.argmax(1) == right).mean()}
+        numbers |= {"choice_shots": float(np.mean(stood))} if self.shots else {}
         return {**numbers, "choice_chance": 1 / len(self.choices)}, [Artefact("choices", "text", "\n".join(shown))]
 
     def _row(self, context, text):
@@ -85,8 +126,9 @@ class MultipleChoice(Evaluator):
 
 
 @functools.lru_cache(maxsize=4)
-def _questions(evaluator):
-    recipe, found = evaluator.records, []
+def _read(evaluator, recipe):
+    """The questions of all records of a recipe, see `questions`."""
+    found = []
     listing = tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns)
     for part in listing.pieces:
         for name, record in tables.read(part, recipe.columns):
@@ -104,4 +146,4 @@ def _questions(evaluator):
             found.append((context, texts, list(names).index(label)))
     if not found:
         raise UserError(f"MultipleChoice: source {recipe.source} has no record")
-    return tuple(found[int(i)] for i in spread(len(found), min(evaluator.count, len(found))))
+    return tuple(found)

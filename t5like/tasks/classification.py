@@ -9,6 +9,7 @@ each a mean over labelled records; f is the head (heads.py). z is
 
     Encoder          the place of [cls], or the mean over tokens
     Decoder          the last token, which alone has seen all of the text
+    any of them      an Attentive's answer, which has asked all tokens (of an EncoderDecoder the encoder's)
     EncoderDecoder   the decoder's first step, which reads the start id and, through the encoder, the text (EncT5, Liu
                      et al. 2021, section 3); or the mean over the encoder's tokens
 
@@ -23,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradigm import attentive
+from paradigm.attentive import Attentive
 from paradigm.capabilities import Classifying
 from paradigm.errors import UserError, choose
 from paradigm.objective import MAIN, Loss, OnClasses, Term, divide, rows_spec
@@ -53,8 +56,9 @@ class TextClassification(Classifying, OnClasses, TextTask):
 
     model: an Encoder, Decoder or EncoderDecoder. classes: how many labels there are; None: as many as the data have; no
     matter for numbers. kind: class, classes or number, as TextRecords.label_kind. length: tokens that are read. pair:
-    of the record's input and target, or of its input alone. pool: first, mean or last, see above; None: first, of a
-    Decoder last, of an Encoder whose tokenizer has no cls the mean. hidden, dropout: of the head (heads.py).
+    of the record's input and target, or of its input alone. pool: first, mean, last or an Attentive, see above; None:
+    first, of a Decoder last, of an Encoder whose tokenizer has no cls the mean. hidden, dropout: of the head
+    (heads.py).
 
     A record without a label weighs nothing.
     """
@@ -64,19 +68,19 @@ class TextClassification(Classifying, OnClasses, TextTask):
     kind: str = "class"
     length: int = 128
     pair: bool = False
-    pool: str | None = None
+    pool: str | Attentive | None = None
     hidden: bool = False
     dropout: float = 0.1
 
-    new_modules = ("classifier",)
+    new_modules = ("pool", "classifier")
 
     def __post_init__(self):
         super().__post_init__()
         choose("TextClassification.kind", self.kind, dict.fromkeys(KINDS))
         pools = next(pools for kind, pools in POOLS.items() if isinstance(self.model, kind))
-        if self.pool not in (None, *pools):
-            name = type(self.model).__name__
-            raise UserError(f"TextClassification.pool={self.pool!r}: of a {name} it is {' or '.join(pools)}")
+        if self.pool not in (None, *pools) and not self.attends:
+            able = f"{' or '.join(pools)}, or an Attentive"
+            raise UserError(f"TextClassification.pool={self.pool!r}: of a {type(self.model).__name__} it is {able}")
         if not self.lacks_classes:
             _ = self.outputs  # which may be refused
         lacks_cls = isinstance(self.model, Encoder) and self.vocabulary is not None and self.vocabulary.cls is None
@@ -127,8 +131,15 @@ class TextClassification(Classifying, OnClasses, TextTask):
         return {**reading_spec(batch_size, self.length), **label, **rows_spec(batch_size)}
 
     def modules(self):
-        head = self._head, jnp.zeros((1, self.model.d_model))
-        return {"model": (self.model, self.model_inputs()), "classifier": head}
+        width, pool = self.model.d_model, {}
+        if self.attends:
+            pool["pool"] = self.pool.module(self.model), (jnp.zeros((1, 1, width)), jnp.ones((1, 1), jnp.int32))
+        return {"model": (self.model, self.model_inputs()), **pool, "classifier": (self._head, jnp.zeros((1, width)))}
+
+    @property
+    def attends(self):
+        """Whether z is an Attentive's."""
+        return isinstance(self.pool, Attentive)
 
     def pooled(self, variables, batch, ctx):
         """float32 [B, D]: z."""
@@ -138,6 +149,8 @@ class TextClassification(Classifying, OnClasses, TextTask):
             read = batch["inputs"], start, keys, batch["segments"], jnp.ones_like(start)
             return self.apply("model", variables, *read, ctx=ctx, method="hidden")[0][:, 0].astype(jnp.float32)
         hidden, real = self.states(variables, batch, ctx), batch["segments"] > 0
+        if self.attends:
+            return self.apply("pool", variables, hidden, batch["segments"], ctx=ctx)[0]
         if self.pool == "first":
             return hidden[:, 0]
         if self.pool == "last":
@@ -170,8 +183,10 @@ class TextClassification(Classifying, OnClasses, TextTask):
 
     @property
     def partition_rules(self):
-        return (*heads.PARTITION_RULES[not self.hidden :], *super().partition_rules)
+        of_pool = attentive.PARTITION_RULES if self.attends else ()
+        return (*of_pool, *heads.PARTITION_RULES[not self.hidden :], *super().partition_rules)
 
     def forward_flops(self, batch_spec):
         rows, width = batch_spec["mask"].shape[0], self.model.d_model
-        return {"model": self.model_flops(rows), "classifier": self._head.flops(rows, width)}
+        parts = {"model": self.model_flops(rows), "classifier": self._head.flops(rows, width)}
+        return parts | ({"pool": self.pool.module(self.model).flops(rows, self.length)} if self.attends else {})

@@ -14,8 +14,10 @@ from paradigm.errors import UserError
 from paradigm.objective import EVALUATION, Context
 from paradigm.optim import AdamW
 from paradigm.step import init_state, make_train_step
+from t5like.models import bert
+from t5like.objectives import MaskedLM
 from tests import contract
-from tests.adapt.models import EVERYWHERE, METHODS, OBJECTIVES, PAIRS, adapted, batch_of, first
+from tests.adapt.models import EVERYWHERE, LENGTH, METHODS, OBJECTIVES, PAIRS, SIZE, adapted, batch_of, first
 
 OPTIMIZER = AdamW(0.01, weight_decay=0.1)
 BEGINS_ANEW = ("prompt", "vpt_deep", "prefix")
@@ -170,7 +172,8 @@ REFUSED = {
         PromptTuning(length=2, tokens=(5, 400)): "PromptTuning.tokens: the model has ids from 0 to 383",
     },
     "llama": {
-        METHODS["bitfit"]: "BitFit trains biases, and PrefixLM has none in model",
+        METHODS["bitfit"]: "BitFit trains biases, and PrefixLM has none in model but the output's: choose another "
+        r"method, or give the model bias=True \(bert.bias, gpt.bias, t5.bias\) and, .* --init_partly_from for",
         METHODS["vpt_deep"]: "PromptTuning.place='layers' is for encoders whose layers know no positions",
     },
     "vit": {PromptTuning(start="vocabulary"): "PromptTuning.start='vocabulary' and tokens are for text"},
@@ -181,6 +184,22 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(name, adapt):
     with pytest.raises(UserError, match=REFUSED[name][adapt]):
         jax.eval_shape(OBJECTIVES[name].adapted(adapt).init, jax.random.key(0))
+
+
+def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():
+    """An encoder whose output alone has a bias; the same with biases that its parameters lack."""
+    how = {"style": "modern", "norm": "rms", **SIZE}
+    bare, biased = (
+        MaskedLM(bert("tiny", bias=bias, **how), LENGTH).bind(OBJECTIVES["bert"].known) for bias in (False, True)
+    )
+    assert "model/head/bias" in names(first(bare)[0])
+    with pytest.raises(UserError, match="BitFit trains biases, and MaskedLM has none in model but the output's"):
+        jax.eval_shape(bare.adapted(METHODS["bitfit"]).init, jax.random.key(0))
+    objective = biased.adapted(METHODS["bitfit"])
+    params = trees.merge_partial(first(objective)[0], first(bare)[0])[0]
+    assert names(first(objective)[0]) - names(first(bare)[0]) and loss(objective, params, batch_of("bert")(0)) == loss(
+        bare, first(bare)[0], batch_of("bert")(0)
+    )
 
 
 @pytest.mark.parametrize("make, message", [

@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from launch import convert, load
 from paradigm import trees
 from paradigm.adapt import BottleneckAdapter, LoRA
 from paradigm.errors import UserError
 from paradigm.hf import peft
-from t5like import hf
 from tests import contract
 from tests.adapt.models import adapted
 from tests.adapt.test_methods import disturbed
@@ -19,6 +19,7 @@ from tests.launch.test_adapted_runs import LORA, places, run  # noqa: F401
 from tests.launch.test_adapted_runs import adapted as lora_run
 from tests.parity import peft as parity
 from tests.parity import peft_cases
+from tests.parity.peft import FAMILIES
 
 TOLERANCE = 1e-4
 CASES = list(peft_cases.CASES)
@@ -27,16 +28,41 @@ CASES = list(peft_cases.CASES)
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_are_the_librarys_and_what_is_written_is_read(case, tmp_path):
     modules, params = parity.base(case, tmp_path / "base")
-    adapt, own = peft.read(parity.released(case, tmp_path / "theirs"), modules, hf.FAMILIES, params)
+    adapt, own = peft.read(parity.released(case, tmp_path / "theirs"), modules, FAMILIES, params)
     both = trees.merge(params, own)
     logits, scored = parity.run(modules, adapt, both, peft_cases.inputs(case))
     golden = peft_cases.load(case)
     assert scored.sum() > 15 and np.abs(logits - golden["logits"])[scored].max() < TOLERANCE
     assert np.abs(parity.run(modules, None, params, peft_cases.inputs(case))[0] - logits)[scored].max() > 0.1
-    peft.write(tmp_path / "ours", modules, hf.FAMILIES, adapt, both)
-    again, found = peft.read(tmp_path / "ours", modules, hf.FAMILIES, params)
+    peft.write(tmp_path / "ours", modules, FAMILIES, adapt, both)
+    again, found = peft.read(tmp_path / "ours", modules, FAMILIES, params)
     assert again == adapt
     contract.assert_trees_close(found, own, 1e-6)
+
+
+def test_a_vit_of_version_4_of_the_library_and_under_a_classifier_is_read_too(tmp_path):
+    """Released adapters have the names of the files; `query` of today's is `attention.q_proj`."""
+    modules, params = parity.base("vit_lora", tmp_path / "base")
+    path = parity.released("vit_lora", tmp_path / "theirs")
+    adapt, own = peft.read(path, modules, FAMILIES, params)
+    tensors = load_file(path / peft.TENSORS)
+    for old, new in (("vit.layers", "layers"), ("vit.encoder.layer", "layers")):
+        changes = [(f".{new}.", f".{old}.")]
+        if "encoder" in old:
+            names = (("q_proj", "attention.query"), ("o_proj", "output.dense"))
+            changes += [*((f"attention.{a}", f"attention.{b}") for a, b in names), ("mlp.fc2", "output.dense")]
+        renamed = {}
+        for name, x in tensors.items():
+            for change in changes:
+                name = name.replace(*change)
+            renamed[name] = x
+        assert len(renamed) == len(tensors) and not renamed.keys() & tensors.keys()
+        save_file(renamed, path / peft.TENSORS)
+        again, found = peft.read(path, modules, FAMILIES, params)
+        assert {*again.targets} == {*adapt.targets}
+        contract.assert_trees_equal(found, own)
+    with pytest.raises(UserError, match="is of another model: it adapts bert.*, and a ViT has layers.0.attention"):
+        peft.read(parity.released("bert_lora", tmp_path / "bert"), modules, FAMILIES, params)
 
 
 def test_kernels_that_share_one_of_their_modules_keep_what_is_theirs(tmp_path):
@@ -44,11 +70,11 @@ def test_kernels_that_share_one_of_their_modules_keep_what_is_theirs(tmp_path):
     objective = adapted(LoRA(rank=2, rank_stabilized=True), "gpt2")
     params = disturbed(objective)
     modules = {"model": objective.model}
-    peft.write(tmp_path / "one", modules, hf.FAMILIES, objective.adapt, params)
+    peft.write(tmp_path / "one", modules, FAMILIES, objective.adapt, params)
     config = json.loads((tmp_path / "one" / peft.CONFIG).read_text())
     assert set(config["rank_pattern"].values()) == {4} and config["target_modules"][0] == "transformer.h.0.attn.c_attn"
     base, _ = objective.adapt.split(params)
-    adapt, own = peft.read(tmp_path / "one", modules, hf.FAMILIES, base)
+    adapt, own = peft.read(tmp_path / "one", modules, FAMILIES, base)
     contract.assert_trees_close(adapt.merge(trees.merge(base, own)), objective.adapt.merge(params), 1e-5)
 
 
@@ -68,21 +94,21 @@ def test_settings_that_are_not_ours(entries, message, tmp_path):
     modules, params = parity.base("gpt2_lora", tmp_path / "base")
     directory = changed(parity.released("gpt2_lora", tmp_path / "theirs"), **entries)
     with pytest.raises(UserError, match=message):
-        peft.read(directory, modules, hf.FAMILIES, params)
+        peft.read(directory, modules, FAMILIES, params)
 
 
 def test_adapters_of_another_model_and_methods_that_peft_lacks(tmp_path):
     modules, params = parity.base("gpt2_lora", tmp_path / "base")
     with pytest.raises(UserError, match="is of another model: it adapts bert.encoder.*, and a GPT-2 has transformer"):
-        peft.read(parity.released("bert_lora", tmp_path / "bert"), modules, hf.FAMILIES, params)
+        peft.read(parity.released("bert_lora", tmp_path / "bert"), modules, FAMILIES, params)
     wide = {"model": modules["model"].clone(d_ff=20)}
     kernels = trees.named_map(
         lambda n, x: np.zeros((3, 12, 20)) if n.endswith("up/kernel") else np.zeros((3, 20, 12))
         if n.endswith("down/kernel") else x, params)  # fmt: skip
     with pytest.raises(UserError, match="is of another model: transformer.h.0.mlp.c_fc adapts 12 x 48, and ours is 12"):
-        peft.read(parity.released("gpt2_lora", tmp_path / "gpt2"), wide, hf.FAMILIES, kernels)
+        peft.read(parity.released("gpt2_lora", tmp_path / "gpt2"), wide, FAMILIES, kernels)
     with pytest.raises(UserError, match="the peft library has no BottleneckAdapter as ours is; those that are written"):
-        peft.write(tmp_path / "out", modules, hf.FAMILIES, BottleneckAdapter(), params)
+        peft.write(tmp_path / "out", modules, FAMILIES, BottleneckAdapter(), params)
 
 
 def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811

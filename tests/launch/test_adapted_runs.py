@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from launch import convert, load
+from launch.evaluate import evaluate
 from launch.run import loop, registry
 from launch.run.catalogue import by_kind
 from launch.storage.checkpoint import Checkpoints
@@ -126,6 +127,21 @@ def test_what_it_refuses(places, tmp_path):
     with pytest.raises(UserError, match="PromptTuning computes what no parameters of the base can"):
         run(tmp_path / "prompt", places / "other.txt", PROMPT, init_from=str(places / "base"))
         load(tmp_path / "prompt").merged()
+
+
+def test_what_was_forgotten_is_told_by_pretrainings_own_validation(places, tmp_path):
+    """As of a run on the base's text that begins with the merged weights and does not move."""
+    adapted(places)
+    before, after = (evaluate(places / "base", adapted=other) for other in (None, places / "lora"))
+    convert.to_hf(places / "lora", tmp_path / "merged")
+    run(tmp_path / "still", places / "text.txt", "", ["AdamW.learning_rate = 0.0"], init_from=str(tmp_path / "merged"))
+    wanted = evaluate(tmp_path / "still")[1]
+    assert after[0] == before[0] == 3 and after[1].keys() == before[1].keys()
+    assert after[1] == pytest.approx(wanted, rel=1e-5) and abs(after[1]["valid/nll"] - before[1]["valid/nll"]) > 1e-3
+    with pytest.raises(UserError, match="lora was not adapted from this run: model/decoder/layers/mlp/.* of shape"):
+        evaluate(places / "base", gin_params=["gpt.d_ff = 64"], adapted=places / "lora")
+    with pytest.raises(UserError, match="--adapted=.*nowhere: no run is here"):
+        evaluate(places / "base", adapted=tmp_path / "nowhere")
 
 
 def test_they_are_listed():

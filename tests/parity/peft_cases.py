@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 
-from tests.parity import cases
+from tests.parity import cases, pairs_cases, vision_cases
 
 GOLDENS, NAMES = cases.HERE / "peft.npz", cases.HERE / "peft.json"
 CAUSAL, SEQ2SEQ = {"task_type": "CAUSAL_LM"}, {"task_type": "SEQ_2_SEQ_LM"}
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GPT2 = {"target_modules": ["c_attn", "c_fc", "mlp.c_proj"], "fan_in_fan_out": True}
 BERT = {"target_modules": ["query", "value", "output.dense"]}
+RANKS = {"rank_pattern": {"fc2": 2}}
 PATTERNS = {"rank_pattern": {"c_fc": 3}, "alpha_pattern": {"c_fc": 2}}
 
 # case: (the model's, the config's class, its arguments)
@@ -35,14 +36,26 @@ CASES = {
     "t5_prompt": ("t5_v1_0", "PromptTuningConfig", {**SEQ2SEQ, "num_virtual_tokens": 3}),
     "bert_lora": ("bert", "LoraConfig", {"r": 2, **BERT}),
     "bert_ia3": ("bert", "IA3Config", {"target_modules": ["key", "value"], "feedforward_modules": []}),
+    "vit_lora": ("vit", "LoraConfig", {"r": 3, "target_modules": ["q_proj", "o_proj", "fc2"], **RANKS}),
+    "clip_lora": ("clip", "LoraConfig", {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "fc1"]}),
+    "clip_dora": ("clip", "LoraConfig", {"r": 2, "use_dora": True, "target_modules": ["out_proj", "fc2"]}),
     "roberta_lora": ("roberta", "LoraConfig", {"r": 2, **BERT, "use_dora": True}),
 }  # fmt: skip
+
+
+def source(base):
+    """The module of cases that has this model."""
+    return next(module for module in (cases, vision_cases, pairs_cases) if base in module.CONFIGS)
 
 
 def inputs(case):
     """Arguments of the transformers model; a prompt's and a prefix's are one row without padding, where peft counts
     positions as we do."""
     base, kind, _ = CASES[case]
+    if source(base) is vision_cases:
+        return vision_cases.inputs(base)
+    if source(base) is pairs_cases:
+        return dict(zip(("pixel_values", "input_ids"), pairs_cases.inputs(base)))
     given = {name: x for name, x in cases.inputs(base).items() if name != "position_ids"}
     if kind in ("PromptTuningConfig", "PrefixTuningConfig") and base != "t5_v1_0":
         return {name: x[:1] for name, x in given.items() if name != "labels"}
@@ -52,7 +65,8 @@ def inputs(case):
 
 
 def load(case):
-    """{config, tensors: name -> array, logits [B, L, V]} of a golden."""
+    """{config, tensors: name -> array, logits [B, L, V]} of a golden; hidden [B, L, D] of a ViT, and vectors [B + T, E]
+    of pictures and texts of CLIP."""
     found = json.loads(NAMES.read_text())[case]
     with np.load(GOLDENS, allow_pickle=False) as stored:
         logits = stored[case]

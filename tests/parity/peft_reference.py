@@ -12,27 +12,35 @@ import tempfile
 import numpy as np
 import peft
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
-from tests.parity import cases, peft_cases
-from tests.parity.reference import TOLERANCE, model_class
+from tests.parity import peft_cases
+from tests.parity.reference import TOLERANCE
 
 
 def base(case, directory):
     """The transformers model that a case adapts."""
     name = peft_cases.CASES[case][0]
     directory = pathlib.Path(directory)
-    (directory / "config.json").write_text(json.dumps(cases.CONFIGS[name]))
-    save_file(cases.load(name)["weights"], directory / "model.safetensors", metadata={"format": "pt"})
-    return model_class(name).from_pretrained(directory, dtype=torch.float32)
+    golden = peft_cases.source(name).load(name)
+    (directory / "config.json").write_text(json.dumps(golden["config"]))
+    save_file(golden["weights"], directory / "model.safetensors", metadata={"format": "pt"})
+    how = {"add_pooling_layer": False} if name == "vit" else {}
+    kind = getattr(transformers, golden["config"]["architectures"][0])
+    return kind.from_pretrained(directory, dtype=torch.float32, **how)
 
 
 def run(case, adapter):
-    """Logits float32 [B, L, V] of a case under the adapter in a directory."""
+    """What a golden holds of a case (peft_cases.load), under the adapter in a directory."""
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         model = peft.PeftModel.from_pretrained(base(case, directory), adapter).eval()
         given = {name: torch.tensor(x) for name, x in peft_cases.inputs(case).items()}
-        logits = model(**given).logits.numpy()
+        out = model(**given)
+        if "pixel_values" in given:
+            pair = "input_ids" in given
+            return (torch.cat([out.image_embeds, out.text_embeds]) if pair else out.last_hidden_state).numpy()
+        logits = out.logits.numpy()
     return logits[:, -given.get("decoder_input_ids", given["input_ids"]).shape[1] :]
 
 
@@ -46,7 +54,11 @@ def goldens():
             shapes = {name: list(x.shape) for name, x in load_file(file).items()}
             save_file(peft_cases.drawn(shapes), file, metadata={"format": "pt"})
             config = json.loads(pathlib.Path(adapter, "adapter_config.json").read_text())
-            config = {name: x for name, x in config.items() if x is not None}
+            own = {
+                "base_model_name_or_path": None,
+                "target_modules": sorted(config.get("target_modules") or ()) or None,
+            }
+            config = {name: x for name, x in (config | own).items() if x is not None}
             names[case], logits[case] = {"config": config, "shapes": shapes}, run(case, adapter)
             print(f"{case}: largest logit {np.abs(logits[case]).max():.2f}")
     np.savez_compressed(peft_cases.GOLDENS, **logits)

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 
+from paradigm.attentive import Attentive
 from paradigm.dataset import Dataset
 from t5like.models import bert, gpt, t5
 from t5like.tasks import SpanQA, TextClassification, TextToText, TokenTagging
@@ -19,13 +20,14 @@ TASKS = {
     "class": TextClassification(BERT, classes=3, length=16, hidden=True),
     "classes": TextClassification(GPT, classes=3, kind="classes", length=16),
     "number": TextClassification(T5, kind="number", length=16, pair=True, pool="mean"),
+    "attentive": TextClassification(BERT, classes=3, length=16, pool=Attentive()),
     "tags": TokenTagging(BERT, classes=3, length=16),
     "answer": SpanQA(BERT, length=24, dropout=0.1),
     "texts": TextToText(T5, length=16, target_length=8),
     "prefix": TextToText(GPT, length=16, target_length=8, prefix=True),
 }
 TASKS = {name: task.bind(TOKENIZER.vocabulary) for name, task in TASKS.items()}
-SLOW = ("classes", "number", "texts")  # of which another stands for most
+SLOW = ("classes", "number", "texts", "attentive")  # of which another stands for most
 everyone = contract.one_by_one(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TASKS]
 )

@@ -68,6 +68,40 @@ def test_choices_by_likelihood(tmp_path):
         MultipleChoice(records, ("{a}",))
 
 
+def test_shots_stand_before_what_is_asked(tmp_path):
+    """The same as asking with the examples written out."""
+    rows = [{"q": f"q{k}", "a": "ab", "b": "cde", "right": "ab" if k % 3 else "cde"} for k in range(6)]
+    write = lambda name, rows: (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write("asked.jsonl", rows)
+    write("shown.jsonl", [{**row, "q": row["q"].upper()} for row in rows[:4]])
+    recipe = lambda name, template: TextRecords(str(tmp_path / name), template, label="right")
+    objective = NextToken(GPT, 64).bind(TOKENIZER.vocabulary)
+    variables = {"params": jax.jit(objective.init)(jax.random.key(0))}
+    data, choices = types.SimpleNamespace(tokenizer=TOKENIZER), ("{a}", "{b}")
+    of = lambda shots, shown=None, **how: MultipleChoice(
+        recipe("asked.jsonl", "{q}="), choices, shots=shots, shown=shown, between=";", **{"length": 64, **how}
+    )
+    for shown in (None, recipe("shown.jsonl", "{q}=")):
+        evaluator = of(3, shown)
+        before = [evaluator.examples(k) for k in range(6)]
+        answers = {f"{row['q']}={row['right']};" for row in rows}
+        for k, texts in enumerate(before):
+            assert len(set(texts)) == 3 and f"q{k}={rows[k]['right']};" not in texts
+            assert {text.lower() for text in texts} <= answers and texts[0][0].isupper() == (shown is not None)
+        assert len(set(map(tuple, before))) > 3 and before == [of(3, shown).examples(k) for k in range(6)]
+        name = f"whole {shown is None}.jsonl"
+        write(name, [{**row, "q": "".join(texts) + row["q"]} for texts, row in zip(before, rows)])
+        found, _ = evaluator.run(objective, variables, data)
+        whole, _ = MultipleChoice(recipe(name, "{q}="), choices, length=64).run(objective, variables, data)
+        assert found == whole | {"choice_shots": 3.0}
+    fits = len("q0=cde;q0=cde;q0=cde")
+    assert of(3, length=fits).run(objective, variables, data)[0]["choice_shots"] == 2.0
+    with pytest.raises(UserError, match="MultipleChoice.shots=6, and there are 5 records to show: ask for fewer"):
+        of(6).check(objective, data)
+    with pytest.raises(UserError, match="MultipleChoice.shots=0: how many records stand before"):
+        of(0, recipe("shown.jsonl", "{q}="))
+
+
 def test_dialogues_become_contexts_and_responses(tmp_path):
     rows = [{"turns": ["hi", "hello", "bye", "see you"]},
             {"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},

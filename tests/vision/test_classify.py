@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paradigm import trees
+from paradigm.attentive import Attentive
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.optim import SGD
@@ -21,6 +22,7 @@ BATCH = tiny.batch_of()
 VIT = Classify(
     encoder=tiny.encoder(dropout=0.1), augment=tiny.views(), host_image_size=tiny.HOST_SIZE, classes=3, smoothing=0.1
 )
+ATTENTIVE = dataclasses.replace(VIT, pool=Attentive(2))
 RESNET = dataclasses.replace(VIT, encoder=resnet("tiny", width=0.125, channels=3))
 
 
@@ -42,7 +44,7 @@ def test_microbatches():
         tiny.traced(RESNET, SGD(1e-2), microbatches=2)
 
 
-@pytest.mark.parametrize("objective", [VIT, RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("objective", [VIT, RESNET, ATTENTIVE], ids=["vit", "resnet", "attentive"])
 @contract.every_mesh
 def test_sharding(objective, mesh):
     contract.check_sharding(objective, unlabelled, mesh)
@@ -69,6 +71,21 @@ def test_loss_by_loops():
     np.testing.assert_allclose(loss.terms["labels"].sum, total, rtol=1e-5)
     assert count == loss.terms["labels"].weight == 5
     assert loss.metrics["accuracy"][0] == right
+
+
+def test_an_attentive_pool_reads_every_patch_and_no_class_token():
+    params = tiny.params(ATTENTIVE)
+    pooled, seen = np.ones((2, 16)), {"patches": np.random.default_rng(0).normal(size=(2, 4, 16))}
+
+    def right(pooled, patches):
+        scores = ATTENTIVE.scores({"params": params}, pooled, {"patches": patches})
+        return jnp.sum(scores**2)
+
+    of_pooled, of_patches = jax.grad(right, (0, 1))(pooled, seen["patches"])
+    assert not np.any(of_pooled) and (np.abs(of_patches).max(-1) > 0).all()
+    assert {name for name in params} == {"encoder", "pool", "classifier"} == {*ATTENTIVE.heads, "encoder"}
+    with pytest.raises(UserError, match="Classify.pool reads patches, and a ResNet has none: take a ViT"):
+        dataclasses.replace(RESNET, pool=Attentive())
 
 
 def test_running_statistics_follow_the_batch():

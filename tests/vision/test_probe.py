@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from paradigm import probing, progress
+from paradigm.adapt import LinearProbe
+from paradigm.attentive import Attentive
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.optim import AdamW
 from paradigm.records import Subset
+from paradigm.step import init_state
 from tests import contract
 from tests.vision import tiny
 from vision import probe
@@ -141,6 +145,28 @@ def test_finetuning_starts_from_the_encoder_and_learns():
     accuracies = [probes.run(objective, variables, data)[0]["finetune"] for probes in (few, many)]
     assert accuracies[1] > accuracies[0] + 0.2
     contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])  # nothing was overwritten
+
+
+def test_an_attentive_probe_learns_over_an_encoder_that_stays(monkeypatch):
+    objective, data = mae(), digits()
+    variables = {"params": tiny.params(objective)}
+    how = {"pool": Attentive(), "adapt": LinearProbe()}
+    whole, params, _ = probe.classifier(objective, variables, 10, **how)
+    state = init_state(whole, AdamW(1e-3), 0, params=params)
+    assert {*state.params} == {"pool", "classifier"} and {*state.frozen} == {"encoder"}
+    asked, plain = [], Probes.trained
+    monkeypatch.setattr(Probes, "trained", lambda *args, **how: asked.append(args) or plain(*args, **how))
+    probes = Probes(("attentive",), None, 100, random=False, epochs=8, finetune_batch=32)
+    assert probes.run(objective, variables, data)[0]["attentive"] > 0.35  # chance is 0.1
+    one, two, last = asked  # (probes, objective, variables, train, test, classes, steps, optimizer)
+    apart = {*one[4].positions}
+    assert len(apart) == len(last[3]) // 10 and not apart & {*one[3].positions}
+    assert [len(x[3]) + len(x[4]) for x in (one, two)] == [len(last[3])] * 2 and last[4].source is not last[3].source
+    assert (one[-1].learning_rate.peak, two[-1].learning_rate.peak) == (1e-3, 1e-2)
+    contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])
+    convolution = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), host_image_size=8, classes=10)
+    with pytest.raises(UserError, match="Probes: 'attentive' reads patches, and a ResNet has none: take it from"):
+        Probes(("attentive",)).check(convolution, data)
 
 
 def test_finetuning_has_mild_views_in_the_objectives_own_pixels():

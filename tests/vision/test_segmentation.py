@@ -14,10 +14,12 @@ from paradigm.optim import SGD
 from tests import contract
 from tests.vision import tiny
 from tests.vision.pictures import encoded, folder, opened, pixels, records, zipped
+from vision import segments
 from vision.objectives import Segmentation
 from vision.preprocess import PreprocessRegions
 from vision.resnet import resnet
 from vision.segments import Segments, iou
+from vision.sheet import legend
 from vision.synthetic_scenes import COLOURS, Shapes
 
 ENCODER = tiny.encoder(d_model=8, d_ff=16, layers=1, dropout=0.1)
@@ -92,7 +94,7 @@ def test_regions_follow_their_picture_into_a_random_view():
     assert (found != np.asarray(objective.regions(batch))).mean() > 0.05
 
 
-def test_intersection_over_union_by_loops_and_on_a_run():
+def test_intersection_over_union_by_loops_and_on_a_run(monkeypatch):
     draw = np.random.default_rng(0)
     true, found = draw.integers(0, 3, 200), draw.integers(0, 3, 200)
     table = np.zeros((4, 4), int)
@@ -119,6 +121,13 @@ def test_intersection_over_union_by_loops_and_on_a_run():
     np.testing.assert_allclose(numbers["mean_iou"], np.mean(right / union))
     np.testing.assert_allclose([numbers[f"iou/{n}"] for n in named.names], right / union)
     assert artefact.name == "segments" and artefact.value.ndim == 3
+    asked = []
+    monkeypatch.setattr(segments, "legend", lambda entries, width: asked.append(entries) or legend(entries, width))
+    for objective, words in ((named, named.names), (OBJECTIVE, ("class 0", "class 1", "class 2"))):
+        Segments().run(objective, variables, Data())
+        found, true = (np.asarray(x) for x in OBJECTIVE.segment(variables, batch_of(0)))
+        seen = [c for c in (0, 1, 2, -1) if (found == c).any() or (true == c).any()]
+        assert [text for _, text in asked.pop()] == [(*words, "not labelled")[c] for c in seen] and len(seen) == 4
 
 
 @pytest.mark.parametrize("way", ["images/{split}/{name}.jpg", "{split}/images/{name}.jpg", "{split}/{name}.jpg"])

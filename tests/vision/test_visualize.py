@@ -10,7 +10,7 @@ from vision.augment import no_views
 from vision.data import ImageData
 from vision.objectives import MAE, Classify, SimCLR
 from vision.resnet import resnet
-from vision.sheet import GAP, LINE, RIGHT, sheet, titled
+from vision.sheet import GAP, LINE, RIGHT, legend, sheet, titled
 from vision.visualize import Neighbours, PatchPCA, Reconstructions, Views
 from vision.vit import vit
 
@@ -55,6 +55,18 @@ def test_a_title_stands_above_and_is_never_cut():
         assert has_words(shown[:above]) and (shown[above:, :width] == 0).all()
         assert (shown[:, -2:] == 255).all() or width == 300
         assert shown.dtype == np.uint8 and shown.shape[2] == 3
+
+
+def test_a_legend_has_every_colour_once_and_breaks_its_lines():
+    colours = [(1.0, 0.0, 0.0), (0.0, 0.5, 1.0), (0.2, 0.2, 0.2)]
+    entries = list(zip(colours, ("red", "a longer name", "grey")))
+    for width, lines in ((400, 1), (160, 2), (20, 3)):
+        shown = legend(entries, width)
+        assert len(shown) == lines * LINE and shown.shape[1] >= width and shown.dtype == np.uint8
+        for colour in colours:
+            inside = (shown == np.round(255 * np.array(colour))).all(2)
+            assert inside.sum() >= (LINE - 2 * GAP - 1) ** 2
+        assert has_words(shown[:, LINE:])
 
 
 def test_frames_and_captions_are_of_one_picture():

@@ -24,6 +24,22 @@ def rename(name):
     return "vit." + name if name.startswith(_BARE) else name
 
 
+_IN_MEMORY = (
+    ("encoder.layer.", "layers."),
+    *((f"attention.attention.{name}", f"attention.{name[0]}_proj") for name in ("query", "key", "value")),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+
+
+def in_memory(name):
+    """A module of a released file as version 5 calls it (transformers 5.24, models/vit/modeling_vit.py)."""
+    for old, new in _IN_MEMORY:
+        name = name.replace(old, new)
+    return name
+
+
 def vit_fields(config, *channels, eps=1e-12):
     """What every kind of ViT has in config.json, as fields of ours. channels: the default, where there is one."""
     return {
@@ -133,6 +149,7 @@ VIT = Family(
     ignored=r"(vit\.)?pooler\..*|classifier\..*|vit\.embeddings\.mask_token|decoder\..*",
     rename=rename,
     written=lambda name: name.removeprefix("vit."),  # a bare encoder's names have no prefix
+    in_memory=in_memory,
     irrelevant=("encoder_stride", "pooler_act", "pooler_output_size", "tie_word_embeddings"),
     heads=True,
 )

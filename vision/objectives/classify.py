@@ -4,18 +4,21 @@
 
 With mixup or CutMix a picture is one of two, and y the mean of their labels by their shares (see vision/mixing.py).
 
-It is the yardstick of the others and, started from their encoders, the full fine-tune of He et al. 2022, appendix A.1.
+It is the yardstick of the others and, started from their encoders, the full fine-tune of He et al. 2022, appendix A.1;
+with Experiment.adapt = @LinearProbe() a linear probe, and with pool = @Attentive() beside it an attentive one.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from paradigm.attentive import Attentive
 from paradigm.errors import UserError
 from paradigm.layers import Dense
-from paradigm.objective import Loss, OnClasses, Term
+from paradigm.objective import EVALUATION, Loss, OnClasses, Term
 from vision.mixing import ENTRIES, erase, mix, pair
 from vision.objectives.base import ImageObjective
 
@@ -33,7 +36,7 @@ class Linear(nn.Module):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classify(OnClasses, ImageObjective):
     """Labels from pictures. classes: how many; None: as many as the data have. smoothing: the part of a label's
-    probability given to all classes alike.
+    probability given to all classes alike. pool: an Attentive, which reads all patches; None: z is the encoder's own.
 
     mixup, cutmix: the parameter of the Beta distribution that a picture's share is drawn from; 0 is off. erasing: the
     probability of a box of noise. DeiT has 0.8, 1.0 and 0.25. All three in training alone.
@@ -42,6 +45,7 @@ class Classify(OnClasses, ImageObjective):
     """
 
     classes: int | None = None
+    pool: Attentive | None = None
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -53,6 +57,9 @@ class Classify(OnClasses, ImageObjective):
         super().__post_init__()
         if min(self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
             raise UserError("Classify.mixup and cutmix must be 0 or more, and erasing a probability")
+        if self.pool is not None and self.encoder.grid is None:
+            name = type(self.encoder).__name__
+            raise UserError(f"Classify.pool reads patches, and a {name} has none: take a ViT, or leave the pool out")
 
     def check_data(self, prepared):
         self.check_classes(prepared, prepared.name)
@@ -76,12 +83,21 @@ class Classify(OnClasses, ImageObjective):
         return images, jnp.where(alone, 1.0, share), jnp.where(alone, 0, other["label"])
 
     def modules(self):
-        return {**super().modules(), "classifier": (Linear(self.known_classes), jnp.zeros((1, self.encoder.features)))}
+        width, heads = self.encoder.features, {}
+        if self.pool is not None:
+            heads["pool"] = self.pool.module(self.encoder), jnp.zeros((1, 1, width))
+        heads["classifier"] = Linear(self.known_classes), jnp.zeros((1, width))
+        return {**super().modules(), **heads}
 
     def logits(self, variables, images):
         """Normalised images [B, H, W, C] -> float32 [B, classes], in evaluation."""
-        pooled, _ = self.features(variables, images)
-        return self.apply("classifier", variables, pooled)[0]
+        return self.scores(variables, *self.features(variables, images))
+
+    def scores(self, variables, pooled, intermediates, ctx=EVALUATION):
+        """float32 [B, classes] of what the encoder gave."""
+        if self.pool is not None:
+            pooled, _, _ = self.apply("pool", variables, intermediates["patches"], ctx=ctx)
+        return self.apply("classifier", variables, pooled, ctx=ctx)[0]
 
     def loss(self, params, extra, batch, ctx):
         images, share, second = self.random_view(batch, ctx) if ctx.train else self.view(batch), 1.0, None
@@ -89,8 +105,8 @@ class Classify(OnClasses, ImageObjective):
             images, share, second = self.mixed(images, batch, ctx)
         keys = ctx.keys("dropout", batch["index"]) if ctx.train else None
         variables = self.variables(params, extra)
-        pooled, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
-        logits, _, _ = self.apply("classifier", variables, pooled, ctx=ctx)
+        *encoded, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
+        logits = self.scores(variables, *encoded, ctx)
         weights = batch["mask"] * (batch["label"] >= 0)
         at = jnp.where(batch["label"] >= 0, batch["label"], 0)
         logs = jax.nn.log_softmax(logits)
@@ -105,4 +121,7 @@ class Classify(OnClasses, ImageObjective):
 
     def forward_flops(self, batch_spec):
         rows, width = batch_spec["mask"].size, self.encoder.features
-        return {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * width * self.known_classes}
+        parts = {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * width * self.known_classes}
+        if self.pool is not None:
+            parts["pool"] = self.pool.module(self.encoder).flops(rows, int(np.prod(self.encoder.grid)))
+        return parts
