@@ -49,6 +49,7 @@ OBJECTIVES = {
     "masked_pairs": MaskedLM(BERT, length=24, rate=0.3, pairs="next").bind(MASKED),
     "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
     "replaced_tokens": ReplacedTokens(BERT.clone(head=False), length=24).bind(MASKED),
+    "c_rts": ReplacedTokens(BERT.clone(head=False), length=24, clusters=8).bind(MASKED),
     "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),
     "simcse": SimCSE(BERT.clone(head=False), length=16, raw=24).bind(MASKED),
 }
