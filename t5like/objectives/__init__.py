@@ -7,6 +7,7 @@ from t5like.objectives.masked_next_token import MaskedNextToken as MaskedNextTok
 from t5like.objectives.multi_token import MultiToken as MultiToken
 from t5like.objectives.next_token import NextToken as NextToken
 from t5like.objectives.pegasus import Pegasus as Pegasus
+from t5like.objectives.position_prediction import PositionPrediction as PositionPrediction
 from t5like.objectives.prefix_lm import PrefixLM as PrefixLM
 from t5like.objectives.replaced_tokens import ReplacedTokens as ReplacedTokens
 from t5like.objectives.simcse import SimCSE as SimCSE
