@@ -11,5 +11,6 @@ from t5like.objectives.position_prediction import PositionPrediction as Position
 from t5like.objectives.prefix_lm import PrefixLM as PrefixLM
 from t5like.objectives.replaced_tokens import ReplacedTokens as ReplacedTokens
 from t5like.objectives.simcse import SimCSE as SimCSE
+from t5like.objectives.spactor import SpacTor as SpacTor
 from t5like.objectives.span_corruption import SpanCorruption as SpanCorruption
 from t5like.objectives.ul2 import UL2 as UL2
