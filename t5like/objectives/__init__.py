@@ -5,6 +5,7 @@ from t5like.objectives.electra import ELECTRA as ELECTRA
 from t5like.objectives.masked_lm import MaskedLM as MaskedLM
 from t5like.objectives.masked_next_token import MaskedNextToken as MaskedNextToken
 from t5like.objectives.multi_token import MultiToken as MultiToken
+from t5like.objectives.mutor import MuToR as MuToR
 from t5like.objectives.next_token import NextToken as NextToken
 from t5like.objectives.pegasus import Pegasus as Pegasus
 from t5like.objectives.position_prediction import PositionPrediction as PositionPrediction
