@@ -145,9 +145,7 @@ class SequenceToSequence(HasModel):
         return self._noise.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self._noise.length), jnp.int32)
-        encoder = {"encoder_inputs": read, "encoder_segments": read}
-        return {**encoder, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+        return encoder_spec(batch_size, self._noise)
 
     def modules(self):
         return {"model": (self.model, (jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)))}
@@ -187,9 +185,7 @@ class HiddenTokens:
         return self._masking.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-        text = text_spec(batch_size, self._masking.target_length)
-        return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
+        return encoder_spec(batch_size, self._masking)
 
     def throughput(self, batch_spec):
         return "tokens", batch_spec["encoder_inputs"].size
@@ -207,6 +203,13 @@ def _below(kind):
     for one in kind.__subclasses__():
         yield from _below(one)
         yield one
+
+
+def encoder_spec(batch_size, noise):
+    """ShapeDtypeStructs of a batch that an encoder reads. noise: what makes it, with `length` and `target_length`."""
+    read = jax.ShapeDtypeStruct((batch_size, noise.length), jnp.int32)
+    text = text_spec(batch_size, noise.target_length)
+    return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
 
 
 def text_spec(batch_size, length):

@@ -25,7 +25,14 @@ from paradigm.capabilities import HasModel
 from paradigm.objective import MAIN, rows_spec
 from t5like.denoisers import PUBLISHED, Mixture
 from t5like.models import PARTITION_RULES, Decoder, EncoderDecoder
-from t5like.objectives.base import LeftToRight, SequenceToSequence, TextObjective, padding_share, text_spec
+from t5like.objectives.base import (
+    LeftToRight,
+    SequenceToSequence,
+    TextObjective,
+    encoder_spec,
+    padding_share,
+    text_spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +78,8 @@ class UL2(HasModel, TextObjective):
 
     def batch_spec(self, batch_size, phase=MAIN):
         one = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        read = jax.ShapeDtypeStruct((batch_size, self._noise.length), jnp.int32)
-        own = {"prefix": one} if self._noise.joined else {"encoder_inputs": read, "encoder_segments": read}
-        return {"denoiser": one, **own, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+        joined = {"prefix": one, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+        return {"denoiser": one, **(joined if self._noise.joined else encoder_spec(batch_size, self._noise))}
 
     def modules(self):
         return self._way.modules(self)
