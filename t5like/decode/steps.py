@@ -84,9 +84,9 @@ def batch_of(objective, vocabulary, prompts, new, inputs, name="model"):
     if not prompts:
         raise UserError("there is no prompt to go on from: give one or more")
     check_room(objective, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0, name)
-    rows = _whole_rows(len(prompts))
+    rows = whole_rows(len(prompts))
     prompts = [np.r_[vocabulary.start, row] for row in prompts]
-    width = lambda texts: min(_rounded(max(map(len, texts))), _room(objective, name))
+    width = lambda texts: min(rounded(max(map(len, texts))), room(objective, name))
     pad = lambda texts, filler=0: padded(texts, width(texts), rows, filler)
     lengths = np.resize([len(row) for row in prompts], rows).astype(np.int32)
     read, segments = None, None
@@ -101,7 +101,7 @@ def new_cache(objective, batch, length, name="model"):
     return model.new_cache(batch, length) if adapt is None else adapt.new_cache(model, batch, length)
 
 
-def _room(objective, name="model"):
+def room(objective, name="model"):
     """Tokens for which there are positions; soft tokens have the first of them."""
     model = objective.modules()[name][0]
     if model.positions != "learned":
@@ -111,18 +111,18 @@ def _room(objective, name="model"):
 
 def check_room(objective, prompt, new, inputs=0, name="model"):
     """Raises UserError where so many tokens pass the learned positions of the model."""
-    if max(prompt + new, inputs) > _room(objective, name):
+    if max(prompt + new, inputs) > room(objective, name):
         raise UserError(
             f"a prompt of {inputs or prompt} tokens and max_new_tokens={new} do not fit into "
-            f"max_length={_room(objective, name)} positions"
+            f"max_length={room(objective, name)} positions"
         )
 
 
-def _rounded(n):
+def rounded(n):
     return max(_LEAST, 1 << (n - 1).bit_length())
 
 
-def _whole_rows(count):
+def whole_rows(count):
     """How many rows to compute so that they divide over the mesh, when there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = int(np.prod([size for axis, size in mesh.shape.items() if axis in BATCH])) if not mesh.empty else 1

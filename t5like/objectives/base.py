@@ -6,9 +6,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Generating, HasModel, TextScoring
+from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
+from t5like.decode.likelihood import Row, causal_row, hidden_rows
 from t5like.models import PARTITION_RULES
 from t5like.scoring import score_text
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
@@ -120,6 +121,9 @@ class LeftToRight(Generating):
     def loss(self, params, extra, batch, ctx):
         return self.scores(params, batch, self.hidden(params, extra, batch, ctx))
 
+    def sentence(self, ids):
+        return [causal_row(ids, self.known)]
+
     @property
     def partition_rules(self):
         return PARTITION_RULES
@@ -169,6 +173,21 @@ class SequenceToSequence(HasModel):
     def forward_flops(self, batch_spec):
         (batch, source), (_, length) = batch_spec["encoder_inputs"].shape, batch_spec["targets"].shape
         return {"model": self.model.flops(batch, source, length)}
+
+
+class Blanks(SentenceScoring):
+    """How an EncoderDecoder that writes what sentinels hide is asked for a sentence: each token behind a sentinel.
+
+    front: ids before the text, as of a mode.
+    """
+
+    front = ()
+
+    def sentence(self, ids):
+        v = self.known
+        rows = hidden_rows(ids, v.sentinels[0])
+        decoder = [v.start, v.sentinels[0]], [1]
+        return [Row(*decoder, [ids[t]], [*self.front, *text, v.end]) for text, t in rows]
 
 
 class HiddenTokens:

@@ -31,7 +31,7 @@ from t5like import heads
 from t5like.corrupt import SpanNoise
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder, EncoderDecoder
-from t5like.objectives.base import SequenceToSequence, TextObjective
+from t5like.objectives.base import Blanks, SequenceToSequence, TextObjective
 from t5like.scoring import sample_tokens, score_detection, score_text
 
 
@@ -56,7 +56,7 @@ class SpansAndMasks:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpacTor(SequenceToSequence, TextObjective):
+class SpacTor(Blanks, SequenceToSequence, TextObjective):
     """Span corruption of a text some of whose tokens are fakes, which the encoder finds.
 
     model: an EncoderDecoder. length, rate, mean_span, z_loss: see SpanCorruption. hidden_rate: share of the other
