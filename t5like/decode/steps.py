@@ -5,12 +5,14 @@ Lengths are rounded up to powers of two, so that few programs are compiled.
 
 import dataclasses
 import math
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradigm import progress
 from paradigm.errors import UserError
 from paradigm.objective import Objective
 from paradigm.partition import BATCH
@@ -136,6 +138,24 @@ def padded(rows, width, count, filler=0):
         row = rows[i % len(rows)]
         out[i, : len(row)] = row
     return out
+
+
+def fetched(program, rows, counted, *args):
+    """What a jitted program gives, on the host. Counts its `decoded_tokens` by the clock, unless it was compiled first.
+
+    rows: how many of its rows are no filling. counted: what it gives -> the tokens of each row, int [B].
+    """
+    compiled, start = program._cache_size(), time.perf_counter()
+    found = jax.device_get(program(*args))
+    if program._cache_size() == compiled:
+        progress.took("decoded_tokens", int(counted(found)[:rows].sum()), time.perf_counter() - start)
+    return found
+
+
+def written(tokens, end):
+    """int [...]: how many tokens of each row [..., n] were written: to its first end, which is one."""
+    ended = tokens == end
+    return np.where(ended.any(-1), ended.argmax(-1) + 1, tokens.shape[-1])
 
 
 def until(tokens, end):
