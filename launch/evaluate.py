@@ -26,7 +26,7 @@ from launch.run.writers import Console, number
 from launch.storage import filesystem, sync
 from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
-from paradigm.progress import heard_by
+from paradigm.progress import heard_by, timed
 
 
 def evaluate(workdir, step=None, gin_params=(), adapted=None):
@@ -86,14 +86,15 @@ def main(argv):
             raise UserError(f"--step={step}: write a number of steps or 'best'; leave it out for the newest")
         step = int(step)
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
-    step, metrics, artefacts = evaluate(WORKDIR.value, step, GIN_PARAM.value + mesh, ADAPTED.value)
+    with timed() as rates:
+        step, metrics, artefacts = evaluate(WORKDIR.value, step, GIN_PARAM.value + mesh, ADAPTED.value)
     for artefact in artefacts:
         if artefact.kind == "text":
             print(f"{artefact.name}:\n" + "\n".join(f"  {line}" for line in artefact.value.splitlines()))
         elif artefact.kind == "table":
             print(f"{artefact.name}:\n" + "\n".join("  " + "  ".join(map(str, row)) for row in artefact.value))
     width = max(map(len, metrics))
-    for name, value in metrics.items():
+    for name, value in {**metrics, **rates.per_second()}.items():
         print(f"{name:<{width}}  {value:.6g}")
     print(json.dumps({"step": step} | {name: number(value) for name, value in metrics.items()}))
 

@@ -50,13 +50,18 @@ def load(workdir, step=None):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What `load` found: the experiment, and its state after `step` steps. params and extra are trees of jax arrays."""
+    """What `load` found: the experiment, and its state after `step` steps. params and extra are trees of jax arrays.
+
+    speed: {"decoded_tokens_per_second": number} of what was last written by infill, generate, rewrite or caption; empty
+    after a call for which a program had to be compiled first.
+    """
 
     workdir: Any
     step: int
     experiment: Any
     params: Any = dataclasses.field(repr=False)
     extra: Any = dataclasses.field(repr=False)
+    speed: dict = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def objective(self):
@@ -131,7 +136,7 @@ class Run:
         instead = "load a run that was trained for it"
         part = capabilities.ask(getattr(capabilities, capability), self.objective, name, instead)
         known = part.objective, part.variables(self.variables(which)), self.tokenizer, self.labels
-        return getattr(ask, name)(*known, *inputs, **how)
+        return self._timed(getattr(ask, name), *known, *inputs, **how)
 
     def infill(self, text, which=None, **how):
         """The text with its blanks <X>, <Y> ... filled. `how` as in t5like.decode.infill."""
@@ -139,7 +144,8 @@ class Run:
         from t5like import decode
 
         part = ask(Infilling, self.objective, "infill", self._instead())
-        return decode.infill(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
+        variables = part.variables(self.variables(which))
+        return self._timed(decode.infill, part.objective, variables, self.tokenizer, text, **how)
 
     def fill_mask(self, text, which=None, **how):
         """What may stand at each <mask> of the text. `how` as in t5like.fill_mask."""
@@ -162,7 +168,7 @@ class Run:
         part = ask(Generating, self.objective, "generate", self._instead())
         how.setdefault("prefix", part.objective.prefix)
         variables = part.variables(self.variables(which))
-        return decode.generate(part.objective, variables, self.tokenizer, prompt, **how)
+        return self._timed(decode.generate, part.objective, variables, self.tokenizer, prompt, **how)
 
     def caption(self, images, prompt="", which=None, **how):
         """A caption of each picture uint8 [h, w, C], which begins with the prompt. `how` as in multimodal.captions."""
@@ -172,7 +178,17 @@ class Run:
         part = ask(Captioning, self.objective, "caption", "use an objective that writes captions")
         variables = part.variables(self.variables(which))
         tokenizer = part.objective.tokenizer or self.tokenizer
-        return caption(part.objective, variables, tokenizer, images, prompt, **how)
+        return self._timed(caption, part.objective, variables, tokenizer, images, prompt, **how)
+
+    def _timed(self, function, *inputs, **how):
+        """What a function gives; `speed` is then its own."""
+        from paradigm.progress import timed
+
+        with timed() as rates:
+            found = function(*inputs, **how)
+        self.speed.clear()
+        self.speed.update(rates.per_second())
+        return found
 
     def _instead(self):
         """What a person who asked for the wrong one of infill and generate may do."""

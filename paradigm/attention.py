@@ -29,6 +29,7 @@ class AttentionMask:
     queries, keys: int32 [B, L] and [B, S] or None; segments. A query sees the keys of its own segment. With `keys`
         alone, keys of segment 0 are padding and the rest is visible to every query.
     offset: int32 [B] or [], the first query's position among the keys, as in decoding with a cache; None is 0.
+    alone: bool [B or 1, S] or None; keys that no query sees but the one at their own place (MuToR's registers).
     shared: static; the first so many positions, soft tokens, are seen by every query, and see all but padding that
         `causal` lets them see.
     window: int, or int32 [] where layers differ; None, or of what the rest lets through only keys fewer than `window`
@@ -42,6 +43,7 @@ class AttentionMask:
     keys: Any = None
     offset: Any = None
     window: Any = None
+    alone: Any = None
     shared: int = struct.field(pytree_node=False, default=0)
 
     def positions(self, length):
@@ -55,6 +57,7 @@ class AttentionMask:
             prefix=None if self.prefix is None else self.prefix + count,
             queries=front(self.queries) if queries else self.queries,
             keys=front(self.keys),
+            alone=None if self.alone is None else jnp.pad(self.alone, ((0, 0), (count, 0))),
             offset=self.offset if queries else count + (0 if self.offset is None else self.offset),
             shared=self.shared + count,
         )
@@ -83,6 +86,9 @@ class AttentionMask:
             if self.shared:
                 near |= self._shared(length, source)
             seen = near if seen is None else seen & near
+        if self.alone is not None:
+            own = ~self.alone[:, None, :] | (jnp.arange(source) == self.positions(length)[..., None])
+            seen = own if seen is None else seen & own
         return None if seen is None else seen[:, None]
 
     def _shared(self, length, source):

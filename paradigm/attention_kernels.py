@@ -110,7 +110,8 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=
 def _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale):
     # A triangle that starts at the first key is a kernel's own mask; any other is an array of 16-bit numbers to it.
     triangle = mask.causal and mask.offset is None and not mask.shared
-    masked = any(x is not None for x in (mask.keys, mask.prefix, mask.window)) or (mask.causal and not triangle)
+    arrays = mask.keys, mask.prefix, mask.window, mask.alone
+    masked = any(x is not None for x in arrays) or (mask.causal and not triangle)
     batch, _, length, _ = q_BxHxLxK.shape
     source = k_BxGxSxK.shape[2]
     seen = mask.expand(length, source) if masked else None

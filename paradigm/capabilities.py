@@ -46,13 +46,14 @@ class Infilling(HasModel):
 
 
 class SentenceScoring(HasModel):
-    """Gives each token of a sentence a probability (t5like/likelihood.py).
-
-    both_sides: from all others, where it is hidden; else from those before it.
-    """
+    """Gives each token of a sentence a probability: from those before it, or from all others, where it is hidden."""
 
     can = "score sentences"
-    both_sides: bool
+
+    def sentence(self, ids):
+        """How the model is asked for the tokens of a sentence, a list of ids without cls, sep or start: a list of Row
+        (t5like/decode/likelihood.py) whose targets are, one after the other, these tokens."""
+        raise NotImplementedError
 
 
 class Generating(SentenceScoring, TextScoring):
@@ -62,7 +63,6 @@ class Generating(SentenceScoring, TextScoring):
     """
 
     can = "continue a text"
-    both_sides = False
     prefix: bool
 
 
@@ -70,7 +70,6 @@ class FillingMasks(SentenceScoring):
     """Finds hidden tokens from those on both sides. model: an Encoder."""
 
     can = "fill masks"
-    both_sides = True
 
 
 class Classifying(HasModel):

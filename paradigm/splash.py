@@ -25,6 +25,8 @@ def unfit(q_BxHxLxK, k_BxGxSxK, mask):
     ways = _ways()
     if mask.prefix is not None:
         return "a prefix is no static mask"
+    if mask.alone is not None:
+        return "keys that one query sees are no static mask"
     if mask.shared:
         return "soft tokens are no static mask"
     if mask.window is not None and not isinstance(mask.window, int):

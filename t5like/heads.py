@@ -8,7 +8,7 @@ from paradigm.layers import ACTIVATIONS, Dense
 from paradigm.transformer import Architecture
 
 PARTITION_RULES = (
-    (r"(^|/)(detector|pooler|pairs)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]
+    (r"(^|/)(detector|pooler|pairs|pointer)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]
     (r"(^|/)(detector|pairs)/out/kernel$", ("fsdp", None)),  # [D, n]
 )
 
@@ -23,16 +23,30 @@ class TokenHead(Architecture, kw_only=True):
 
     @nn.compact
     def __call__(self, x):
-        activation, inputs = choose("activation", self.activation, ACTIVATIONS)
-        if inputs > 1:
-            raise UserError(f"the head has one product, and {self.activation} takes {inputs}: set head_activation")
-        x = activation(Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="dense")(x))
+        x = one_product(self.activation)(Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="dense")(x))
         return Dense((self.classes,), 1, True, self.init_std, self.dtype, name="out")(x)
 
     @nn.nowrap
     def flops(self, tokens):
         """Forward FLOPs of the products at so many tokens."""
         return 2 * tokens * self.d_model * (self.d_model + self.classes)
+
+
+class Pointer(Architecture, kw_only=True):
+    """Queries that point at places: [..., D] -> [..., D], norm(activation(dense(x)))."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = Dense((self.d_model,), 1, True, self.init_std, self.dtype, name="dense")(x)
+        return self.make_norm("norm")(one_product(self.activation)(x))
+
+
+def one_product(name):
+    """The activation of that name. Raises UserError for one of two products, which a head does not have."""
+    activation, inputs = choose("activation", name, ACTIVATIONS)
+    if inputs > 1:
+        raise UserError(f"the head has one product, and {name} takes {inputs}: set head_activation")
+    return activation
 
 
 def token_head(model, classes=1):

@@ -1,110 +1,17 @@
-"""Log-probabilities of the tokens of a sentence, of causal and of masked models, and two evaluators by them.
-
-    causal    log p(x[t] | x[<t])                        their sum is the log-likelihood of the sentence
-    masked    log p(x[t] | x with t alone hidden)        their sum is its pseudo-log-likelihood
-
-(Salazar et al. 2020, "Masked Language Model Scoring", sections 2.1 and 2.3). What compares sentences by the sum
-compares models of both kinds by one protocol.
-"""
+"""Evaluators of how probable sentences are, to models of all kinds (t5like/decode/likelihood.py)."""
 
 import dataclasses
-import functools
 import json
 import math
 import zipfile
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paradigm.capabilities import SentenceScoring
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.storage import expand
-from t5like.corrupt import shifted
-from t5like.models import Decoder, Encoder
-
-ROUNDED = 16  # sentences are padded to a multiple, so that few lengths are compiled
-TOKENS = 4096  # in a batch
-
-
-def log_probs(objective, variables, sentences):
-    """[float32 [n] of each sentence]: of each of its tokens.
-
-    Args:
-        objective: of SentenceScoring, with a Decoder or an Encoder. variables: of objective.apply.
-        sentences: lists of ids, without cls, sep or start.
-
-    Raises:
-        UserError: a model of another kind, a vocabulary without a mask, or a sentence longer than the positions.
-    """
-    v, model = objective.known, objective.model
-    masked, framed = objective.both_sides, isinstance(model, Encoder)
-    if not isinstance(model, Encoder | Decoder):
-        raise UserError(f"sentences are scored by an Encoder or a Decoder, and the model is a {type(model).__name__}")
-    if masked and v.mask is None:
-        raise UserError("a masked model scores a token by hiding it, and the tokenizer has no mask: give it specials")
-    front, back = ([i for i in (x,) if i is not None] for x in (v.cls, v.sep)) if framed else ((), ())
-    moved = lambda x: shifted(x, np.ones(len(x), np.int32), v.start)["inputs"]
-    rows = []  # (sentence, ids to read, segments, place, target); causal: one a sentence, all places
-    for number, ids in enumerate(sentences):
-        whole = np.array([*front, *ids, *back], np.int32)
-        if model.positions == "learned" and len(whole) > model.places:
-            raise UserError(f"a sentence of {len(whole)} tokens, and the model has {model.places} learned positions")
-        if not masked:
-            rows.append((number, moved(whole), whole, 0))
-            continue
-        for place in range(len(front), len(front) + len(ids)):
-            hidden = whole.copy()
-            hidden[place] = v.mask
-            rows.append((number, hidden if framed else moved(hidden), whole, place))
-    found = [[] for _ in sentences]
-    rows.sort(key=lambda row: len(row[1]))  # neighbours are of a length; places of a sentence keep their order
-    start = 0
-    while start < len(rows):
-        length = -(-len(rows[start][1]) // ROUNDED) * ROUNDED
-        length = min(length, model.places) if model.positions == "learned" else length
-        count = max(1, TOKENS // length)
-        some = [row for row in rows[start : start + count] if len(row[1]) <= length]
-        start += len(some)
-        pad = lambda x, n: np.pad(x, [(0, n - len(x))] + [(0, 0)] * (np.ndim(x) - 1))
-        stack = lambda k: pad(np.stack([pad(row[k], length) for row in some]), count)
-        read, whole = stack(1), stack(2)
-        segments = pad(np.stack([pad(np.ones(len(row[1]), np.int32), length) for row in some]), count)
-        if masked:
-            places = pad(np.array([[row[3]] for row in some]), count)
-            scores = np.asarray(_masked(objective, variables, read, segments, places, whole))
-            for row, score in zip(some, scores):
-                found[row[0]].append(score[0])
-        else:
-            for row, score in zip(some, np.asarray(_causal(objective, variables, read, segments, whole))):
-                found[row[0]] = score[: len(row[1])]
-    return [np.asarray(scores, np.float32) for scores in found]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _causal(objective, variables, read, segments, targets):
-    logits, _, _ = objective.apply("model", variables, read, None, segments)
-    return _picked(objective, logits, targets)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _masked(objective, variables, read, segments, places, whole):
-    if isinstance(objective.model, Encoder):
-        hidden, _, _ = objective.apply("model", variables, read, None, segments, places, method="hidden")
-    else:  # which predicts where the token before is read
-        all_see = jnp.full(read.shape[:1], read.shape[1], jnp.int32)
-        hidden, _, _ = objective.apply("model", variables, read, None, segments, None, all_see, method="hidden")
-        hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    kernel = objective.output_kernel(variables["params"]).astype(hidden.dtype)
-    logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
-    return _picked(objective, logits, jnp.take_along_axis(whole, places, axis=1))
-
-
-def _picked(objective, logits, targets):
-    known = jnp.arange(logits.shape[-1]) < objective.known.size
-    logs = jax.nn.log_softmax(jnp.where(known, logits, -jnp.inf))
-    return jnp.take_along_axis(logs, targets[..., None], axis=-1)[..., 0]
+from t5like.decode.likelihood import log_probs
 
 
 @dataclasses.dataclass(frozen=True)

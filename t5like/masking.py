@@ -128,7 +128,7 @@ class Masking:
             hidden, kind = self._draw(rng, text, segments, count)
         corrupted = tokens.copy()
         masked, drawn = hidden[kind < self.masked], hidden[(kind >= self.masked) & (kind < self.masked + self.random)]
-        corrupted[masked] = v.mask
+        corrupted[masked] = v.filler if v.mask is None else v.mask  # without one, `masked` is empty
         corrupted[drawn] = rng.choice(self._text_ids, len(drawn))
         corrupted[segments == 0] = v.filler
 

@@ -61,6 +61,21 @@ def score_detection(logits, replaced, weights, coefficient=1.0):
     return Loss({"detection": Term((nll * weights).sum(), count, coefficient)}, metrics)
 
 
+def sample_tokens(hidden, kernel, keys, size, temperature=1.0):
+    """A token for each place: int32 [B, P], drawn from the softmax of hidden [B, P, E] @ kernel [E, V] over the first
+    `size` ids; no gradient goes through. keys: [B], of the rows."""
+    hidden, kernel = jax.lax.stop_gradient((hidden, kernel.astype(hidden.dtype)))
+    known = jnp.arange(kernel.shape[1]) < size  # the table's last rows are no tokens
+
+    def at(place):  # one at a time: [B, V] stands, and not [B, P, V]
+        n, hidden_BxE = place
+        logits = jnp.dot(hidden_BxE, kernel, preferred_element_type=jnp.float32) / temperature
+        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, n), kernel.shape[1:]))(keys)
+        return jnp.argmax(jnp.where(known, logits + noise, -jnp.inf), -1).astype(jnp.int32)  # Gumbel's trick
+
+    return jax.lax.map(at, (jnp.arange(hidden.shape[1]), hidden.swapaxes(0, 1))).swapaxes(0, 1)
+
+
 def score_pairs(logits, pair, weights):
     """Which of two kinds each pair of texts is, as a Loss: the term `pair` (nats a pair), the metric `pair_accuracy`.
 

@@ -38,7 +38,7 @@ from launch.storage import workdir as run_directory
 from launch.storage.checkpoint import Checkpoints
 from launch.storage.sync import WorkdirSync
 from paradigm.errors import UserError
-from paradigm.progress import heard_by
+from paradigm.progress import heard_by, timed
 from t5like.vocabulary import same
 
 STAND_INS = ("0", "1")  # for the names of classes until the data are there: no axis of a mesh depends on them
@@ -228,7 +228,7 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
             watch.at(f"the evaluation after step {step}", UNHURRIED)
             start = time.perf_counter()
             try:
-                with heard_by(writers.status):
+                with heard_by(writers.status), timed() as rates:
                     found = evaluation.run(state, stop.hurried)
             except Exception:
                 if jax.process_count() == 1 and step not in checkpoints.steps():  # else the others would wait
@@ -241,7 +241,7 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
             if found is None:  # a signal came; the evaluation is due again when the run goes on
                 continue
             evaluated, metrics = step, found[0]
-            writers.valid(step, *found, {"seconds": time.perf_counter() - start})
+            writers.valid(step, *found, {"seconds": time.perf_counter() - start, **rates.per_second()})
             if experiment.best_metric not in metrics:
                 writers.say(
                     f"warning: Experiment.best_metric='{experiment.best_metric}' is none of {', '.join(metrics)}"

@@ -10,11 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from paradigm.errors import UserError
 from paradigm.partition import constrain
-from t5like.decode.steps import Reader, batch_of, until
+from t5like.decode.steps import Reader, batch_of, fetched, until, written
 
 _NEVER = -1e9
 
@@ -126,6 +125,8 @@ def beam_rows(
         raise UserError(f"n_best={n_best} of beams={beams}: ask for 1 or more, and for no more than there are beams")
     read, lengths, source, segments = batch_of(objective, vocabulary, prompts, new, inputs)
     fixed = new, beams, float(length_penalty), vocabulary.end, vocabulary.size, source, segments, prefix
-    found = beam_search(objective, variables, read, lengths, *fixed, vocabulary.filler)
-    texts, scores = (np.asarray(x)[: len(prompts), :n_best] for x in jax.device_get(found))
+    count = lambda found: written(found[0][:, 0], vocabulary.end)  # of the best text of each row
+    fixed = objective, variables, read, lengths, *fixed, vocabulary.filler
+    found = fetched(beam_search, len(prompts), count, *fixed)
+    texts, scores = (x[: len(prompts), :n_best] for x in found)
     return [[(until(row, vocabulary.end), float(score)) for row, score in zip(*one)] for one in zip(texts, scores)]

@@ -11,7 +11,7 @@ import numpy as np
 from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.partition import constrain
-from t5like.decode.steps import Reader, batch_of, until
+from t5like.decode.steps import Reader, batch_of, fetched, until, written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,5 +149,6 @@ def decode_rows(
     index = np.stack([np.zeros(len(read)), np.arange(len(read))], axis=1).astype(np.uint32)
     keys = rng.per_example(rng.key(seed, "decode"), index)
     fixed = new, sampling, vocabulary.end, inputs, segments, prefix, vocabulary.filler, source, name
-    tokens = decode(objective, variables, read, lengths, keys, *fixed)
-    return [until(row, vocabulary.end) for row in np.asarray(jax.device_get(tokens))[: len(prompts)]]
+    count = lambda tokens: written(tokens, vocabulary.end)
+    tokens = fetched(decode, len(prompts), count, objective, variables, read, lengths, keys, *fixed)
+    return [until(row, vocabulary.end) for row in tokens[: len(prompts)]]

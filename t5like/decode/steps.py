@@ -5,12 +5,14 @@ Lengths are rounded up to powers of two, so that few programs are compiled.
 
 import dataclasses
 import math
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradigm import progress
 from paradigm.errors import UserError
 from paradigm.objective import Objective
 from paradigm.partition import BATCH
@@ -84,9 +86,9 @@ def batch_of(objective, vocabulary, prompts, new, inputs, name="model"):
     if not prompts:
         raise UserError("there is no prompt to go on from: give one or more")
     check_room(objective, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0, name)
-    rows = _whole_rows(len(prompts))
+    rows = whole_rows(len(prompts))
     prompts = [np.r_[vocabulary.start, row] for row in prompts]
-    width = lambda texts: min(_rounded(max(map(len, texts))), _room(objective, name))
+    width = lambda texts: min(rounded(max(map(len, texts))), room(objective, name))
     pad = lambda texts, filler=0: padded(texts, width(texts), rows, filler)
     lengths = np.resize([len(row) for row in prompts], rows).astype(np.int32)
     read, segments = None, None
@@ -101,7 +103,7 @@ def new_cache(objective, batch, length, name="model"):
     return model.new_cache(batch, length) if adapt is None else adapt.new_cache(model, batch, length)
 
 
-def _room(objective, name="model"):
+def room(objective, name="model"):
     """Tokens for which there are positions; soft tokens have the first of them."""
     model = objective.modules()[name][0]
     if model.positions != "learned":
@@ -111,18 +113,18 @@ def _room(objective, name="model"):
 
 def check_room(objective, prompt, new, inputs=0, name="model"):
     """Raises UserError where so many tokens pass the learned positions of the model."""
-    if max(prompt + new, inputs) > _room(objective, name):
+    if max(prompt + new, inputs) > room(objective, name):
         raise UserError(
             f"a prompt of {inputs or prompt} tokens and max_new_tokens={new} do not fit into "
-            f"max_length={_room(objective, name)} positions"
+            f"max_length={room(objective, name)} positions"
         )
 
 
-def _rounded(n):
+def rounded(n):
     return max(_LEAST, 1 << (n - 1).bit_length())
 
 
-def _whole_rows(count):
+def whole_rows(count):
     """How many rows to compute so that they divide over the mesh, when there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = int(np.prod([size for axis, size in mesh.shape.items() if axis in BATCH])) if not mesh.empty else 1
@@ -136,6 +138,24 @@ def padded(rows, width, count, filler=0):
         row = rows[i % len(rows)]
         out[i, : len(row)] = row
     return out
+
+
+def fetched(program, rows, counted, *args):
+    """What a jitted program gives, on the host. Counts its `decoded_tokens` by the clock, unless it was compiled first.
+
+    rows: how many of its rows are no filling. counted: what it gives -> the tokens of each row, int [B].
+    """
+    compiled, start = program._cache_size(), time.perf_counter()
+    found = jax.device_get(program(*args))
+    if program._cache_size() == compiled:
+        progress.took("decoded_tokens", int(counted(found)[:rows].sum()), time.perf_counter() - start)
+    return found
+
+
+def written(tokens, end):
+    """int [...]: how many tokens of each row [..., n] were written: to its first end, which is one."""
+    ended = tokens == end
+    return np.where(ended.any(-1), ended.argmax(-1) + 1, tokens.shape[-1])
 
 
 def until(tokens, end):

@@ -208,7 +208,7 @@ class Decoder(TextModel, kw_only=True):
         super().setup()
         self.decoder = self.stack()
 
-    def hidden(self, tokens_in, keys=None, segments=None, positions=None, prefix=None, cache=None):
+    def hidden(self, tokens_in, keys=None, segments=None, positions=None, prefix=None, cache=None, alone=None):
         """int32 [B, L] -> (hidden [B, L, D], intermediates).
 
         Args:
@@ -218,11 +218,12 @@ class Decoder(TextModel, kw_only=True):
             positions: int32 [B, L], restarting with each segment; None counts from the start of the row.
             prefix: int32 [B], how many first positions are visible to all.
             cache: from `new_cache`; intermediates["cache"] is the next one.
+            alone: bool [B or 1, L], tokens that no other one sees (see AttentionMask).
         """
         offset = None if cache is None else cache["index"]
         if positions is None:
             positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(0 if offset is None else offset, (-1, 1))
-        mask = AttentionMask(True, prefix, segments, segments, offset, self.window)
+        mask = AttentionMask(True, prefix, segments, segments, offset, self.window, alone)
         embedded = self.embedded(tokens_in, positions)
         hidden, intermediates = self.decoder(
             embedded, mask, positions=positions, keys=keys, cache=None if cache is None else cache["decoder"]

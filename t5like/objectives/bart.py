@@ -18,14 +18,16 @@ import dataclasses
 import functools
 from typing import Any
 
+from paradigm.capabilities import SentenceScoring
 from paradigm.objective import MAIN
+from t5like.decode.likelihood import Row, hidden_rows, mask_of
 from t5like.denoise import Denoising
 from t5like.models import EncoderDecoder
 from t5like.objectives.base import SequenceToSequence, TextObjective, padding_share
 
 
 @dataclasses.dataclass(frozen=True)
-class Bart(SequenceToSequence, TextObjective):
+class Bart(SequenceToSequence, SentenceScoring, TextObjective):
     """Restoring a window of text from a noisy one.
 
     model: an EncoderDecoder. length: tokens of targets and, at most, of inputs, ends included. infill, mean_span,
@@ -62,6 +64,13 @@ class Bart(SequenceToSequence, TextObjective):
 
     def groups(self, batch):
         return {"hidden": batch["hidden"]}
+
+    def sentence(self, ids):
+        v = self.known
+        front = [] if v.bos is None else [v.bos]
+        before = [v.end if front else v.start, *front]  # as t5like/denoise.py starts a decoder
+        ask = lambda text, t: Row([*before, *ids[:t]], [len(before) + t - 1], [ids[t]], [*front, *text, v.end])
+        return [ask(text, t) for text, t in hidden_rows(ids, mask_of(v))]
 
     def loss(self, params, extra, batch, ctx):
         loss = super().loss(params, extra, batch, ctx)

@@ -6,9 +6,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Generating, HasModel, TextScoring
+from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
+from t5like.decode.likelihood import Row, causal_row, hidden_rows
 from t5like.models import PARTITION_RULES
 from t5like.scoring import score_text
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
@@ -120,6 +121,9 @@ class LeftToRight(Generating):
     def loss(self, params, extra, batch, ctx):
         return self.scores(params, batch, self.hidden(params, extra, batch, ctx))
 
+    def sentence(self, ids):
+        return [causal_row(ids, self.known)]
+
     @property
     def partition_rules(self):
         return PARTITION_RULES
@@ -145,9 +149,7 @@ class SequenceToSequence(HasModel):
         return self._noise.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self._noise.length), jnp.int32)
-        encoder = {"encoder_inputs": read, "encoder_segments": read}
-        return {**encoder, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+        return encoder_spec(batch_size, self._noise)
 
     def modules(self):
         return {"model": (self.model, (jnp.ones((1, 8), jnp.int32), jnp.ones((1, 8), jnp.int32)))}
@@ -173,6 +175,21 @@ class SequenceToSequence(HasModel):
         return {"model": self.model.flops(batch, source, length)}
 
 
+class Blanks(SentenceScoring):
+    """How an EncoderDecoder that writes what sentinels hide is asked for a sentence: each token behind a sentinel.
+
+    front: ids before the text, as of a mode.
+    """
+
+    front = ()
+
+    def sentence(self, ids):
+        v = self.known
+        rows = hidden_rows(ids, v.sentinels[0])
+        decoder = [v.start, v.sentinels[0]], [1]
+        return [Row(*decoder, [ids[t]], [*self.front, *text, v.end]) for text, t in rows]
+
+
 class HiddenTokens:
     """How an Encoder reads windows some tokens of which are hidden or replaced: for the objectives with fields `model`
     and `length`, and `_masking`, a Masking (t5like/masking.py)."""
@@ -187,9 +204,7 @@ class HiddenTokens:
         return self._masking.raw_length
 
     def batch_spec(self, batch_size, phase=MAIN):
-        read = jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32)
-        text = text_spec(batch_size, self._masking.target_length)
-        return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
+        return encoder_spec(batch_size, self._masking)
 
     def throughput(self, batch_spec):
         return "tokens", batch_spec["encoder_inputs"].size
@@ -207,6 +222,13 @@ def _below(kind):
     for one in kind.__subclasses__():
         yield from _below(one)
         yield one
+
+
+def encoder_spec(batch_size, noise):
+    """ShapeDtypeStructs of a batch that an encoder reads. noise: what makes it, with `length` and `target_length`."""
+    read = jax.ShapeDtypeStruct((batch_size, noise.length), jnp.int32)
+    text = text_spec(batch_size, noise.target_length)
+    return {"encoder_inputs": read, "encoder_segments": read, **text, **rows_spec(batch_size)}
 
 
 def text_spec(batch_size, length):

@@ -24,7 +24,7 @@ from t5like import heads
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
 from t5like.objectives.base import HiddenTokens, TextObjective
-from t5like.scoring import score_detection, score_text
+from t5like.scoring import sample_tokens, score_detection, score_text
 
 # The generator's, in place of which the discriminator's are used (section 3.2, "weight sharing").
 SHARED = {"embeddings": ("embed", "positions", "token_types"), "none": ()}
@@ -146,16 +146,7 @@ class ELECTRA(HiddenTokens, HasModel, TextObjective):
 
     def sample(self, hidden, kernel, keys):
         """int32 [B, P]: a token for each place, drawn from the softmax of hidden [B, P, E] @ kernel [E, V]."""
-        hidden, kernel = jax.lax.stop_gradient((hidden, kernel.astype(hidden.dtype)))
-        known = jnp.arange(kernel.shape[1]) < self.known.size  # the table's last rows are no tokens
-
-        def at(place):  # one at a time: [B, V] stands, and not [B, P, V]
-            n, hidden_BxE = place
-            logits = jnp.dot(hidden_BxE, kernel, preferred_element_type=jnp.float32) / self.temperature
-            noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, n), kernel.shape[1:]))(keys)
-            return jnp.argmax(jnp.where(known, logits + noise, -jnp.inf), -1).astype(jnp.int32)  # Gumbel's trick
-
-        return jax.lax.map(at, (jnp.arange(hidden.shape[1]), hidden.swapaxes(0, 1))).swapaxes(0, 1)
+        return sample_tokens(hidden, kernel, keys, self.known.size, self.temperature)
 
     @property
     def partition_rules(self):

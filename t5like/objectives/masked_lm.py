@@ -23,6 +23,7 @@ from paradigm.capabilities import FillingMasks
 from paradigm.errors import UserError
 from paradigm.objective import MAIN
 from t5like import heads
+from t5like.decode.likelihood import Row, hidden_rows, mask_of
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
 from t5like.objectives.base import HiddenTokens, TextObjective
@@ -101,6 +102,12 @@ class MaskedLM(HiddenTokens, FillingMasks, TextObjective):
             return loss
         logits, _, _ = self.apply("pairs", variables, more["encoded"][:, 0], ctx=ctx)
         return loss.join(score_pairs(logits, batch["pair"], batch["pair_weight"] * batch["mask"]))
+
+    def sentence(self, ids):
+        v = self.known
+        front, back = ([i for i in (x,) if i is not None] for x in (v.cls, v.sep))
+        rows = hidden_rows(ids, mask_of(v))
+        return [Row([*front, *text, *back], [len(front) + t], [ids[t]]) for text, t in rows]
 
     @property
     def partition_rules(self):

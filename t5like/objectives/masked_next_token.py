@@ -20,6 +20,7 @@ from paradigm.capabilities import Generating
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import NextTokenWindows, shifted
+from t5like.decode.likelihood import causal_row, hidden_rows, mask_of
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Decoder
 from t5like.objectives.base import TextObjective, text_spec
@@ -78,10 +79,6 @@ class MaskedNextToken(Generating, TextObjective):
     architectures = (Decoder,)
     prefix = False  # a text is continued from left to right
 
-    @property
-    def both_sides(self):
-        return self.causal == 0
-
     def __post_init__(self):
         self.check_kind("masked_next_token")
         if not 0 <= self.causal < 1:
@@ -117,6 +114,12 @@ class MaskedNextToken(Generating, TextObjective):
         hidden, _, _ = self.apply("model", self.variables(params, extra), *read, ctx=ctx, method="hidden")
         kernel = self.output_kernel(params)
         return score_text(hidden, kernel, targets, weights, is_text, batch["text_bytes"] * batch["mask"], self.z_loss)
+
+    def sentence(self, ids):
+        v = self.known
+        if self.causal:
+            return [causal_row(ids, v)]
+        return [causal_row(text, v).at(t, ids[t], len(ids)) for text, t in hidden_rows(ids, mask_of(v))]
 
     @property
     def partition_rules(self):

@@ -19,14 +19,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paradigm.capabilities import SentenceScoring
 from paradigm.objective import MAIN
+from t5like.decode.likelihood import causal_row
 from t5like.gap_sentences import GapSentences
 from t5like.models import EncoderDecoder
 from t5like.objectives.base import SequenceToSequence, TextObjective, padding_share
 
 
 @dataclasses.dataclass(frozen=True)
-class Pegasus(SequenceToSequence, TextObjective):
+class Pegasus(SequenceToSequence, SentenceScoring, TextObjective):
     """Writing the sentences that were taken out of a text.
 
     model: an EncoderDecoder. length, target_length, ratio, choice: see t5like/gap_sentences.py; 512 and 256 in the
@@ -56,6 +58,9 @@ class Pegasus(SequenceToSequence, TextObjective):
     def batch_spec(self, batch_size, phase=MAIN):
         short = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
         return {**super().batch_spec(batch_size, phase), "too_short": short}
+
+    def sentence(self, ids):
+        return [causal_row(ids, self.known, [self.known.mask, self.known.end])]  # the one that was taken out
 
     def loss(self, params, extra, batch, ctx):
         loss = super().loss(params, extra, batch, ctx)

@@ -21,15 +21,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import HasModel
+from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
+from t5like.decode.likelihood import Row
 from t5like.denoisers import PUBLISHED, Mixture
 from t5like.models import PARTITION_RULES, Decoder, EncoderDecoder
-from t5like.objectives.base import LeftToRight, SequenceToSequence, TextObjective, padding_share, text_spec
+from t5like.objectives.base import (
+    Blanks,
+    LeftToRight,
+    SequenceToSequence,
+    TextObjective,
+    encoder_spec,
+    padding_share,
+    text_spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class UL2(HasModel, TextObjective):
+class UL2(Blanks, TextObjective):
     """Denoising by a mixture.
 
     model: an EncoderDecoder or a Decoder. length: tokens of text read. denoisers: tuples (name, mode, mean span or None
@@ -71,9 +80,8 @@ class UL2(HasModel, TextObjective):
 
     def batch_spec(self, batch_size, phase=MAIN):
         one = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-        read = jax.ShapeDtypeStruct((batch_size, self._noise.length), jnp.int32)
-        own = {"prefix": one} if self._noise.joined else {"encoder_inputs": read, "encoder_segments": read}
-        return {"denoiser": one, **own, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+        joined = {"prefix": one, **text_spec(batch_size, self._noise.target_length), **rows_spec(batch_size)}
+        return {"denoiser": one, **(joined if self._noise.joined else encoder_spec(batch_size, self._noise))}
 
     def modules(self):
         return self._way.modules(self)
@@ -84,6 +92,25 @@ class UL2(HasModel, TextObjective):
     def groups(self, batch):
         of = lambda i: (batch["denoiser"] == i).astype(jnp.float32)[:, None]
         return {denoiser.name: of(i) for i, denoiser in enumerate(self._noise.denoisers)}
+
+    @property
+    def front(self):
+        """The mode of the denoiser whose spans are the shortest."""
+        spans = [d for d in self._noise.denoisers if d.mean_span is not None]
+        if not spans:
+            raise UserError(
+                "ul2 scores a sentence by hiding its tokens, and none of its denoisers hides spans: add one"
+            )
+        mode = min(spans, key=lambda d: d.mean_span).mode
+        return () if mode is None else (getattr(self.known, mode),)
+
+    def sentence(self, ids):
+        rows = super().sentence(ids)
+        if not self._noise.joined:
+            return rows
+        join = lambda start, given, wanted: [start, *given, *wanted]  # what is read and what is written, in one row
+        one = lambda row: join(row.read[0], row.inputs[:-1], row.read[1:])
+        return [Row(one(row), [len(row.inputs)], row.targets, (), len(row.inputs)) for row in rows]
 
     def loss(self, params, extra, batch, ctx):
         loss = self._way.loss(self, params, extra, batch, ctx)

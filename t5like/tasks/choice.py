@@ -22,8 +22,6 @@ from t5like import tables
 from t5like.decode import score_rows
 from t5like.rows import lookup
 
-TOGETHER = 16  # rows that are scored at once
-
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice(Evaluator):
@@ -104,13 +102,9 @@ class MultipleChoice(Evaluator):
                 before.pop(0)
             rows += [self._row([*sum(map(list, before), []), *own], choice) for choice in choices]
             stood.append(len(before))
-        known, own, scores = part.objective.data_vocabulary, part.variables(variables), []
-        for start in range(0, len(rows), TOGETHER):
-            some = rows[start : start + TOGETHER]
-            before, chosen = zip(*some, *[some[-1]] * (TOGETHER - len(some)))  # one shape for all
-            found = score_rows(part.objective, own, before, chosen, known, part.objective.prefix)
-            scores += [score.log_likelihood for score in found[: len(some)]]
-        total = np.array(scores).reshape(len(asked), -1)
+        known, own = part.objective.data_vocabulary, part.variables(variables)
+        found = score_rows(part.objective, own, *zip(*rows), known, part.objective.prefix)
+        total = np.array([score.log_likelihood for score in found]).reshape(len(asked), -1)
         mean = total / np.array([len(chosen) for _, chosen in rows]).reshape(total.shape)
         right = np.array([answer for *_, answer in asked])
         shown = [f"{context[-200:]!r}\n  model: {texts[int(s.argmax())]!r}  truth: {texts[answer]!r}"

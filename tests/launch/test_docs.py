@@ -56,7 +56,7 @@ def undocumented(names):
     known = {name: re.sub(r"[A-Z]+", r"[\\w@/]+", name) for cell in table for name in re.findall(r"`(\S+?)`", cell)}
     assert len(known) > 40
     general = re.compile("|".join(pattern for name, pattern in known.items() if "PART" not in name))
-    part = re.compile(r"(train|valid)/\w+/(?=[^/]+$)")  # 'train/recall/accuracy' is the part's 'train/accuracy'
+    part = re.compile(r"(train|valid)/\w+/(?=(\w+/)?[^/]+$)")  # 'train/recall/accuracy' is the part's 'train/accuracy'
     return {name for name in names if not general.fullmatch(name) and not general.fullmatch(part.sub(r"\1/", name, 1))}
 
 

@@ -99,7 +99,9 @@ def test_generate(tmp_path):
     make_run(tmp_path, NEXT)
     run = load(tmp_path)
     assert run.variables().keys() == {"params"} and run.extra == {}
-    assert str(run.generate("Once", max_new_tokens=4, temperature=1.0)).startswith("Once")
+    assert str(run.generate("Once", max_new_tokens=4, temperature=1.0)).startswith("Once") and run.speed == {}
+    run.generate("Once", max_new_tokens=4, temperature=1.0)
+    assert run.speed["decoded_tokens_per_second"] > 0
     with pytest.raises(UserError, match="^infill: NextToken cannot fill blanks, .* can: use generate.*, which it can$"):
         run.infill("The <X> sat")
     images = dataclasses.replace(run, experiment=small.experiment())

@@ -46,6 +46,7 @@ MASKS = {
     "window": (lambda n: AttentionMask(True, window=3), True),
     "local": (lambda n: AttentionMask(window=3), True),
     "padded": (lambda n: AttentionMask(keys=SEGMENTS[:, :n]), True),
+    "alone": (lambda n: AttentionMask(True, alone=jnp.arange(n)[None] % 2 == 1), True),
 }
 
 
@@ -103,6 +104,7 @@ def test_a_tpu_takes_splash_for_long_rows(monkeypatch):
 # What splash cannot take, by the changes to a call that it can.
 UNFIT = {
     "a prefix is no static mask": {"mask": AttentionMask(True, jnp.array([3]))},
+    "keys that one query sees are no static mask": {"mask": AttentionMask(True, alone=jnp.arange(128)[None] > 5)},
     "it decodes with a cache": {"mask": AttentionMask(True, offset=jnp.array([3]))},
     "rows are shorter than 128": {"k": draw(0, 1, 2, 127, 8)},
     "128 queries are masked by their place among 130 keys": {"mask": AttentionMask(True), "k": draw(0, 1, 2, 130, 8)},
@@ -190,6 +192,7 @@ BLOCKS = {
     "prefix": AttentionMask(True, jnp.array([22])),
     "prefix, packed": AttentionMask(True, jnp.array([17]), DOCUMENTS, DOCUMENTS),
     "window, padded": AttentionMask(True, keys=DOCUMENTS, window=7),
+    "alone, packed": AttentionMask(True, None, DOCUMENTS, DOCUMENTS, alone=jnp.arange(LONG)[None] % 2 == 1),
 }
 
 

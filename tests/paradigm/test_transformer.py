@@ -66,6 +66,14 @@ def test_key_padding_by_gradient():
     assert (seen(AttentionMask(keys=keys)) == wanted).all()
 
 
+def test_keys_that_one_query_sees_by_gradient():
+    alone = jnp.arange(LENGTH)[None] % 3 == 1
+    wanted = np.tri(LENGTH, dtype=bool) & (~np.asarray(alone) | np.eye(LENGTH, dtype=bool))
+    assert (seen(AttentionMask(causal=True, alone=alone)) == wanted).all()
+    behind = AttentionMask(causal=True, alone=alone).after(2).expand(LENGTH + 2, LENGTH + 2)[0, 0]
+    assert (behind[2:, 2:] == wanted).all() and behind[2:, :2].all() and not behind[:2, 2:].any()
+
+
 def test_no_visible_key_is_finite():
     q = stream(2)[:, None]
     y = attend(q, q, q, AttentionMask(queries=jnp.ones((2, LENGTH), int), keys=jnp.full((2, LENGTH), 2)))

@@ -14,11 +14,14 @@ from t5like.objectives.electra import ELECTRA
 from t5like.objectives.masked_lm import MaskedLM
 from t5like.objectives.masked_next_token import MaskedNextToken
 from t5like.objectives.multi_token import MultiToken
+from t5like.objectives.mutor import MuToR
 from t5like.objectives.next_token import NextToken
 from t5like.objectives.pegasus import Pegasus
+from t5like.objectives.position_prediction import PositionPrediction
 from t5like.objectives.prefix_lm import PrefixLM
 from t5like.objectives.replaced_tokens import ReplacedTokens
 from t5like.objectives.simcse import SimCSE
+from t5like.objectives.spactor import SpacTor
 from t5like.objectives.span_corruption import SpanCorruption
 from t5like.objectives.ul2 import UL2
 from t5like.tokenizers import ByteTokenizer
@@ -39,6 +42,7 @@ OBJECTIVES = {
     "masked_lm": MaskedLM(BERT, length=24, rate=0.3).bind(MASKED),
     "goldfish": NextToken(GPT, length=24, goldfish=4, goldfish_context=3).bind(ByteTokenizer().vocabulary),
     "multi_token": MultiToken(GPT, length=24, heads=3).bind(ByteTokenizer().vocabulary),
+    "mutor": MuToR(GPT, length=16).bind(MASKED),
     "bart": Bart(BART, length=24).bind(ByteTokenizer(specials=("mask",)).vocabulary),
     "ul2": UL2(T5, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
     "ul2_decoder": UL2(GPT, length=24).bind(ByteTokenizer(specials=MODES).vocabulary),
@@ -49,14 +53,18 @@ OBJECTIVES = {
     "masked_pairs": MaskedLM(BERT, length=24, rate=0.3, pairs="next").bind(MASKED),
     "electra": ELECTRA(BERT.clone(head=False, embed_width=24), length=24, rate=0.3, generator_width=0.5).bind(MASKED),
     "replaced_tokens": ReplacedTokens(BERT.clone(head=False), length=24).bind(MASKED),
+    "spactor": SpacTor(T5, length=32, hidden_rate=0.3).bind(MASKED),
+    "c_rts": ReplacedTokens(BERT.clone(head=False), length=24, clusters=8).bind(MASKED),
+    "position_prediction": PositionPrediction(BERT.clone(head=False), length=24, rate=0.4).bind(MASKED),
     "masked_next_token": MaskedNextToken(GPT, length=24, rate=0.3, causal=0.5).bind(MASKED),
     "simcse": SimCSE(BERT.clone(head=False), length=16, raw=24).bind(MASKED),
 }
 VARIANTS = ("goldfish", "ul2_decoder", "masked_pairs")  # settings of objectives that are there beside them
 marks = lambda name: [pytest.mark.slow] * (name in VARIANTS)
 everyone = contract.one_by_one("name", [pytest.param(name, marks=marks(name)) for name in OBJECTIVES])
-# On a mesh these are another of them on other batches: UL2 and PEGASUS span corruption, the others masked_lm.
-ALIKE = ("ul2", "pegasus", "masked_next_token", "replaced_tokens", *VARIANTS)
+# On a mesh these are others of them on other batches: UL2 and PEGASUS span corruption, SpacTor that and ELECTRA, MuToR
+# next_token, the others masked_lm.
+ALIKE = ("ul2", "pegasus", "spactor", "mutor", "masked_next_token", "position_prediction", "replaced_tokens", *VARIANTS)
 one_each = contract.one_by_one("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in OBJECTIVES])
 
 

@@ -2,17 +2,19 @@
 
 import functools
 import importlib
+import itertools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigm import rng
+from paradigm import progress, rng
 from paradigm.errors import UserError
 from paradigm.partition import AXES
 from t5like import decode
-from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill
+from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill, steps
 from t5like.models import Encoder, gpt, t5
 from t5like.objectives import NextToken, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
@@ -376,3 +378,26 @@ def test_ids_that_the_tokenizer_lacks_are_never_chosen():
     keys = jax.random.split(jax.random.key(0), 50)
     drawn = Sampling(temperature=5.0, vocab_size=5).choose(jnp.repeat(logits, 50, 0), keys)
     assert set(np.asarray(drawn).tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_tokens_are_counted_by_the_clock(beams, monkeypatch):
+    """Ends included, filling rows not; a call that compiles first is left out."""
+    ticks = itertools.count()
+    monkeypatch.setattr(steps, "time", types.SimpleNamespace(perf_counter=lambda: 0.5 * next(ticks)))
+    how = dict(new=5, **arguments("rope"))
+
+    def run(eos):
+        if beams == 1:
+            return decode.decode_rows(*alone(MODELS["rope"]), sampling=Sampling(), vocabulary=ended_by(eos), **how)
+        found = decode.beam_rows(*alone(MODELS["rope"]), vocabulary=ended_by(eos), beams=beams, **how)
+        return [texts[0][0] for texts in found]
+
+    with progress.timed() as rates:
+        eos = int(run(VOCAB)[0][2])
+    assert rates.per_second() == {}
+    with progress.timed() as outer, progress.timed() as rates:
+        rows = run(eos)
+    assert len(rows[0]) < 5
+    count = sum(min(len(row) + 1, 5) for row in rows)
+    assert rates.per_second() == outer.per_second() == {"decoded_tokens_per_second": count / 0.5}

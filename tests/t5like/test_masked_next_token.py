@@ -132,7 +132,9 @@ def test_replaced_tokens_by_a_loop():
 
 
 def test_no_mask_is_needed_where_none_is_shown():
-    assert ReplacedTokens(DETECTS.model, LENGTH).bind(dataclasses.replace(BARE, mask=None)).raw_length == LENGTH
+    bare = ReplacedTokens(DETECTS.model, LENGTH, rate=0.3).bind(dataclasses.replace(BARE, mask=None))
+    row = bare.preprocess(example(bare.raw_length), np.random.default_rng(0), 0, True)
+    assert bare.raw_length == LENGTH and (row["inputs"] != row["targets"]).sum() > 3
     with pytest.raises(UserError, match=r"TextData.specials = \('mask',\)"):
         MaskedNextToken(MODEL, LENGTH).bind(dataclasses.replace(BARE, mask=None))
 

@@ -11,9 +11,11 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
-from t5like.likelihood import MinimalPairs, PseudoPerplexity, log_probs
+from t5like.bart import bart
+from t5like.decode.likelihood import log_probs
+from t5like.likelihood import MinimalPairs, PseudoPerplexity
 from t5like.models import bert, gpt, t5
-from t5like.objectives import Bart, MaskedLM, MaskedNextToken, NextToken, SimCSE, SpanCorruption
+from t5like.objectives import UL2, Bart, MaskedLM, MaskedNextToken, NextToken, Pegasus, SimCSE, SpanCorruption
 from t5like.probes import TextProbes
 from t5like.tokenizers import ByteTokenizer
 from tests.t5like.test_masked_lm import FRAMED, VOCAB, example
@@ -135,6 +137,45 @@ def test_log_probs_by_a_loop(objective):
             np.testing.assert_allclose(scores[t], jax.nn.log_softmax(logits)[token], atol=1e-4)
 
 
+MORE = ByteTokenizer(specials=("mask", "bos", "nlu", "nlg", "s2s")).vocabulary
+NLU, X, END = MORE.nlu, MORE.sentinels[0], MORE.end
+T5 = t5("tiny", **TINY)
+CAT = list(b"a cat")
+# objective -> what encoder and decoder read to predict the third token of CAT, and where
+READ = {
+    "spans": (SpanCorruption(T5, 32), [97, 32, X, 97, 116, END], [MORE.start, X], 1),
+    "bart": (Bart(bart("tiny", **TINY), 32), [MORE.bos, 97, 32, MORE.mask, 97, 116, END], [END, MORE.bos, 97, 32], 3),
+    "pegasus": (Pegasus(T5, 32, 16), [MORE.mask, END], [MORE.start, 97, 32], 2),
+    "ul2": (UL2(T5, 32), [NLU, 97, 32, X, 97, 116, END], [MORE.start, X], 1),
+    "ul2_decoder": (UL2(DECODER.model, 32), None, [MORE.start, NLU, 97, 32, X, 97, 116, X], 7),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_how_each_denoiser_is_asked_for_a_sentence(name):
+    objective, inputs, read, place = READ[name]
+    objective = objective.bind(MORE)
+    params = jax.jit(objective.init)(jax.random.key(0))
+    found = log_probs(objective, {"params": params}, [CAT, [5]])
+    assert [len(x) for x in found] == [5, 1]
+    apply, row = jax.jit(objective.model.apply), jnp.array([read])
+    if inputs is None:
+        logits = apply({"params": params["model"]}, row, prefix=jnp.array([place]))[0]
+    else:
+        logits = apply({"params": params["model"]}, jnp.array([inputs]), row)[0]
+    logs = jax.nn.log_softmax(logits[0, place, : MORE.size])
+    np.testing.assert_allclose(found[0][2], logs[CAT[2]], atol=1e-4)
+
+
+def test_sentences_that_cannot_be_asked():
+    ends = UL2(T5, 32, (("s", "s2s", None, 0.25, 1.0),)).bind(MORE)
+    with pytest.raises(UserError, match="none of its denoisers hides spans: add one"):
+        log_probs(ends, {}, [CAT])
+    short = SpanCorruption(bart("tiny", max_length=40, **TINY), 32).bind(MORE)
+    with pytest.raises(UserError, match="a sentence of 60 tokens, and the model has 3. learned positions"):
+        log_probs(short, {}, [CAT * 12])
+
+
 class KnowsLetters:
     """Data whose tokenizer is BYTES."""
 
@@ -183,9 +224,8 @@ def test_minimal_pairs_are_checked(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="holds no pairs"):
         MinimalPairs(str(tmp_path / "none")).check(ENCODER, None)
-    other = SpanCorruption(t5("tiny", **TINY), 32).bind(BYTES.vocabulary)
-    with pytest.raises(UserError, match="SpanCorruption cannot score sentences, .*MaskedLM.*NextToken.* can"):
-        MinimalPairs(str(tmp_path)).check(other, None)
+    with pytest.raises(UserError, match="SimCSE cannot score sentences, .*Bart.*MaskedLM.*NextToken.* can"):
+        MinimalPairs(str(tmp_path)).check(OBJECTIVE, None)
     bare = MaskedLM(ENCODER.model, 64, masked=0.0, random=1.0).bind(ByteTokenizer().vocabulary)
     with pytest.raises(UserError, match="the tokenizer has no mask"):
         log_probs(bare, {}, [[70]])
