@@ -1,12 +1,15 @@
 """Small towers and batches of pairs for the tests."""
 
+import dataclasses
+
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, CapPa, CoCa, SigLIP, SimVLM, UnifiedVLP
+from multimodal.objectives import CLIP, SILC, CapPa, CoCa, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
+from vision.augment import Augment
 from vision.vit import vit
 
 LENGTH, VOCAB = 8, 259
@@ -39,6 +42,22 @@ def siglip(**changes):
         "text_projection": "affine",
     }
     return SigLIP(**fields | changes)
+
+
+CROPS = {"augment": ((tiny.views(), 2), (Augment(8, scale=(0.2, 0.5)), 2))}
+DISTILLED = CROPS | {"prototypes": 8, "hidden": 16, "bottleneck": 12, "teacher_temperature": 0.2}
+
+
+def silc(**changes):
+    own = clip()
+    fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    return SILC(**fields | DISTILLED | changes)
+
+
+def silc_sigmoid(**changes):
+    own = siglip()
+    fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    return SILCSigmoid(**fields | DISTILLED | changes)
 
 
 def _shared(**changes):
