@@ -8,3 +8,4 @@ from multimodal.objectives.silc import SILC as SILC
 from multimodal.objectives.silc import SILCSigmoid as SILCSigmoid
 from multimodal.objectives.simvlm import SimVLM as SimVLM
 from multimodal.objectives.unified_vlp import UnifiedVLP as UnifiedVLP
+from multimodal.objectives.vilt import ViLT as ViLT

@@ -85,7 +85,7 @@ SHRINK |= {
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "UnifiedVLP")
+IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "ViLT")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation", "Segmentation")
@@ -209,6 +209,7 @@ CHANCE = {
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
     "UnifiedVLP": math.log(384),
+    "ViLT": math.log(384) + math.log(2),
     "Sum": math.log(8) + 2 * math.log(15),  # of SLIP
     "SILC": 2 * math.log(8),  # of pairs and of prototypes
     "SILCSigmoid": 7.0 + math.log(8),

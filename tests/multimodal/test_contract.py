@@ -13,6 +13,7 @@ ALL = {
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
     "unified_vlp": tiny.unified_vlp(),
+    "vilt": tiny.vilt(hardness=5.0, rate=0.4),
 }
 batches = lambda name: tiny.batch_of if name in ("clip", "siglip", "silc") else tiny.captions_of
 everyone = contract.one_by_one("name", ALL)

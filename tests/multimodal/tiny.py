@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, SILC, CapPa, CoCa, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP
+from multimodal.objectives import CLIP, SILC, CapPa, CoCa, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
@@ -84,6 +84,11 @@ def simvlm(**changes):
 def unified_vlp(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER, mask_token=True)
     return UnifiedVLP(**_shared(encoder=encoder) | changes)
+
+
+def vilt(**changes):
+    encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH, **TOWER, mask_token=True)
+    return ViLT(**_shared(encoder=encoder) | changes)
 
 
 def captions_of(size=8, masked=0):
