@@ -113,6 +113,13 @@ class WithCaptions(ImageObjective):
         """
         return np.stack([self.preprocess.tokens(text, tokenizer)[0] for text in texts])
 
+    def check_pairs(self, batch_size):
+        """Raises UserError for a batch in which there is no other pair."""
+        if batch_size < 2:
+            raise UserError(
+                f"{type(self).__name__}: a batch of {batch_size} has no pair to tell from another: take at least 2"
+            )
+
     @property
     def partition_rules(self):
         return PARTITION_RULES
@@ -195,10 +202,7 @@ class ImageText(WithCaptions, PairEmbedding):
         object.__setattr__(self, "text", text)
 
     def batch_spec(self, batch_size, phase=MAIN):
-        if batch_size < 2:
-            raise UserError(
-                f"{type(self).__name__}: a batch of {batch_size} has no pair to tell from another: take at least 2"
-            )
+        self.check_pairs(batch_size)
         return super().batch_spec(batch_size, phase)
 
     def modules(self):

@@ -5,10 +5,12 @@ A row of tokens is [start] caption end pad ...: token t is read at place t, and 
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from multimodal.objectives.base import WithCaptions
 from paradigm.capabilities import Captioning, CaptionScoring
+from paradigm.errors import UserError
 from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Loss, Term
 from t5like.vocabulary import ROWS
@@ -47,3 +49,46 @@ class CaptionLoss(WithCaptions, CaptionScoring):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionObjective(CaptionLoss, Captioning):
     """Base of those that write captions from left to right. A subclass gives `see` as well."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HiddenCaptionTokens(CaptionLoss):
+    """Base of those that predict some of a caption's tokens from the rest (Devlin et al. 2019, section 3.1).
+
+    rate: of tokens that are hidden. masked, random: of these, the shares that are read as the mask token and as any
+    other. encoder: a SingleStream with mask token.
+
+    Raises UserError for shares that are none, and for an encoder without a mask token.
+    """
+
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+
+    reader = "encoder"
+    shares = ("rate", "masked", "random")
+
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        for share in self.shares:
+            if not 0 <= getattr(self, share) <= 1:
+                raise UserError(f"{name}.{share}={getattr(self, share)}: a share lies from 0 to 1")
+        if self.masked + self.random > 1:
+            raise UserError(f"{name}: masked={self.masked} and random={self.random} are together more than 1")
+        if not self.encoder.mask_token:
+            raise UserError(f"{name} hides tokens: set the encoder's mask_token=True")
+
+    def hide(self, tokens, real, ctx, index):
+        """(tokens as they are read, where the mask token is read, which are predicted), all [B, L].
+
+        tokens: int32 [B, L]. real: [B, L], above 0 where a token may be hidden. index: of the examples.
+        """
+        draw = lambda name: jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))(ctx.keys(name, index))
+        # The places of smallest noise are hidden: exactly so many, as round(rate * n) of n tokens.
+        noise = jnp.where(real > 0, draw("hidden"), 2.0)
+        count = jnp.clip(jnp.round(self.rate * self.real(real).sum(1)), 1, None)
+        chosen = (jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < count[:, None]) & (real > 0)
+        kind = draw("kind")
+        other = jnp.int32(draw("other") * self.vocabulary.size)
+        return jnp.where(chosen & (kind >= 1 - self.random), other, tokens), chosen & (kind < self.masked), chosen

@@ -17,50 +17,29 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from multimodal.objectives.captioner import CaptionLoss
-from paradigm.errors import UserError
+from multimodal.objectives.captioner import HiddenCaptionTokens
 from paradigm.objective import Loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UnifiedVLP(CaptionLoss):
+class UnifiedVLP(HiddenCaptionTokens):
     """Hidden tokens of captions from pictures and the rest. encoder: a SingleStream with mask token, all of the model.
 
-    seq2seq: the share of examples that are read from left to right. rate: of tokens that are hidden. masked, random:
-    of these, the shares that are read as the mask token and as any other.
+    seq2seq: the share of examples that are read from left to right. rate, masked, random: see HiddenCaptionTokens.
     """
 
     seq2seq: float = 0.75
-    rate: float = 0.15
-    masked: float = 0.8
-    random: float = 0.1
 
-    reader = "encoder"
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("seq2seq", "rate", "masked", "random"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"UnifiedVLP.{name}={getattr(self, name)}: a share lies from 0 to 1")
-        if self.masked + self.random > 1:
-            raise UserError(f"UnifiedVLP: masked={self.masked} and random={self.random} are together more than 1")
-        if not self.encoder.mask_token:
-            raise UserError("UnifiedVLP hides tokens: set the encoder's mask_token=True")
+    shares = ("seq2seq", *HiddenCaptionTokens.shares)
 
     def loss(self, params, extra, batch, ctx):
         variables, (_, targets, real) = self.variables(params, extra), self.scored(batch)
         index, lengths = batch["index"], self.real(real).sum(1)
-        draw = lambda name, shape: jax.vmap(lambda key: jax.random.uniform(key, shape))(ctx.keys(name, index))
-        # The places of smallest noise are hidden: exactly so many, as round(rate * n) of n tokens.
-        noise = jnp.where(real > 0, draw("hidden", targets.shape[1:]), 2.0)
-        count = jnp.clip(jnp.round(self.rate * lengths), 1, None)
-        chosen = (jnp.argsort(jnp.argsort(noise, axis=1), axis=1) < count[:, None]) & (real > 0)
-        kind = draw("kind", targets.shape[1:])
-        other = jnp.int32(draw("other", targets.shape[1:]) * self.vocabulary.size)
-        read = jnp.where(chosen & (kind >= 1 - self.random), other, targets)
+        read, hidden, chosen = self.hide(targets, real, ctx, index)
+        one_way = jax.vmap(jax.random.uniform)(ctx.keys("seq2seq", index)) < self.seq2seq
         how = {
-            "hidden": chosen & (kind < self.masked),
-            "prefix": jnp.where(draw("seq2seq", ()) < self.seq2seq, 0, lengths),
+            "hidden": hidden,
+            "prefix": jnp.where(one_way, 0, lengths),
             "keys": self._keys("dropout", self.encoder, ctx, index),
         }
         patches, _, _ = self.apply("encoder", variables, self._images(batch, ctx), ctx=ctx, method="see")

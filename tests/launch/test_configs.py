@@ -83,12 +83,14 @@ SHRINK |= {
     "Captions": "images = 8",
     "CLIP": "width = 16",
     "SigLIP": "width = 16",
+    "SILC": "width = 16, prototypes = 8, hidden = 16, bottleneck = 16",
+    "SILCSigmoid": "width = 16, prototypes = 8, hidden = 16, bottleneck = 16",
     "PairData": "source = 'shapes', tokenizer = 'bytes', label = 'pair'",
     "Retrieval": "pairs = 20, random = False",
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
 }
-IMAGES = ("CLIP", "SigLIP", "CoCa", "CapPa", "SimVLM", "UnifiedVLP")
+IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "ViLT")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation", "Segmentation")
@@ -216,7 +218,10 @@ CHANCE = {
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
     "UnifiedVLP": math.log(384),
+    "ViLT": math.log(384) + math.log(2),
     "Sum": math.log(8) + 2 * math.log(15),  # of SLIP
+    "SILC": 2 * math.log(8),  # of pairs and of prototypes
+    "SILCSigmoid": 7.0 + math.log(8),
     "SigLIP": 7.0,  # between the biases of 10 and of 5 that it starts from
 }
 CHANCE_OF_RUN = {

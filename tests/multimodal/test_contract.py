@@ -8,12 +8,14 @@ from tests.multimodal import tiny
 ALL = {
     "clip": tiny.clip(),
     "siglip": tiny.siglip(),
+    "silc": tiny.silc(),
     "coca": tiny.coca(),
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
     "unified_vlp": tiny.unified_vlp(),
+    "vilt": tiny.vilt(hardness=5.0, rate=0.4),
 }
-batches = lambda name: tiny.batch_of if name in ("clip", "siglip") else tiny.captions_of
+batches = lambda name: tiny.batch_of if name in ("clip", "siglip", "silc") else tiny.captions_of
 everyone = contract.one_by_one("name", ALL)
 SLOW = {"simvlm": pytest.mark.slow}  # on a mesh it is unified_vlp without the masked tokens
 one_each = contract.one_by_one("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])

@@ -1,12 +1,15 @@
 """Small towers and batches of pairs for the tests."""
 
+import dataclasses
+
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, CapPa, CoCa, SigLIP, SimVLM, UnifiedVLP
+from multimodal.objectives import CLIP, SILC, CapPa, CoCa, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
+from vision.augment import Augment
 from vision.vit import vit
 
 LENGTH, VOCAB = 8, 259
@@ -41,6 +44,22 @@ def siglip(**changes):
     return SigLIP(**fields | changes)
 
 
+CROPS = {"augment": ((tiny.views(), 2), (Augment(8, scale=(0.2, 0.5)), 2))}
+DISTILLED = CROPS | {"prototypes": 8, "hidden": 16, "bottleneck": 12, "teacher_temperature": 0.2}
+
+
+def silc(**changes):
+    own = clip()
+    fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    return SILC(**fields | DISTILLED | changes)
+
+
+def silc_sigmoid(**changes):
+    own = siglip()
+    fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    return SILCSigmoid(**fields | DISTILLED | changes)
+
+
 def _shared(**changes):
     fields = {"tokenizer": ByteTokenizer(extra_ids=0), "augment": tiny.views(), "host_image_size": tiny.HOST_SIZE}
     return fields | changes
@@ -65,6 +84,11 @@ def simvlm(**changes):
 def unified_vlp(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER, mask_token=True)
     return UnifiedVLP(**_shared(encoder=encoder) | changes)
+
+
+def vilt(**changes):
+    encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH, **TOWER, mask_token=True)
+    return ViLT(**_shared(encoder=encoder) | changes)
 
 
 def captions_of(size=8, masked=0):

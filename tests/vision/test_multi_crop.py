@@ -278,6 +278,12 @@ def test_prototypes_rest_for_the_first_steps():
     assert np.abs(kernels[2] - kernels[1]).max() > 1e-3
 
 
+def test_an_adaptation_knows_what_the_heads_are():
+    """They are new and trained whole, whatever is adapted beside them."""
+    assert set(small(DINO).heads) == {"projector", "prototypes"}
+    assert set(small(DINOv2).heads) == {"projector", "prototypes", "patch_projector", "patch_prototypes"}
+
+
 def test_the_student_does_not_see_what_is_hidden():
     """By gradient: a hidden patch's pixels reach no output of the student, all of the teacher's."""
     objective, batch = small(IBOT, mask_probability=1.0), BATCH(0)

@@ -77,12 +77,17 @@ class ImageObjective(ImageFeatures, Objective):
         pooled, moments = [], []
         for run in (list(run) for _, run in runs):
             own = keys and flat([keys[i] for i in run])
-            x, _, seen = self.apply("encoder", variables, flat([views[i] for i in run]), ctx=ctx, keys=own)
+            x, seen = self.pooled(variables, flat([views[i] for i in run]), ctx, own)
             pooled.append(x.reshape(-1, len(run), x.shape[-1]))
             moments += [seen] * len(run)  # each view counts once
         if len(pooled) == 1:
             return pooled[0], moments[0]
         return jnp.concatenate(pooled, 1), trees.mean(moments)
+
+    def pooled(self, variables, images, ctx, keys):
+        """(a vector of each view [B, D], moments): what `encode_views` makes of views of one size."""
+        x, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
+        return x, moments
 
     @property
     def model(self):

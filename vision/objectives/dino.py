@@ -52,7 +52,7 @@ class DINO(MultiCrop):
     scaled: bool = False
     freeze_steps: int = 0
 
-    heads = ("",)  # prefixes of the heads' names
+    prefixes = ("",)  # of the heads' names
     centres = ("class",)
 
     def __post_init__(self):
@@ -68,12 +68,17 @@ class DINO(MultiCrop):
     def teacher(self):
         return Teacher(self.momentum)
 
+    @property
+    def view_width(self):
+        """D of what the heads read."""
+        return self.encoder.features
+
     def modules(self):
         widths = (self.hidden,) * (self.head_layers - 1) + (self.bottleneck,)
         dtype, found = self.encoder.dtype, super().modules()
-        for name in self.heads:
+        for name in self.prefixes:
             head = Head(widths, norm=False, activation="gelu_exact", std=self.head_std, dtype=dtype)
-            found[f"{name}projector"] = (head, jnp.zeros((1, self.encoder.features)))
+            found[f"{name}projector"] = (head, jnp.zeros((1, self.view_width)))
             found[f"{name}prototypes"] = (
                 Prototypes(self.prototypes, self.scaled, dtype), jnp.zeros((1, self.bottleneck))
             )  # fmt: skip

@@ -58,7 +58,7 @@ class IBOT(DINO):
                 f"{self.mask_probability:g} of the views leaves nothing to predict or to see: take 0 <= low <= high < 1"
             )
 
-    heads = property(lambda self: ("",) if self.shared_head else ("", "patch_"))
+    prefixes = property(lambda self: ("",) if self.shared_head else ("", "patch_"))
     centres = ("class", "patches")
 
     @property

@@ -1,0 +1,127 @@
+"""SILC as its paper writes it: CLIP's or SigLIP's loss of each global view, and local views that follow the teacher."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multimodal.zero_shot import Retrieval
+from paradigm.errors import UserError
+from paradigm.objective import EVALUATION, Context
+from tests import contract
+from tests.multimodal import tiny
+from tests.multimodal.pairs import opened, plain
+from tests.vision.tiny import Opened, params
+
+TRAIN = Context(jnp.int32(0))
+BATCH = tiny.batch_of(masked=3)(0)
+REAL = 5
+KINDS = {"silc": tiny.silc, "silc_sigmoid": tiny.silc_sigmoid}
+
+
+def started(objective):
+    """(params, extra of a teacher of its own and a centre that is somewhere)."""
+    p = params(objective)
+    extra = jax.jit(objective.init_extra)(p, jax.random.key(0))
+    extra["teacher"]["params"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])
+    return p, {**extra, "centre": {"class": jnp.linspace(-0.3, 0.3, 8)}}
+
+
+def vectors(objective, p, view):
+    """z [REAL, E] of one view of each picture, before they are made unit vectors."""
+    x, found = objective.encoder.apply({"params": p["encoder"]}, view[:REAL])
+    x = found["patches"] if objective.image_pool == "map" else x
+    return objective.modules()["image_head"][0].apply({"params": p["image_head"]}, x)[0]
+
+
+def unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def scores(objective, p, z):
+    """[REAL, K]: cosines with the prototypes."""
+    h, _ = objective.modules()["projector"][0].apply({"params": p["projector"]}, z)
+    return unit(h) @ unit(p["prototypes"]["kernel"].T).T
+
+
+def pairs(objective, p, z, text):
+    """CLIP's or SigLIP's loss of unit vectors, pair by pair."""
+    logits, total = jnp.exp(p["log_scale"]) * z @ text.T, 0.0
+    for i in range(REAL):
+        for j in range(REAL):
+            if "bias" in p:
+                total += jnp.log1p(jnp.exp(-(1 if i == j else -1) * (logits[i, j] + p["bias"])))
+        if "bias" not in p:
+            total -= jax.nn.log_softmax(logits[i])[i] / 2 + jax.nn.log_softmax(logits[:, i])[i] / 2
+    return total / REAL
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_loss_is_the_papers(name):
+    """In value and gradient: two global views and two local ones, the teacher sees the first, the student the last."""
+    objective = KINDS[name](distillation=0.5)
+    p, extra = started(objective)
+    aspect = np.ones(8) if objective.ignore_aspect else BATCH["aspect"]
+    views = [
+        augment(BATCH["image"], aspect, TRAIN.keys(f"view/{i}", BATCH["index"]))
+        for i, augment in enumerate(objective.views)
+    ]
+
+    @jax.jit
+    def slow(p):
+        teacher, text = extra["teacher"]["params"], objective.embed_texts({"params": p}, BATCH["tokens"])[:REAL]
+        aligned = sum(pairs(objective, p, unit(vectors(objective, p, view)), text) / 2 for view in views[:2])
+        local, distilled = [scores(objective, p, vectors(objective, p, view)) for view in views[2:]], 0.0
+        for view in views[:2]:
+            taught = scores(objective, teacher, vectors(objective, teacher, view))
+            for row in range(REAL):
+                q = jax.nn.softmax((taught[row] - extra["centre"]["class"]) / 0.2)
+                distilled -= sum(jnp.sum(q * jax.nn.log_softmax(s[row] / 0.1)) for s in local) / 4 / REAL
+        return aligned + 0.5 * distilled
+
+    fast = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, extra, BATCH, TRAIN).value()))
+    (value, slope), (wanted, wanted_slope) = fast(p), jax.value_and_grad(slow)(p)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    contract.assert_trees_close(slope, wanted_slope, 5e-5)
+
+
+def test_the_teacher_keeps_pace_and_has_no_text_tower():
+    objective = tiny.silc()
+    p, extra = started(objective)
+    assert set(extra["teacher"]["params"]) == {"encoder", "image_head", "projector", "prototypes"}
+    new = jax.tree.map(lambda x: x + 1.0, p)
+    loss = jax.jit(lambda: objective.loss(p, extra, BATCH, TRAIN))()
+    for step in (0, 10**6):
+        moved = objective.update_extra(extra, new, loss, Context(jnp.int32(step)))["teacher"]["params"]
+        old, seen = (tree["image_head"]["project"]["kernel"] for tree in (extra["teacher"]["params"], moved))
+        np.testing.assert_allclose(seen, 0.966 * old + 0.034 * new["image_head"]["project"]["kernel"], atol=1e-6)
+
+
+def test_it_finds_captions_by_the_student_and_by_the_teacher(tmp_path):
+    prepared, objective = opened(plain(tmp_path), valid=0.5), tiny.silc()
+    data = Opened(prepared.source)
+    data.tokenizer = prepared.tokenizer
+    p, extra = started(objective)
+    for which in ("online", "teacher"):
+        numbers, _ = Retrieval(random=False).run(objective, objective.variables(p, extra, which), data)
+        assert numbers["image_to_text@10"] == 1.0
+    seen = [
+        objective.embed_images(objective.variables(p, extra, w), objective.view(BATCH)) for w in ("online", "teacher")
+    ]
+    assert np.any(seen[0] != seen[1])
+    loss = jax.jit(lambda: objective.loss(p, extra, BATCH, EVALUATION))()
+    alone = tiny.clip()
+    wanted = jax.jit(lambda: alone.loss(p, {}, BATCH, EVALUATION))()
+    np.testing.assert_allclose(loss.terms["pairs"].sum, wanted.terms["pairs"].sum, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"augment": tiny.CROPS["augment"][:1]}, "SILC: 2 views are the teacher's, and none is left for the student"),
+        ({"patch_drop": 0.5}, "SILC.patch_drop=0.5: all patches of a view are read here"),
+    ],
+)
+def test_what_a_person_can_set_wrong(changes, text):
+    with pytest.raises(UserError, match=text):
+        tiny.silc(**changes)
