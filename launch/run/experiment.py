@@ -179,9 +179,9 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     import jax
     from jax.sharding import AbstractMesh
 
-    from launch.run.mesh import AXES, mesh_shape
+    from launch.run.mesh import mesh_shape
     from paradigm import trees
-    from paradigm.partition import shardings
+    from paradigm.partition import CONTEXT, check_context, shardings
 
     try:
         shape = mesh_shape(e.mesh, device_count)
@@ -197,8 +197,12 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"{shape['fsdp']} devices: choose a multiple of {ways * max(e.microbatches, 1)}, or another --mesh"
         )
     try:
+        check_context(e.objective, shape.get(CONTEXT, 1))
+    except UserError as error:
+        yield str(error)
+    try:
         params = abstract_params(e.objective)
-        shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+        shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), tuple(shape)))
         _, frozen = trees.split(params, e.objective.freeze_table(e.freeze))
         for name in e.objective.given:
             if len(jax.tree.leaves(frozen.get(name, {}))) < len(jax.tree.leaves(params[name])):

@@ -79,6 +79,10 @@ class MaskedNextToken(Generating, TextObjective):
     prefix = False  # a text is continued from left to right
 
     @property
+    def context_length(self):
+        return self.length
+
+    @property
     def both_sides(self):
         return self.causal == 0
 

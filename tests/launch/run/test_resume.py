@@ -185,6 +185,20 @@ def test_text_from_files_through_other_workers(name, corpus, tmp_path, monkeypat
     assert again == rows and rows[-1]["valid/bits_per_byte"] > 0
 
 
+@pytest.mark.slow
+def test_rows_cut_along_their_length_go_on_on_another_mesh(corpus, tmp_path):
+    data = TextData(source=str(corpus), tokenizer="bytes", valid=0.2)
+    settings = dict(data=data, total_steps=4, batch_size=8, eval_batches=2, log_every=1, eval_every=4)
+    experiment = small.experiment(TEXT["next_token"](), **settings)
+    _, rows = finish(experiment, tmp_path / "whole")
+    begun = dataclasses.replace(experiment, total_steps=2, mesh="fsdp:-1,context:2")
+    finish(begun, tmp_path / "cut")
+    _, cut = finish(dataclasses.replace(begun, total_steps=4, mesh="data:2,context:4"), tmp_path / "cut")
+    for name in ("train/loss", "valid/loss"):
+        pick = lambda rows, name=name: [row[name] for row in rows if name in row]
+        np.testing.assert_allclose(pick(cut)[-1], pick(rows)[-1], rtol=1e-5)
+
+
 def test_the_command_ends_well_on_sigterm(corpus, tmp_path):
     """Exit code 0, a checkpoint of the step it stopped at, and no traceback from anybody."""
     bindings = ["Experiment.evaluators = ()", "Experiment.save_every = 100000", "Experiment.total_steps = 100000"]
