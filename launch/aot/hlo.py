@@ -391,7 +391,7 @@ def _taps(inputs, outputs, size, stride, low, spread, step):
 
 
 # Matrix products [L, K] x [K, S] of each of splash attention's kernels, and which operands it reads again for each
-# block of the others: keys and values, or queries and the gradient of the output (by place among those of 4 dims).
+# block of the others: keys and values, or queries and the gradient of the output (by place among those of floats).
 SPLASH = {"fwd": (2, (1, 2)), "dq": (3, (1, 2)), "dkv": (4, (0, 4))}
 
 
@@ -406,12 +406,14 @@ def _splash(i, shape):
     if not found or share is None:
         return None
     products, again = SPLASH[found[1]]
-    arrays = [shape(operand) for operand in i.operands if operand and len(_dims(shape(operand))) == 4]
-    (batch, heads, length, width), (*_, source, _) = map(_dims, arrays[:2])
+    arrays = [shape(o) for o in i.operands if o and re.match(r"b?f\d+\[", shape(o))]  # rows go first, unless it is one
+    (*batch, heads, length, width), (*_, source, _) = map(_dims, arrays[:2])
     block = int(i.attribute(rf"block_{'q' if found[1] == 'dkv' else 'kv'}\D+(\d+)") or 512)
     turns = max(float(share) * (source if found[1] == "dkv" else length) / block - 1, 0)
-    per_head = {n: _bytes(arrays[n]) * heads / _dims(arrays[n])[1] for n in again}  # a key's head serves several
-    return 2.0 * products * batch * heads * length * source * width * float(share), turns * sum(per_head.values())
+    per_head = {n: _bytes(arrays[n]) * heads / _dims(arrays[n])[-3] for n in again}  # a key's head serves several
+    return 2.0 * products * math.prod(batch) * heads * length * source * width * float(share), turns * sum(
+        per_head.values()
+    )
 
 
 def _groups(rest):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch.run.experiment import validate
-from paradigm import attention, attention_kernels, context
+from paradigm import attention, attention_kernels, context, splash
 from paradigm.attention import AttentionMask, DistanceBias
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
@@ -117,3 +117,47 @@ def test_what_cannot_be_cut_is_refused_by_name():
     validate(small.experiment(objective=OBJECTIVES["next_token"], mesh="context:8"), 8)
     with pytest.raises(UserError, match="mesh context:16 does not divide the length 24 of NextToken: choose a length"):
         validate(small.experiment(objective=OBJECTIVES["next_token"], mesh="context:16"), 16)
+
+
+LONG = {  # mesh, length, mask
+    "causal": ("context, mixed", 512, AttentionMask(True)),
+    "causal, packed, four parts": ("context", 1024, AttentionMask(True)),
+    "causal, parts that have no halves": ("context, mixed", 200, AttentionMask(True)),
+    "window": ("context, mixed", 512, AttentionMask(True, window=150)),
+    "padded": ("context, mixed", 512, AttentionMask()),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_splash_is_that_of_one_device(name):
+    """The kernel, interpreted, on parts that exchange queries where the mask is causal: the plain path's numbers."""
+    mesh, length, mask = LONG[name]
+    ends = jnp.array([[length // 3, length - 40], [length // 2, length]])[:, :, None]
+    documents = (jnp.arange(length) >= ends).sum(1) + 1
+    if "packed" in name:
+        mask = mask.replace(queries=documents, keys=documents)
+    if "padded" in name:
+        mask = mask.replace(keys=jnp.where(documents == 3, 0, 1))
+    q, k, g = (draw(i, 2, heads, length, 8) for i, heads in enumerate((2, 2, 2)))
+
+    def both(q, k):
+        y, back = jax.vjp(lambda q, k: attention_kernels.attend(q, k, k, mask, None, 0.3), q, k)
+        return y, *back(g)
+
+    with attention_kernels.use("splash") as picked, jax.set_mesh(contract.mesh_of(mesh)):
+        cut = jax.jit(both)(q, k)
+    assert picked == {"splash: blocks on the chip": 1}
+    with attention_kernels.use("plain"):
+        one = jax.jit(both)(q, k)
+    for a, b in zip(cut, one):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_a_causal_mask_is_as_much_work_for_every_part():
+    """Of 16 blocks of queries, part 0 has the first two and the last two; in the order of the text it would see 10 of
+    64 blocks of keys, and the last part 58."""
+    share = lambda order, part: splash._share(order[::16].reshape(4, 4)[part], 256, 16, 16, True, None)
+    balanced, plain = splash._order(256, 4), np.arange(256)
+    assert balanced[::16].reshape(4, 4)[0].tolist() == [0, 16, 224, 240]
+    assert [share(balanced, part) for part in range(4)] == [34 / 64] * 4
+    assert [share(plain, part) for part in range(4)] == [10 / 64, 26 / 64, 42 / 64, 58 / 64]
