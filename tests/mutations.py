@@ -54,6 +54,8 @@ ROWS = (
     ("paradigm/attention.py", "flat[..., rows - 1 :", "flat[..., rows :", "paradigm/test_transformer", "lookup_by_pair"),
     ("paradigm/layers.py", "jnp.zeros(like.shape, jnp.float32).at[ids].add(g.astype(jnp.float32))", "jnp.zeros(like.shape, g.dtype).at[ids].add(g)", "paradigm/test_transformer", "summed_in_float32"),
     ("paradigm/attention.py", "offset=start if self.offset", "offset=None if self.offset", "paradigm/test_transformer", "blocks_of_queries"),
+    ("paradigm/precision.py", "bits + noise", "bits", "paradigm/test_precision", "neighbour"),
+    ("paradigm/precision.py", "x.ndim - trees.is_stacked(name) >= 2", "x.ndim >= 2", "paradigm/test_precision", "stored_in_half"),
     ("paradigm/context.py", "axis_index(CONTEXT) * share", "axis_index(CONTEXT) * 0", "paradigm/test_context", "that_of_one_device and blocks"),
     ("paradigm/context.py", "dropped(p, first + ", "dropped(p, ", "paradigm/test_context", "dropped"),
     ("paradigm/splash.py", "[pair[::-1] for pair in pairs] if back else pairs", "pairs", "paradigm/test_context", "splash"),

@@ -72,7 +72,7 @@ def settings(run):
     from launch.run.experiment import at_default, flatten
 
     experiment = registry.parse([run])
-    names = ("objective", "optimizer", "batch_size", "microbatches", "clip", "ema", "mesh", "attention")
+    names = "objective optimizer batch_size microbatches clip ema mesh attention param_dtype moment_dtype".split()
     flat = {name: flatten(getattr(experiment, name), name) for name in names}
     unset = at_default(experiment)
     return {key: x for part in flat.values() for key, x in part.items()}, unset

@@ -151,6 +151,17 @@ def test_on_another_mesh_the_next_losses_agree(tmp_path):
     assert len(pick(moved)) == 6
 
 
+def test_a_state_in_bfloat16_resumes_bit_for_bit(tmp_path):
+    """Stored and rounded by seed, step and name, whatever was in between; a notebook is given float32."""
+    experiment = small.experiment(total_steps=6, param_dtype="bfloat16", moment_dtype="bfloat16")
+    whole, rows = finish(experiment, tmp_path / "whole")
+    finish(dataclasses.replace(experiment, total_steps=3), tmp_path / "parts")
+    parts, again = finish(experiment, tmp_path / "parts")
+    contract.assert_trees_equal(whole, parts)
+    assert again[-1] == rows[-1]
+    assert {str(x.dtype) for x in jax.tree.leaves((parts.params, parts.opt_state))} >= {"bfloat16"}
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corpus")
