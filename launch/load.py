@@ -31,7 +31,7 @@ def load(workdir, step=None):
     from launch.run.experiment import bound
     from launch.storage import filesystem
     from launch.storage.workdir import open_run
-    from paradigm import trees
+    from paradigm import precision, trees
     from paradigm.step import init_state
 
     workdir = filesystem.as_path(workdir)
@@ -43,7 +43,7 @@ def load(workdir, step=None):
     e = experiment
     wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema, freeze=e.freeze))
     place = lambda abstract, found: jax.tree.map(jax.numpy.asarray, trees.merge_strict(abstract, found, str(where)))
-    params = place(wanted.all_params, arrays.get("params", {}))
+    params = precision.full(place(wanted.all_params, arrays.get("params", {})))
     extra = place(wanted.extra, arrays.get("extra", {}))
     return Run(workdir, step, experiment, params, extra)
 

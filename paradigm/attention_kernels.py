@@ -4,7 +4,8 @@ The plain path (attention.py) is right everywhere and forms [B, H, L, S]; `block
 a block of queries of it at a time and forms that again in the backward pass: a step's memory grows with L, not with its
 square. The kernels never form it. cuDNN's wants 16-bit arithmetic, neither bias nor dropout, and a head width that is a
 multiple of 8 up to 128; Pallas' splash (splash.py) neither bias nor dropout, a mask that is static beside segments, and
-rows of at least 128.
+rows of at least 128. Where the mesh cuts rows along their length (`context`), the plain path is that of context.py, and
+of the kernels splash serves.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import contextvars
 import jax
 import jax.numpy as jnp
 
-from paradigm import attention, splash
+from paradigm import attention, context, splash
 from paradigm.errors import UserError, choose
 
 KINDS = ("auto", "plain", "blocks", "cudnn", "splash")
@@ -87,6 +88,8 @@ def _unfit(kernel, q_BxHxLxK, k_BxGxSxK, mask, dropout, bias):
         return splash.unfit(q_BxHxLxK, k_BxGxSxK, mask)
     if platform() != "gpu":
         return f"the device is a {platform()}"
+    if context.ways(q_BxHxLxK, k_BxGxSxK, mask) > 1:
+        return "rows are cut over context"
     if q_BxHxLxK.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the arithmetic is {q_BxHxLxK.dtype}, and cuDNN takes bfloat16 and float16"
     return f"heads are {width} wide, and cuDNN takes multiples of 8 up to 128" if width % 8 or width > 128 else None
@@ -99,8 +102,10 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=
     """
     kernel, _ = pick(q_BxHxLxK, k_BxGxSxK, mask, dropped is not None, bias)
     if kernel in ("plain", "blocks"):
-        weights = dropped if dropped is not None else lambda p, start: p
         size = {"block": BLOCK} if kernel == "blocks" else {}
+        if context.ways(q_BxHxLxK, k_BxGxSxK, mask) > 1:
+            return context.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, dropped, **size)
+        weights = dropped if dropped is not None else lambda p, start: p
         return attention.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, weights, **size)
     if kernel == "splash":
         return splash.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale, interpret=platform() != "tpu")

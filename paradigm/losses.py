@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from paradigm.partition import BATCH, constrain
+from paradigm.partition import BATCH, CONTEXT, constrain, context_ways
 
 MAX_LOGITS = 2**26  # float32 logits that one device holds at a time: 256 MiB
 CHUNK_TOKENS = {"cpu": 512}  # tokens a device takes at a time. On a CPU small chunks stay near the caches ...
@@ -38,7 +38,7 @@ def chunked_cross_entropy(hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL, *,
     Where a gradient is asked for, it is computed beside the value, while a chunk's logits are at hand: nothing is
     recomputed and only [B, L, D] and [D, V] are kept. Without one (evaluation) only values are computed. Products take
     the dtype of `hidden` (the kernel is cast to it), every sum is float32, and the kernel's gradient is summed in
-    float32 even when the products are bfloat16. Under a mesh (`jax.set_mesh`) each batch shard sums its own kernel
+    float32 even when the products are bfloat16. Under a mesh (`jax.set_mesh`) each shard of tokens sums its own kernel
     gradient, and the shards are reduced once, after the last chunk; the vocabulary may be cut over `tensor`.
 
     The z-loss term keeps the log normalizer near zero: z_loss * logsumexp(logits)^2 a token (Mesh-TensorFlow's
@@ -59,9 +59,9 @@ def chunked_cross_entropy(hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL, *,
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunked_cross_entropy: chunk must be at least 1, got {chunk}")
     B, L, D = hidden_BxLxD.shape
-    shards = _batch_shards(B)
+    shards = _batch_shards(B), context_ways(L)
     if chunk is None:
-        chunk = _chunk_length(B // shards, L, kernel_DxV.shape[1])
+        chunk = _chunk_length(B // shards[0], L // shards[1], kernel_DxV.shape[1])
     weights_BxL = weights_BxL.astype(jnp.float32)
     total, nll, correct = _cross_entropy(
         (float(z_loss), min(int(chunk), L), shards), hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL
@@ -92,22 +92,27 @@ _cross_entropy.defvjp(_forward, _backward)
 
 def _over_chunks(static, hidden, kernel, targets, weights, gradient):
     """total, nll, correct; with `gradient` also loss [B, L], d total/d hidden [B, L, D] and d total/d kernel [D, V]."""
-    z_loss, chunk, shards = static
+    z_loss, chunk, (rows, parts) = static
     (B, L, D), V = hidden.shape, kernel.shape[1]
+    B, L = B // rows, L // parts  # of one of the N = rows * parts shards of tokens
     steps = math.ceil(L / chunk)
     chunk = math.ceil(L / steps)
+    shards = (*BATCH, CONTEXT)
     # Gathered over fsdp once, before the loop.
     kernel_DxV = constrain(kernel.astype(hidden.dtype), None, "tensor", partial=True)
 
-    def split(x):  # [B, L, ...] -> [steps, N, B/N, chunk, ...], N the shards of the batch; the padding has weight 0
-        x = jnp.pad(x, [(0, 0), (0, steps * chunk - L)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape((shards, B // shards, steps, chunk) + x.shape[2:])
-        return constrain(jnp.moveaxis(x, 2, 0), None, BATCH, *(None,) * (x.ndim - 2), partial=True)
+    def split(x):  # [rows B, parts L, ...] -> [steps, N, B, chunk, ...]; the padding has weight 0
+        x = jnp.moveaxis(x.reshape((rows, B, parts, L) + x.shape[2:]), 2, 1)
+        x = x.reshape((rows * parts, B, L) + x.shape[4:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, steps * chunk - L)] + [(0, 0)] * (x.ndim - 3))
+        x = x.reshape((rows * parts, B, steps, chunk) + x.shape[3:])
+        return constrain(jnp.moveaxis(x, 2, 0), None, shards, *(None,) * (x.ndim - 2), partial=True)
 
-    def join(x):  # [steps, N, B/N, chunk, ...] -> [B, L, ...]
+    def join(x):  # the inverse
         x = jnp.moveaxis(x, 0, 2)
-        x = x.reshape((B, steps * chunk) + x.shape[4:])[:, :L]
-        return constrain(x, BATCH, *(None,) * (x.ndim - 1), partial=True)
+        x = x.reshape((rows, parts, B, steps * chunk) + x.shape[4:])[:, :, :, :L]
+        x = jnp.moveaxis(x, 1, 2).reshape((rows * B, parts * L) + x.shape[4:])
+        return constrain(x, BATCH, CONTEXT, *(None,) * (x.ndim - 2), partial=True)
 
     def body(d_kernel_NxDxV, xs):
         values, slopes = _one_chunk(z_loss, kernel_DxV, *xs, gradient=gradient)
@@ -119,7 +124,7 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
 
     start = None
     if gradient:
-        start = constrain(jnp.zeros((shards, D, V), jnp.float32), BATCH, None, "tensor", partial=True)
+        start = constrain(jnp.zeros((rows * parts, D, V), jnp.float32), shards, None, "tensor", partial=True)
     d_kernel_NxDxV, outputs = jax.lax.scan(body, start, tuple(split(x) for x in (hidden, targets, weights)))
     nll, correct, loss, *d_hidden = (join(x) for x in outputs)
     total = jnp.sum(loss * weights)
@@ -129,7 +134,7 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
 
 
 def _one_chunk(z_loss, kernel_DxV, hidden_NxBxCxD, targets_NxBxC, weights_NxBxC, gradient):
-    """((nll, correct, loss), (d_hidden, d_kernel)) of one slice; C positions, N batch shards."""
+    """((nll, correct, loss), (d_hidden, d_kernel)) of one slice; C positions, N shards of tokens."""
     logits = jnp.einsum("nbcd,dv->nbcv", hidden_NxBxCxD, kernel_DxV, preferred_element_type=jnp.float32)
     is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3) == targets_NxBxC[..., None]
     target = jnp.take_along_axis(logits, targets_NxBxC[..., None], axis=-1)[..., 0]

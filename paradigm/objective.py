@@ -164,6 +164,8 @@ class Objective:
     parts = ()
     # Tokens that a window of text must hold for `preprocess`; None where records are taken as they come.
     raw_length = None
+    # Tokens of the rows that a mesh's `context` axis may cut along their length; None where it can cut none.
+    context_length = None
     # Names of modules that come trained from another run (Experiment.init) and stay as they are (Experiment.freeze).
     given = ()
     # A paradigm.teacher.Teacher, whose variables are in extra['teacher'] and follow the parameters; None for none.

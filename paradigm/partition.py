@@ -1,8 +1,9 @@
-"""Where arrays lie: first-match rules over parameter paths -> shardings on a mesh of data, fsdp and tensor.
+"""Where arrays lie: first-match rules over parameter paths -> shardings on a mesh of data, fsdp, tensor and context.
 
 A rule is (regex on 'a/b/kernel', mesh axes of the trailing dims); leading dims, stacked layers among them, get None.
 Vectors that no rule names are replicated; a matrix that no rule names is an error, since on a pod it would be a copy on
-every chip. Moments and averages inherit by path from the parameter that their path ends with.
+every chip. Moments and averages inherit by path from the parameter that their path ends with. No parameter is cut over
+`context`: it cuts the rows of a batch, and what becomes of them, along their length.
 """
 
 import re
@@ -14,16 +15,18 @@ from jax.sharding import PartitionSpec as P
 from paradigm import trees
 from paradigm.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor")  # of every mesh
+CONTEXT = "context"  # of meshes that name it: the axis that long rows are cut over, along their length
 BATCH = ("data", "fsdp")  # the axes that a batch's rows are spread over
 
 
 def constrain(x, *axes, partial=False):
-    """`x` with its trailing dims laid over these mesh axes; x itself where there is no mesh with these axes.
+    """`x` with its trailing dims laid over these mesh axes; x itself where there is no mesh with data, fsdp and tensor.
 
-    partial: each dim by itself: axes that the mesh lacks, or that do not divide the dim, are left out.
+    partial: each dim by itself: axes that the mesh lacks, or that do not divide the dim, are left out. So is always
+    CONTEXT: what is decoded token by token has one position, and few meshes have that axis.
 
-    BATCH stands first for activations: constrain(x_BxLxD, BATCH, None, None). A model must say so after each matrix
+    BATCH stands first for activations: constrain(x_BxLxD, BATCH, CONTEXT, None). A model must say so after each matrix
     product whose kernel is cut over fsdp: left to itself on a mesh of all three axes, XLA's partitioner (jaxlib 0.10.2
     and 0.12.0.1) was seen to return a wrong gradient for tanh(x @ w) with w over (fsdp, tensor), not merely a slow one.
     """
@@ -31,8 +34,8 @@ def constrain(x, *axes, partial=False):
     if mesh.empty or not (partial or set(AXES) <= set(mesh.axis_names)):
         return x
     spec = _trailing(axes, x.ndim)
-    if partial:
-        spec = P(*(_fitting(size, axis, mesh) for size, axis in zip(x.shape, spec)))
+    own = lambda size, axis: _fitting(size, axis, mesh) if partial or axis == CONTEXT else axis
+    spec = P(*(own(size, axis) for size, axis in zip(x.shape, spec)))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -41,8 +44,30 @@ def constrain_rows(tree):
     return jax.tree.map(lambda x: constrain(x, BATCH, *(None,) * (x.ndim - 1)), tree)
 
 
-def batch_shardings(batch_spec, mesh):
-    """Rows over data and fsdp, for each entry of a batch.
+def context_ways(*lengths):
+    """Into how many parts the mesh in context cuts rows of these lengths; 1 where it does not divide them all."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape.get(CONTEXT, 1)
+    return 1 if any(length % ways for length in lengths) else ways
+
+
+def check_context(objective, ways):
+    """Raises UserError where the rows of an objective cannot be cut into so many parts along their length."""
+    name, length = type(objective).__name__, objective.context_length
+    if ways > 1 and length is None:
+        raise UserError(
+            f"mesh context:{ways} cuts rows of tokens along their length, and those of {name} are not read by a "
+            "Decoder or an Encoder alone: leave context out of the mesh"
+        )
+    if ways > 1 and length % ways:
+        raise UserError(
+            f"mesh context:{ways} does not divide the length {length} of {name}: choose a length that is a multiple of "
+            f"{ways}, or another context"
+        )
+
+
+def batch_shardings(batch_spec, mesh, length=None):
+    """Rows over data and fsdp, for each entry of a batch; those of `length` tokens, [B, length], over context too.
 
     Raises:
         UserError: when the batch does not divide over those axes.
@@ -55,7 +80,9 @@ def batch_shardings(batch_spec, mesh):
                 f"{mesh.shape['data']} x {mesh.shape['fsdp']} devices (entry {name!r}): "
                 f"choose a batch size that is a multiple of {ways}"
             )
-    return {name: NamedSharding(mesh, P(BATCH)) for name in batch_spec}
+    cut = (BATCH, CONTEXT) if length is not None and mesh.shape.get(CONTEXT, 1) > 1 else (BATCH,)
+    of = lambda spec: P(*cut) if len(spec.shape) > 1 and spec.shape[1] == length else P(BATCH)
+    return {name: NamedSharding(mesh, of(spec)) for name, spec in batch_spec.items()}
 
 
 def shardings(tree, rules, mesh, user_rules=()):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from paradigm import partition, rng, teacher, trees
+from paradigm import partition, precision, rng, teacher, trees
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Context, Loss
 from paradigm.schedule import FINAL, as_schedule
@@ -47,11 +47,14 @@ class TrainState:
         return tuple(sorted(set(self.frozen) - set(self.params)))
 
 
-def init_state(objective, optimizer, seed, ema=None, params=None, freeze=()):
+def init_state(
+    objective, optimizer, seed, ema=None, params=None, freeze=(), param_dtype="float32", moment_dtype="float32"
+):
     """The state at step 0, a pure function of the seed. Trace it with jax.eval_shape or jit it with out_shardings.
 
     params: to start from, in place of the objective's own. freeze: ((regex, bool), ...), the first match counts: the
-    parameters that are not trained, beside those of the objective's adaptation.
+    parameters that are not trained, beside those of the objective's adaptation. param_dtype, moment_dtype: what the
+    matrices among parameters and moments are stored in (precision.py); averages and teachers are float32 all the same.
     """
     params = objective.init(rng.key(seed, "params")) if params is None else params
     extra = dict(objective.init_extra(params, rng.key(seed, "extra")))
@@ -59,7 +62,9 @@ def init_state(objective, optimizer, seed, ema=None, params=None, freeze=()):
     if ema is not None:
         extra["ema"] = jax.tree.map(jnp.copy, params)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, zero, params, frozen, optimizer.init(params), extra)
+    moments = precision.as_stored(optimizer.init(params), moment_dtype)
+    params, frozen = (precision.as_stored(tree, param_dtype) for tree in (params, frozen))
+    return TrainState(zero, zero, params, frozen, moments, extra)
 
 
 def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1, clip=None, ema=None):
@@ -101,8 +106,11 @@ def make_train_step(objective, optimizer, *, seed=0, phase=MAIN, microbatches=1,
             if clip is not None:
                 factor = jnp.minimum(1.0, clip / (norm + 1e-6))
                 scaled = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-            updates, opt_state = optimizer.update(scaled, state.opt_state, state.params, state.step)
-            params = optax.apply_updates(state.params, updates)
+            before, moments = precision.full(state.params), precision.full(state.opt_state)
+            updates, moments = optimizer.update(scaled, moments, before, state.step)
+            key = lambda name: rng.key(seed, f"rounding of {name}", state.step)
+            params = precision.store(optax.apply_updates(before, updates), state.params, key("parameters"))
+            opt_state = precision.store(moments, state.opt_state, key("moments"))
             extra = objective.update_extra(own, trees.merge(params, state.frozen), loss, ctx)
             if ema is not None:
                 extra = {**extra, "ema": teacher.ema(state.extra["ema"], params, as_schedule(ema)(state.step))}
@@ -173,7 +181,7 @@ def _gradients(objective, params, extra, batch, ctx, microbatches):
     if microbatches == 1:
         whole = lambda p: (lambda loss: (loss.value(), loss))(objective.loss(p, extra, batch, ctx))
         (value, loss), grads = jax.value_and_grad(whole, has_aux=True)(params)
-        return value, loss, grads
+        return value, loss, precision.full(grads)
     accumulate = _cached_embeddings if objective.full_batch else _decomposed
     loss, grads = accumulate(objective, params, extra, batch, ctx, microbatches)
     return loss.value(), loss, grads
@@ -189,7 +197,7 @@ def _decomposed(objective, params, extra, batch, ctx, n):
         grads, loss = jax.grad(scaled, has_aux=True)(params)
         return jax.tree.map(jnp.add, total, grads), loss
 
-    grads, losses = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), cut(batch, n))
+    grads, losses = jax.lax.scan(part, precision.full(jax.tree.map(jnp.zeros_like, params)), cut(batch, n))
     return _whole(losses), grads
 
 
@@ -220,7 +228,7 @@ def _cached_embeddings(objective, params, extra, batch, ctx, n):
         (grad,) = vjp((slope, jnp.float32(1.0)))
         return jax.tree.map(jnp.add, total, grad), None
 
-    grads, _ = jax.lax.scan(replay, grads, (micros, cut(slopes, n)))
+    grads, _ = jax.lax.scan(replay, precision.full(grads), (micros, cut(slopes, n)))
     return decomposes.join(pair), grads
 
 

@@ -32,6 +32,7 @@ MESHES = {
     "fsdp": (1, 8, 1),
     "tensor": (4, 1, 2),
 }  # "mixed" cuts along every axis
+CONTEXTS = {"context": (1, 2, 1, 4), "context, mixed": (1, 2, 2, 2)}  # for objectives with a context_length
 
 
 def mesh_of(kind):
@@ -39,8 +40,10 @@ def mesh_of(kind):
     if len(jax.devices()) < 8:
         words = " ".join(f"{name}={value}" for name, value in DEVICES.items())
         raise UserError(f"this check needs 8 devices and there are {len(jax.devices())}: start with {words}")
-    devices = np.array(jax.devices()[:8]).reshape(MESHES[kind])
-    return jax.sharding.Mesh(devices, partition.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    shape = {**MESHES, **CONTEXTS}[kind]
+    names = (*partition.AXES, partition.CONTEXT)[: len(shape)]
+    devices = np.array(jax.devices()[:8]).reshape(shape)
+    return jax.sharding.Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
 
 
 def run(objective, optimizer, batch_of, first, last, state=None, **settings):
@@ -113,7 +116,7 @@ def _meshed(objective, optimizer, mesh, batch_size, *, phase, ema=None, **settin
     state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, ema))
     layout = partition.state_shardings(state, objective.all_partition_rules, mesh)
     spec = objective.batch_spec(batch_size, phase)
-    shardings = layout, partition.batch_shardings(spec, mesh)
+    shardings = layout, partition.batch_shardings(spec, mesh, objective.context_length)
     with jax.set_mesh(mesh):
         step = make_train_step(objective, optimizer, phase=phase, ema=ema, **settings)
         whole = {"donate_argnums": 0, "keep_unused": True}

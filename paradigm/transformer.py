@@ -21,7 +21,7 @@ from paradigm import attention_kernels
 from paradigm.attention import AttentionMask, DistanceBias, RelativeBias, alibi
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense, RMSNorm, drop
-from paradigm.partition import BATCH, constrain
+from paradigm.partition import BATCH, CONTEXT, constrain
 from paradigm.rope import rope_angles, rotate
 from paradigm.trees import STACKED
 
@@ -187,7 +187,8 @@ class Attention(Architecture, kw_only=True):
         """
         width, std = self.head_width, self.init_std
         qkv_bias, out_bias = (self.bias if b is None else b for b in (self.qkv_bias, self.out_bias))
-        heads_first = lambda y: constrain(y.swapaxes(1, 2), BATCH, "tensor", None, None)  # [B, L, H, K] -> [B, H, L, K]
+        # [B, L, H, K] -> [B, H, L, K]
+        heads_first = lambda y: constrain(y.swapaxes(1, 2), BATCH, "tensor", CONTEXT, None)
 
         def project(name, x, heads, std):
             return heads_first(Dense((heads, width), 1, qkv_bias, std, self.dtype, name=name)(x))
@@ -233,7 +234,7 @@ class MLP(Architecture, kw_only=True):
         act, count = choose("activation", self.activation, ACTIVATIONS)
         into = lambda name: Dense((self.d_ff,), 1, self.bias, self.init_std, self.dtype, name=name)(x)
         h = act(*(into(name) for name in ("gate", "up")[-count:]))
-        h = constrain(h, BATCH, None, "tensor")
+        h = constrain(h, BATCH, CONTEXT, "tensor")
         if self.dropout_style == "t5":
             h = self.dropped(h, keys, "mlp/hidden")
         return Dense((self.d_model,), 1, self.bias, self.out_std, self.dtype, name="down")(h)
@@ -291,7 +292,7 @@ class Block(Architecture, kw_only=True):
                 y = y * self.param(f"{site}_layer_scale", first, (self.d_model,), jnp.float32).astype(y.dtype)
             if keys is not None and self.drop_path:
                 y = drop(y, keys, f"{site}/path", own["drop_path"], (1, 2))
-            x = constrain(x + y, BATCH, None, None)
+            x = constrain(x + y, BATCH, CONTEXT, None)
             return norm(x) if post else x
 
         def attention(x):
@@ -402,7 +403,7 @@ class Stack(Architecture, kw_only=True):
         x = self.dropped(x, keys, "input")
         if x.shape[-1] != self.d_model:
             x = Dense((self.d_model,), 1, self.bias, self.init_std, self.dtype, name="project")(x)
-        x = constrain(x, BATCH, None, None)
+        x = constrain(x, BATCH, CONTEXT, None)
         if self.drop_path:
             own["drop_path"] = jnp.linspace(0.0, self.drop_path, self.layers)
         if alternates:

@@ -300,7 +300,7 @@ def _taps(inputs, outputs, size, stride, low, spread, step):
 
 
 # Matrix products [L, K] x [K, S] of each of splash attention's kernels, and which operands it reads again for each
-# block of the others: keys and values, or queries and the gradient of the output (by place among those of 4 dims).
+# block of the others: keys and values, or queries and the gradient of the output (by place among those of floats).
 SPLASH = {"fwd": (2, (1, 2)), "dq": (3, (1, 2)), "dkv": (4, (0, 4))}
 
 
@@ -315,9 +315,10 @@ def _splash(i, shape):
     if not found or share is None:
         return None
     products, again = SPLASH[found[1]]
-    arrays = [shape(operand) for operand in i.operands if operand and len(dims_of(shape(operand))) == 4]
-    (batch, heads, length, width), (*_, source, _) = map(dims_of, arrays[:2])
+    arrays = [shape(o) for o in i.operands if o and re.match(r"b?f\d+\[", shape(o))]  # rows go first, unless it is one
+    (*batch, heads, length, width), (*_, source, _) = map(dims_of, arrays[:2])
     block = int(i.attribute(rf"block_{'q' if found[1] == 'dkv' else 'kv'}\D+(\d+)") or 512)
     turns = max(float(share) * (source if found[1] == "dkv" else length) / block - 1, 0)
-    per_head = {n: nbytes(arrays[n]) * heads / dims_of(arrays[n])[1] for n in again}  # a key's head serves several
-    return 2.0 * products * batch * heads * length * source * width * float(share), turns * sum(per_head.values())
+    per_head = {n: nbytes(arrays[n]) * heads / dims_of(arrays[n])[-3] for n in again}  # a key's head serves several
+    flops = 2.0 * products * math.prod(batch) * heads * length * source * width * float(share)
+    return flops, turns * sum(per_head.values())

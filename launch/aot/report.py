@@ -145,11 +145,13 @@ def fitting_mesh(experiment, chips):
     own = parse_mesh(experiment.mesh)
     candidates = [experiment.mesh]
     wide = "fsdp" if own["fsdp"] != 1 else "data"
-    tensor = max(own["tensor"], 1)
-    while chips % tensor == 0 and tensor <= chips:
-        candidates.append(f"{wide}:{chips // tensor},tensor:{tensor}")
-        if own["fsdp"] > 1 and chips % (own["fsdp"] * tensor) == 0:
-            candidates.append(f"data:{chips // own['fsdp'] // tensor},fsdp:{own['fsdp']},tensor:{tensor}")
+    tensor, context = max(own["tensor"], 1), max(own.get("context", 1), 1)
+    kept = f",context:{context}" if context > 1 else ""
+    while chips % (tensor * context) == 0 and tensor * context <= chips:
+        ways = chips // (tensor * context)
+        candidates.append(f"{wide}:{ways},tensor:{tensor}{kept}")
+        if own["fsdp"] > 1 and ways % own["fsdp"] == 0:
+            candidates.append(f"data:{ways // own['fsdp']},fsdp:{own['fsdp']},tensor:{tensor}{kept}")
         tensor *= 2
     problems = []
     for candidate in candidates:

@@ -18,13 +18,14 @@ def candidates(own, chips, slices=1):
     shorter rings, and its gradient is scattered there before it is summed over `data`.
     """
     found = [dict(own)]
+    context = own.get("context", 1)
     for tensor in (own["tensor"], own["tensor"] // 2, 2 * own["tensor"]):
-        if not 1 <= tensor <= max(TENSOR, own["tensor"]) or chips % tensor:
+        if not 1 <= tensor <= max(TENSOR, own["tensor"]) or chips % (tensor * context):
             continue
-        ways = chips // tensor
+        ways = chips // (tensor * context)
         for data in dict.fromkeys((slices, 4 * slices, 16 * slices, ways)):
             if ways % data == 0 and data % slices == 0:
-                found.append({"data": data, "fsdp": ways // data, "tensor": tensor})
+                found.append({**own, "data": data, "fsdp": ways // data, "tensor": tensor})
     return [mesh for n, mesh in enumerate(found) if mesh not in found[:n]]
 
 

@@ -60,7 +60,8 @@ def pod_runs():
     """The shipped run files whose mesh names a fixed number of devices, more than one."""
     from launch.run import registry
 
-    names = sorted(path.relative_to(registry.SHIPPED).as_posix() for path in registry.SHIPPED.glob("runs/*.gin"))
+    paths = [path for folder in ("runs", "runs/pods") for path in registry.SHIPPED.glob(f"{folder}/*.gin")]
+    names = sorted(path.relative_to(registry.SHIPPED).as_posix() for path in paths)
     meshes = {name: parse_mesh(registry.parse([name]).mesh) for name in names}
     return [name for name, mesh in meshes.items() if -1 not in mesh.values() and set(mesh.values()) != {1}]
 
@@ -71,7 +72,7 @@ def settings(run):
     from launch.run.experiment import at_default, flatten
 
     experiment = registry.parse([run])
-    names = ("objective", "optimizer", "batch_size", "microbatches", "clip", "ema", "mesh", "attention")
+    names = "objective optimizer batch_size microbatches clip ema mesh attention param_dtype moment_dtype".split()
     flat = {name: flatten(getattr(experiment, name), name) for name in names}
     unset = at_default(experiment)
     return {key: x for part in flat.values() for key, x in part.items()}, unset

@@ -54,6 +54,8 @@ class Experiment:
             no gradient, no part in clipping and no decay, no optimizer state and no average, and is saved once.
         adapt: the objective's adaptation (paradigm.adapt), whatever the objective: LoRA, PromptTuning ...; None leaves
             it as it is.
+        param_dtype, moment_dtype: float32, or bfloat16: what parameters and the optimizer's moments are stored in, half
+            the memory, with stochastic rounding (paradigm/precision.py). All sums and losses are float32 in any case.
         init: Inits, where the parameters of a new run come from; () draws them all.
         evaluators: run at each evaluation, on the validation batches.
         log_every: a row of metrics each so many steps.
@@ -77,6 +79,8 @@ class Experiment:
     ema: "float | Schedule | None" = None
     freeze: tuple[tuple[str, bool], ...] = ()
     adapt: Any = None
+    param_dtype: str = "float32"
+    moment_dtype: str = "float32"
     init: tuple[Init, ...] = ()
     evaluators: tuple[Any, ...] = ()
     log_every: int = 10
@@ -162,6 +166,9 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         lowest = min(float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8))
         if not lowest >= 0:
             yield f"the learning rate of {type(e.optimizer).__name__} falls to {lowest:.3g}: it must be 0 or more"
+    for name in ("param_dtype", "moment_dtype"):
+        if getattr(e, name) not in ("float32", "bfloat16"):
+            yield f"Experiment.{name}='{getattr(e, name)}' must be 'float32' or 'bfloat16'"
     if e.best_mode not in ("min", "max"):
         yield f"Experiment.best_mode='{e.best_mode}' must be 'min' or 'max'"
     if not e.best_metric.startswith("valid/"):
@@ -179,9 +186,9 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
     import jax
     from jax.sharding import AbstractMesh
 
-    from launch.run.mesh import AXES, mesh_shape
+    from launch.run.mesh import mesh_shape
     from paradigm import trees
-    from paradigm.partition import shardings
+    from paradigm.partition import CONTEXT, check_context, shardings
 
     try:
         shape = mesh_shape(e.mesh, device_count)
@@ -197,8 +204,12 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"{shape['fsdp']} devices: choose a multiple of {ways * max(e.microbatches, 1)}, or another --mesh"
         )
     try:
+        check_context(e.objective, shape.get(CONTEXT, 1))
+    except UserError as error:
+        yield str(error)
+    try:
         params = abstract_params(e.objective)
-        shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), AXES))
+        shardings(params, e.objective.all_partition_rules, AbstractMesh(tuple(shape.values()), tuple(shape)))
         _, frozen = trees.split(params, e.objective.freeze_table(e.freeze))
         for name in e.objective.given:
             if len(jax.tree.leaves(frozen.get(name, {}))) < len(jax.tree.leaves(params[name])):

@@ -29,7 +29,7 @@ def make_state(experiment, given=None, stats=None):
             first = dict(trees.named_leaves(drawn))
             given = {name: adapt.begin(name, first[name], x) for name, x in given.items()}
         params = trees.named_map(taken(given), drawn)
-    state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze)
+    state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze, e.param_dtype, e.moment_dtype)
     if stats:
         state.extra["batch_stats"] = trees.named_map(taken(stats), state.extra["batch_stats"])
     return state

@@ -1,7 +1,8 @@
 """The device mesh: 'data:1,fsdp:-1,tensor:1' -> jax.sharding.Mesh.
 
 Three axes, always all three and always in this order. `data` replicates the parameters, `fsdp` shards them, `tensor`
-splits heads, hidden units and vocabulary. The rows of a batch are spread over data and fsdp.
+splits heads, hidden units and vocabulary. The rows of a batch are spread over data and fsdp. A fourth, `context`, is
+there where it is named: it cuts long rows of tokens along their length (paradigm/context.py).
 
 Devices of several TPU slices are joined by the slow data-center network. There `data` spans the slices, so that only
 the gradients cross it, once a step.
@@ -20,23 +21,24 @@ import numpy as np
 from jax.experimental import mesh_utils
 
 from paradigm.errors import UserError
-from paradigm.partition import AXES
+from paradigm.partition import AXES, CONTEXT
 
 
 def parse_mesh(spec: str) -> dict[str, int]:
     """'data:1,fsdp:-1,tensor:1' -> {'data': 1, 'fsdp': -1, 'tensor': 1}.
 
-    An axis that is left out is 1; at most one may be -1, which means every device that the others leave.
+    An axis that is left out is 1, but context, which is then not there; at most one may be -1, which means every device
+    that the others leave.
     Raises UserError for an unknown, repeated or ill-sized axis.
     """
     sizes = {}
     for part in filter(None, (p.strip() for p in spec.split(","))):
         name, colon, size = (s.strip() for s in part.partition(":"))
-        if name not in AXES:
-            near = difflib.get_close_matches(name, AXES, 1)
+        if name not in (*AXES, CONTEXT):
+            near = difflib.get_close_matches(name, (*AXES, CONTEXT), 1)
             raise UserError(
                 f"mesh '{spec}': unknown axis '{name}'{f', did you mean {near[0]!r}?' if near else ''}; "
-                f"the axes are {', '.join(AXES)}, as in 'data:1,fsdp:-1,tensor:1'"
+                f"the axes are {', '.join((*AXES, CONTEXT))}, as in 'data:1,fsdp:-1,tensor:1'"
             )
         if name in sizes:
             raise UserError(f"mesh '{spec}': axis '{name}' is given twice; give it once")
@@ -48,7 +50,7 @@ def parse_mesh(spec: str) -> dict[str, int]:
         sizes[name] = int(size)
     if sum(size == -1 for size in sizes.values()) > 1:
         raise UserError(f"mesh '{spec}': two axes are -1; at most one can take the devices that the others leave")
-    return {axis: sizes.get(axis, 1) for axis in AXES}
+    return {axis: sizes.get(axis, 1) for axis in (*AXES, CONTEXT) if axis in (*AXES, *sizes)}
 
 
 def mesh_shape(spec: str, device_count: int) -> dict[str, int]:
@@ -76,7 +78,7 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
         UserError: the axes do not fill the devices, or data does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = tuple(mesh_shape(spec, len(devices)).values())
+    names, shape = zip(*mesh_shape(spec, len(devices)).items())
     slices = slice_count(devices)
     if shape[0] % slices:
         raise UserError(
@@ -86,13 +88,13 @@ def make_mesh(spec: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
     if slices > 1:
         inside = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
-            inside, (slices, 1, 1), devices=devices, allow_split_physical_axes=True
+            inside, (slices, *(1,) * (len(shape) - 1)), devices=devices, allow_split_physical_axes=True
         )
     elif max(shape) == len(devices) and (path := closed_path(devices)):
         grid = np.array(path).reshape(shape)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    return jax.sharding.Mesh(grid, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
 
 
 def closed_path(devices: Sequence[jax.Device]) -> list[jax.Device] | None:

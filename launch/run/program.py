@@ -28,11 +28,13 @@ class Program:
     def __init__(self, experiment, mesh):
         self.experiment, self.mesh, self.attention = experiment, mesh, {}
         objective = experiment.objective
+        partition.check_context(objective, mesh.shape.get(partition.CONTEXT, 1))
         shapes = jax.eval_shape(lambda: make_state(experiment))
         self.shardings = partition.state_shardings(shapes, objective.all_partition_rules, mesh)
         self.state = _placed(shapes, self.shardings)
         specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
-        self.batch = {phase: _placed(spec, partition.batch_shardings(spec, mesh)) for phase, spec in specs.items()}
+        lying = lambda spec: partition.batch_shardings(spec, mesh, objective.context_length)
+        self.batch = {phase: _placed(spec, lying(spec)) for phase, spec in specs.items()}
 
     @contextlib.contextmanager
     def context(self):
@@ -102,7 +104,7 @@ class Program:
             def part(index):  # a device's rows, all of which are here, one after the other
                 first, last, _ = index[0].indices(s.shape[0])
                 at = np.searchsorted(self._held, first)
-                return mine[at : at + last - first]
+                return mine[at : at + last - first][:, *index[1:]]
 
             return jax.make_array_from_callback(s.shape, s.sharding, part)
 

@@ -100,6 +100,10 @@ class LeftToRight(Generating):
     prefix = False
 
     @property
+    def context_length(self):
+        return self.length
+
+    @property
     def raw_length(self):
         """Tokens a data window must hold."""
         return self.length
@@ -193,6 +197,10 @@ class Blanks(SentenceScoring):
 class HiddenTokens:
     """How an Encoder reads windows some tokens of which are hidden or replaced: for the objectives with fields `model`
     and `length`, and `_masking`, a Masking (t5like/masking.py)."""
+
+    @property
+    def context_length(self):
+        return self.length
 
     @property
     def preprocess(self):

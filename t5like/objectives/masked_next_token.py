@@ -79,6 +79,10 @@ class MaskedNextToken(Generating, TextObjective):
     architectures = (Decoder,)
     prefix = False  # a text is continued from left to right
 
+    @property
+    def context_length(self):
+        return self.length
+
     def __post_init__(self):
         self.check_kind("masked_next_token")
         if not 0 <= self.causal < 1:

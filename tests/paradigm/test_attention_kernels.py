@@ -178,7 +178,8 @@ def test_splash_on_a_mesh_is_splash_on_one_device():
 
 
 def test_the_share_of_blocks_that_splash_goes_through():
-    share = lambda *args: splash._share(*args)  # what launch/aot/hlo.py counts by: of 4 x 4 blocks
+    # What launch/aot/hlo.py counts by: of 4 x 4 blocks.
+    share = lambda length, *args: splash._share(range(0, length, args[1]), *args)
     assert share(512, 512, 128, 128, False, None) == 1
     assert share(512, 512, 128, 128, True, None) == 10 / 16
     assert share(512, 512, 128, 128, True, 129) == 7 / 16

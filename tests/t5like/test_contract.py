@@ -7,6 +7,7 @@ import pytest
 from paradigm import optim
 from paradigm.combine import Alternate
 from paradigm.dataset import Dataset
+from paradigm.testing import CONTEXTS
 from t5like.bart import bart
 from t5like.models import bert, gpt, t5
 from t5like.objectives.bart import Bart
@@ -89,6 +90,19 @@ def test_microbatches_equal_the_whole(name):
 @one_each
 @contract.every_mesh
 def test_sharded_equals_one_device(name, mesh):
+    contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh, microbatches=2)
+
+
+CUT = [name for name, objective in OBJECTIVES.items() if objective.context_length]
+
+
+BY_DEFAULT = ("context, mixed", "next_token", "masked_lm")
+left_out = lambda names: [pytest.param(n, marks=[pytest.mark.slow] * (n not in BY_DEFAULT)) for n in names]
+
+
+@pytest.mark.parametrize("mesh", left_out(CONTEXTS))
+@contract.one_by_one("name", left_out(CUT))
+def test_rows_cut_along_their_length_equal_one_device(name, mesh):
     contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh, microbatches=2)
 
 

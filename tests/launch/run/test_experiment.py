@@ -53,6 +53,7 @@ def test_a_good_one_passes():
                          "choose a multiple of 8"),
     ({"microbatches": 2}, "Experiment.batch_size=8 in 2 microbatches does not divide over data x fsdp = 1 x 8 devices: "
                           "choose a multiple of 16"),
+    ({"param_dtype": "float16"}, "Experiment.param_dtype='float16' must be 'float32' or 'bfloat16'"),
     ({"mesh": "fsdp:3"}, "mesh 'fsdp:3' does not divide the devices"),
     ({"mesh": "tensro:2"}, "unknown axis 'tensro', did you mean 'tensor'?"),
     ({"objective": Uneven(), "mesh": "fsdp:4,tensor:2"},

@@ -12,6 +12,7 @@ def test_parse():
     assert parse_mesh("data:1,fsdp:-1,tensor:1") == {"data": 1, "fsdp": -1, "tensor": 1}
     assert list(parse_mesh(" tensor:2 , data:-1")) == ["data", "fsdp", "tensor"]
     assert parse_mesh("tensor:2") == {"data": 1, "fsdp": 1, "tensor": 2}
+    assert parse_mesh("context:4,fsdp:-1") == {"data": 1, "fsdp": -1, "tensor": 1, "context": 4}
 
 
 @pytest.mark.parametrize("spec, text", [
@@ -68,6 +69,8 @@ def test_data_spans_the_slices():
         [[0] * 4, [1] * 4],
         [[1] * 4, [0] * 4],
     )
+    mesh = make_mesh("data:2,context:4", [Device(n, 2) for n in range(8)])
+    assert mesh.axis_names == ("data", "fsdp", "tensor", "context") and mesh.devices.shape == (2, 1, 1, 4)
     mesh = make_mesh("data:4,fsdp:2", [Device(n, 2) for n in range(8)])
     assert [len({device.slice_index for device in row.flat}) for row in mesh.devices] == [1] * 4
     with pytest.raises(UserError, match="are 2 slices, which only data may span, and data:1 does not divide over them"):

@@ -151,6 +151,17 @@ def test_on_another_mesh_the_next_losses_agree(tmp_path):
     assert len(pick(moved)) == 6
 
 
+def test_a_state_in_bfloat16_resumes_bit_for_bit(tmp_path):
+    """Stored and rounded by seed, step and name, whatever was in between; a notebook is given float32."""
+    experiment = small.experiment(total_steps=6, param_dtype="bfloat16", moment_dtype="bfloat16")
+    whole, rows = finish(experiment, tmp_path / "whole")
+    finish(dataclasses.replace(experiment, total_steps=3), tmp_path / "parts")
+    parts, again = finish(experiment, tmp_path / "parts")
+    contract.assert_trees_equal(whole, parts)
+    assert again[-1] == rows[-1]
+    assert {str(x.dtype) for x in jax.tree.leaves((parts.params, parts.opt_state))} >= {"bfloat16"}
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corpus")
@@ -183,6 +194,20 @@ def test_text_from_files_through_other_workers(name, corpus, tmp_path, monkeypat
     state, again = finish(dataclasses.replace(experiment, workers=2), tmp_path / "parts")
     contract.assert_trees_equal(state, whole)
     assert again == rows and rows[-1]["valid/bits_per_byte"] > 0
+
+
+@pytest.mark.slow
+def test_rows_cut_along_their_length_go_on_on_another_mesh(corpus, tmp_path):
+    data = TextData(source=str(corpus), tokenizer="bytes", valid=0.2)
+    settings = dict(data=data, total_steps=4, batch_size=8, eval_batches=2, log_every=1, eval_every=4)
+    experiment = small.experiment(TEXT["next_token"](), **settings)
+    _, rows = finish(experiment, tmp_path / "whole")
+    begun = dataclasses.replace(experiment, total_steps=2, mesh="fsdp:-1,context:2")
+    finish(begun, tmp_path / "cut")
+    _, cut = finish(dataclasses.replace(begun, total_steps=4, mesh="data:2,context:4"), tmp_path / "cut")
+    for name in ("train/loss", "valid/loss"):
+        pick = lambda rows, name=name: [row[name] for row in rows if name in row]
+        np.testing.assert_allclose(pick(cut)[-1], pick(rows)[-1], rtol=1e-5)
 
 
 def test_the_command_ends_well_on_sigterm(corpus, tmp_path):
