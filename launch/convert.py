@@ -6,11 +6,11 @@
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
 T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = 'rope'`), Mistral, Qwen2 and Qwen3;
-ViT-MAE, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first form writes the
-weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into them; of a run
-on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second writes an
-adaptation alone, as the peft library has it. The third writes a checkpoint of parameters alone, and prints the modules
-that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
+ViT-MAE, BEiT, data2vec, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first
+form writes the weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into
+them; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second
+writes an adaptation alone, as the peft library has it. The third writes a checkpoint of parameters alone, and prints
+the modules that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
 from absl import flags

@@ -9,6 +9,8 @@ import math
 import time
 from typing import Any
 
+import numpy as np
+
 LN2 = math.log(2.0)
 
 
@@ -30,6 +32,11 @@ def mean(total, weight):
 def bits(nats, units):
     """Bits a unit (bits per byte, per token, per dimension) from a sum in nats."""
     return mean(nats, units) / LN2
+
+
+def confusion(truth, found, classes):
+    """int64 [C, C]: how often class i was taken for j. truth, found: int [n]. Tables of parts add."""
+    return np.bincount(np.asarray(truth) * classes + np.asarray(found), minlength=classes**2).reshape(classes, classes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -334,6 +334,7 @@ class Stack(Architecture, kw_only=True):
     """`layers` blocks, their parameters stacked under the component `layers`, and a last norm unless they end in one.
 
     cross: blocks attend to a source as well.
+    last_norm: whether there is that norm.
     remat: none; full, keep only each block's input for the backward pass; dots, keep the products with kernels too.
     scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on a CPU and
         10 to 20 % on a GPU (docs/results/gpu.md), and takes longer to compile. The same parameters serve both.
@@ -342,6 +343,7 @@ class Stack(Architecture, kw_only=True):
 
     layers: int
     cross: bool = False
+    last_norm: bool = True
     remat: str = "none"
     scan: bool = True
     scaled_init: bool = True
@@ -409,7 +411,7 @@ class Stack(Architecture, kw_only=True):
         if alternates:
             own["global"] = jnp.arange(self.layers) % self.global_every == 0
         x, outs = blocks(x, own, Shared(mask, bias, angles, local_angles, source, source_mask, keys))
-        if self.norm_place == "pre":
+        if self.norm_place == "pre" and self.last_norm:
             x = self.make_norm("norm")(x)
         if self.dropout_style == "t5":
             x = self.dropped(x, keys, "output")

@@ -185,6 +185,8 @@ ROWS = (
     ("vision/segments.py", "table.sum(0) + table.sum(1) - np.diag(table)", "table.sum(0) + table.sum(1)", "vision/test_segmentation", "intersection"),
     ("vision/hf/beit.py", '("lambda_1", "attention_layer_scale"', '("lambda_2", "attention_layer_scale"', "vision/test_parity", "beit"),
     ("vision/hf/beit.py", '"shared" if shared else "layers"', '"layers" if shared else "shared"', "vision/test_parity", "beit"),
+    ("vision/vit.py", 'self.make_norm("norm")(mean) if', "mean if", "vision/test_parity", "data2vec"),
+    ("vision/hf/data2vec.py", '"pooler.layernorm", "encoder/norm"', '"layernorm", "encoder/norm"', "vision/test_parity", "data2vec"),
     ("vision/data.py", "self.fraction_seed, _labels(train)", "self.fraction_seed, None", "vision/test_sources", "fraction"),
     ("vision/data.py", "labels[source.positions]", "labels[: len(source)]", "vision/test_sources", "fraction"),
     # multimodal

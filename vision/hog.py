@@ -4,15 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def hog(images, cell=8, bins=9, window=16):
+def hog(images, cell=8, bins=9, window=0):
     """float32 [B, H, W, C] -> [B, H / cell, W / cell, C, bins], each histogram a unit vector.
 
     As HOGLayerC of the official code (SlowFast, models/operators.py): the gradient by Sobel's filters, borders
-    reflected; its size goes to the bin of its direction among `bins` of half a turn, opposite directions alike; weighed
-    by a Gaussian of deviation window / 2 in each window of window x window pixels; summed over cells of cell x cell.
+    reflected; its size goes to the bin of its direction among `bins` of half a turn, opposite directions alike; summed
+    over cells of cell x cell.
 
     Args:
-        window: of the Gaussian, a divisor of H and W; 0 for none.
+        window: sizes are first weighed by a Gaussian of deviation window / 2 in each window of window x window pixels,
+            a divisor of H and W; 0 for none, as MaskMViT has it (models/masked.py; mmselfsup's copy has 16).
     """
     x = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     across = x[:, :, :-2] - x[:, :, 2:]

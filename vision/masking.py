@@ -24,7 +24,8 @@ def random_mask(key, grid, count, unit=1):
 
 
 def block_mask(key, grid, count, smallest=16, largest=None, aspect=0.3):
-    """Blocks one by one until `count` patches are hidden, never more (Bao et al. 2022, algorithm 1).
+    """Blocks one by one until `count` patches are hidden, never more (Bao et al. 2022, algorithm 1, which iBOT's
+    loader.py and DINOv2's masking.py have too). count may be traced: each picture's own.
 
     A block has an area uniform between `smallest` and what is still to be hidden (`largest` at most), and a ratio of
     height to width log-uniform in [aspect, 1 / aspect]. It is taken where it lies inside, hides at least one new patch

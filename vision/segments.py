@@ -9,7 +9,7 @@ import numpy as np
 
 from paradigm.capabilities import Segmenting
 from paradigm.evaluator import Evaluator
-from paradigm.metrics import Artefact
+from paradigm.metrics import Artefact, confusion
 from paradigm.partition import constrain
 from vision.sheet import below, legend, sheet
 
@@ -35,7 +35,7 @@ class Segments(Evaluator):
         for batch in part.batches(data):
             found, true = (np.asarray(x)[batch["mask"] > 0] for x in segment(own, batch))
             known = true >= 0
-            table += np.bincount(true[known] * classes + found[known], minlength=classes**2).reshape(classes, classes)
+            table += confusion(true[known], found[known], classes)
         scores = iou(table)
         names = part.objective.names
         each = {f"iou/{name}": float(x) for name, x in zip(names, scores) if not np.isnan(x)}

@@ -134,10 +134,8 @@ class ShapesSource:
         return self.count
 
     def __getitem__(self, position):
-        record = self.shapes.record(self.start + position)
+        record = self.shapes.record(self.start + position, self.reading.regions)
         record["image"] = to_channels(record["image"], self.reading.channels)
-        if self.reading.regions:
-            record["regions"] = self.shapes.regions(self.start + position, self.reading.regions)
         return record if self.reading.labels else {**record, "label": -1}
 
     def name(self, position):

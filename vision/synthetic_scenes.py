@@ -131,22 +131,17 @@ class Shapes:
         words = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES, "count": counts}
         return tuple(words.get(self.label, GROUNDS))
 
-    def record(self, i):
-        """{"image": uint8 [size, size, 3], "label": int, "labels": {name: int}, "caption": str} of scene i."""
+    def record(self, i, regions=""):
+        """{"image": uint8 [size, size, 3], "label": int, "labels": {name: int}, "caption": str} of scene i.
+
+        regions: shape or colour; adds "regions", uint8 [size, size]: 0 for the background, else 1 and the place of an
+        object's word in SHAPES or COLOURS.
+        """
         scene = self.scene(i)
         labels = scene.labels
         image = render(scene, self.size)
-        return {"image": image, "label": labels[self.label], "labels": labels, "caption": scene.caption}
-
-    def regions(self, i, of):
-        """uint8 [size, size] of scene i: 0 for the background, else 1 and the place of an object's word in SHAPES or
-        COLOURS. of: shape or colour."""
-        words = {"shape": SHAPES, "colour": tuple(COLOURS)}[of]
-        found = np.zeros((self.size, self.size), np.uint8)
-        for thing in self.scene(i).things:
-            rows, columns, _, _, distance = _inside(thing, self.size)
-            found[rows, columns][distance < 0] = 1 + words.index(getattr(thing, of))
-        return found
+        record = {"image": image, "label": labels[self.label], "labels": labels, "caption": scene.caption}
+        return {**record, "regions": _regions(scene, self.size, regions)} if regions else record
 
     def scene(self, i):
         """Scene i."""
@@ -257,6 +252,16 @@ def render(scene, size):
     for thing in scene.things:
         _draw(image, thing, size)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+def _regions(scene, size, of):
+    """uint8 [size, size], as `Shapes.record` has it."""
+    words = {"shape": SHAPES, "colour": tuple(COLOURS)}[of]
+    found = np.zeros((size, size), np.uint8)
+    for thing in scene.things:
+        rows, columns, _, _, distance = _inside(thing, size)
+        found[rows, columns][distance < 0] = 1 + words.index(getattr(thing, of))
+    return found
 
 
 def _background(scene, size):

@@ -9,9 +9,11 @@ Parameter paths (n layers stacked in front; P = patch * patch * C, N patches at 
     relative_bias/embedding [E, H]          with grid_bias="shared"; [n, E, H] with "layers" (see patches.py for E)
     mask_token [1, 1, D]                    with mask_token=True
     blocks/layers/..., blocks/norm/...      see t5like.models, whose Stack has the same leaves
+    norm/{scale, bias}                      with pool="mean_norm", in place of blocks/norm
 
 Every call returns (pooled [B, D], intermediates): a dict of "patches" [B, n, D] and, with a class token, "class"
-[B, D], both after the last norm, and "layers" [layers, B, length, D], each block's output before it.
+[B, D], both after the last norm (before it with pool="mean_norm"), and "layers" [layers, B, length, D], each block's
+output before it.
 """
 
 from typing import Any
@@ -37,7 +39,8 @@ class ViT(Architecture, kw_only=True):
     grid_bias: none; BEiT's on attention logits, `shared` by all layers (its pre-training) or one table for each of
         the `layers` (its fine-tuning, and data2vec); zero at first.
     class_token: whether there is one. pool: class, its output, or mean, that of the patches without class token and
-        registers; both after the last norm (big_vision's "gap"; MAE's fine-tuning norms after the mean).
+        registers; both after the last norm (big_vision's "gap"); or mean_norm, the mean and then the norm (the
+        official fine-tuning of MAE, BEiT and data2vec).
     registers: tokens without a position that are read by nobody afterwards (Darcet et al. 2023, section 2.2).
     mask_token: whether there is one, to stand for patches that are not to be seen (`mask` below; BEiT, SimMIM).
     token_std: of these tokens at first; 0.02 in MAE, 1e-6 in MoCo v3 and DINOv2.
@@ -116,11 +119,15 @@ class ViT(Architecture, kw_only=True):
         x = jnp.concatenate([*self._tokens(len(x), first), x], 1)
         attention = AttentionMask() if attention is None else attention
         bias = self._grid_bias(grid, keep)
-        x, intermediates = self.stack(name="blocks")(constrain(x, BATCH, None, None), attention, bias=bias, keys=keys)
+        blocks = self.stack(name="blocks", last_norm=self.pool != "mean_norm")
+        x, intermediates = blocks(constrain(x, BATCH, None, None), attention, bias=bias, keys=keys)
         intermediates["patches"] = x[:, self.prefix :]
         if self.class_token:
             intermediates["class"] = x[:, 0]
-        return intermediates["class"] if self.pool == "class" else intermediates["patches"].mean(1), intermediates
+        if self.pool == "class":
+            return intermediates["class"], intermediates
+        mean = intermediates["patches"].mean(1)
+        return self.make_norm("norm")(mean) if self.pool == "mean_norm" else mean, intermediates
 
     @property
     def prefix(self):
@@ -214,7 +221,7 @@ def vit(size, image_size=224, patch=16, **overrides: Any):
     model = build(ViT, fields, overrides)
     choose("positions", model.positions, dict.fromkeys(("sincos", "learned", "none")))
     choose("grid_bias", model.grid_bias, dict.fromkeys(("none", "shared", "layers")))
-    choose("pool", model.pool, dict.fromkeys(("class", "mean")))
+    choose("pool", model.pool, dict.fromkeys(("class", "mean", "mean_norm")))
     if model.pool == "class" and not model.class_token:
         raise UserError("pool='class' without a class token: set class_token=True, or pool='mean'")
     if model.positions == "sincos":

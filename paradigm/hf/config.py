@@ -69,7 +69,7 @@ class Config:
         """table[entry]; raises UserError that lists the table."""
         value = self.get(name, default)
         if value not in table:
-            self.refuse(name, f"they have one of {', '.join(table)}")
+            self.refuse(name, f"they have one of {', '.join(map(str, table))}")
         return table[value]
 
     def part(self, name, irrelevant=()):

@@ -25,13 +25,8 @@ def f1(right, found, true):
 # ---- one class of many -----------------------------------------------------------------------------------------------
 
 
-def confusion(truth, found, classes):
-    """int64 [C, C]: how often class i was taken for j. truth, found: int [n]."""
-    return np.bincount(np.asarray(truth) * classes + np.asarray(found), minlength=classes**2).reshape(classes, classes)
-
-
 def class_scores(table):
-    """{accuracy, macro_f1, matthews} of a confusion table.
+    """{accuracy, macro_f1, matthews} of a table of paradigm.metrics.confusion.
 
     macro_f1: over the classes that are there, in truth or as found, as sklearn.metrics.f1_score(average="macro").
     matthews: Gorodkin's R_K (2004), sklearn.metrics.matthews_corrcoef.

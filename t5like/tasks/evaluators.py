@@ -10,7 +10,7 @@ import numpy as np
 
 from paradigm.capabilities import Answering, Classifying, Tagging
 from paradigm.evaluator import Evaluator
-from paradigm.metrics import Artefact
+from paradigm.metrics import Artefact, confusion
 from paradigm.objective import EVALUATION
 from paradigm.partition import constrain
 from t5like import labels, rows, tables
@@ -73,7 +73,7 @@ class ClassificationScores(Evaluator):
             return counts.number_scores(truth, found[:, 0]), artefacts
         if part.objective.kind == "classes":
             return counts.label_scores(counts.label_counts(truth > 0, found > 0)), artefacts
-        table = counts.confusion(truth, found.argmax(1), part.objective.classes)
+        table = confusion(truth, found.argmax(1), part.objective.classes)
         scores = counts.class_scores(table)
         del scores["accuracy"]  # the loss says it
         return scores, [*artefacts, Artefact("confusion", "table", confusions(table, data.labels))]
@@ -122,7 +122,7 @@ class TaggingScores(Evaluator):
         for batch, scores in scored(part, variables, data):
             for row, (tags, ours) in enumerate(zip(batch["tags"], scores.argmax(2))):
                 truth, found = tags[tags >= 0], ours[tags >= 0]
-                table += counts.confusion(truth, found, len(names_of))
+                table += confusion(truth, found, len(names_of))
                 names = [[names_of[k] for k in some] for some in (truth, found)]
                 if with_entities:
                     entities += counts.entity_counts(*names)

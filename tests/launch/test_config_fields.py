@@ -28,6 +28,7 @@ PARTNERS = {
     "resid_pdrop": "embd_pdrop",
     "tie_word_embeddings": "scale_decoder_outputs",
     "rope_type": "type",
+    "use_shared_relative_position_bias": "use_relative_position_bias",
 }
 PARTNERS |= dict.fromkeys(("num_hidden_layers", "sliding_window", "use_sliding_window"), "layer_types")
 

@@ -37,9 +37,12 @@ def channels_last(pixels):
 
 def run(modules, params, golden):
     """Our side, name -> array, of what a golden of an encoder, ViT-MAE or BEiT holds."""
-    images = channels_last(golden["inputs"]["pixel_values"])
-    if "bool_masked_pos" in golden["inputs"]:
-        return {"logits": _logits(*modules.values(), params, images, jnp.asarray(golden["inputs"]["bool_masked_pos"]))}
+    images, mask = channels_last(golden["inputs"]["pixel_values"]), golden["inputs"].get("bool_masked_pos")
+    if golden["config"]["model_type"] == "data2vec-vision":
+        found = _data2vec(modules["encoder"], params["encoder"], images, mask)
+        return {name: found[name] for name in ("hidden", "pooled") if name in golden}
+    if mask is not None:
+        return {"logits": _logits(*modules.values(), params, images, jnp.asarray(mask))}
     return (_mae if "decoder" in modules else _vit)(modules, params, images, golden)
 
 
@@ -48,6 +51,12 @@ def _hidden(encoder, params, images):
     _, intermediates = encoder.apply({"params": params}, images)
     first = [intermediates["class"][:, None]] if encoder.class_token else []
     return jnp.concatenate([*first, intermediates["patches"]], 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _data2vec(encoder, params, images, mask):
+    pooled, seen = encoder.apply({"params": params}, images, mask=mask)
+    return {"hidden": jnp.concatenate([seen["class"][:, None], seen["patches"]], 1), "pooled": pooled}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -91,6 +91,21 @@ BEIT_LAYERS = {
     "hidden_act": "gelu_new",
 }
 IJEPA = {**VIT, "architectures": ["IJepaModel"], "model_type": "ijepa", "layer_norm_eps": 1e-6}
+# As it was pre-trained, with a mask token; and fine-tuned: a table for each layer, the norm after the mean, odd size.
+DATA2VEC = {
+    **{name: value for name, value in BEIT.items() if name != "vocab_size"},
+    "architectures": ["Data2VecVisionModel"],
+    "model_type": "data2vec-vision",
+    "use_mean_pooling": False,
+}
+DATA2VEC_POOLED = {
+    **DATA2VEC,
+    "image_size": 18,
+    "use_mask_token": False,
+    "use_shared_relative_position_bias": False,
+    "use_relative_position_bias": True,
+    "use_mean_pooling": True,
+}
 RESNET_18 = {
     "architectures": ["ResNetModel"],
     "model_type": "resnet",
@@ -114,6 +129,8 @@ CONFIGS = {
     "beit": BEIT,
     "beit_layers": BEIT_LAYERS,
     "ijepa": IJEPA,
+    "data2vec": DATA2VEC,
+    "data2vec_pooled": DATA2VEC_POOLED,
     "resnet_18": RESNET_18,
     "resnet_50": RESNET_50,
 }
@@ -142,12 +159,12 @@ def weight(name, shape):
 
 
 def inputs(case):
-    """Arguments of the transformers model, as numpy: pixel_values [B, C, H, W]; for ViT-MAE noise [B, N], for BEiT
-    bool_masked_pos [B, N]."""
+    """Arguments of the transformers model, as numpy: pixel_values [B, C, H, W]; for ViT-MAE noise [B, N], for BEiT and
+    data2vec before it was fine-tuned bool_masked_pos [B, N]."""
     rng = np.random.default_rng(zlib.crc32(case.encode()))
     side, channels = CONFIGS[case].get("image_size", 32), CONFIGS[case]["num_channels"]
     given = {"pixel_values": rng.standard_normal((2, channels, side, side)).astype(np.float32)}
-    if case.startswith("beit"):
+    if case.startswith("beit") or case == "data2vec":
         given["bool_masked_pos"] = rng.random((2, 16)) < 0.4
     return given | ({"noise": rng.random((2, 16)).astype(np.float32)} if case.startswith("vit_mae") else {})
 

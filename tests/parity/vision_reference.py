@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tests.parity import vision_cases as cases
 
 TOLERANCE = 1e-4
+POOLED = {"data2vec_pooled": {"add_pooling_layer": True}}  # whose pooler is not left aside
 FIXED = ("position_embeddings", "decoder_pos_embed")  # of ViT-MAE, which a new model has and no draw replaces
 
 
@@ -26,7 +27,7 @@ def model_class(case):
 
 def released(case, directory):
     """name -> tensor of what a released checkpoint of a new model holds."""
-    model = model_class(case)(model_class(case).config_class(**cases.CONFIGS[case]))
+    model = model_class(case)(model_class(case).config_class(**cases.CONFIGS[case]), **POOLED.get(case, {}))
     model.save_pretrained(directory)
     # Version 5.23 gives the decoder's layers a name that no released file has, and that it reads as well.
     rename = lambda name: name.replace("decoder_encoder.layer", "decoder_layers")
@@ -42,7 +43,7 @@ def released(case, directory):
 
 def run(case, directory):
     """name -> array: what the checkpoint in `directory` makes of the inputs."""
-    how = {"add_pooling_layer": False} if case in ("vit", "vit_odd", "ijepa") else {}
+    how = {"add_pooling_layer": False} if case in ("vit", "vit_odd", "ijepa") else POOLED.get(case, {})
     model, report = model_class(case).from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **how)
     problems = {k: v for k, v in report.items() if v and k != "unexpected_keys"}
     assert not problems, f"{case}: transformers reports {problems}"
@@ -67,6 +68,8 @@ def run(case, directory):
             outputs = {"hidden": out.last_hidden_state, "larger": resized.last_hidden_state}
         elif case.startswith("beit"):
             outputs = {"logits": out.logits}
+        elif case.startswith("data2vec"):
+            outputs = {"hidden": out.last_hidden_state} | ({"pooled": out.pooler_output} if case in POOLED else {})
         elif case.startswith(("vit", "ijepa")):
             resized = model(pixel_values=torch.tensor(cases.larger()), interpolate_pos_encoding=True)
             outputs = {"hidden": out.last_hidden_state, "larger": resized.last_hidden_state}

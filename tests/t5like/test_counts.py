@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from paradigm.metrics import confusion
 from t5like.tasks import counts as C
 
 
@@ -18,12 +19,12 @@ def test_one_class_of_many_as_scikit_learn(seed, missing):
     truth, found = rng(seed).integers(0, 4, 50), rng(seed + 9).integers(0, 4, 50)
     found = np.where(rng(3).random(50) < 0.5, truth, found)
     classes = 6 if missing else 4  # two that nobody has
-    parts = [C.confusion(truth[a:b], found[a:b], classes) for a, b in ((0, 7), (7, 50))]
+    parts = [confusion(truth[a:b], found[a:b], classes) for a, b in ((0, 7), (7, 50))]
     scores = C.class_scores(sum(parts))
     assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(truth, found))
     assert scores["macro_f1"] == pytest.approx(metrics.f1_score(truth, found, average="macro"))
     assert scores["matthews"] == pytest.approx(metrics.matthews_corrcoef(truth, found))
-    always = C.class_scores(C.confusion(truth, np.zeros(50, int), classes))
+    always = C.class_scores(confusion(truth, np.zeros(50, int), classes))
     assert always["matthews"] == 0 and always["accuracy"] == pytest.approx(np.mean(truth == 0))
 
 

@@ -27,13 +27,14 @@ def ours(golden, tmp_path_factory):
 
 def test_outputs(golden, ours):
     """ViT, DINOv2, I-JEPA: all tokens, at its own resolution and, positions interpolated, at another. BEiT: the
-    logits of tokens, some patches hidden.
+    logits of tokens, some patches hidden; data2vec: all tokens, some patches hidden, and fine-tuned also the mean.
 
     ViT-MAE given the same noise: predictions, loss, mask, and the loss's gradient through decoder and encoder.
     """
     case, stored = golden
     found = vision.run(*ours, stored)
-    wanted = {"dinov2_registers": {"hidden"}, "beit": {"logits"}, "beit_layers": {"logits"}}.get(case)
+    wanted = {"dinov2_registers": {"hidden"}, "beit": {"logits"}, "beit_layers": {"logits"}, "data2vec": {"hidden"}}
+    wanted = (wanted | {"data2vec_pooled": {"hidden", "pooled"}}).get(case)
     wanted = wanted or ({"loss", "logits", "mask", *found} if "mae" in case else {"hidden", "larger"})
     assert found.keys() == wanted
     for name, x in found.items():
@@ -57,9 +58,10 @@ def test_every_weight_matters(golden, ours):
     case, stored = golden
     modules, params = ours
     shown = ("loss", "logits") if case.startswith("vit_mae") else ("logits",) if "beit" in case else ("hidden",)
+    shown += ("pooled",) * (case == "data2vec_pooled")
     base = vision.run(modules, params, stored)
     for name, _ in trees.named_leaves(params):
-        if name.endswith("key/bias") or (name == "encoder/mask_token" and not case.startswith("beit")):
+        if name.endswith("key/bias") or (name == "encoder/mask_token" and not case.startswith(("beit", "data2vec"))):
             continue  # adds the same to all logits of a query, which softmax takes away; nothing is masked there
         moved = trees.named_map(lambda n, x, name=name: x * 1.5 + 0.1 if n == name else x, params)
         found = vision.run(modules, moved, stored)

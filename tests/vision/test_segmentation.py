@@ -194,7 +194,8 @@ def test_regions_of_scenes_are_where_their_colours_are():
     shapes = Shapes(size=48, objects=3)
     seen = set()
     for i in range(6):
-        regions, image = shapes.regions(i, "colour"), shapes.record(i)["image"].astype(int)
+        record = shapes.record(i, "colour")
+        regions, image = record["regions"], record["image"].astype(int)
         colours = [t.colour for t in shapes.scene(i).things]
         for name in [t.colour for t in shapes.scene(i).things if t.texture == "solid"]:
             if colours.count(name) == 1:
@@ -203,7 +204,7 @@ def test_regions_of_scenes_are_where_their_colours_are():
                 seen.add(name)
         assert (regions > 0).mean() < 0.6
     assert len(seen) > 2
-    assert set(np.unique(shapes.regions(0, "shape"))) <= set(range(9))
+    assert set(np.unique(shapes.record(0, "shape")["regions"])) <= set(range(9))
 
 
 def test_what_it_refuses():

@@ -125,6 +125,17 @@ def test_another_resolution_sees_the_same_picture():
     close(small, large)
 
 
+def test_the_norm_may_stand_after_the_mean():
+    """One norm of the same numbers, of the mean and not of each patch."""
+    model, variables = made(pool="mean_norm")
+    assert "norm" not in variables["params"]["blocks"]
+    pooled, found = apply(model, variables, images())
+    close(found["patches"], found["layers"][-1][:, 1:])
+    mean = np.asarray(found["patches"].mean(1), np.float64)
+    wanted = (mean - mean.mean(1, keepdims=True)) / np.sqrt(mean.var(1, keepdims=True) + model.eps)
+    close(pooled, wanted * variables["params"]["norm"]["scale"] + variables["params"]["norm"]["bias"])
+
+
 def test_registers_are_read_by_the_stack_and_left_out():
     model, variables = made(registers=3, pool="mean")
     pooled, intermediates = apply(model, variables, images())

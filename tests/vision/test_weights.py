@@ -16,6 +16,8 @@ from paradigm.hf.family import abstract
 from tests.parity import make
 from tests.parity import vision_cases as cases
 from vision import hf
+from vision.augment import no_views
+from vision.objectives import Data2Vec
 from vision.objectives.mae import Decoder
 from vision.resnet import resnet
 from vision.vit import vit
@@ -69,6 +71,21 @@ def test_what_is_written_is_read(name, tmp_path):
         assert equal(again, params) and not files.differences(files.family_of(modules, hf.FAMILIES)[0], modules, found)
 
 
+def test_a_run_of_data2vec_is_written_as_one(tmp_path):
+    """Though its modules are named as BEiT's are."""
+    encoder = vit("tiny", **SMALL, mask_token=True, grid_bias="shared", positions="none")
+    objective = Data2Vec(encoder=encoder, augment=no_views(8), top=1, block_smallest=1)
+    params = jax.jit(objective.init)(jax.random.key(0))
+    assert hf.write_objective(tmp_path, objective, params) == ["decoder"]
+    found, again = read(tmp_path)
+    assert not files.differences(hf.DATA2VEC, {"encoder": encoder}, found)
+    again["encoder"]["blocks"]["layers"]["attention"]["key"]["bias"] = params["encoder"]["blocks"]["layers"][
+        "attention"
+    ]["key"]["bias"]
+    assert equal(again["encoder"], params["encoder"])
+    assert json.loads((tmp_path / files.CONFIG).read_text())["model_type"] == "data2vec-vision"
+
+
 def test_a_fixed_table_is_read_as_a_learned_one(tmp_path):
     """The library's ViT has no other kind: same outputs from a model that holds the table."""
     modules, params = MODELS["fixed"], random_params(MODELS["fixed"])
@@ -88,7 +105,7 @@ def test_what_is_read_is_written(case, tmp_path):
     source.mkdir()
     hf.write(target, *read(make.released(golden, source)), norm_pix_loss=True)
     ours, theirs = load_file(target / files.TENSORS), golden["weights"]
-    kept = {name for name in theirs if not name.startswith("pooler")}
+    kept = {name for name in theirs if not name.startswith("pooler") or case == "data2vec_pooled"}
     assert ours.keys() == kept
     for name in kept:
         exact = not name.endswith(("position_embeddings", "decoder_pos_embed")) or case != "vit_mae"
@@ -184,6 +201,9 @@ def broken(case, match, **changes):
         broken("beit", "we do not know what this entry does", config={"rope": True}),
         broken("ijepa", r"position_embeddings: wanted \(1, 16, 12\), found \(1, 17, 12\)",
                **{"embeddings.position_embeddings": np.ones((1, 17, 12), "f4")}),
+        broken("dinov2", "use_swiglu_ffn=True is not .*: they have one of False", config={"use_swiglu_ffn": True}),
+        broken("data2vec_pooled", r"pooler.layernorm.weight: wanted \(12,\), found nothing",
+               drop=["pooler.layernorm.weight"]),
         broken("vit", "='gelu_fast' is not .*: they have one of gelu, ", config={"hidden_act": "gelu_fast"}),
     ],
 )  # fmt: skip

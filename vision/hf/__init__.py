@@ -1,4 +1,4 @@
-"""ViT (DINO too), ViT-MAE, BEiT, DINOv2 and I-JEPA, as the transformers library writes them.
+"""ViT (DINO too), ViT-MAE, BEiT, data2vec, DINOv2 and I-JEPA, as the transformers library writes them.
 
     modules, params = hf.read("vit-mae-base")
     pooled, intermediates = modules["encoder"].apply({"params": params["encoder"]}, images)
@@ -11,22 +11,24 @@ import functools
 
 from paradigm import hf
 from vision.hf.beit import BEIT
+from vision.hf.data2vec import DATA2VEC
 from vision.hf.dinov2 import DINOV2, DINOV2_REGISTERS
 from vision.hf.ijepa import IJEPA_FAMILY
 from vision.hf.mae import MAE_FAMILY
 from vision.hf.vit import VIT
+from vision.objectives.data2vec import Data2Vec
 from vision.objectives.mae import MAE
 
-FAMILIES = (VIT, MAE_FAMILY, BEIT, DINOV2, DINOV2_REGISTERS, IJEPA_FAMILY)
+FAMILIES = (VIT, MAE_FAMILY, BEIT, DINOV2, DINOV2_REGISTERS, IJEPA_FAMILY, DATA2VEC)
 read = functools.partial(hf.read, families=FAMILIES)
 write = functools.partial(hf.write, families=FAMILIES)
 
 
 def write_objective(path, objective, params):
-    """Writes the encoder of an objective, and MAE's decoder; as `paradigm.hf.write`."""
-    entries = {}
+    """Writes the encoder of an objective, and the decoder of MAE and BEiT; as `paradigm.hf.write`."""
+    entries = {"families": (DATA2VEC,)} if isinstance(objective, Data2Vec) else {}  # its decoder is not BEiT's
     if isinstance(objective, MAE):
-        entries = {"mask_ratio": objective.mask_ratio, "norm_pix_loss": objective.norm_pixels}
+        entries |= {"mask_ratio": objective.mask_ratio, "norm_pix_loss": objective.norm_pixels}
     return write(path, {name: module for name, (module, _) in objective.modules().items()}, params, **entries)
 
 

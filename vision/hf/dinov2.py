@@ -8,7 +8,7 @@ which its outputs differ a little from ours there; those of the model without ar
 import functools
 
 from paradigm.hf import MEANING, Family, Leaf, Patches, Table, dense, norm, plain, stacked
-from vision.hf.vit import FREE, image_inputs, vit_entries, vit_fields
+from vision.hf.vit import POOL, image_inputs, vit_entries, vit_fields
 from vision.vit import ViT
 
 
@@ -100,8 +100,7 @@ def _family(title, model_type, registers):
         config=functools.partial(_config, registers=registers),
         leaves=_leaves,
         inputs=lambda modules: {"encoder": image_inputs(modules["encoder"])},
-        free=FREE - {"positions"},
-        meaning={"layer_scale": lambda m: m.layer_scale is not None},  # the number is that of a new model
+        meaning=POOL | {"layer_scale": lambda m: m.layer_scale is not None},  # the number is that of a new model
         ignored=r"classifier\..*",
         rename=lambda name: name.removeprefix("dinov2_with_registers.").removeprefix("dinov2."),
         irrelevant=("apply_layernorm", "drop_path_rate", "out_features", "out_indices", "reshape_hidden_states",

@@ -1,7 +1,7 @@
 """I-JEPA's encoder: a ViT without a class token, its positions learned in the library and often the fixed ones."""
 
 from paradigm.hf import Family, Leaf, Patches, Table, norm, plain
-from vision.hf.vit import FREE, blocks, image_inputs, vit_config, vit_model
+from vision.hf.vit import POOL, blocks, image_inputs, vit_config, vit_model
 from vision.vit import ViT
 
 
@@ -25,7 +25,7 @@ IJEPA_FAMILY = Family(
     when=lambda modules: not modules["encoder"].class_token and modules["encoder"].positions == "learned",
     leaves=_leaves,
     inputs=lambda modules: {"encoder": image_inputs(modules["encoder"])},
-    free=FREE - {"positions"},
+    meaning=POOL,
     ignored=r"(ijepa\.)?pooler\..*|classifier\..*|embeddings\.mask_token",
     rename=lambda name: name.removeprefix("ijepa."),
     irrelevant=("pooler_act", "pooler_output_size", "use_mask_token"),

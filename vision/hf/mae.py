@@ -7,6 +7,7 @@ from paradigm.hf import Family, Leaf, dense, norm, plain
 from paradigm.hf.files import ROUNDING
 from vision.hf.vit import (
     FREE,
+    POOL,
     POSITIONS,
     blocks,
     fixed_positions,
@@ -89,7 +90,7 @@ MAE_FAMILY = Family(
     leaves=_leaves,
     inputs=_inputs,
     free=FREE | {"encoder"},
-    meaning={"d_ff": lambda m: getattr(m, "hidden", m.d_ff)},
+    meaning=POOL | {"d_ff": lambda m: getattr(m, "hidden", m.d_ff)},
     rename=rename,
     irrelevant=("mask_ratio", "norm_pix_loss", "tie_word_embeddings"),
 )

@@ -10,8 +10,10 @@ from vision.vit import ViT
 
 ACTIVATIONS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu",
                "quick_gelu": "quick_gelu"}  # fmt: skip
-# How tokens are pooled, and positions: the library keeps a table of fixed ones too (see `positions`).
-FREE = frozenset({"pool", "positions"})
+# Positions: the library keeps a table of fixed ones too (see `positions`).
+FREE = frozenset({"positions"})
+# Class token or mean, its user chooses where both are normed; a norm after the mean is another model.
+POOL = {"pool": lambda vit: vit.pool if vit.pool == "mean_norm" else None}
 POSITIONS = "vit.embeddings.position_embeddings"
 _BARE = ("embeddings.", "encoder.", "layernorm.", "pooler.")  # how names begin where the encoder is alone
 
@@ -146,6 +148,7 @@ VIT = Family(
     leaves=vit_leaves,
     inputs=lambda modules: {"encoder": image_inputs(modules["encoder"])},
     free=FREE,
+    meaning=POOL,
     ignored=r"(vit\.)?pooler\..*|classifier\..*|vit\.embeddings\.mask_token|decoder\..*",
     rename=rename,
     written=lambda name: name.removeprefix("vit."),  # a bare encoder's names have no prefix

@@ -12,33 +12,20 @@ import jax
 import jax.numpy as jnp
 
 from paradigm.objective import Loss, Term
-from vision.heads import Head, centred, embedding_std, l2_normalize, off_diagonal, products
-from vision.objectives.two_views import TwoViews
+from vision.heads import centred, embedding_std, l2_normalize, off_diagonal, products
+from vision.objectives.two_views import ByDims
 
 EPS = 1e-5  # under the root of the variance: PyTorch's BatchNorm, which the official code standardises with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BarlowTwins(TwoViews):
+class BarlowTwins(ByDims):
     """The two views' embeddings agree in each dim, and no two dims say the same.
 
-    redundancy: lambda. widths: of the projector's layers, with BatchNorm between them. Views: byol_views.
-
-    BatchNorm has one view of the global batch at a time.
+    redundancy: lambda. widths: of the projector (see ByDims). Views: byol_views.
     """
 
     redundancy: float = 0.0051
-    widths: tuple = (8192, 8192, 8192)
-
-    full_batch = True
-    contrasts = False
-
-    @property
-    def projector(self):
-        return Head(tuple(self.widths), dtype=self.encoder.dtype)
-
-    def modules(self):
-        return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         z, moments = self.project(self.variables(params, extra), embeddings["online"], ctx, "projector")

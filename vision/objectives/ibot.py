@@ -18,8 +18,8 @@ from paradigm.contrastive import koleo
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
 from paradigm.schedule import Schedule, as_schedule
-from vision.block_masks import block_masks
 from vision.heads import l2_normalize
+from vision.masking import block_mask
 from vision.objectives.dino import DINO
 
 
@@ -80,10 +80,11 @@ class IBOT(DINO):
         smallest = (side // 3) ** 2 if self.smallest_block is None else self.smallest_block
 
         def of_view(i):
-            keys = ctx.keys(f"mask/{i}", batch["index"])
-            draws = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (2,)))(keys)
+            draw = lambda name: ctx.keys(f"{name}/{i}", batch["index"])
+            draws = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(draw("mask_ratio"))
             ratio = jnp.where(draws[:, 0] < self.mask_probability, low + (high - low) * draws[:, 1], 0.0)
-            return block_masks(keys, (side, side), ratio, smallest)
+            one = lambda key, count: block_mask(key, (side, side), count, smallest)
+            return jax.vmap(one)(draw("mask"), ratio * side**2)
 
         return jnp.stack([of_view(0), of_view(1)], 1)
 

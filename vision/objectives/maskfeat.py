@@ -16,7 +16,7 @@ from vision.objectives.masked_images import MaskedRegression
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskFeat(MaskedRegression):
     """HOG of hidden patches. cell: pixels a side of a histogram, which divide a patch. bins: of directions. window:
-    pixels a side of the Gaussian weights, 0 for none.
+    pixels a side of Gaussian weights, 0 for none: the official model has none.
 
     Raises UserError when cells do not divide a patch, or windows the picture.
     """
@@ -25,7 +25,7 @@ class MaskFeat(MaskedRegression):
     mask_ratio: float = 0.4
     cell: int = 8
     bins: int = 9
-    window: int = 16
+    window: int = 0
 
     def __post_init__(self):
         super().__post_init__()

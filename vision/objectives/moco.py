@@ -22,11 +22,11 @@ from paradigm.objective import MAIN, Loss, Term
 from paradigm.schedule import Schedule
 from paradigm.teacher import Teacher, push
 from vision.heads import Head, embedding_std, l2_normalize
-from vision.objectives.two_views import TwoViews, prefixed
+from vision.objectives.two_views import Projected, prefixed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _MoCo(TwoViews):
+class _MoCo(Projected):
     """What both versions are.
 
     queue: keys kept, a multiple of the batch. momentum: m, or a Schedule of it. temperature: of the softmax.
@@ -53,9 +53,6 @@ class _MoCo(TwoViews):
     def projector(self):
         hidden = (self.encoder.features,) * self.hidden_layers
         return Head((*hidden, self.output), norm=False, dtype=self.encoder.dtype)
-
-    def modules(self):
-        return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
 
     def batch_spec(self, batch_size, phase=MAIN):
         """Raises UserError when the queue is not a multiple of the batch."""

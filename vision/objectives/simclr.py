@@ -15,11 +15,11 @@ from paradigm.contrastive import nt_xent
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
 from vision.heads import Head, embedding_std, l2_normalize
-from vision.objectives.two_views import TwoViews
+from vision.objectives.two_views import Projected
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SimCLR(TwoViews):
+class SimCLR(Projected):
     """Two views of a picture attract, those of others repel.
 
     temperature: of the softmax. head_layers: of the projection head, whose hidden layers are as wide as the encoder's
@@ -44,9 +44,6 @@ class SimCLR(TwoViews):
     def projector(self):
         hidden = (self.encoder.features,) * (self.head_layers - 1)
         return Head((*hidden, self.output), last_norm="scale", std=0.01, dtype=self.encoder.dtype)
-
-    def modules(self):
-        return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
 
     def encode(self, params, extra, batch, ctx):
         views, variables = self.augment_views(batch, ctx), self.variables(params, extra)

@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import Loss
+from vision.heads import Head
 from vision.objectives.base import ImageObjective
 
 
@@ -56,6 +58,35 @@ class TwoViews(ImageObjective):
             else:
                 parts[name], width = module.flops(rows, width), module.widths[-1]
         return parts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Projected(TwoViews):
+    """Base of those with one head. A subclass gives `projector`, a Head."""
+
+    @property
+    def projector(self):
+        raise NotImplementedError
+
+    def modules(self):
+        return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByDims(Projected):
+    """Base of those that compare the dims of embeddings over the batch and no pictures with one another.
+
+    widths: of the projector's layers, with BatchNorm between them, which has one view of the global batch at a time.
+    """
+
+    widths: tuple = (8192, 8192, 8192)
+
+    full_batch = True
+    contrasts = False
+
+    @property
+    def projector(self):
+        return Head(tuple(self.widths), dtype=self.encoder.dtype)
 
 
 def prefixed(name, named):

@@ -15,34 +15,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm.objective import Loss, Term
-from vision.heads import Head, centred, embedding_std, l2_normalize, off_diagonal, products
-from vision.objectives.two_views import TwoViews
+from vision.heads import centred, embedding_std, l2_normalize, off_diagonal, products
+from vision.objectives.two_views import ByDims
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VICReg(TwoViews):
+class VICReg(ByDims):
     """The two views' embeddings are near, vary in each dim, and no two dims vary together.
 
-    invariance, variance, covariance: the coefficients. widths: of the expander's layers, with BatchNorm between them.
-    Views: byol_views.
-
-    BatchNorm has one view of the global batch at a time.
+    invariance, variance, covariance: the coefficients. widths: of the expander (see ByDims). Views: byol_views.
     """
 
     invariance: float = 25.0
     variance: float = 25.0
     covariance: float = 1.0
-    widths: tuple = (8192, 8192, 8192)
-
-    full_batch = True
-    contrasts = False
-
-    @property
-    def projector(self):
-        return Head(tuple(self.widths), dtype=self.encoder.dtype)
-
-    def modules(self):
-        return {**super().modules(), "projector": (self.projector, jnp.zeros((1, self.encoder.features)))}
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         z, moments = self.project(self.variables(params, extra), embeddings["online"], ctx, "projector")
