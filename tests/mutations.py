@@ -100,6 +100,8 @@ ROWS = (
     ("t5like/gap_sentences.py", "np.argsort(-rouge_1", "np.argsort(rouge_1", "t5like/test_pegasus", "move_to_the_targets"),
     ("t5like/corrupt.py", "tokens[i : i - context]", "tokens[i + 1 : len(tokens) + i + 1 - context]", "t5like/test_corrupt", "goldfish"),
     ("t5like/objectives/multi_token.py", 'seen["layers"][-2]', 'seen["layers"][-1]', "t5like/test_multi_token", "value_and_gradient"),
+    ("t5like/decode/blanks.py", "dataclasses.replace(v, bos=v.end) if front else v", "v", "t5like/test_decode", "its_own_way"),
+    ("t5like/decode/blanks.py", "(n == 0 and place)", "False", "t5like/test_decode", "its_own_way"),
     ("t5like/decode/steps.py", "ended.argmax(-1) + 1", "ended.argmax(-1)", "t5like/test_decode", "by_the_clock"),
     ("t5like/decode/sampled.py", "before < self.top_p", "p < self.top_p", "t5like/test_decode", "probability or draws"),
     ("t5like/decode/sampled.py", "jnp.where(done, filler, choose(hidden, step))", "choose(hidden, step)", "t5like/test_decode", "after_eos"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
+from t5like.decode.blanks import BySentinels
 from t5like.decode.likelihood import Row, causal_row, hidden_rows
 from t5like.models import PARTITION_RULES
 from t5like.scoring import score_text
@@ -175,13 +176,8 @@ class SequenceToSequence(HasModel):
         return {"model": self.model.flops(batch, source, length)}
 
 
-class Blanks(SentenceScoring):
-    """How an EncoderDecoder that writes what sentinels hide is asked for a sentence: each token behind a sentinel.
-
-    front: ids before the text, as of a mode.
-    """
-
-    front = ()
+class Blanks(SentenceScoring, BySentinels):
+    """How a model that writes what sentinels hide is asked to fill blanks, and for a sentence: each token is one."""
 
     def sentence(self, ids):
         v = self.known
