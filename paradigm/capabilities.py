@@ -303,16 +303,16 @@ def ask(capability, objective, who, instead=None):
     for part in parts(objective):
         if isinstance(part.objective, capability):
             return part
-    names = sorted({kind.__name__ for kind in _inheritors(capability)})
+    names = sorted({kind.__name__ for kind in inheritors(capability)})
     able = f"{', '.join(names)} can" if names else "no objective that is imported can"
     instead = instead or f"take {who} from Experiment.evaluators"
     raise UserError(f"{who}: {type(objective).__name__} cannot {capability.can}, {able}: {instead}")
 
 
-def _inheritors(kind):
+def inheritors(kind):
     """The public objectives among the subclasses: those that give a loss, and are no mere bases."""
     for one in kind.__subclasses__():
-        yield from _inheritors(one)
+        yield from inheritors(one)
         if issubclass(one, Objective) and not one.__name__.startswith("_"):
             if (one.loss, one.full_batch_loss) != (Objective.loss, Objective.full_batch_loss):
                 yield one

@@ -119,7 +119,7 @@ ROWS = (
     ("t5like/objectives/position_prediction.py", "moving[segments[moving] == document]", "moving", "t5like/test_position_prediction", "can_be_found"),
     ("t5like/objectives/spactor.py", "put(batch[\"encoder_inputs\"], places, fakes)", "batch[\"encoder_inputs\"]", "t5like/test_spactor", "value_and_gradient"),
     ("t5like/objectives/spactor.py", "term.replace(coefficient=self.spans)", "term", "t5like/test_spactor", "value_and_gradient"),
-    ("t5like/objectives/spactor.py", "row[\"encoder_inputs\"], row[\"encoder_segments\"]", "row[\"encoder_inputs\"], 0 * row[\"encoder_segments\"] + 1", "t5like/test_spactor", "hidden_of_what_the_spans_leave"),
+    ("t5like/objectives/spactor.py", "{**row, \"encoder_inputs\": hidden[\"encoder_inputs\"], **own}", "{**row, **own}", "t5like/test_spactor", "hidden_of_what_the_spans_leave"),
     ("t5like/objectives/mutor.py", 'jnp.where(within, later("positions"), batch["positions"])', 'batch["positions"]', "t5like/test_mutor", "value_and_gradient"),
     ("t5like/objectives/mutor.py", "alone=alone, ", "", "t5like/test_mutor", "value_and_gradient"),
     ("t5like/objectives/mutor.py", "term.replace(coefficient=1 - self.weight)", "term", "t5like/test_mutor", "value_and_gradient"),

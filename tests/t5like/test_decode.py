@@ -254,6 +254,7 @@ RESTORED = ("the <X> sat on <Y>", "the cat sat on a mat")
         (BART, *RESTORED, Infill("the cat sat on a mat", ("cat", "a mat"))),
         (BART, "the <X> sat", "the sat", Infill("the  sat", ("",))),
         (BART, RESTORED[0], "a cat sat on a mat", Infill("a cat sat on a mat", ())),  # another text
+        (BART, RESTORED[0], "so the cat sat on it", Infill("so the cat sat on it", ())),
         (PEGASUS, "It rained. <X> So I left.", " Much.", Infill("It rained. Much. So I left.", ("Much.",))),
         (UL2(t5("tiny", **WIDE), 32), RESTORED[0], "<X> cat<Y> a mat", Infill(RESTORED[1], ("cat", "a mat"))),
         (UL2(gpt("tiny", **WIDE), 32), RESTORED[0], "<X> cat<Y> a mat", Infill(RESTORED[1], ("cat", "a mat"))),
