@@ -63,9 +63,13 @@ RUNS = (
     Run("mntp", DECODER, "unigram", (("bits_per_byte", "hidden"),), True),
     Run("gpt_bert", DECODER, "unigram", (("bits_per_byte", "all and hidden, half each"),), True),
     Run("multi_token", DECODER, "bigram", (("bits_per_byte", "all"),), True),
+    Run("mutor", DECODER, "bigram", (("bits_per_byte", "all"),), True),
     Run("goldfish", DECODER, "bigram", (("bits_per_byte", "all"),), True),
     Run("slm", ENCODER, "unigram", (("bits_per_byte", "replaced"),), True),
     Run("rts", ENCODER, "", (), False),
+    Run("c_rts", ENCODER, "", (), False),
+    Run("position_prediction", ENCODER, "", (), False),
+    Run("spactor", BOTH, "unigram", (("spans/bits_per_byte", "hidden spans"),), True),
     Run("pegasus", BOTH, "unigram", (("bits_per_byte", "sentences taken out"),), True),
 )
 MASKING = {  # name -> (title, bindings) of masked_lm
@@ -76,7 +80,7 @@ MASKING = {  # name -> (title, bindings) of masked_lm
         ("MaskedLM.rate = @rate/Linear()", "rate/Linear.peak = 0.3", "rate/Linear.final = 0.15"),
     ),
 }
-MATCHED = {f"{name}_flops": name for name in ("masked_lm", "span_corruption", "electra")}
+MATCHED = {f"{name}_flops": name for name in ("masked_lm", "span_corruption", "electra", "spactor")}
 UNTRAINED = {DECODER: "next_token", ENCODER: "masked_lm", BOTH: "span_corruption"}  # whose probe of it stands for all
 
 
@@ -221,7 +225,10 @@ def of(found, key):
 
 def own_loss(run, found):
     """(cells of its loss, of its baseline, of what that is of)."""
-    if run.name == "rts":  # nats a token, beside those of knowing the share of replaced tokens alone
+    if run.name == "position_prediction":  # nats a place, beside those of pointing at all places alike
+        chance = plain(of(found, "position_chance"), digits=3)
+        return f"{plain(of(found, 'loss'), digits=3)} nats", f"{chance} nats", "places of shuffled tokens"
+    if run.name in ("rts", "c_rts"):  # nats a token, beside those of knowing the share of replaced tokens alone
         base = [-p * math.log(p) - (1 - p) * math.log(1 - p) for p in of(found, "replaced")]
         return f"{plain(of(found, 'loss'), digits=3)} nats", f"{plain(base, digits=3)} nats", "replaced or not, all"
     losses = [plain(of(found, key)) for key, _ in run.bits]

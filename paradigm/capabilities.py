@@ -40,9 +40,25 @@ class TextScoring(Capability):
 
 
 class Infilling(HasModel):
-    """Writes what blanks hide: its batches are a text's (t5like/corrupt.py), and `model` is an EncoderDecoder."""
+    """Writes what blanks of a text hide (t5like/decode/blanks.py)."""
 
     can = "fill blanks"
+
+    def with_blanks(self, ids, vocabulary):
+        """What is decoded for a text whose blanks are sentinels, a list of ids: arguments of t5like.decode.decode_rows
+        for one row, and `given`, how many tokens are written beside those that fill blanks, where there are any."""
+        raise NotImplementedError
+
+    def fillings(self, ids, found, vocabulary):
+        """The ids that fill each blank of such a text, in its order, of what was written; None where that says none."""
+        raise NotImplementedError
+
+
+class SpanFilling(Infilling):
+    """The same, one sentinel of a batch after the other: its batches are a text's (t5like/corrupt.py), and `model` is
+    an EncoderDecoder."""
+
+    can = "fill the spans that sentinels hide"
 
 
 class SentenceScoring(HasModel):
@@ -291,16 +307,16 @@ def ask(capability, objective, who, instead=None):
     for part in parts(objective):
         if isinstance(part.objective, capability):
             return part
-    names = sorted({kind.__name__ for kind in _inheritors(capability)})
+    names = sorted({kind.__name__ for kind in inheritors(capability)})
     able = f"{', '.join(names)} can" if names else "no objective that is imported can"
     instead = instead or f"take {who} from Experiment.evaluators"
     raise UserError(f"{who}: {type(objective).__name__} cannot {capability.can}, {able}: {instead}")
 
 
-def _inheritors(kind):
+def inheritors(kind):
     """The public objectives among the subclasses: those that give a loss, and are no mere bases."""
     for one in kind.__subclasses__():
-        yield from _inheritors(one)
+        yield from inheritors(one)
         if issubclass(one, Objective) and not one.__name__.startswith("_"):
             if (one.loss, one.full_batch_loss) != (Objective.loss, Objective.full_batch_loss):
                 yield one

@@ -3,6 +3,7 @@
 
 from t5like.decode.beam import beam_rows as beam_rows
 from t5like.decode.beam import beam_search as beam_search
+from t5like.decode.blanks import spans_of as spans_of
 from t5like.decode.likelihood import Score as Score
 from t5like.decode.likelihood import score as score
 from t5like.decode.likelihood import score_rows as score_rows
@@ -16,4 +17,3 @@ from t5like.decode.text import Infill as Infill
 from t5like.decode.text import generate as generate
 from t5like.decode.text import infill as infill
 from t5like.decode.text import instead as instead
-from t5like.decode.text import spans_of as spans_of

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from paradigm.capabilities import Generating, Infilling
+from paradigm.capabilities import Generating, SpanFilling
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
+from t5like.decode.blanks import spans_of
 from t5like.decode.sampled import Sampling, decode_rows
 from t5like.decode.steps import check_room
-from t5like.decode.text import spans_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class InfillSamples(Evaluator):
     top_p: float | None = None
     seed: int = 0
 
-    needs = Infilling
+    needs = SpanFilling
 
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paradigm.capabilities import Infilling
 from paradigm.errors import UserError
 from t5like.decode.beam import beam_rows
+from t5like.decode.blanks import BySentinels
 from t5like.decode.sampled import Sampling, decode_rows
 from t5like.models import Decoder, EncoderDecoder
 
@@ -14,7 +16,8 @@ _BLANK = re.compile(r"( ?)(<[XYZ]>|<extra_id_\d+>)")
 
 
 class Infill(NamedTuple):
-    """text: with its blanks filled. pieces: what filled them, in the order of the text."""
+    """text: with its blanks filled. pieces: what filled them, in the order of the text; () of a model that writes the
+    whole text (BART) and wrote what is around them anew."""
 
     text: str
     pieces: tuple
@@ -29,17 +32,20 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
     A space before a blank belongs to the blank, since it is the beginning of a word that the model learns to write.
 
     Args:
-        objective: one with an EncoderDecoder that was trained by span corruption. variables: of objective.apply.
-        tokenizer: the one that it was trained with.
+        objective: one of Infilling, or with an EncoderDecoder that was trained by span corruption. variables: of
+            objective.apply. tokenizer: the one that it was trained with.
         max_new_tokens: for all blanks together. temperature, top_k, top_p: see Sampling. seed: of the draws.
 
     Returns:
         Infill.
 
     Raises:
-        UserError: no blank in the text or one of them twice; a model without an encoder or of another vocabulary.
+        UserError: no blank in the text, one of them twice, or more of them than the objective tells apart; a model that
+            fills none, or of another vocabulary.
     """
-    _check(objective.model, EncoderDecoder, tokenizer, "infill")
+    way = objective if isinstance(objective, Infilling) else BySentinels()
+    if way is not objective:
+        _check(objective.model, EncoderDecoder, tokenizer, "infill")
     v = tokenizer.vocabulary
     ids = tokenizer.encode_prompt(_BLANK.sub(r"\2", text))
     blanks = [i for i in ids.tolist() if i in v.sentinels]
@@ -48,11 +54,16 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
     if len(set(blanks)) < len(blanks):
         twice = next(match[2] for match, i in zip(_BLANK.finditer(text), blanks) if blanks.count(i) > 1)
         raise UserError(f"infill: {twice} stands more than once in the text; give each blank a name of its own")
-    sampling, inputs = Sampling(temperature, top_k, top_p, v.size), np.r_[ids, v.end]
-    (found,) = decode_rows(objective, variables, [[]], max_new_tokens, sampling, v, seed, [inputs])
-    spans = spans_of(found, v)
+    asked = {"vocabulary": v, **way.with_blanks(ids.tolist(), v)}
+    _check(objective.model, EncoderDecoder if "inputs" in asked else Decoder, tokenizer, "infill")
+    sampling = Sampling(temperature, top_k, top_p, v.size)
+    new = max_new_tokens + asked.pop("given", 0)
+    (found,) = decode_rows(objective, variables, new=new, sampling=sampling, seed=seed, **asked)
+    filled = way.fillings(ids.tolist(), found, v)
+    if filled is None:  # it wrote another text, whose pieces nobody can tell
+        return Infill(tokenizer.decode(found), ())
     spaces = [match[1] for match in _BLANK.finditer(text)]
-    pieces = [tokenizer.decode(spans.get(i, [])).removeprefix(space) for i, space in zip(blanks, spaces)]
+    pieces = [tokenizer.decode(piece).removeprefix(space) for piece, space in zip(filled, spaces)]
     filled = iter(pieces)
     return Infill(_BLANK.sub(lambda match: match[1] + next(filled), text), tuple(pieces))
 
@@ -113,13 +124,3 @@ def _check(model, kind, tokenizer, what):
     if tokenizer.vocab_size > model.vocab_size:
         sizes = f"{tokenizer.vocab_size} ids, but the model {model.vocab_size}"
         raise UserError(f"{what}: the tokenizer has {sizes}; take the one that the model was trained with")
-
-
-def spans_of(ids, vocabulary):
-    """{sentinel id: the ids after it} of a target such as "<X> these truths <Y> self evident"; the first of equals."""
-    ids = np.asarray(ids)
-    marks = [*np.flatnonzero(np.isin(ids, vocabulary.sentinels)).tolist(), len(ids)]
-    spans = {}
-    for mark, end in zip(marks, marks[1:]):
-        spans.setdefault(int(ids[mark]), ids[mark + 1 : end])
-    return spans

@@ -20,6 +20,7 @@ from typing import Any
 
 from paradigm.capabilities import SentenceScoring
 from paradigm.objective import MAIN
+from t5like.decode.blanks import ByMask
 from t5like.decode.likelihood import Row, hidden_rows, mask_of
 from t5like.denoise import Denoising
 from t5like.models import EncoderDecoder
@@ -27,7 +28,7 @@ from t5like.objectives.base import SequenceToSequence, TextObjective, padding_sh
 
 
 @dataclasses.dataclass(frozen=True)
-class Bart(SequenceToSequence, SentenceScoring, TextObjective):
+class Bart(SequenceToSequence, SentenceScoring, ByMask, TextObjective):
     """Restoring a window of text from a noisy one.
 
     model: an EncoderDecoder. length: tokens of targets and, at most, of inputs, ends included. infill, mean_span,

@@ -6,9 +6,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring
+from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring, inheritors
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
+from t5like.decode.blanks import BySentinels
 from t5like.decode.likelihood import Row, causal_row, hidden_rows
 from t5like.models import PARTITION_RULES
 from t5like.scoring import score_text
@@ -54,7 +55,7 @@ class OnText(Objective):
         """Raises UserError where the model is of a kind that this objective cannot train; it says which can."""
         if not isinstance(self.model, self.architectures):
             kind, an = type(self.model), lambda k: f"a{'n' * (k.__name__[0] == 'E')} {k.__name__}"
-            able = sorted(o.__name__ for o in _below(OnText) if issubclass(kind, o.architectures))
+            able = sorted({o.__name__ for o in inheritors(OnText) if issubclass(kind, o.architectures)})
             instead = f"; {', '.join(able)} can train {an(kind)}" if able else ""
             wanted = " or ".join(map(an, self.architectures))
             raise UserError(f"{name} trains {wanted}, and the model is {an(kind)}: choose another model{instead}")
@@ -179,13 +180,8 @@ class SequenceToSequence(HasModel):
         return {"model": self.model.flops(batch, source, length)}
 
 
-class Blanks(SentenceScoring):
-    """How an EncoderDecoder that writes what sentinels hide is asked for a sentence: each token behind a sentinel.
-
-    front: ids before the text, as of a mode.
-    """
-
-    front = ()
+class Blanks(SentenceScoring, BySentinels):
+    """How a model that writes what sentinels hide is asked to fill blanks, and for a sentence: each token is one."""
 
     def sentence(self, ids):
         v = self.known
@@ -224,12 +220,6 @@ def padding_share(batch, name="encoder_"):
     empty = batch[f"{name}segments"] == 0
     rows = batch["mask"][:, None] * jnp.ones_like(empty, jnp.float32)
     return {f"{name}padding": ((rows * empty).sum(), rows.sum())}
-
-
-def _below(kind):
-    for one in kind.__subclasses__():
-        yield from _below(one)
-        yield one
 
 
 def encoder_spec(batch_size, noise):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from paradigm.capabilities import SentenceScoring
 from paradigm.objective import MAIN
+from t5like.decode.blanks import ByGap
 from t5like.decode.likelihood import causal_row
 from t5like.gap_sentences import GapSentences
 from t5like.models import EncoderDecoder
@@ -28,7 +29,7 @@ from t5like.objectives.base import SequenceToSequence, TextObjective, padding_sh
 
 
 @dataclasses.dataclass(frozen=True)
-class Pegasus(SequenceToSequence, SentenceScoring, TextObjective):
+class Pegasus(SequenceToSequence, SentenceScoring, ByGap, TextObjective):
     """Writing the sentences that were taken out of a text.
 
     model: an EncoderDecoder. length, target_length, ratio, choice: see t5like/gap_sentences.py; 512 and 256 in the

@@ -18,14 +18,14 @@ import dataclasses
 import functools
 from typing import Any
 
-from paradigm.capabilities import Infilling
+from paradigm.capabilities import SpanFilling
 from t5like.corrupt import SpanNoise
 from t5like.models import EncoderDecoder
 from t5like.objectives.base import Blanks, SequenceToSequence, TextObjective
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption(Blanks, SequenceToSequence, Infilling, TextObjective):
+class SpanCorruption(Blanks, SequenceToSequence, SpanFilling, TextObjective):
     """Sequence-to-sequence denoising of masked spans.
 
     model: an EncoderDecoder. length: encoder inputs, eos included. rate: share of tokens masked; mean_span: mean tokens

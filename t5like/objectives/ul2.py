@@ -104,6 +104,12 @@ class UL2(Blanks, TextObjective):
         mode = min(spans, key=lambda d: d.mean_span).mode
         return () if mode is None else (getattr(self.known, mode),)
 
+    def with_blanks(self, ids, vocabulary):
+        asked = super().with_blanks(ids, vocabulary)
+        if not self._noise.joined:
+            return asked
+        return {"prompts": [asked["inputs"][0][:-1]], "prefix": True}  # what is read both ways, in the same row
+
     def sentence(self, ids):
         rows = super().sentence(ids)
         if not self._noise.joined:

@@ -14,9 +14,10 @@ from paradigm import progress, rng
 from paradigm.errors import UserError
 from paradigm.partition import AXES
 from t5like import decode
+from t5like.bart import bart
 from t5like.decode import GenerateSamples, Infill, InfillSamples, ModelAlone, Sampling, generate, infill, steps
 from t5like.models import Encoder, gpt, t5
-from t5like.objectives import NextToken, PrefixLM, SpanCorruption
+from t5like.objectives import UL2, Bart, NextToken, Pegasus, PrefixLM, SpanCorruption
 from t5like.tokenizers import ByteTokenizer
 from t5like.vocabulary import Vocabulary
 
@@ -240,6 +241,55 @@ def test_infill_maps_blanks_to_sentinels(answers, text, read, answer, wanted):
     assert given["inputs"][0].tolist() == [*TOKENIZER.encode_prompt(read), EOS] and len(given["prompts"][0]) == 0
 
 
+MORE = ByteTokenizer(specials=("mask", "bos", "nlu", "nlg", "s2s"))
+WIDE, V = {**SMALL, "vocab_size": None}, MORE.vocabulary
+BART = Bart(bart("tiny", **WIDE), 64).bind(V)
+PEGASUS = Pegasus(t5("tiny", **WIDE), 32, 16).bind(V)
+RESTORED = ("the <X> sat on <Y>", "the cat sat on a mat")
+
+
+@pytest.mark.parametrize(
+    "objective, text, answer, wanted",
+    [
+        (BART, *RESTORED, Infill("the cat sat on a mat", ("cat", "a mat"))),
+        (BART, "the <X> sat", "the sat", Infill("the  sat", ("",))),
+        (BART, RESTORED[0], "a cat sat on a mat", Infill("a cat sat on a mat", ())),  # another text
+        (BART, RESTORED[0], "so the cat sat on it", Infill("so the cat sat on it", ())),
+        (PEGASUS, "It rained. <X> So I left.", " Much.", Infill("It rained. Much. So I left.", ("Much.",))),
+        (UL2(t5("tiny", **WIDE), 32), RESTORED[0], "<X> cat<Y> a mat", Infill(RESTORED[1], ("cat", "a mat"))),
+        (UL2(gpt("tiny", **WIDE), 32), RESTORED[0], "<X> cat<Y> a mat", Infill(RESTORED[1], ("cat", "a mat"))),
+    ],
+)
+def test_each_denoiser_is_asked_to_fill_blanks_in_its_own_way(objective, text, answer, wanted, monkeypatch):
+    given = {}
+
+    def rows(objective, variables, **asked):
+        given.update(asked)
+        return [MORE.encode_prompt(answer)]
+
+    monkeypatch.setattr(importlib.import_module("t5like.decode.text"), "decode_rows", rows)
+    objective = objective.bind(V)
+    assert infill(objective, {}, MORE, text, max_new_tokens=9) == wanted
+    hidden = [V.mask if i in V.sentinels else i for i in MORE.encode_prompt(text.replace(" <", "<")).tolist()]
+    kind, (prompt,) = type(objective).__name__, given["prompts"]
+    if kind == "Bart":
+        assert given["inputs"][0].tolist() == [V.bos, *hidden, V.end] and list(prompt) == [V.bos]
+        assert given["vocabulary"].start == V.end and given["new"] == 9 + len(hidden)
+    elif kind == "Pegasus":
+        assert given["inputs"][0].tolist() == [*hidden, V.end] and given["new"] == 9
+    else:
+        read = given["inputs"][0][:-1] if "inputs" in given else prompt
+        assert read[0] == V.nlu and [V.mask if i in V.sentinels else i for i in read[1:]] == hidden
+        assert given.get("prefix", False) == ("inputs" not in given)
+
+
+def test_infill_by_a_whole_text_runs():
+    variables = {"params": jax.jit(BART.init)(jax.random.key(0))}
+    assert isinstance(infill(BART, variables, MORE, RESTORED[0], max_new_tokens=2).text, str)
+    with pytest.raises(UserError, match="pegasus writes sentences one after the other .*: 2 are too many, leave one"):
+        infill(PEGASUS, {}, MORE, RESTORED[0])
+
+
 def test_infill_and_generate_run():
     filled = infill(
         *alone(TEXT_MODEL),
@@ -292,7 +342,7 @@ def test_samples_that_cannot_be_had_are_told_before_the_first_step():
     ):
         GenerateSamples().check(SPANS, None)
     with pytest.raises(
-        UserError, match="^InfillSamples: NextToken cannot fill blanks, .*SpanCorruption.* can: take Inf"
+        UserError, match="^InfillSamples: NextToken cannot fill the spans that sentinels hide, SpanCorruption can: take"
     ):
         InfillSamples().check(gpt2, None)
 

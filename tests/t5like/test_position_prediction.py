@@ -90,7 +90,11 @@ def test_value_and_gradient():
     [
         ({"shuffled": 0.0}, "shuffled=0 is a share above 0, up to 1"),
         ({"model": bert("tiny", VOCAB)}, "set its head=False"),
-        ({"model": gpt("tiny", VOCAB)}, "position_prediction trains an Encoder, and the model is a Decoder"),
+        (
+            {"model": gpt("tiny", VOCAB)},
+            "position_prediction trains an Encoder, and the model is a Decoder: choose another model; MaskedNextToken, "
+            "MuToR, MultiToken, NextToken, PrefixLM, ",  # each once, and no base of them
+        ),
         ({"rate": 1.0}, "position_prediction: rate must lie strictly between 0 and 1, not 1"),
         ({"length": 600}, "512 learned positions"),
     ],
