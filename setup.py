@@ -68,6 +68,8 @@ setup(
         "data": TFDS,
         # --workdir=gs://BUCKET/RUN
         "gcs": GCS,
+        # launch.prepare --engine=beam; [gcp] has the runner of Dataflow.
+        "beam": ["apache-beam[gcp]>=2.61,<3"],
         "weights": ["safetensors>=0.5,<1"],
         # BLEU, chrF and ROUGE of texts that a task writes.
         "tasks": TASKS,

@@ -5,11 +5,12 @@
     python -m launch.prepare --source=tfds:c4/en --out=/data/c4 --tokenizer=t5.model --workers=32
     python -m launch.prepare --source=qa.jsonl --out=/tmp/qa --input='{question} context: {context}' --target='{answer}'
     python -m launch.prepare --source=sst2/ --out=/tmp/sst2 --kind=records   # its fields are sentence and label
+    python -m launch.prepare --source=/nfs/c4 --out=/nfs/prepared --engine=beam -- --runner=FlinkRunner ...
     python -m launch.prepare --source=wnut17/ --out=/tmp/wnut17 --input='{tokens}' --label=tags --label_kind=tags
 
-The bytes written do not depend on --workers. An interrupted preparation goes on when the same command is given again.
-Training reads the directory by the gin binding TextData.source = "/tmp/stdlib" (records: TextRecords.source); else it
-prepares its text by itself.
+The bytes written do not depend on --workers or --engine. An interrupted preparation goes on when the same command is
+given again. Training reads the directory by the gin binding TextData.source = "/tmp/stdlib" (records:
+TextRecords.source); else it prepares its text by itself.
 """
 
 from absl import flags
@@ -76,10 +77,13 @@ INVALID_UTF8 = flags.DEFINE_string(
     "invalid_utf8", _DEFAULT.invalid_utf8, "'replace' bytes that are not UTF-8 and say how many, or 'refuse' the text."
 )
 WORKERS = flags.DEFINE_integer("workers", None, "Processes; one a core unless given.", lower_bound=1)
+ENGINE = flags.DEFINE_enum(
+    "engine", "local", ["local", "beam"], "This machine's processes, or Apache Beam; its flags follow after --."
+)
 
 
 def main(argv):
-    if argv[1:]:
+    if argv[1:] and ENGINE.value != "beam":
         raise UserError(f"'{argv[1]}' is not a flag: did you mean --source={argv[1]}? See --help")
     if not SOURCE.value:
         raise UserError("--source is required, as in --source=stdlib")
@@ -92,8 +96,11 @@ def main(argv):
             instead = "leave it out" if kind == "records" else "give --input or --kind=records, or leave it out"
             raise UserError(f"--{name} says nothing of {kind}: {instead}")
 
+    from launch.run import beam
     from t5like.prepare import prepare
     from t5like.prepare_records import RECORDS
+
+    engine = beam.engine(argv[1:]) if ENGINE.value == "beam" else None
 
     shared = dict(
         source=SOURCE.value,
@@ -117,7 +124,7 @@ def main(argv):
             columns=tuple(COLUMNS.value),
             **shared,
         )
-        prepare(recipe, OUT.value, workers=WORKERS.value, kind=RECORDS)
+        prepare(recipe, OUT.value, workers=WORKERS.value, kind=RECORDS, engine=engine)
     else:
         recipe = TextData(
             window=WINDOW.value,
@@ -126,7 +133,7 @@ def main(argv):
             invalid_utf8=INVALID_UTF8.value,
             **shared,
         )
-        prepare(recipe, OUT.value, workers=WORKERS.value)
+        prepare(recipe, OUT.value, workers=WORKERS.value, engine=engine)
 
 
 if __name__ == "__main__":

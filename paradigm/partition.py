@@ -39,6 +39,14 @@ def constrain(x, *axes, partial=False):
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def constrain_tokens(x):
+    """x [B, L, ...], its rows spread over the batch axes and their positions over context; of [B, D] its rows."""
+    inner = [None] * (x.ndim - 1)
+    if x.ndim > 2:
+        inner[0] = CONTEXT
+    return constrain(x, BATCH, *inner)
+
+
 def constrain_rows(tree):
     """Every leaf [B, ...] of the tree, its rows spread over the batch axes."""
     return jax.tree.map(lambda x: constrain(x, BATCH, *(None,) * (x.ndim - 1)), tree)
@@ -58,6 +66,11 @@ def check_context(objective, ways):
         raise UserError(
             f"mesh context:{ways} cuts rows of tokens along their length, and those of {name} are not read by a "
             "Decoder or an Encoder alone: leave context out of the mesh"
+        )
+    if ways > 1 and objective.adapt is not None and objective.adapt.lengthens:
+        raise UserError(
+            f"mesh context:{ways} cuts rows of {length} tokens along their length, and "
+            f"{type(objective.adapt).__name__} puts others before them: leave context out of the mesh"
         )
     if ways > 1 and length % ways:
         raise UserError(

@@ -17,6 +17,7 @@ import os
 import pathlib
 import shutil
 import sys
+import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,11 +55,13 @@ class Kind(NamedTuple):
     complete: Callable = lambda recipe: recipe  # recipe -> one that leaves nothing open
 
 
-def prepare(recipe, out, workers=None, progress=True, kind=None):
+def prepare(recipe, out, workers=None, progress=True, kind=None, engine=None):
     """Makes `out` the prepared directory of a recipe, unless it is that already; returns its meta.
 
     recipe: a TextData with a window, or with its Kind a TextRecords. workers: processes, None for one a core; the
-    result does not depend on it. progress: a bar and a summary on stderr. kind: None for windows.
+    result does not depend on it. progress: a bar and a summary on stderr. kind: None for windows. engine: a function of
+    a job and a list of its arguments that runs it with each, on other machines (launch/run/beam.py); None for processes
+    of this one. The result does not depend on it either.
 
     Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
     and for a full or unwritable disk.
@@ -84,12 +87,12 @@ def prepare(recipe, out, workers=None, progress=True, kind=None):
         (out / META).unlink(missing_ok=True)
         texts = lambda: kind.sample(recipe, pieces, held_out)
         plan = _plan(recipe, settings, listing, held_out, texts, FORMATS[kind.name], out, progress)
-        records = _run(kind.job, recipe, jobs, held_out, plan, out, workers, progress)
+        records = _run(kind.job, recipe, jobs, held_out, plan, out, workers, progress, engine)
         meta = kind.meta(plan, records)
         complaint = kind.complaint(recipe, meta)
         if not complaint:
             write_json(out / META, meta)
-        for leftover in [out / PLAN, *out.glob("done-*")]:
+        for leftover in [out / PLAN, *out.glob("done-*"), *out.glob("*.array_record.*")]:
             leftover.unlink()
         if complaint:
             raise UserError(f"source {recipe.source}: {complaint}")
@@ -213,13 +216,16 @@ def _sample(recipe, pieces, held_out):
 # ----------------------------------------------------------------------------------------------------------------- jobs
 
 
-def _run(work, recipe, jobs, held_out, plan, out, workers, progress):
+def _run(work, recipe, jobs, held_out, plan, out, workers, progress, engine=None):
     """Each job's record, in order; those that an earlier run finished are checked and taken over."""
     records = [_finished(j, len(jobs), plan, out) for j in range(len(jobs))]
     todo = [j for j, record in enumerate(records) if record is None]
     workers = min(workers or os.cpu_count() or 1, len(todo))
     sizes = [sum(p.size for p in job) for job in jobs]
     arguments = [(recipe, jobs[j], held_out, plan, str(out), j, len(jobs)) for j in todo]
+    if engine is not None and todo:
+        engine(work, arguments)
+        return [record or _finished(j, len(jobs), plan, out) for j, record in enumerate(records)]
     if progress and todo and not sys.stderr.isatty():  # where a bar that redraws itself makes a log unreadable
         print(f"preparing {sum(sizes):,} bytes in {len(todo)} jobs by {workers} processes", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
@@ -281,7 +287,9 @@ class Shard:
     """One file of records, written aside; `close` puts it in its place. counts: what it holds."""
 
     def __init__(self, path, **counts):
-        self.path, self.aside, self.writer, self.counts = path, aside_of(path), None, counts
+        self.path, self.writer, self.counts = path, None, counts
+        # Of a name of its own: a runner that has lost sight of a job may begin it again while it is still under way.
+        self.aside = aside_of(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}"))
 
     def write(self, raw):
         if self.writer is None:

@@ -26,7 +26,7 @@ from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, flatten, validate, warnings, with_classes
 from launch.run.initial import horizon_changed, initial_state, same_ids, sources
-from launch.run.loader import batches
+from launch.run.loader import batches, reading_threads
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program, step_memory
 from launch.run.slips import wrong_parts
@@ -159,7 +159,8 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
             f"{where} is not what step {step} was trained on (fingerprint {data.fingerprint}, wanted {meta['data']}): "
             "put the data back, or take another directory"
         )
-    feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers))
+    threads = reading_threads(data.train, step, program.rows())
+    feed = closing.enter_context(batches(data.train, step, program.rows(), experiment.workers, threads=threads))
     evaluation = Evaluation(program, data)
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     parameters = {"all": count, "trained": trained}
@@ -261,7 +262,9 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
         watch.at(f"step {step + 1}")
         trace.at(step, step_metrics)
         phase = objective.phase(step)
-        state, new = executables[phase].result()(state, program.put(next(feed), phase))
+        with step_metrics.waiting():
+            batch = next(feed)
+        state, new = executables[phase].result()(state, program.put(batch, phase))
         step += 1
         step_metrics.push(step, phase, new)
         writers.advance(step)

@@ -1,6 +1,7 @@
 """The metrics of the train steps as the host reads them: so late that the device never waits, merged into rows."""
 
 import collections
+import contextlib
 import functools
 import time
 
@@ -70,6 +71,14 @@ class StepMetrics:
                 self._again, self._measured = False, self._measured + 1
             self.restart_clock()
 
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around what waits for the next batch."""
+        begin = time.perf_counter()
+        yield
+        if self._warm:
+            self._waited += time.perf_counter() - begin
+
     def drain(self):
         """Waits for every step that was started."""
         while self._pending:
@@ -121,6 +130,7 @@ class StepMetrics:
         if self._steps:
             unit = next(iter(self._throughput.values()))[0]
             speed["seconds_per_step"] = self._seconds / self._steps
+            speed["input_wait"] = self._waited / self._steps
             speed[f"{unit}_per_second"] = self._items_done / self._seconds
             if self._peak_memory:
                 speed["peak_memory"] = self._peak_memory
@@ -140,3 +150,4 @@ class StepMetrics:
 
     def _forget_speed(self):
         self._steps, self._seconds, self._flops_done, self._items_done, self._peak_memory = 0, 0.0, 0.0, 0.0, 0
+        self._waited = 0.0

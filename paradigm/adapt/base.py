@@ -31,6 +31,7 @@ class Adaptation:
     freezes = True  # whether what is not named is frozen
     partition_rules = ()  # for its leaves
     is_random = False  # whether it draws from the keys of a call
+    lengthens = False  # whether it puts further tokens, or keys, before those of a text
     shift = 0  # how far it moves the positions of a text
     trains_kernels = False  # whether most kernels of a body are trained
 

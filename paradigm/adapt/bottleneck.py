@@ -19,7 +19,7 @@ from flax import linen as nn
 from paradigm.adapt.base import Adaptation, module_path
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense
-from paradigm.partition import BATCH, constrain
+from paradigm.partition import constrain_tokens
 from paradigm.transformer import MLP, Attention, Block
 
 # style: (dims of the model for one unit, activation, scale); adapters' DoubleSeqBnConfig, SeqBnConfig, ParBnConfig
@@ -38,7 +38,7 @@ class Adapter(nn.Module):
     def __call__(self, x):
         act, _ = choose("activation", self.activation, {n: (f, k) for n, (f, k) in ACTIVATIONS.items() if k == 1})
         h = act(Dense((self.width,), 1, True, 0.02, self.dtype, name="down")(x))
-        h = constrain(h, BATCH, *(None,) * (h.ndim - 1))
+        h = constrain_tokens(h)
         return self.scale * Dense((x.shape[-1],), 1, True, 0.0, self.dtype, name="up")(h)
 
 
@@ -88,7 +88,7 @@ class BottleneckAdapter(Adaptation):
                 return y + self._adapter(module)(y if self.style == "houlsby" else args[0])
             if self.style == "pfeiffer" and isinstance(module, Block) and module.norm_place == "pre":
                 x, more = next_fun(*args, **kwargs)
-                x = constrain(x + self._adapter(module)(x), BATCH, None, None)
+                x = constrain_tokens(x + self._adapter(module)(x))
                 return x, {**more, "out": x}
             if self.style == "pfeiffer" and isinstance(module, tuple(NORMS.values())) and _follows_the_mlp(module):
                 normed = next_fun(*args)

@@ -24,7 +24,7 @@ from paradigm.adapt.base import Adaptation, by_module, module_path, per_layer
 from paradigm.cpu_gradients import product
 from paradigm.errors import UserError
 from paradigm.layers import Dense, Embed, drop, lookup
-from paradigm.partition import BATCH, constrain
+from paradigm.partition import constrain_tokens
 from paradigm.transformer import MLP, Attention
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
@@ -127,7 +127,7 @@ class LoRA(Adaptation):
         a, b = self._pair(module, (*into, rank), (rank, *module.features), first_a=_kaiming, first_b=_zeros)
         scale, dtype = self.scale_of(f"{path}/kernel"), module.dtype
         z = product(drop(x, keys, f"lora/{path}", self.dropout).astype(dtype), a.astype(dtype), module.inputs)
-        z = constrain(z, BATCH, *(None,) * (z.ndim - 1))
+        z = constrain_tokens(z)
         more = product(z * jnp.asarray(scale, dtype), b.astype(dtype), 1)
         if not self.dora:
             return y + more

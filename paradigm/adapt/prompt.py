@@ -53,6 +53,7 @@ class PromptTuning(Adaptation):
     where: str = ""
 
     own = (SOFT, KEY, VALUE)
+    lengthens = True
     carriers = "puts soft tokens before a transformer's"
     partition_rules = (
         (r"(^|/)soft$", (None, "fsdp")),

@@ -106,6 +106,12 @@ def test_resume_is_bit_exact_and_microbatches_equal_the_whole(method, name):
     contract.check_microbatches(objective, batch_of(name))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "houlsby", "ia3"])
+def test_rows_cut_along_their_length_equal_one_device(method):
+    contract.check_sharding(adapted(method, "gpt2"), batch_of("gpt2"), "context, mixed")
+
+
 def test_compiles_from_shapes_alone():
     contract.check_abstract(adapted("lora", "gpt2"), contract.UnitStep(), batch_of("gpt2"), 8)
 

@@ -10,6 +10,7 @@ import pytest
 
 from launch.run.experiment import validate
 from paradigm import attention, attention_kernels, context, splash
+from paradigm.adapt import PromptTuning
 from paradigm.attention import AttentionMask, DistanceBias
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
@@ -115,6 +116,9 @@ def test_what_cannot_be_cut_is_refused_by_name():
         complaint("span_corruption", "context:8")
     )
     validate(small.experiment(objective=OBJECTIVES["next_token"], mesh="context:8"), 8)
+    soft = OBJECTIVES["next_token"].adapted(PromptTuning(length=8))
+    with pytest.raises(UserError, match="rows of 24 tokens along their length, and PromptTuning puts others before"):
+        validate(small.experiment(objective=soft, mesh="context:8"), 8)
     with pytest.raises(UserError, match="mesh context:16 does not divide the length 24 of NextToken: choose a length"):
         validate(small.experiment(objective=OBJECTIVES["next_token"], mesh="context:16"), 16)
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from launch.run.loader import ENDLESS, batches
+from launch.run.loader import ENDLESS, batches, reading_threads
 from paradigm.dataset import Dataset, Mixture
 from paradigm.errors import UserError
 from t5like.corrupt import SpanNoise
@@ -56,6 +56,19 @@ class Same:
         return {"x": example["x"]}
 
 
+class Far:
+    """Records that take a while to come, as from a bucket."""
+
+    fingerprint = "far"
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, position):
+        time.sleep(0.02)
+        return {"x": np.int64(position)}
+
+
 def take(dataset, count, **kw):
     with batches(dataset, **kw) as stream:
         return [next(stream) for _ in range(count)]
@@ -70,13 +83,24 @@ def assert_equal(a, b):
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
 
 
+def test_so_many_read_at_once_as_the_wait_for_storage_asks_for(prepared):
+    near, far = Dataset(prepared.source("train"), SpanNoise(BYTES, 34), 6), Dataset(Far(), Same(), 4, seed=1)
+    assert reading_threads(near) == 1 and reading_threads(Dataset(Broken(), Same(), 4)) == 1
+    assert (threads := reading_threads(far)) > 8
+    begin = time.perf_counter()
+    found = take(far, 40, threads=threads)
+    passed = time.perf_counter() - begin
+    assert_equal([far.batch(step) for step in range(40)], found)
+    assert passed < 0.5 * 40 * 4 * 0.02  # one after the other
+
+
 def test_same_batches_whatever_the_workers(prepared):
     noise = SpanNoise(BYTES, 34)
     mixed = Mixture([prepared.source("train"), prepared.source("valid")], [0.7, 0.3])
     dataset = Dataset(mixed, noise, 6, seed=1)
     wanted = [dataset.batch(step) for step in range(5, 12)]
     for workers in (0, 1, 2):
-        assert_equal(wanted, take(dataset, 7, start_step=5, workers=workers))
+        assert_equal(wanted, take(dataset, 7, start_step=5, workers=workers, threads=1 + 3 * (workers > 1)))
 
 
 def test_restart_and_rows(prepared):

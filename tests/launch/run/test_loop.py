@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -76,6 +77,33 @@ def test_bad_steps_from_the_first_on_say_that_there_is_no_checkpoint(tmp_path):
     experiment = small.experiment(Poisoned(first=0, last=100), total_steps=30, save_every=100, eval_every=100)
     with pytest.raises(UserError, match="look at those data; no checkpoint was saved before$"):
         loop.train(experiment, tmp_path)
+
+
+def test_a_stall_of_the_input_shows(tmp_path):
+    """A source that gives one record at a time, however many threads ask for them: 16 records a batch."""
+    one_at_a_time = threading.Lock()
+
+    @dataclasses.dataclass(frozen=True)
+    class Stalled(small.NumbersData):
+        def source(self, split):
+            source = super().source(split)
+            return Slow(source) if split == "train" else source
+
+    class Slow:
+        def __init__(self, source):
+            self.source, self.fingerprint = source, source.fingerprint
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, position):
+            with one_at_a_time:
+                time.sleep(0.005)
+            return self.source[position]
+
+    loop.train(small.experiment(data=Stalled(), total_steps=60, log_every=60, eval_every=60, save_every=60), tmp_path)
+    speed = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["speed"]
+    assert 0.02 < speed["input_wait"] <= 1.05 * speed["seconds_per_step"]
 
 
 class Fails(Evaluator):
