@@ -25,7 +25,8 @@ T5_SIZES = {
 }
 T5_SIZES["1.1"] |= {"3b": T5_SIZES["1.1"]["xl"], "11b": T5_SIZES["1.1"]["xxl"]}
 
-# d_model, heads, layers: Radford et al. 2019, table 2, and the released models; `tiny` and `1b` are this project's.
+# d_model, heads, layers: Radford et al. 2019, table 2, and the released models; `8b` is Llama 3's (Llama Team 2024,
+# table 3; its other widths are in models/llama_8b.gin); `tiny` and `1b` are this project's.
 GPT_SIZES = {
     "tiny": (128, 4, 2),
     "124m": (768, 12, 12),
@@ -33,6 +34,7 @@ GPT_SIZES = {
     "774m": (1280, 20, 36),
     "1.5b": (1600, 25, 48),
     "1b": (2048, 16, 20),
+    "8b": (4096, 32, 32),
 }
 GPT_SIZES |= {
     "small": GPT_SIZES["124m"],
@@ -74,7 +76,7 @@ def gpt(size, vocab_size=None, style="rope", **overrides):
     """A Decoder by name.
 
     Args:
-        size: tiny, 124m or small, 355m or medium, 774m or large, 1.5b or xl (GPT-2's), 1b.
+        size: tiny, 124m or small, 355m or medium, 774m or large, 1.5b or xl (GPT-2's), 1b, 8b.
         vocab_size: as of `t5`.
         style: rope (rotary positions, RMSNorm, gated SiLU of width 8/3 D, untied) or gpt2 (learned positions, tanh
             GELU, LayerNorm, biases, tied; Radford et al. 2019).

@@ -20,7 +20,7 @@ from tests.launch.test_docs import undocumented_in
 
 SHRINK = {
     "t5": "layers = 1, d_model = 16, heads = 2, head_dim = 8, d_ff = 32",
-    "gpt": "layers = 2, d_model = 16, heads = 2, d_ff = 32",
+    "gpt": "layers = 2, d_model = 16, heads = 2, d_ff = 32, kv_heads = None, vocab_size = None",
     "SpanCorruption": "length = 32",
     "NextToken": "length = 32",
     "PrefixLM": "length = 32",
@@ -39,6 +39,7 @@ SHRINK = {
     "bert": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "MultiToken": "length = 32",
     "Pegasus": "length = 64, target_length = 32",
+    "TextToText": "length = 32, target_length = 16",
     "TextData": "tokenizer = 'bytes', valid = 0.5, valid_glob = '', exclude = ''",
     "vit": "layers = 2, d_model = 16, heads = 2, d_ff = 32, image_size = 16, patch = 4",
     "resnet": "depth = 'tiny', stem = 'small', image_size = 16",
@@ -155,6 +156,7 @@ def test_files_are_flat(path):
 
 # Embeddings, logits and all; released checkpoints have these counts (t5.1.1: 77M, 783M, 11.1B).
 COUNTS = {"t5_small_c4": 76_961_152, "t5_large_c4": 783_150_080, "t5_xxl_c4": 11_135_332_352}
+COUNTS["llama_8b_lora"] = 8_030_261_248 + 41_943_040  # and what the peft library prints for this rank on all kernels
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -231,9 +233,10 @@ CHANCE_OF_RUN = {
 }
 
 
-RECORDS = {  # (source, input, label) in place of a folder that a person has
+RECORDS = {  # (source, input, label, target) in place of a folder that a person has
     "runs/small/clinc150.gin": ("stdlib:modules", "{code}", "module"),
     "runs/small/wnut17.gin": ("stdlib:tokens", "{tokens}", "tags"),
+    "runs/llama_8b_lora.gin": ("stdlib:summaries", "{code}", "", "{summary}"),
 }
 
 # In `make test` these are whole; of the others the first with an evaluator runs it, all on one device.
@@ -269,7 +272,7 @@ def toy_of(run, tmp_path):
     used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
-    records = zip(("source", "input", "label"), RECORDS.get(run, ()))
+    records = zip(("source", "input", "label", "target"), RECORDS.get(run, ()))
     text += [f"TextRecords.{name} = {value!r}" for name, value in records]
     text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
     if "BEiT" in used:  # whose tokenizer is of another run
