@@ -10,14 +10,12 @@ import concurrent.futures.process
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
 import pathlib
 import shutil
 import sys
-import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,9 +25,10 @@ from tqdm import tqdm
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from paradigm.records import hash_of
-from paradigm.storage import aside_of, commit, expand, replace
+from paradigm.storage import commit, expand
 from t5like import sources
 from t5like.held_out import split_text
+from t5like.shards import Shard, digest, errors_as_user_errors, finished, is_whole, record_name, shard_name, write_json
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 from t5like.windows import FORMATS, META, encode_window, padding, read_meta
 
@@ -37,8 +36,6 @@ PLAN = "plan.json"  # what an unfinished directory is going to be
 JOB_BYTES = 2 << 20  # of text, at least; a large corpus has about JOBS jobs
 JOBS = 1024
 SAMPLE_PER_ID = 256  # bytes of text for each id of a vocabulary to be learnt
-SPLITS = ("train", "valid", "test")  # windows have the first two
-WRITER = "group_size:1,zstd:1"  # one record a chunk: random access decompresses nothing else
 
 
 class Kind(NamedTuple):
@@ -77,7 +74,7 @@ def prepare(recipe, out, workers=None, progress=True, kind=None, engine=None):
     if (out / META).exists():
         meta = read_meta(out, kind.name)
         _same_source(out, meta, recipe, listing)
-        if all(_whole(out, shard) for split in meta["shards"].values() for shard in split):
+        if all(is_whole(out, shard) for split in meta["shards"].values() for shard in split):
             if progress:
                 print(f"{out} is whole already\n{kind.summary(meta)}", file=sys.stderr)
             return meta
@@ -218,14 +215,14 @@ def _sample(recipe, pieces, held_out):
 
 def _run(work, recipe, jobs, held_out, plan, out, workers, progress, engine=None):
     """Each job's record, in order; those that an earlier run finished are checked and taken over."""
-    records = [_finished(j, len(jobs), plan, out) for j in range(len(jobs))]
+    records = [finished(j, len(jobs), plan, out) for j in range(len(jobs))]
     todo = [j for j, record in enumerate(records) if record is None]
     workers = min(workers or os.cpu_count() or 1, len(todo))
     sizes = [sum(p.size for p in job) for job in jobs]
     arguments = [(recipe, jobs[j], held_out, plan, str(out), j, len(jobs)) for j in todo]
     if engine is not None and todo:
         engine(work, arguments)
-        return [record or _finished(j, len(jobs), plan, out) for j, record in enumerate(records)]
+        return [record or finished(j, len(jobs), plan, out) for j, record in enumerate(records)]
     if progress and todo and not sys.stderr.isatty():  # where a bar that redraws itself makes a log unreadable
         print(f"preparing {sum(sizes):,} bytes in {len(todo)} jobs by {workers} processes", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:
@@ -283,31 +280,6 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
     return record
 
 
-class Shard:
-    """One file of records, written aside; `close` puts it in its place. counts: what it holds."""
-
-    def __init__(self, path, **counts):
-        self.path, self.writer, self.counts = path, None, counts
-        # Of a name of its own: a runner that has lost sight of a job may begin it again while it is still under way.
-        self.aside = aside_of(path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}"))
-
-    def write(self, raw):
-        if self.writer is None:
-            from array_record.python.array_record_module import ArrayRecordWriter
-
-            self.writer = ArrayRecordWriter(str(self.aside), WRITER)
-        self.writer.write(raw)
-
-    def close(self):
-        """Finishes the file; a record of it, or of its absence where nothing was written."""
-        if self.writer is None:
-            return {"file": None, "bytes": 0, "sha256": None, "counts": self.counts}
-        self.writer.close()
-        commit(self.aside, self.path)
-        size = self.path.stat().st_size
-        return {"file": self.path.name, "bytes": size, "sha256": sha256(self.path), "counts": self.counts}
-
-
 class _Windows(Shard):
     """Joins documents, cuts them into windows and writes them."""
 
@@ -338,25 +310,6 @@ class _Windows(Shard):
             self.counts["padding"] = self.window - len(self.tokens)
             self._cut(0, len(self.tokens))
         return super().close()
-
-
-def _finished(job, jobs, plan, out):
-    """The record of a job that an earlier run finished, if its files are still what it says; else None."""
-    try:
-        record = json.loads((out / record_name(job, jobs)).read_text())
-    except (OSError, ValueError):
-        return None
-    if record.get("plan") != digest(plan):
-        return None
-    if all(_whole(out, record[split]) for split in SPLITS if record.get(split, {}).get("file")):
-        return record
-    return None
-
-
-def _whole(out, shard):
-    """Whether a shard is what its record says."""
-    path = out / shard["file"]
-    return path.exists() and path.stat().st_size == shard["bytes"] and sha256(path) == shard["sha256"]
 
 
 def _meta(plan, records):
@@ -435,27 +388,6 @@ def _same_source(out, plan, recipe, listing):
         )
 
 
-def shard_name(split, job, jobs):
-    return f"{split}-{job:05d}-of-{jobs:05d}.array_record"
-
-
-def record_name(job, jobs):
-    return f"done-{job:05d}-of-{jobs:05d}.json"
-
-
-def digest(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path, value):
-    replace(path, f"{json.dumps(value, indent=1)}\n".encode())
-
-
 @contextlib.contextmanager
 def _own(out):
     """Makes `out`, sees that nobody else's files are in it, and keeps other preparations away until done."""
@@ -471,24 +403,3 @@ def _own(out):
         except BlockingIOError:
             raise UserError(f"{out} is being prepared by another process: wait, or give another directory") from None
         yield
-
-
-@contextlib.contextmanager
-def errors_as_user_errors(out):
-    """What a disk can do to us, and a worker that was killed, as one line each."""
-    try:
-        yield
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            f"{out}: a worker process died, perhaps for lack of memory: run it again with fewer workers; what "
-            "is finished is kept"
-        ) from error
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None)
-        if isinstance(error, RuntimeError):  # how ArrayRecord tells what the system said
-            if "() failed: " not in str(error):
-                raise
-            reason = str(error).partition("() failed: ")[2].partition(";")[0]
-        raise UserError(
-            f"{out}: cannot be written ({reason}): free some space, or give another directory; what is finished is kept"
-        ) from error
