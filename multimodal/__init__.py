@@ -8,5 +8,6 @@ CONFIGURABLE = {
     "captions": ("Captions", "BigramCaptions"),
     "views": ("clip_views", "siglip_views"),
     "zero_shot": ("ZeroShot", "Retrieval"),
+    "two_pictures": ("TwoPictures",),
     "visualize": ("Similarity", "Retrieved"),
 }

@@ -34,7 +34,7 @@ _random = weakref.WeakKeyDictionary()  # data -> {(objective, evaluator): the nu
 _untrained = weakref.WeakKeyDictionary()  # data -> {(objective, seed): their variables}
 
 
-class _Compared(Evaluator):
+class Compared(Evaluator):
     """An evaluator that gives scores(objective, variables, data) -> (numbers, those of chance)."""
 
     needs = PairEmbedding
@@ -71,7 +71,7 @@ def at_least_one(evaluator, *names):
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot(_Compared):
+class ZeroShot(Compared):
     """accuracy of zero-shot classification, `name`, and of the five nearest, `name@5`.
 
     templates: names of sets (plain, a, photo, clip_7, clip_80, shapes) or sentences with {} for the class.
@@ -132,7 +132,7 @@ class ZeroShot(_Compared):
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(_Compared):
+class Retrieval(Compared):
     """R@k both ways, `image_to_text@k` and `text_to_image@k` (see the top of this file).
 
     ks: the k. split: whose pairs. captions: the first so many of each picture. pairs: how many are searched, spread
