@@ -9,5 +9,6 @@ CONFIGURABLE = {
     "views": ("clip_views", "siglip_views"),
     "zero_shot": ("ZeroShot", "Retrieval"),
     "few_shot": ("FewShot",),
+    "two_pictures": ("TwoPictures",),
     "visualize": ("Similarity", "Retrieved"),
 }

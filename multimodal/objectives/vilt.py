@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from multimodal.objectives.captioner import HiddenCaptionTokens
-from multimodal.objectives.tells_pairs import TellsPairs
 from paradigm import rng
 from paradigm.objective import MAIN, Loss
 from paradigm.partition import constrain_rows
+from t5like import heads
 from t5like.scoring import score_pairs
 from vision.heads import l2_normalize
 
@@ -36,7 +36,7 @@ BAG = 1024  # places of a bag of words: ids that far apart share one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViLT(TellsPairs, HiddenCaptionTokens):
+class ViLT(HiddenCaptionTokens):
     """Hidden tokens, and whether a caption is the picture's. encoder: a SingleStream with mask token, all of the model.
 
     false: the share of pictures that have another's caption. hardness: see above. rate, masked, random: see
@@ -48,6 +48,15 @@ class ViLT(TellsPairs, HiddenCaptionTokens):
 
     shares = ("false", *HiddenCaptionTokens.shares)
     contrasts = True
+
+    @property
+    def length(self):
+        """L: all tokens are read, the start too, at which the pair is told."""
+        return self.encoder.max_length
+
+    def modules(self):
+        head = heads.PairHead(**self.encoder.shared())
+        return {**super().modules(), "pairs": (head, jnp.zeros((1, self.encoder.d_model)))}
 
     def batch_spec(self, batch_size, phase=MAIN):
         self.check_pairs(batch_size)
@@ -68,6 +77,16 @@ class ViLT(TellsPairs, HiddenCaptionTokens):
         tokens = constrain_rows(tokens[jnp.where(matched, places, chosen)])
         return {"pair_tokens": tokens, "matched": matched.astype(jnp.int32)}
 
+    def lengths(self, tokens):
+        """int32 [B]: tokens of each row, its end the last."""
+        ends = tokens == self.vocabulary.end
+        return jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
+
+    def read(self, variables, patches, tokens, name, ctx, index, **how):
+        """States [B, L, D] of tokens that see each other and the patches. name: of the pass, for its dropout."""
+        how |= {"prefix": self.lengths(tokens), "keys": self._keys(f"dropout/{name}", self.encoder, ctx, index)}
+        return self.apply("encoder", variables, patches, tokens, ctx=ctx, method="decode", **how)[0]
+
     def loss(self, params, extra, batch, ctx):
         variables, tokens, index = self.variables(params, extra), batch["tokens"], batch["index"]
         pairs = batch if "matched" in batch else self.paired(batch)  # a batch in training has them before it is cut
@@ -75,13 +94,17 @@ class ViLT(TellsPairs, HiddenCaptionTokens):
         at = jnp.arange(self.length)
         real = ((at > 0) & (at < self.lengths(tokens)[:, None] - 1)) * batch["mask"][:, None]
         seen, hidden, chosen = self.hide(tokens, real, ctx, index)
-        states = self.read(variables, patches, seen, ctx, index, "hidden", hidden=hidden)
+        states = self.read(variables, patches, seen, "hidden", ctx, index, hidden=hidden)
         loss = self.caption_loss(params, states, tokens, jnp.float32(chosen))
-        logits = self.tell(variables, patches, pairs["pair_tokens"], ctx, index)
+        first = self.read(variables, patches, pairs["pair_tokens"], "pairs", ctx, index)[:, 0]
+        logits, _, _ = self.apply("pairs", variables, first, ctx=ctx)
         return loss.join(score_pairs(logits, pairs["matched"], batch["mask"])).join(Loss(metrics=self._cut(batch)))
 
+    @property
+    def partition_rules(self):
+        return (*heads.PARTITION_RULES, *super().partition_rules)
+
     def forward_flops(self, batch_spec):
-        told = super().forward_flops(batch_spec)
-        hidden = self.encoder.stack(parent=None).flops(batch_spec["mask"].size, self.encoder.count + self.length)
-        scored = 2 * batch_spec["tokens"].size * self.encoder.d_model * self.encoder.vocab_size
-        return told | {"encoder": told["encoder"] + hidden + scored}
+        rows, e = batch_spec["mask"].size, self.encoder
+        again = e.stack(parent=None).flops(rows, e.count + self.length)
+        return {"encoder": e.flops(rows, self.length) + again, "pairs": 2 * rows * e.d_model * (e.d_model + 2)}

@@ -90,6 +90,7 @@ SHRINK |= {
     "Retrieval": "pairs = 20, random = False",
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
+    "TwoPictures": "pairs = 20, random = False",
 }
 IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "ViLT")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
