@@ -55,7 +55,7 @@ class Finished:
 
     step: int
     interrupted: bool
-    state: object
+    state: object = dataclasses.field(repr=False)  # a notebook shows the rest
     metrics: dict
 
 
