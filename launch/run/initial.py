@@ -76,7 +76,10 @@ def initial_state(program, checkpoints, inits=()):
             if behind:
                 print(f"{where}: not taken {', '.join(behind)}", flush=True)
         needed = {n: x for n, x in wanted.items() if n in found or not _is_new(program.experiment.objective, n)}
-        matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
+        try:
+            matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
+        except UserError as error:
+            raise UserError(f"{_other_kinds(init, program.experiment.objective)}{error}") from None
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
@@ -178,6 +181,19 @@ def _matched(init, found, wanted, where, alone):
         if names:
             print(f"{where}: {kind} {', '.join(names[:3])}{_more(names[2:])}", flush=True)
     return {name: found[name] for name in report.matched}, f"matching parameters ({report}) of {where}"
+
+
+def _other_kinds(init, objective):
+    """The beginning of an error where a directory of the transformers library's has modules of other kinds than the
+    objective's: "PATH is a Decoder, and NextToken's model an Encoder: "."""
+    path, own = filesystem.as_path(init.path), objective.modules()
+    found = pretrained.read(path)[0] if pretrained.is_pretrained(path) and not peft.is_adapter(path) else {}
+    named = lambda module: f"a{'n' * (type(module).__name__[0] in 'AEIO')} {type(module).__name__}"
+    for name, module in found.items():
+        if name in own and type(own[name][0]) is not type(module):
+            whose = f"{type(objective).__name__}'s {name}"
+            return f"{init.path} holds {named(module)}, and {whose} is {named(own[name][0])}: "
+    return ""
 
 
 def _is_new(objective, name):

@@ -157,3 +157,12 @@ def test_a_new_run_starts_from_a_directory_of_the_library(tmp_path, kind):
     assert str(tmp_path / "hf") in line
     with pytest.raises(UserError, match="none: no checkpoint there; give a run directory, .* save_pretrained"):
         start(Init(str(tmp_path / "none")))
+
+
+def test_weights_of_another_kind_of_model_are_refused_by_name(run, tmp_path):
+    make_run(tmp_path / "run", NEXT)
+    convert.to_hf(tmp_path / "run", tmp_path / "hf")
+    program = Program(load(run).experiment, make_mesh("data:-1"))
+    wanted = "hf holds a Decoder, and SpanCorruption's model is an EncoderDecoder: .*hf does not fit the model: model/"
+    with pytest.raises(UserError, match=wanted):
+        initial_state(program, Checkpoints(tmp_path / "none"), (Init(str(tmp_path / "hf")),))
