@@ -198,6 +198,8 @@ def _advice(experiment, found, topology, frozen=()):
             changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
         if 2 * shape["tensor"] <= topology.chips:
             changes.append(f"split each layer over more chips: tensor:{2 * shape['tensor']} in --mesh")
+        if experiment.objective.context_length is not None:
+            changes.append(f"cut rows along their length: context:{2 * shape.get('context', 1)} in --mesh")
         changes.append(f"a smaller Experiment.batch_size (now {experiment.batch_size}), or more chips")
     yield f"{largest} is what is too large; in turn: {'; '.join(changes)}"
 
