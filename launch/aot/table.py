@@ -60,8 +60,7 @@ def pod_runs():
     """The shipped run files whose mesh names a fixed number of devices, more than one."""
     from launch.run import registry
 
-    paths = [path for folder in ("runs", "runs/pods") for path in registry.SHIPPED.glob(f"{folder}/*.gin")]
-    names = sorted(path.relative_to(registry.SHIPPED).as_posix() for path in paths)
+    names = sorted(path.relative_to(registry.SHIPPED).as_posix() for path in registry.SHIPPED.glob("runs/*.gin"))
     meshes = {name: parse_mesh(registry.parse([name]).mesh) for name in names}
     return [name for name, mesh in meshes.items() if -1 not in mesh.values() and set(mesh.values()) != {1}]
 
