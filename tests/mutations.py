@@ -75,6 +75,12 @@ ROWS = (
     ("paradigm/trees.py", "        if re.search(pattern, name):\n            return value", "        if re.match(pattern, name):\n            return value", "paradigm/test_trees", "names_and_tables"),
     # paradigm: adaptations
     ("paradigm/adapt/lora.py", "jax.lax.stop_gradient(1.0 / jnp.sqrt(larger))", "1.0 / jnp.sqrt(larger)", "adapt/test_references", "takes_its_norm_as_constant"),
+    ("paradigm/adapt/base.py", 'path[-1] == "bias" and path[1] != "head"', 'path[-1] == "bias"', "adapt/test_methods", "bitfit_wants"),
+    ("paradigm/attentive.py", "AttentionMask(keys=segments)", "AttentionMask()", "paradigm/test_attentive", "by_loops or padding"),
+    ("multimodal/few_shot.py", "jnp.exp(-beta * (1 - x @ keys.T))", "jnp.exp(-beta * (1 + x @ keys.T))", "multimodal/test_few_shot", "by_loops"),
+    ("multimodal/few_shot.py", "order >= max(self.shots)", "order >= 0", "multimodal/test_few_shot", "what_names_do_not"),
+    ("launch/run/forgetting.py", "(given | fits)", "(fits | given)", "launch/test_adapted_runs", "what_was_forgotten"),
+    ("t5like/tasks/choice.py", "is not None or i != asked]", "is not None or True]", "t5like/test_written", "shots"),
     ("paradigm/adapt/prompt.py", "x, positions + self.length, *more", "x, positions, *more", "adapt/test_peft", "gpt2_prompt or gpt2_prefix"),
     ("paradigm/attention.py", "shared=self.shared + count", "shared=self.shared", "adapt/test_references", "who_sees_soft_tokens"),
     # paradigm: data

@@ -62,8 +62,14 @@ def read(path, modules, families, params):
     with contextlib.ExitStack() as stack:
         tensors = files.Tensors(path, stack, lambda name: name, r"$^", TENSORS)
         found = {name: tensors.read(name) for name in tensors}
-    base = dict(trees.named_leaves(params))
-    adapt, own = READERS[kind](config, _Model(modules, families, base), found, path)
+    try:
+        model = _Model(modules, families, dict(trees.named_leaves(params)))
+    except UserError as error:
+        raise UserError(
+            f"{path} is of another model: an adapter is read for those that the transformers library has too, and the "
+            f"base is none of them ({error})"
+        ) from None
+    adapt, own = READERS[kind](config, model, found, path)
     config.finish()
     return adapt, trees.nested(own)
 

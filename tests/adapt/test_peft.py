@@ -101,6 +101,9 @@ def test_adapters_of_another_model_and_methods_that_peft_lacks(tmp_path):
     modules, params = parity.base("gpt2_lora", tmp_path / "base")
     with pytest.raises(UserError, match="is of another model: it adapts bert.encoder.*, and a GPT-2 has transformer"):
         peft.read(parity.released("bert_lora", tmp_path / "bert"), modules, FAMILIES, params)
+    odd = {"model": modules["model"].clone(norm="rms")}
+    with pytest.raises(UserError, match="is of another model: an adapter is read for those .* none of them .*'rms'"):
+        peft.read(parity.released("gpt2_lora", tmp_path / "odd"), odd, FAMILIES, params)
     wide = {"model": modules["model"].clone(d_ff=20)}
     kernels = trees.named_map(
         lambda n, x: np.zeros((3, 12, 20)) if n.endswith("up/kernel") else np.zeros((3, 20, 12))

@@ -138,6 +138,8 @@ def test_what_was_forgotten_is_told_by_pretrainings_own_validation(places, tmp_p
     wanted = evaluate(tmp_path / "still")[1]
     assert after[0] == before[0] == 3 and after[1].keys() == before[1].keys()
     assert after[1] == pytest.approx(wanted, rel=1e-5) and abs(after[1]["valid/nll"] - before[1]["valid/nll"]) > 1e-3
+    whole = evaluate(places / "base", adapted=tmp_path / "still")[1]  # all of whose parameters are others
+    assert whole == pytest.approx(wanted, rel=1e-6)
     with pytest.raises(UserError, match="lora was not adapted from this run: model/decoder/layers/mlp/.* of shape"):
         evaluate(places / "base", gin_params=["gpt.d_ff = 64"], adapted=places / "lora")
     with pytest.raises(UserError, match="--adapted=.*nowhere: no run is here"):
