@@ -156,7 +156,7 @@ def check(point, workdir):
     except UserError as error:
         raise UserError(f"{point.name}: {str(error).replace('--gin_param', '--grid or --gin_param')}") from error
     directory = workdir / point.name
-    run_directory.check(directory, registry.operative_config())
+    run_directory.check(directory, registry.operative_config(), registry.unset())
     with filesystem.explained(directory):
         steps = filesystem.of(directory).steps(directory / "checkpoints")
     return "new" if not steps else "ended" if steps[-1] >= run.total_steps else "begun"

@@ -75,7 +75,7 @@ def run(gin_files, workdir, gin_params=(), imports=(), **how):
 
     gin_files = [gin_files] if isinstance(gin_files, str) else gin_files
     experiment = registry.parse(gin_files, gin_params, imports)
-    how["imports"] = registry.imported()
+    how |= {"imports": registry.imported(), "unset": registry.unset()}
     return loop.train(experiment, workdir, config=registry.operative_config(), **how)
 
 
@@ -113,8 +113,7 @@ def main(argv):
         return
     profile = PROFILE.value and tuple(map(int, PROFILE.value.split(":")))
     how = {"init_from": INIT_FROM.value, "init_partly_from": INIT_PARTLY_FROM.value, "profile": profile}
-    how["imports"] = registry.imported()
-    how["step_timeout"] = watchdog.STEP_TIMEOUT.value
+    how |= {"imports": registry.imported(), "unset": registry.unset(), "step_timeout": watchdog.STEP_TIMEOUT.value}
     done = loop.train(found, WORKDIR.value, config=registry.operative_config(), **how)
     sys.exit(INTERRUPTED_CODE.value if done.interrupted else 0)
 

@@ -24,7 +24,7 @@ import jax
 from launch.run.data import LABELS, Data, build, look, named_sources
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import bound, flatten, validate, warnings, with_classes
+from launch.run.experiment import at_default, bound, flatten, validate, warnings, with_classes
 from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches, reading_threads
 from launch.run.mesh import make_mesh, slice_count
@@ -64,6 +64,7 @@ def train(
     workdir,
     *,
     config=None,
+    unset=(),
     init_from=None,
     init_partly_from=None,
     profile=None,
@@ -79,6 +80,7 @@ def train(
         experiment: an Experiment.
         workdir: the run directory, a path or gs://BUCKET/RUN.
         config: the experiment as gin text, kept as config.gin and in every checkpoint.
+        unset: names in config that nobody has set (registry.unset): a run of older code, which lacked them, goes on.
         init_from: short for the experiment's init = (Init(init_from),): where a NEW run's parameters come from. Order:
             this run's own checkpoint, then init, then scratch.
         init_partly_from: short for Init(init_partly_from, strict=False).
@@ -93,7 +95,9 @@ def train(
         UserError: settings that cannot work, a directory of another experiment, a checkpoint that does not fit, a full
             disk, or too many non-finite steps in a row; of several processes, that they differ or share no directory.
     """
-    config = config or "".join(f"{key} = {value}\n" for key, value in flatten(experiment).items())
+    if config is None:
+        config = "".join(f"{key} = {value}\n" for key, value in flatten(experiment).items())
+        unset = at_default(experiment)
     try:
         with contextlib.ExitStack() as closing:
             peers = closing.enter_context(Peers(config, run_directory.versions()))
@@ -106,7 +110,7 @@ def train(
                 inits = sources(experiment, init_from, init_partly_from)
                 closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
-                run_directory.check(files.workdir, config)
+                run_directory.check(files.workdir, config, unset)
                 step = Checkpoints(files.workdir / "checkpoints").beyond(experiment.total_steps)
                 if step is not None:
                     if jax.process_index() == 0:

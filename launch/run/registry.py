@@ -68,6 +68,13 @@ def operative_config() -> str:
     return gin.operative_config_str(max_line_length=118)
 
 
+def unset() -> frozenset[str]:
+    """The names in `operative_config` that nothing binds: what is there is their default."""
+    names = lambda text: set(re.findall(r"^([\w./]+) =", text, re.MULTILINE))
+    bound = {name.split("/")[-1] for name in names(gin.config_str())}
+    return frozenset(name for name in names(gin.operative_config_str()) if name.split("/")[-1] not in bound)
+
+
 def register(configurable: Callable, name: str | None = None) -> None:
     """Lets gin files name a class or a function. Raises UserError when something else has the name already."""
     name = name or configurable.__name__

@@ -30,19 +30,20 @@ MAY_CHANGE = """total_steps mesh workers log_every eval_every eval_batches evalu
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy".split()
 
 
-def check(workdir, config):
+def check(workdir, config, unset=()):
     """Raises UserError where a run directory holds another experiment's run, or things of no known run.
 
     Args:
         workdir: the directory, a path or a bucket's.
         config: the experiment as text: gin's operative one, or a notebook's resolved settings.
+        unset: names of settings in it that are at their default because nobody has set them.
     """
     with _accessible(workdir):
         path = workdir / "config.gin"
         exists = lambda name: retry((workdir / name).exists)
         begun = [name for name in ("checkpoints", "metrics.jsonl") if exists(name)]
         if begun and exists("config.gin"):  # a start that failed before its first row claims nothing
-            if lines := config_diff(retry(functools.partial(path.read_text, encoding="utf-8")), config):
+            if lines := config_diff(retry(functools.partial(path.read_text, encoding="utf-8")), config, unset):
                 raise UserError(
                     f"--workdir={workdir} holds the run of another experiment, which differs in: {'; '.join(lines)}. "
                     "Take another directory, or give the settings of that run"
@@ -206,11 +207,12 @@ def _git():
 PLACES = ("source", "images", "test_images")  # settings of data that are paths
 
 
-def config_diff(old: str, new: str) -> list[str]:
+def config_diff(old: str, new: str, unset=()) -> list[str]:
     """The lines by which two operative gin texts differ in what a resumed run may not change; [] when it may go on.
 
     Free to change: `MAY_CHANGE` of Experiment, a macro of one of those names with all that follows from it (total_steps
     in a schedule), the settings of evaluators, and where data are: what they hold is compared when they are opened.
+    A setting that the old text lacks and that is at its default today (`unset`) came with newer code: a run goes on.
     """
     old, new = bindings(old), bindings(new)
     free = {f"Experiment.{name}" for name in MAY_CHANGE} | set(MAY_CHANGE)
@@ -220,7 +222,7 @@ def config_diff(old: str, new: str) -> list[str]:
         name = key.split("/")[-1]
         if old.get(key) == new.get(key) or name in free or name.split(".")[0] in evaluators:
             continue
-        if name.split(".")[-1] in PLACES:
+        if name.split(".")[-1] in PLACES or (key not in old and key in unset):
             continue
         lines += [f"{sign} {key} = {side[key]}" for sign, side in (("-", old), ("+", new)) if key in side]
     return lines

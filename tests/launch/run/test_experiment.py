@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import pytest
@@ -137,6 +138,25 @@ def test_anything_else_is_refused_with_its_lines():
         "- TwoTerms.parts = ('a', 'b')",
         "+ TwoTerms.parts = ('a', 'c')",
     ]
+
+
+def test_a_setting_that_came_with_newer_code_is_no_difference_at_its_default(monkeypatch):
+    monkeypatch.setattr(registry, "PACKAGES", ())
+    text = "import tests.miniatures\nExperiment.objective = @TwoTerms()\nExperiment.data = 'none'\n"
+    text += "Experiment.optimizer = 'none'\nExperiment.total_steps = 3\nExperiment.batch_size = 8\n"
+    registry.parse_text(text)
+    older = re.sub(r"^Experiment\.(seed|clip) = .*\n", "", registry.operative_config(), flags=re.MULTILINE)
+    diff = lambda: config_diff(older, registry.operative_config(), registry.unset())
+    assert diff() == []
+    registry.parse_text(text, ["Experiment.seed = 0", "Experiment.clip = 2.0"])  # said, and so meant
+    assert diff() == ["+ Experiment.clip = 2.0", "+ Experiment.seed = 0"]
+    registry.parse_text(text)
+    was = registry.operative_config().replace(
+        "Experiment.seed = 0", "Experiment.seed = 5"
+    )  # a default that has changed
+    assert config_diff(was, registry.operative_config(), registry.unset()) == [
+        "- Experiment.seed = 5", "+ Experiment.seed = 0",
+    ]  # fmt: skip
 
 
 def test_the_text_that_gin_prints_is_understood(monkeypatch):
