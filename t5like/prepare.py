@@ -228,8 +228,8 @@ def _run(work, recipe, jobs, held_out, plan, out, workers, progress, engine=None
         records = [record or _finished(j, len(jobs), plan, out) for j, record in enumerate(records)]
         if lost := records.count(None):
             raise UserError(
-                f"{lost} of {len(jobs)} jobs were done and left nothing in {out}: give a directory that all workers see "
-                "under this path, as on NFS"
+                f"{lost} of {len(jobs)} jobs were done and left nothing in {out}: give a directory that all workers "
+                "see under this path, as on NFS"
             )
         return records
     if progress and todo and not sys.stderr.isatty():  # where a bar that redraws itself makes a log unreadable
