@@ -222,7 +222,13 @@ def _run(work, recipe, jobs, held_out, plan, out, workers, progress, engine=None
     arguments = [(recipe, jobs[j], held_out, plan, str(out), j, len(jobs)) for j in todo]
     if engine is not None and todo:
         engine(work, arguments)
-        return [record or finished(j, len(jobs), plan, out) for j, record in enumerate(records)]
+        records = [record or finished(j, len(jobs), plan, out) for j, record in enumerate(records)]
+        if lost := records.count(None):
+            raise UserError(
+                f"{lost} of {len(jobs)} jobs were done and left nothing in {out}: give a directory that all workers "
+                "see under this path, as on NFS"
+            )
+        return records
     if progress and todo and not sys.stderr.isatty():  # where a bar that redraws itself makes a log unreadable
         print(f"preparing {sum(sizes):,} bytes in {len(todo)} jobs by {workers} processes", file=sys.stderr, flush=True)
     with contextlib.ExitStack() as stack:

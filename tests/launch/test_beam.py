@@ -83,6 +83,13 @@ def test_a_job_that_dies_is_done_again_and_nothing_is_half_there(corpus, engine)
     assert files(corpus / "beam") == files(corpus / "here")
 
 
+def test_workers_that_write_somewhere_else_are_told(corpus):
+    recipe, kind = windows(corpus)
+    with pytest.raises(UserError, match=r"1 of 1 jobs were done and left nothing in .*beam: give a directory that all"):
+        P.prepare(recipe, corpus / "beam", progress=False, kind=kind, engine=lambda work, arguments: None)
+    assert not (corpus / "beam" / "meta.json").exists()
+
+
 def test_a_flag_that_beam_does_not_know(engine):
     with pytest.raises(UserError, match="--engine=beam: Beam knows no flag --runer"):
         beam.engine(["--runer=DirectRunner"])
