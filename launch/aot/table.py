@@ -21,6 +21,7 @@ chip: arguments (parameters, optimizer, extra state, batch) and temporaries (act
 within a step). A step that does not fit is an error of the compiler's, so `fits` is not a guess. The times are one: a
 roofline from the compiled program, with every loop counted as often as it turns: the slowest of compute, memory and
 interconnect, as if all overlapped, and their sum, as if nothing did. None of these steps has run on these chips.
+MFU above 100 % is of long rows: model FLOPs count all pairs of tokens, and a causal kernel skips half of them.
 
     python -m launch.compile --table                                    # every row; half a minute each and more
     python -m launch.compile --table --missing                          # those that are not there, or not of today
