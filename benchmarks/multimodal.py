@@ -23,10 +23,17 @@ from benchmarks.machine import processor
 from launch.run import cli, registry
 from paradigm.storage import expand
 
-TOWERS = {"clip": "clip_text", "siglip": "siglip_text", "flip": "clip_text", "slip": "clip_text", "coca": "coca_text"}
+TOWERS = {
+    "clip": "clip_text",
+    "siglip": "siglip_text",
+    "flip": "clip_text",
+    "slip": "clip_text",
+    "silc": "clip_text",
+    "coca": "coca_text",
+}
 CAPTIONERS = {"coca": "coca_text", "simvlm": "single_stream", "cappa": "cappa_text"}
 READERS = TOWERS | CAPTIONERS  # which of a run's configurables has the captions' length
-VIEWS = {"siglip": "siglip_views", "cappa": "siglip_views"}  # the others have clip_views
+VIEWS = {"siglip": "siglip_views", "cappa": "siglip_views", "silc": "dino_views"}  # the others have clip_views
 SPLITS = {
     "valid": "Designers trained on, concepts held out",
     "test": "Third designer, concepts trained on",
