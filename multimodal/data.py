@@ -33,16 +33,16 @@ class PairData:
         .text are read at the default) or of features (tfds), or sentences with such names in braces, as in "{name}:
         {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
         read as commas.
-        Where a table or tfds has no `caption` or `image` and one other column is called as they often are (text, title,
-        file, path ...: fields.py), that is taken, and said.
-    image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png.
+    image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png. Where there
+        is no `image` or `caption`, and one other column or feature has a name that these often have (file, path, text,
+        title ...: fields.py), that is taken, and said.
     images, test_images: zip files or folders with a tsv's pictures; those of the latter are for the test splits alone.
     label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest, and
-        otherwise Shapes.label decides. classes: names of the numbers that tar files have; their
-        .cls may hold names as well.
-    group: column whose lines are held out together. split: column that says train, valid or test; '' takes one of
-        that name. valid: share of the
-        groups that is held out where nothing else is. valid_glob: names of tar files to hold out instead.
+        otherwise Shapes.label decides. classes: names of the numbers that tar files have; their .cls may hold names as
+        well.
+    group: column whose lines are held out together. split: column that says train, valid or test; '' takes one of that
+        name, if it says so. valid: share of the groups that is held out where nothing else is. valid_glob: names of tar
+        files to hold out instead.
     tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the training captions); or the path of
         one (see t5like/tokenizers).
     channels: 3 or 1. on_broken: a pair without its picture or its text is 'replace'd by another, counted and named, or
