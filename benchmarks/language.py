@@ -172,7 +172,7 @@ def picture(found, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
     for axis, title, decoders in zip(axes, ("Decoders", "Encoders and EncoderDecoders"), (True, False)):
         shown = [run for run in RUNS if run.bits and found[run.name] and (run.model == DECODER) == decoders]
         for i, run in enumerate(shown):
@@ -180,7 +180,7 @@ def picture(found, path):
             curve(axis, places, run.bits[0][0], label=f"{run.name}: {run.bits[0][1]}", color=f"C{i}")
         axis.set(xlabel="step", ylabel="bits per byte of what is predicted, held out", title=title)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves, not on them
     figure.savefig(path, dpi=110)
 
 
