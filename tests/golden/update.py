@@ -6,7 +6,6 @@ A change of a default anywhere then shows in review as a change of the runs that
 papers and one of every other objective, each in full or, where fewer lines say it, as a difference from an earlier one.
 """
 
-import difflib
 import pathlib
 
 from launch.run import registry
@@ -58,7 +57,9 @@ def goldens() -> dict[pathlib.Path, str]:
 
 
 def _difference(old, new):
-    return [line for line in difflib.ndiff(old, new) if line[0] in "+-"]
+    """Lines that go and lines that come, those of one setting beside each other: no two of a dump have its name."""
+    changed = [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
+    return sorted(changed, key=lambda line: (line[2:].partition(":")[0], line[0] == "+"))
 
 
 if __name__ == "__main__":
