@@ -82,7 +82,8 @@ def compile_phase(program, phase, topology):
     }
     start = time.perf_counter()
     try:
-        compiled = program.compile(phase)
+        with terms.as_named_here():
+            compiled = program.compile(phase)
     except Exception as error:
         needed = _out_of_memory(str(error))
         if needed is None:

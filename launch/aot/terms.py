@@ -5,9 +5,12 @@ again between them: `decoder/layers/mlp/up dot_general`. A collective is a term 
 metadata, times are a roofline's, term by term: so they add up to more than a step in which they overlap.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import re
+
+import jax
 
 ROOT = pathlib.Path(__file__).parents[2]
 PASSES = ("forward", "backward", "recomputed")
@@ -15,6 +18,19 @@ PASSES = ("forward", "backward", "recomputed")
 PLUMBING = set(
     "while body cond closed_call checkpoint rematted_computation shard_map core_call custom_vjp_call".split()
 )
+
+
+@contextlib.contextmanager
+def as_named_here():
+    """Programs compiled meanwhile bear the names and lines of this code. Else the compilation cache may give one that
+    other code has left there, the same in all that it computes."""
+    name = "jax_compilation_cache_include_metadata_in_key"
+    before = getattr(jax.config, name)
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 @dataclasses.dataclass

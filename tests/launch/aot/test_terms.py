@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,8 +40,34 @@ def network(layers, body=turn):
 
 
 def of(fn, *args, chip=CHIP, count=5):
-    text = jax.jit(fn).lower(*args).compile().as_text()
+    with terms.as_named_here():
+        text = jax.jit(fn).lower(*args).compile().as_text()
     return terms.dearest(hlo.cost(text), text, chip, count)
+
+
+@pytest.fixture
+def own_cache(tmp_path):
+    """A compilation cache of the test's own that keeps everything."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in names]
+    for values in ((str(tmp_path), 0), before):
+        compilation_cache.reset_cache()
+        for name, value in zip(names, values):
+            jax.config.update(name, value)
+        if values is not before:
+            yield tmp_path
+
+
+def test_names_are_of_this_code_and_not_of_what_a_cache_holds(own_cache):
+    def called(name):
+        def product(x, y):
+            with jax.named_scope(name):
+                return x @ y
+
+        return of(product, *[jax.ShapeDtypeStruct((8, 8), jnp.float32)] * 2)[0]["term"]
+
+    assert [called("first"), called("second")] == ["first dot_general", "second dot_general"]
+    assert len(list(own_cache.glob("*-cache"))) == 2
 
 
 @pytest.mark.parametrize("layers", [1, 3])
