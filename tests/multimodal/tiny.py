@@ -45,7 +45,7 @@ def siglip(**changes):
 
 
 CROPS = {"augment": ((tiny.views(), 2), (Augment(8, scale=(0.2, 0.5)), 2))}
-DISTILLED = CROPS | {"prototypes": 8, "hidden": 16, "bottleneck": 12, "teacher_temperature": 0.2}
+DISTILLED = CROPS | {"prototypes": 8, "hidden": 16, "bottleneck": 16, "teacher_temperature": 0.2}
 
 
 def silc(**changes):
