@@ -54,7 +54,8 @@ def test_columns_of_plain_names_are_taken_and_said(tmp_path):
     assert "pictures from FilePath; splits from split; captions from title" in prepared.described
     named = opened(tmp_path / "p.csv", image="FilePath", text=["title"], split="split")
     assert named.fingerprint == prepared.fingerprint
-    other = opened(written(tmp_path, "q.csv", [(*row[:2], "a half") for row in rows], ("image", "caption", "split")))
+    mixed = [(*row[:2], "a half" if i else "train") for i, row in enumerate(rows)]  # says something else
+    other = opened(written(tmp_path, "q.csv", mixed, ("image", "caption", "split")))
     assert "columns left out: split" in other.described and list(other.splits) == ["train", "valid"]
 
 
