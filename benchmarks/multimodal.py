@@ -187,9 +187,10 @@ def report(root, pictures):
         "# Image and text: the objectives at equal pairs seen",
         "",
         f"Every run saw {steps * batch:,} pairs ({steps} steps of {batch}) at 40 x 40 pixels in patches of 8; SLIP",
-        "sees two more views of each picture, FLIP half of its patches. Percent, where nothing else is said; `n`",
-        "seeds, the mean and the standard deviation where there are several. A ViT of 3 layers of width 96, a text",
-        "tower or decoder of 2 layers of width 64 (CoCa 2 + 2; SimVLM is one transformer of 3 layers). Run files:",
+        "sees two more views of each picture, SILC two large and four small ones, FLIP half of its patches. Percent,",
+        "where nothing else is said; `n` seeds, the mean and the standard deviation where there are several. A ViT of",
+        "3 layers of width 96, a text tower or decoder of 2 layers of width 64 (CoCa 2 + 2; SimVLM is one transformer",
+        "of 3 layers). Run files:",
         "gin_configs/runs/small.",
         "",
         "    python -m benchmarks.multimodal --emoji=DIR --workdir=DIR"
