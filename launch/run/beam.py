@@ -24,7 +24,7 @@ def engine(flags):
         raise UserError(f"--engine=beam: Beam knows no flag --{sorted(unknown)[0]}")
 
     def run(work, arguments):
-        """work(*a) for each of the arguments; the numbers of those that are done."""
+        """work(*a) for each of the arguments, wherever; what is done is seen by the files that it left."""
         try:
             with beam.Pipeline(options=options) as pipeline:
                 # Reshuffle: else a runner may fuse all of the list into the one bundle that makes it.

@@ -166,9 +166,11 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         lowest = min(float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8))
         if not lowest >= 0:
             yield f"the learning rate of {type(e.optimizer).__name__} falls to {lowest:.3g}: it must be 0 or more"
+    from paradigm.precision import DTYPES  # which brings jax
+
     for name in ("param_dtype", "moment_dtype"):
-        if getattr(e, name) not in ("float32", "bfloat16"):
-            yield f"Experiment.{name}='{getattr(e, name)}' must be 'float32' or 'bfloat16'"
+        if getattr(e, name) not in DTYPES:
+            yield f"Experiment.{name}='{getattr(e, name)}' must be {' or '.join(map(repr, DTYPES))}"
     if e.best_mode not in ("min", "max"):
         yield f"Experiment.best_mode='{e.best_mode}' must be 'min' or 'max'"
     if not e.best_metric.startswith("valid/"):

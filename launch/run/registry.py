@@ -24,6 +24,7 @@ import gin
 
 from launch.run import slips
 from launch.run.experiment import Experiment, Init
+from launch.storage.workdir import bindings
 from paradigm.errors import UserError
 from paradigm.storage import expand
 
@@ -70,9 +71,8 @@ def operative_config() -> str:
 
 def unset() -> frozenset[str]:
     """The names in `operative_config` that nothing binds: what is there is their default."""
-    names = lambda text: set(re.findall(r"^([\w./]+) =", text, re.MULTILINE))
-    bound = {name.split("/")[-1] for name in names(gin.config_str())}
-    return frozenset(name for name in names(gin.operative_config_str()) if name.split("/")[-1] not in bound)
+    bound = {name.split("/")[-1] for name in bindings(gin.config_str())}
+    return frozenset(name for name in bindings(operative_config()) if name.split("/")[-1] not in bound)
 
 
 def register(configurable: Callable, name: str | None = None) -> None:
