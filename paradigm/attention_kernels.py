@@ -2,10 +2,10 @@
 
 The plain path (attention.py) is right everywhere and forms [B, H, L, S]; `blocks` is the same for long rows, which has
 a block of queries of it at a time and forms that again in the backward pass: a step's memory grows with L, not with its
-square. The kernels never form it. cuDNN's wants 16-bit arithmetic, neither bias nor dropout, and a head width that is a
-multiple of 8 up to 128; Pallas' splash (splash.py) neither bias nor dropout, a mask that is static beside segments, and
-rows of at least 128. Where the mesh cuts rows along their length (`context`), the plain path is that of context.py, and
-of the kernels splash serves.
+square. The kernels never form it. cuDNN's (cudnn.py) wants 16-bit arithmetic, neither bias nor dropout, and a head
+width that is a multiple of 8 up to 128; Pallas' splash (splash.py) neither bias nor dropout, a mask that is static
+beside segments, and rows of at least 128. Where the mesh cuts rows along their length (`context`), the plain path is
+that of context.py, and of the kernels splash serves.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import contextvars
 import jax
 import jax.numpy as jnp
 
-from paradigm import attention, context, splash
+from paradigm import attention, context, cudnn, splash
 from paradigm.errors import UserError, choose
 
 KINDS = ("auto", "plain", "blocks", "cudnn", "splash")
@@ -109,32 +109,4 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=
         return attention.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias, scale, weights, **size)
     if kernel == "splash":
         return splash.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale, interpret=platform() != "tpu")
-    return _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale)
-
-
-def _cudnn(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale):
-    # A triangle that starts at the first key is a kernel's own mask; any other is an array of 16-bit numbers to it.
-    triangle = mask.causal and mask.offset is None and not mask.shared
-    arrays = mask.keys, mask.prefix, mask.window, mask.alone
-    masked = any(x is not None for x in arrays) or (mask.causal and not triangle)
-    batch, _, length, _ = q_BxHxLxK.shape
-    source = k_BxGxSxK.shape[2]
-    seen = mask.expand(length, source) if masked else None
-    # The kernel wants even lengths for a gradient: an odd one has a row more, which the row's length hides.
-    odd = length % 2 or source % 2
-    lengths = [jnp.full((batch,), n, jnp.int32) for n in (length, source)] if odd else (None, None)
-    even = lambda x, *axes: jnp.pad(x, [(0, x.shape[a] % 2 if a in axes else 0) for a in range(x.ndim)])
-    rows_first = lambda x: even(x, 2).swapaxes(1, 2)  # [B, H, L, K] -> [B, L, H, K]
-    y = jax.nn.dot_product_attention(
-        rows_first(q_BxHxLxK),
-        rows_first(k_BxGxSxK),
-        rows_first(v_BxGxSxK),
-        None,
-        None if seen is None else even(jnp.broadcast_to(seen, (*seen.shape[:2], length, source)), 2, 3),
-        query_seq_lengths=lengths[0],
-        key_value_seq_lengths=lengths[1],
-        scale=scale,
-        is_causal=triangle and not masked,
-        implementation="cudnn",
-    )
-    return y[:, :length].swapaxes(1, 2)
+    return cudnn.attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, scale)

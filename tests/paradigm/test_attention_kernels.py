@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paradigm import attention, attention_kernels, splash
+from paradigm import attention, attention_kernels, cudnn, splash
 from paradigm.attention import AttentionMask, DistanceBias, pad_bias
 from paradigm.errors import UserError
 from paradigm.transformer import Stack
@@ -65,8 +65,62 @@ def test_the_kernel_is_given_what_the_plain_path_computes(kernel, name, length):
         assert ours.shape == plain.shape
         np.testing.assert_allclose(np.where(seen, ours, 0), np.where(seen, plain, 0), atol=4e-3)
     (query, *_, given), kwargs = kernel[0]
-    assert query.shape[1] % 2 == 0 and (given is not None) == masked
+    assert (given is not None) == masked and query.shape[1] == (10 if masked else length)
     assert kwargs["is_causal"] == (name == "causal")
+
+
+ROWS = {  # whether documents are told apart by place, queries' segments, keys'
+    "three and padding": (True, [[1] * 9 + [2] * 8 + [3] * 5 + [0] * 2] * 2, None),
+    "one": (True, [[1] * 24, [5] * 24], None),
+    "sixteen": (True, [[*range(1, 16), *[16] * 9], [1] * 24], None),
+    "seventeen": (False, [[*range(1, 17), *[17] * 8], [1] * 24], None),
+    "one in two pieces": (False, [[1] * 8 + [2] * 8 + [1] * 8, [1] * 24], None),
+    "padding in front": (False, [[0] * 8 + [1] * 16, [1] * 24], None),
+    "other keys": (False, [[1] * 8 + [2] * 16] * 2, [[1] * 9 + [2] * 15] * 2),
+}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", ROWS)
+def test_documents_are_given_to_the_kernel_by_their_places(kernel, monkeypatch, name, causal):
+    by_place, queries, keys = ROWS[name]
+    mask = AttentionMask(causal, None, jnp.array(queries), jnp.array(queries if keys is None else keys))
+
+    def stand_in(q, k, v, starts, lengths, scale, causal):
+        """The kernel, from what it is told alone: and twice what it gives, to be told from the array's way."""
+        place = jnp.arange(24)[None, :, None]
+        own = (place >= starts[:, None, :-1]) & (place < (starts[:, :-1] + lengths)[:, None]) & (lengths >= 0)[:, None]
+        parts = jnp.argmax(own, -1) + 1
+        rows = (x.swapaxes(1, 2) for x in (q, k, v))
+        return 2 * attention.attend(*rows, AttentionMask(causal, None, parts, parts), None, scale).swapaxes(1, 2)
+
+    monkeypatch.setattr(cudnn, "packed", stand_in)
+    monkeypatch.setattr(cudnn, "takes_documents", lambda: True)
+    q, k, v, g = jax.random.normal(jax.random.key(0), (4, 2, 4, 24, 8))
+
+    def both(attend):
+        value = lambda *qkv: (lambda y: ((y * g).sum(), y))(attend(*qkv))
+        grads, y = jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(q, k, v)
+        return y, *grads
+
+    ours = both(lambda *qkv: cudnn.attend(*qkv, mask, 0.3))
+    for x, plain in zip(ours, both(lambda *qkv: attention.attend(*qkv, mask, None, 0.3))):
+        np.testing.assert_allclose(x, plain * (1 + by_place), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"prefix": jnp.array([2, 3])}, {"window": 4}, {"offset": jnp.array([0, 0])}])
+def test_other_masks_are_arrays_to_the_kernel(kernel, monkeypatch, change):
+    monkeypatch.setattr(cudnn, "packed", None)
+    monkeypatch.setattr(cudnn, "takes_documents", lambda: True)
+    segments = jnp.ones((2, 24), jnp.int32)
+    q = draw(0, 2, 4, 24, 8)
+    attention_kernels.attend(q, q, q, AttentionMask(True, None, segments, segments).replace(**change))
+    attention_kernels.attend(q, q[:, :2], q[:, :2], AttentionMask(True, None, segments, segments))  # two heads a key
+    assert [args[-1].shape for args, _ in kernel] == [(2, 1, 24, 24)] * 2
+
+
+def test_a_cpu_takes_no_documents_by_place():
+    assert not cudnn.takes_documents()
 
 
 def pick(q, dropout=False, bias=None, mask=AttentionMask(), k=None):  # noqa: B008
