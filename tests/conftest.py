@@ -1,5 +1,7 @@
 """What every test stands on: eight virtual CPU devices, parsed absl flags, and a compilation cache shared between runs.
 
+With JAX_PLATFORMS=cuda the tests marked `gpu` run, on the GPU, and no others: `JAX_PLATFORMS=cuda pytest tests -m gpu`.
+
 The environment is set before anything imports jax. `PJRT_NPROC` sizes XLA's thread pool: with fewer threads than about
 twice the devices, collectives between virtual devices deadlock on a small machine.
 
@@ -13,7 +15,9 @@ import importlib.metadata
 import os
 import pathlib
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+GPU = os.environ.get("JAX_PLATFORMS") == "cuda"
+if not GPU:
+    os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "32"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
@@ -39,6 +43,10 @@ LONGEST = ("launch/test_configs", "launch/run/test_two_processes", "t5like/test_
 def pytest_collection_modifyitems(items):
     ranks = {pathlib.Path(__file__).parent / f"{name}.py": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    for item in items:
+        if (item.get_closest_marker("gpu") is not None) != GPU:
+            why = "JAX_PLATFORMS=cuda runs those marked gpu alone" if GPU else "it needs a GPU, and JAX_PLATFORMS=cuda"
+            item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.fixture(autouse=True, scope="module")
