@@ -92,8 +92,8 @@ def _masked(q_BxLxHxK, k_BxSxGxK, v_BxSxGxK, mask, scale):
     batch, length = q_BxLxHxK.shape[:2]
     source = k_BxSxGxK.shape[1]
     seen = mask.expand(length, source) if masked else None
-    # With an array the kernel wants even lengths for a gradient: an odd one has a row more, which its length hides.
-    odd = masked and (length % 2 or source % 2)
+    # jax lets no odd length pass for a gradient: an odd one has a row more, which its length hides.
+    odd = length % 2 or source % 2
     lengths = [jnp.full((batch,), n, jnp.int32) for n in (length, source)] if odd else (None, None)
 
     def even(x, *axes):
