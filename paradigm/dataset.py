@@ -9,6 +9,8 @@ anything with
     __getitems__(positions) -> list[dict]    the same for many at once (optional)
     fingerprint                              str that changes when any record does
     name(position) -> str                    what a warning calls that record (optional)
+    changes_by_epoch                         True where records change with the epoch (optional): training then asks
+                                             for place + len(source) * n, n < 2^31 drawn from (seed, epoch)
 
 numpy alone is imported here, since data workers import it.
 """
@@ -30,7 +32,7 @@ from paradigm.storage import retry
 
 ROUNDS = 4  # of the shuffle's network, each of two halves
 ATTEMPTS = 16  # draws for the place of a broken record before the source is given up
-_EXAMPLE, _REPLACE, _EPOCH, _BATCH, _SHARE, _SHARED, _PART = range(1, 8)  # what a hash is for
+_EXAMPLE, _REPLACE, _EPOCH, _BATCH, _SHARE, _SHARED, _PART, _CHANGE = range(1, 9)  # what a hash is for
 
 
 # ------------------------------------------------------------------------------------------------ hashing and shuffling
@@ -290,6 +292,9 @@ class Dataset:
             chosen = which == k
             epoch, place = np.divmod(rank[chosen], self.sizes[k])
             position[chosen] = feistel(place, self.sizes[k], mix64(self.seed, _EPOCH, int(k), epoch))
+            if getattr(self.sources[k], "changes_by_epoch", False):
+                drawn = mix64(self.seed, _CHANGE, int(k), epoch) >> np.uint64(33)
+                position[chosen] += self.sizes[k] * drawn.astype(np.int64)
         return which, position
 
     def _shares_until(self, step):

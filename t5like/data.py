@@ -28,7 +28,9 @@ class TextData:
     files to hold out instead, such as 'valid/*'. exclude: names of files to leave out, such as 'test/*' (both may be
     several, comma-separated; each must match something). field: where the text stands in records (jsonl, csv, Parquet,
     tfds), with dots for what is nested. extensions: what is text inside a folder or archive. invalid_utf8: 'replace'
-    (and count) or 'refuse'.
+    (and count) or 'refuse'. shift_windows: cut the training text at other tokens in every epoch, as (seed, epoch) says
+    (ShiftedWindows in t5like/windows.py): for a text so small that it is read many times. Of a directory that is
+    prepared too, since nothing that is stored depends on it.
     """
 
     source: str = "stdlib"
@@ -42,6 +44,7 @@ class TextData:
     invalid_utf8: str = "replace"
     extra_ids: int | None = None
     specials: tuple[str, ...] = ()
+    shift_windows: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "extensions", tuple(self.extensions))  # gin gives a list
@@ -55,8 +58,10 @@ class TextData:
 
     @property
     def settings(self):
-        """What meta.json keeps of it; what came later only where it is used, so that older directories still match."""
+        """What meta.json keeps of it: all that decides what is stored. What came later only where it is used, so that
+        older directories still match."""
         kept = json.loads(json.dumps(dataclasses.asdict(self)))
+        del kept["shift_windows"]
         return {k: v for k, v in kept.items() if k not in ("extra_ids", "specials") or v not in (None, [])}
 
     def vocabulary(self):
@@ -75,7 +80,7 @@ class TextData:
         """
         source = expand(self.source)
         if (source / META).exists():
-            prepared = PreparedText(source, window)
+            prepared = PreparedText(source, window, self.shift_windows)
             self._agree(prepared)
         else:
             recipe = dataclasses.replace(self, window=self.window or window)
@@ -83,7 +88,7 @@ class TextData:
                 same_corpus(cache_dir, recipe)
             else:
                 prepare(recipe, cache_dir, workers=workers, progress=progress)
-            prepared = PreparedText(cache_dir, window)
+            prepared = PreparedText(cache_dir, window, self.shift_windows)
         if window and prepared.window < window:
             raise UserError(
                 f"{prepared.directory} holds windows of {prepared.window} tokens and the objective reads "

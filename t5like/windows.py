@@ -25,11 +25,12 @@ class PreparedText:
 
     window: tokens a window. tokenizer. meta: what meta.json says (counts of documents, tokens, bytes, padding).
     reads: tokens of a window that the objective reads, None for all: held-out windows are cut into pieces of so many,
-    so that each of their tokens is evaluated once. Raises UserError if the directory is not whole.
+    so that each of their tokens is evaluated once. shift_windows: read the training text as ShiftedWindows. Raises
+    UserError if the directory is not whole.
     """
 
-    def __init__(self, directory, reads=None):
-        self.directory, self.reads = pathlib.Path(directory), reads
+    def __init__(self, directory, reads=None, shift_windows=False):
+        self.directory, self.reads, self.shift_windows = pathlib.Path(directory), reads, shift_windows
         self.meta = read_meta(self.directory)
         self.window = self.meta["settings"]["window"]
         self.fingerprint = self.meta["fingerprint"]
@@ -53,7 +54,9 @@ class PreparedText:
             self.tokenizer.vocabulary,
             f"{self.fingerprint}/{split}",
         )
-        return windows if split == "train" or self.reads in (None, self.window) else CutWindows(windows, self.reads)
+        if split == "train":
+            return ShiftedWindows(windows) if self.shift_windows else windows
+        return windows if self.reads in (None, self.window) else CutWindows(windows, self.reads)
 
 
 class WindowSource:
@@ -64,7 +67,7 @@ class WindowSource:
     """
 
     def __init__(self, paths, counts, window, dtype, of_ids, vocabulary, fingerprint):
-        self.pad = padding(vocabulary)
+        self.pad, self.end = padding(vocabulary), vocabulary.end
         self.shards = Shards(paths, counts, "window", file_reader_buffer_size=1 << 12)
         self.window, self.dtype = window, np.dtype(dtype)
         self.of_ids, self.fingerprint = of_ids, fingerprint
@@ -131,6 +134,62 @@ class CutWindows:
     def name(self, position):
         window, piece = self._find(position)
         return f"{self.windows.name(window)}, piece {piece}"
+
+
+class ShiftedWindows:
+    """The windows of a source, cut anew in every epoch: W apart as before, but all begun at another token.
+
+    A source like it, of as many records. Position place + len * n is the window that begins n % W tokens after the
+    beginning of window `place`; a file is read as a ring, its last window going on with its first tokens, as another
+    document. So each n gives every token of a file once, and n = 0 the windows as they are stored.
+    """
+
+    changes_by_epoch = True
+
+    def __init__(self, windows):
+        self.windows = windows
+        self._ends = np.cumsum(windows.shards.counts)  # of the files
+        self.fingerprint = f"{windows.fingerprint}, shifted"
+
+    def __len__(self):
+        return len(self.windows)
+
+    def __getitem__(self, position):
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions):
+        n, places = np.divmod(np.asarray(positions, np.int64), len(self.windows))
+        ends = self._ends[np.searchsorted(self._ends, places, side="right")]
+        starts = np.concatenate([[0], self._ends])[np.searchsorted(self._ends, ends)]
+        following = np.where(places + 1 < ends, places + 1, starts)
+        read = self.windows.__getitems__([*places.tolist(), *following.tolist()])
+        shifts = (n % self.windows.window).tolist()
+        pairs = zip(read[: len(places)], read[len(places) :], shifts, (following == starts).tolist())
+        return [self._join(*pair) if pair[2] else pair[0] for pair in pairs]
+
+    def _join(self, record, following, shift, around):
+        """A record of the tokens from `shift` on, and the `shift` first of the window that follows.
+
+        around: whether that is the first of the file: a document then begins there, as after an end of one.
+        """
+        begins = around or record["tokens"][-1] == self.windows.end
+        tokens = np.concatenate([record["tokens"][shift:], following["tokens"][:shift]])
+        before, after = record["segments"][shift:], following["segments"][:shift]
+        after = np.where(after > 0, after + record["segments"].max() - (0 if begins else 1), 0)
+        segments = np.concatenate([before, after])
+        real = segments > 0  # padding inside moves to the end
+        tokens, segments = tokens[real], segments[real] - segments[real][0] + 1
+        missing = (0, self.windows.window - len(tokens))
+        return {
+            **record,
+            "tokens": np.pad(tokens, missing, constant_values=self.windows.pad or 0),
+            "segments": np.pad(segments, missing),
+        }
+
+    def name(self, position):
+        n, place = divmod(position, len(self.windows))
+        shift = n % self.windows.window
+        return f"{self.windows.name(place)}" + (f", from its token {shift} on" if shift else "")
 
 
 def padding(vocabulary):

@@ -45,6 +45,10 @@ ROWS = (
     ("paradigm/contrastive.py", "jax.nn.softplus(-positive) + negative[0]", "jax.nn.softplus(positive) + negative[0]", "paradigm/test_contrastive", "sigmoid_pairs_equal"),
     ("paradigm/contrastive.py", "(i, (i + 1) % ways)", "(i, (i + 2) % ways)", "paradigm/test_contrastive", "sharded_equals"),
     ("paradigm/contrastive.py", "d_scale = jnp.sum(d_q * q", "d_scale = jnp.mean(d_q * q", "paradigm/test_contrastive", "equals_a_loop"),
+    # epochs that cut a text at other tokens
+    ("paradigm/dataset.py", "mix64(self.seed, _CHANGE, int(k), epoch)", "mix64(self.seed, _CHANGE, int(k), 0 * epoch)", "t5like/test_shifted_windows", "every_epoch"),
+    ("t5like/windows.py", "(0 if begins else 1), 0)", "(0 if around else 1), 0)", "t5like/test_shifted_windows", "fill_their_windows"),
+    ("t5like/windows.py", "np.where(places + 1 < ends, places + 1, starts)", "(places + 1) % len(self.windows)", "t5like/test_shifted_windows", "rotated_file"),
     # paradigm: attention
     ("paradigm/attention.py", "columns <= self.positions(length)[..., None]", "columns < self.positions(length)[..., None]", "paradigm/test_transformer", "causal_by_gradient"),
     ("paradigm/attention.py", "seen |= columns < self.prefix", "seen |= columns <= self.prefix", "paradigm/test_transformer", "prefix_by_gradient"),

@@ -120,6 +120,27 @@ def test_epochs_hold_every_record_once_in_another_order():
     assert list(stream[:24]) != list(stream[24:])
 
 
+def test_a_source_that_changes_by_epoch_is_told_the_epoch_by_one_number():
+    class Changing(Numbers):
+        changes_by_epoch = True
+
+        def __getitem__(self, position):
+            return {"x": np.int64(position % self.size), "n": np.int64(position // self.size)}
+
+    data, plain = Dataset(Changing(24), lambda e, *_: e, 8), Dataset(Numbers(24), Noise(), 8)
+    batches = [data.batch(step) for step in range(9)]
+    for step, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch["x"], plain.batch(step)["x"])
+    numbers = [set(np.concatenate([b["n"] for b in batches[k : k + 3]]).tolist()) for k in (0, 3, 6)]
+    assert [len(n) for n in numbers] == [1, 1, 1] and len(set.union(*numbers)) == 3
+    assert all(0 <= n < 2**31 for n in set.union(*numbers))
+    assert set(Dataset(Changing(24), lambda e, *_: e, 8, seed=1).batch(0)["n"].tolist()).isdisjoint(numbers[0])
+    mixed = Dataset(Mixture([Numbers(24, 100), Changing(24)], [1, 1]), lambda e, *_: {"n": e.get("n", np.int64(-1))}, 8)
+    assert (mixed.batch(0)["n"] == -1).sum() == 4
+    held_out = Dataset(Changing(24), lambda e, *_: e, 8, train=False)
+    assert not any(held_out.batch(step)["n"].any() for step in range(3))
+
+
 def test_index_has_two_words():
     data = Dataset(Numbers(10), Noise(), 4)
     index = data.batch(2**33)["index"]
