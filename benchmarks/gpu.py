@@ -1,17 +1,24 @@
-"""What a GPU does with the standard workloads, beside a peer: one command for the day when there is one.
+"""What a GPU does, in nine minutes: one command for the day when there is one. It goes on where it was stopped.
 
-    python -m benchmarks.gpu --peer=PEER_STEP.py --out=FILE.jsonl
+    sh benchmarks/gpu_wheels.sh DIR      where there is the internet: what such a machine may lack
+    python -m benchmarks.gpu --peer=PEER_STEP.py --text=FOLDER --out=DIR
 
-First cuDNN's attention against the plain path, in value, gradient and time. Then each `_gpu` workload in bfloat16,
-each side in a process of its own, one after the other: this project with the attention that the device has and with the
-plain one, and the peer as it is and compiled. --out has one JSON line for each, written as it comes, so that what was
-measured is kept when time runs out; --seconds bounds all of it, and what was not reached is said. Device memory is
-what nvidia-smi shows at most, the same for both sides.
+Beside each other, at first, what is not timed: the tests marked `gpu`; smoke runs that are killed and go on, bits
+compared (tests/launch/run/faults.py, with XLA's deterministic operations); nanoGPT's recipe on FOLDER's train.txt and
+valid.txt (runs/small/shakespeare_gpu.gin); and the compilation of the peer, which then takes it from its cache. After
+that each alone: cuDNN's attention beside the plain path in value, gradient and time; a step of each `_gpu` workload in
+bfloat16, ours and the peer's in turn; LoRA beside full training; the largest batch of CLIP. Every one is a process of
+its own with its own bound, and a line of DIR/gpu.jsonl as it ends; what is there without an error is not done again,
+--seconds bounds all of it, and what was not reached is said. DIR/gpu.md has the tables. Device memory is what
+nvidia-smi shows at most, the same for both sides.
 """
 
+import collections
+import concurrent.futures
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,71 +26,136 @@ import time
 
 from absl import flags
 
+from benchmarks.compare import save, table
 from launch.run import cli
+from paradigm.errors import UserError
 from paradigm.storage import expand
 
 WORKLOADS = ("causal_lm_gpu", "masked_lm_gpu", "mae_gpu", "clip_gpu", "span_corruption_gpu")
-ENOUGH = 150  # seconds that one side of one workload may take
+KILLED = ("next_token", "mae", "clip")  # smoke runs
+PARTS = ("tests", "bits", "shakespeare", "compilation", "attention", "steps", "lora", "batch")
+TOGETHER = 200  # seconds that what is not timed may take, all at once
+Job = collections.namedtuple("Job", "seconds command environment", defaults=({},))
 
 
 def main(argv):
     del argv
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or nvidia-smi would show what jax reserves
+    if unknown := set(PART.value) - set(PARTS):
+        raise UserError(f"--part={','.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     end = time.monotonic() + SECONDS.value
-    out = expand(OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
+    out = expand(OUT.value).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(out / "gpu.jsonl")
+    results.write(("environment",), environment())
+    beside, alone = jobs(out)
+    with concurrent.futures.ThreadPoolExecutor(len(beside) or 1) as pool:
+        for _ in pool.map(lambda item: results.once(*item, end), beside.items()):
+            pass
+    for item in alone.items():
+        results.once(*item, end)
+    save(out / "gpu.md", page(results.rows))
 
-        def write(row):
+
+class Results:
+    """gpu.jsonl: {"part": words, "command", **what a process said}, a line as each process ends."""
+
+    def __init__(self, path):
+        self.path, self.lock = path, threading.Lock()
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def once(self, part, job, end):
+        """Runs a job, unless an earlier start has done so, with the time that is left for it."""
+        if any(row["part"] == list(part) and "error" not in row for row in self.rows):
+            return
+        left = min(job.seconds, end - time.monotonic())
+        if left < 10:
+            self.write(part, {"error": "not run: no time was left"})
+            return
+        for row in run(job, left):
+            self.write(part, row)
+
+    def write(self, part, row):
+        row = {"part": list(part), **row}
+        with self.lock, self.path.open("a") as file:
+            self.rows.append(row)
             print(json.dumps(row), flush=True)
             file.write(json.dumps(row) + "\n")
-            file.flush()
 
-        if not ONLY.value:
-            write({"environment": environment()})
-            for row in run([sys.executable, "-m", "benchmarks.gpu", "--attention_table"], end - time.monotonic()):
-                write(row)
-        names = ONLY.value or WORKLOADS
-        # Compiling the peer takes most of the time: it comes last, when all else is measured.
-        for side in sides(names[0]):
-            for workload in names:
-                left = min(ENOUGH, end - time.monotonic())
-                if left < 10:
-                    write({"workload": workload, "side": side, "error": "not run: no time was left"})
-                    continue
-                for row in run(sides(workload)[side], left):
-                    write({"workload": workload, "side": side, **row})
+
+def jobs(out):
+    """({part: Job} to be done at once, {part: Job} to be done one after the other); parts are tuples of words."""
+    python = [sys.executable, "-m"]
+    wanted = PART.value or PARTS
+    on_gpu = {"JAX_PLATFORMS": "cuda"} if DTYPE.value == "bfloat16" else {}
+    beside, alone = {}, {}
+    beside[("tests",)] = Job(
+        TOGETHER, [*python, "pytest", "-q", "-p", "no:cacheprovider", "tests/paradigm/test_on_gpu.py"], on_gpu
+    )
+    for name in KILLED:
+        own = ["--trials=2", f"--objective={name}", f"--directory={out / 'bits' / name}"]
+        platform = [f"--platform={'cuda' if on_gpu else 'cpu'}"]
+        beside["bits", name] = Job(TOGETHER, [*python, "tests.launch.run.faults", *own, *platform])
+    if TEXT.value:
+        source = f"--gin_param=TextData.source = '{expand(TEXT.value).resolve()}'"
+        run_file, workdir = "--gin_file=runs/small/shakespeare_gpu.gin", f"--workdir={out / 'shakespeare'}"
+        beside[("shakespeare",)] = Job(TOGETHER, [*python, "launch.train", run_file, source, workdir])
+    names = WORKLOAD.value or WORKLOADS
+    for name in names if PEER.value else ():
+        beside["compilation", name] = Job(TOGETHER, [*sides(name)["peer compiled"], "--steps=1"])
+    alone[("attention",)] = Job(90, [*python, "benchmarks.gpu", "--attention_table"])
+    for side in ("paradigm", "peer compiled", "peer", "paradigm, plain attention"):
+        for name in names:
+            if side in sides(name):
+                alone["steps", name, side] = Job(100, sides(name)[side])
+    full = sides(names[0])["paradigm"]
+    alone["lora", names[0], "full"] = Job(60, [*full, "--scan=on"])
+    alone["lora", names[0], "LoRA"] = Job(60, [*full, "--scan=on", "--adapt=LoRA"])
+    for batch in BATCHES.value:
+        clip = next((name for name in names if name.startswith("clip")), WORKLOADS[3])
+        alone["batch", clip, batch] = Job(60, [*sides(clip)["paradigm"], f"--batch={batch}", "--scan=on"])
+    keep = lambda found: {part: job for part, job in found.items() if part[0] in wanted}
+    return keep(beside), keep(alone)
 
 
 def sides(workload):
     """name -> command, the sides of one workload."""
     common = [f"--steps={STEPS.value}", f"--dtype={DTYPE.value}"]
     ours = [sys.executable, "-m", "benchmarks.step", f"--workload={workload}", *common]
-    found = {"paradigm": ours}
+    found = {"paradigm": ours, "paradigm, plain attention": [*ours, "--attention=plain"]}
     if PEER.value:
-        device = ["--device=cpu" if DTYPE.value == "float32" and workload.endswith("_cpu") else "--device=cuda"]
-        peer = [sys.executable, PEER.value, workload, *common, *device]
-        found |= {"peer": peer}
-    found |= {"paradigm, plain attention": [*ours, "--attention=plain"]}
-    return found | ({"peer compiled": [*peer, "--compile"]} if PEER.value else {})
+        device = "--device=cpu" if DTYPE.value == "float32" and workload.endswith("_cpu") else "--device=cuda"
+        peer = [sys.executable, PEER.value, workload, *common, device]
+        found |= {"peer": peer, "peer compiled": [*peer, "--compile"]}
+    return found
 
 
-def run(command, seconds):
-    """The JSON lines that a command prints, each with the device memory seen; or one that says how it failed."""
+def run(job, seconds):
+    """The JSON lines that a command prints, each with the device memory seen and the time; or the last lines that it
+    printed; "error" where it failed or was stopped."""
     start, stop, seen = time.monotonic(), threading.Event(), [0]
     watch = threading.Thread(target=watch_memory, args=(stop, seen), daemon=True)
     watch.start()
+    # A group of its own, so that what it has started is stopped with it.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(job.command, **pipes, env=os.environ | job.environment, start_new_session=True)
+    error = None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        said, wrong = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        return [{"error": f"stopped after {seconds:.0f} s"}]
-    finally:
-        stop.set()
-        watch.join()
+        os.killpg(process.pid, signal.SIGKILL)
+        said, wrong = process.communicate()
+        error = f"stopped after {seconds:.0f} s"
+    stop.set()
+    watch.join()
+    if process.returncode and not error:
+        lines = [line for line in wrong.splitlines() if "Error" in line] or (wrong or said).splitlines()
+        error = (lines or ["it printed nothing"])[-1][:500]
     more = {"device_mb": seen[0], "process_s": round(time.monotonic() - start, 1)}
-    rows = [json.loads(line) | more for line in done.stdout.splitlines() if line.startswith("{")]
-    said = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
-    return rows or [{"error": (said or ["it printed nothing"])[-1][:500], **more}]
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    rows = rows or [{"said": [line for line in said.splitlines() if line.strip()][-6:]}]
+    return [{**row, **more, **({"error": error} if error else {})} for row in rows]
 
 
 def watch_memory(stop, seen):
@@ -181,12 +253,54 @@ def attention_table():
         print(json.dumps(row), flush=True)
 
 
+def page(rows):
+    """The tables of gpu.jsonl, in markdown: of what was done twice, the last."""
+    newest = {(*row["part"], row.get("attention")): row for row in rows}
+    of = lambda part: {key[1:-1]: row for key, row in newest.items() if key[0] == part}
+    lines = ["# On a GPU", "", json.dumps(newest["environment", None]), ""]
+
+    def section(title, header, rows):
+        if rows:
+            lines.extend([f"## {title}", "", *table(header, [[str(cell) for cell in row] for row in rows])])
+
+    def seconds(row):
+        return "" if row is None else f"{row['step_s']:.4f} s" if "step_s" in row else row.get("error", "")
+
+    def ratio(one, other):
+        return f"{one['step_s'] / other['step_s']:.2f}" if "step_s" in (one or ()) and "step_s" in (other or ()) else ""
+
+    steps, shown = of("steps"), ("paradigm", "paradigm, plain attention", "peer", "peer compiled")
+    by_workload = []
+    for name in dict.fromkeys(name for name, _ in steps):
+        ours, plain, peer, compiled = (steps.get((name, side)) for side in shown)
+        mfu = f"{100 * ours['mfu']:.0f} %" if "mfu" in (ours or ()) else ""
+        times = map(seconds, (ours, plain, peer, compiled))
+        by_workload.append([name, *times, ratio(ours, peer), ratio(ours, compiled), mfu])
+    section("A step", ["workload", *shown, "of the peer", "of the compiled", "MFU"], by_workload)
+    for part, title in ("lora", "LoRA beside full training"), ("batch", "CLIP by batch"):
+        found = [[how, seconds(row), row.get("peak_device_mb", "")] for (_, how), row in of(part).items()]
+        section(title, ["", "step", "peak MB"], found)
+    far = lambda row, start: f"{row[start + 'value']}, {max(row[start + 'gradient'])}"
+    found = [row for row in newest.values() if "gradient" in row]
+    found = [[r["attention"], r["kernel"], r["plain_ms"], r["ms"], far(r, "plain_"), far(r, "")] for r in found]
+    section("Attention, ms", ["", "kernel", "plain", "picked", "plain differs", "picked differs"], found)
+    rest = [(part, *key, row) for part in ("tests", "bits", "shakespeare") for key, row in of(part).items()]
+    rest = [[" ".join(words), " · ".join(row.get("said", [])), row.get("error", "")] for *words, row in rest]
+    section("Tests, bits after kill -9, nanoGPT's recipe", ["", "said", "error"], rest)
+    return "\n".join(lines).rstrip() + "\n"
+
+
 if __name__ == "__main__":
     PEER = flags.DEFINE_string("peer", None, "The peer's step benchmark, a Python file.")
-    OUT = flags.DEFINE_string("out", "gpu.jsonl", "Where the lines go.")
-    SECONDS = flags.DEFINE_integer("seconds", 900, "For all of it.", lower_bound=1)
+    TEXT = flags.DEFINE_string(
+        "text", None, "A folder of train.txt and valid.txt: tinyshakespeare's nine tenths and rest."
+    )
+    OUT = flags.DEFINE_string("out", "gpu", "The directory that the results go to.")
+    SECONDS = flags.DEFINE_integer("seconds", 540, "For all of it.", lower_bound=1)
     STEPS = flags.DEFINE_integer("steps", 10, "Steps to time of each, after two that are not.", lower_bound=1)
-    DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "What the arithmetic is done in.")
-    ONLY = flags.DEFINE_multi_string("workload", [], "Only this workload; repeatable.")
+    DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of the arithmetic; float32 is for a CPU.")
+    WORKLOAD = flags.DEFINE_multi_string("workload", [], "Only this workload; repeatable.")
+    PART = flags.DEFINE_list("part", [], f"Only these of {', '.join(PARTS)}.")
+    BATCHES = flags.DEFINE_list("batches", ["768", "1024", "1280"], "Rows of CLIP that are tried.")
     TABLE = flags.DEFINE_bool("attention_table", False, "The table of attention alone, in this process.")
     cli.run(lambda argv: attention_table() if TABLE.value else main(argv))
