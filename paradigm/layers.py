@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from paradigm.cpu_gradients import gated_gelu, gelu, gelu_exact, product
+from paradigm.partition import constrain
 
 # ---- Dropout ---------------------------------------------------------------------------------------------------------
 
@@ -68,35 +69,51 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table [count, D]: int [...] -> [..., D]; None is every row in turn."""
+    """A table [count, D]: int [...] -> [..., D]; None is every row in turn.
+
+    rows: the mesh axis that cuts the rows of the table while it is read (see `lookup`).
+    """
 
     count: int
     features: int
     std: float = 1.0
     dtype: Any = jnp.float32
+    rows: str | None = None
 
     @nn.compact
     def __call__(self, ids):
         table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
-        return table.astype(self.dtype) if ids is None else lookup(table, ids, self.dtype)
+        return table.astype(self.dtype) if ids is None else lookup(table, ids, self.dtype, self.rows)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def lookup(table, ids, dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lookup(table, ids, dtype, rows=None):
     """Rows of a table [count, D] in `dtype`: int [...] -> [..., D].
+
+    A table whose columns are cut over fsdp is gathered for it, its rows cut over `rows` alone; unless it is so large
+    that a device has less to hold when it looks up the ids of all devices in its own columns, as XLA's partitioner has
+    it, and what it finds goes back to their devices.
 
     The gradient is the usual one, its sums in float32: a frequent token's has thousands of terms, of which 16-bit sums
     lose the later ones, and which a GPU can add to 16-bit numbers only one by one.
     """
-    return table.astype(dtype)[ids]
+    return _whole(table.astype(dtype), ids, rows)[ids]
 
 
-def _lookup_gradients(dtype, kept, g):
+def _whole(table, ids, rows):
+    mesh = jax.sharding.get_abstract_mesh()
+    columns = table.shape[1] // (1 if mesh.empty else mesh.shape.get("fsdp", 1))
+    found = ids.size * max(columns, 128)  # a TPU has whole lanes
+    return constrain(table, rows, None, partial=True) if table.size <= found else table
+
+
+def _lookup_gradients(dtype, rows, kept, g):
     ids, like = kept
-    return jnp.zeros(like.shape, jnp.float32).at[ids].add(g.astype(jnp.float32)).astype(like.dtype), None
+    sums = jnp.zeros(like.shape, jnp.float32).at[ids].add(g.astype(jnp.float32))
+    return _whole(sums, ids, rows).astype(like.dtype), None
 
 
-lookup.defvjp(lambda table, ids, dtype: (lookup(table, ids, dtype), (ids, table)), _lookup_gradients)
+lookup.defvjp(lambda table, ids, dtype, rows: (lookup(table, ids, dtype, rows), (ids, table)), _lookup_gradients)
 
 
 class RMSNorm(nn.Module):

@@ -9,19 +9,8 @@ from flax import linen as nn
 
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
-from paradigm.layers import Embed, lookup
 from paradigm.partition import BATCH, constrain
 from t5like.models import TextModel
-
-
-class GatheredEmbed(Embed):
-    """An Embed whose table is gathered before it is read: rows of a table that is cut by columns would be spread over
-    them, and bringing them back to their examples costs more (XLA's partitioner then keeps a copy of the batch)."""
-
-    @nn.compact
-    def __call__(self, ids):
-        table = self.param("embedding", nn.initializers.normal(self.std), (self.count, self.features), jnp.float32)
-        return lookup(constrain(table.astype(self.dtype), None, None), ids, self.dtype)
 
 
 class PooledText(TextModel, kw_only=True):
@@ -43,7 +32,7 @@ class PooledText(TextModel, kw_only=True):
     positions: str = "learned"
     tied: bool = True
 
-    table = GatheredEmbed
+    table_rows = None  # see Embed
 
     def setup(self):
         super().setup()

@@ -44,12 +44,12 @@ class TextModel(Architecture, kw_only=True):
     remat: str = "none"
     scan: bool = True
 
-    table = Embed
+    table_rows = "tensor"  # see Embed
 
     def setup(self):
         if self.vocab_size is None:
             raise UserError("the model has no vocab_size: objective.bind(vocabulary) gives it one, or set it")
-        self.embed = self.table(self.vocab_size, self.embed_features, self.embed_std, self.dtype)
+        self.embed = Embed(self.vocab_size, self.embed_features, self.embed_std, self.dtype, self.table_rows)
         if self.positions == "learned":
             std = self.embed_std if self.position_std is None else self.position_std
             self.learned = Embed(self.max_length, self.embed_features, std, self.dtype, name="positions")

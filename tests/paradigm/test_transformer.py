@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from paradigm import rng, trees
 from paradigm.attention import MASKED, AttentionMask, RelativeBias, attend, relative_buckets
 from paradigm.cpu_gradients import gated_gelu, gelu, product
 from paradigm.errors import UserError, choose
 from paradigm.layers import lookup
+from paradigm.partition import BATCH, constrain
 from paradigm.transformer import Stack
+from tests import contract
 
 LENGTH, WIDTH = 10, 16
 
@@ -278,6 +282,31 @@ def test_a_frequent_token_s_gradient_is_summed_in_float32():
     np.testing.assert_array_equal(jax.grad(total)(jnp.zeros((3, 2))), [[0, 0], [1000, 1000], [0, 0]])
     program = equations(jax.make_jaxpr(jax.grad(total))(jnp.zeros((3, 2))).jaxpr)
     assert [e.outvars[0].aval.dtype for e in program if e.primitive.name == "scatter-add"] == [jnp.float32]
+
+
+@pytest.mark.parametrize("count", [40, 4000])
+def test_a_table_cut_by_columns_is_gathered_where_that_is_less(count):
+    """Its rows are then looked up for a device's own tokens: no array has those of all devices in a few columns."""
+    mesh = contract.mesh_of("fsdp")
+    ways, width, shape = mesh.shape["fsdp"], 32, (8, 4)
+    table = jax.random.normal(jax.random.key(0), (count, width))
+    ids, g = (
+        jax.random.randint(jax.random.key(1), shape, 0, count),
+        jax.random.normal(jax.random.key(2), (*shape, width)),
+    )
+    both = lambda table, ids, g: jax.vjp(
+        lambda table: constrain(lookup(table, ids, "float32"), BATCH, None, None), table
+    )
+    value = lambda table, ids, g: (lambda y, back: (y, *back(g)))(*both(table, ids, g))
+    columns, rows = (NamedSharding(mesh, spec) for spec in (P(None, "fsdp"), P(BATCH)))
+    with jax.set_mesh(mesh):
+        step = jax.jit(value, in_shardings=(columns, rows, rows), out_shardings=(rows, columns))
+        step = step.lower(table, ids, g).compile()
+        found = step(*(jax.device_put(x, s) for x, s in zip((table, ids, g), (columns, rows, rows))))
+    for ours, alone in zip(found, value(table, ids, g)):
+        np.testing.assert_allclose(ours, alone, rtol=1e-6)
+    spread = re.search(rf"f32\[({ids.size}|{ids.size},1|8,4),{width // ways}\]", step.as_text())
+    assert (spread is None) == (count == 40)
 
 
 def test_compute_dtype():
