@@ -53,6 +53,13 @@ class MaskedLM(HiddenTokens, FillingMasks, TextObjective):
 
     architectures = (Encoder,)
 
+    @property
+    def text_needs(self):
+        return "a document of 4 tokens or more, to be cut into a pair" if self.pairs else ""
+
+    def is_short(self, batch):
+        return batch["pair_weight"] == 0
+
     def __post_init__(self):
         self.check_kind("masked_lm")
         _ = self._prepared  # raises now rather than in a data worker

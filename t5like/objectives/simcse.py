@@ -90,6 +90,18 @@ class SimCSE(HasModel, OnText):
     full_batch = True
     architectures = (Encoder,)
 
+    @property
+    def text_needs(self):
+        return f"a document of {self._least} tokens or more at its beginning"
+
+    @property
+    def _least(self):
+        return self.shortest or 4
+
+    def is_short(self, batch):
+        ends = sum(i is not None for i in (self.known.cls, self.known.sep))
+        return (batch["segments"][:, 0] > 0).sum(-1) - ends < self._least
+
     def __post_init__(self):
         self.check_kind("simcse")
         choose("SimCSE.pool", self.pool, dict.fromkeys(POOLS))
