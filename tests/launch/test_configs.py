@@ -279,6 +279,8 @@ def toy_of(run, tmp_path):
     used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
+    if "'wordpiece:" in registry.operative_config():  # which has these by itself; a toy's text is of bytes
+        text += ["TextData.specials = ('mask', 'cls', 'sep')"]
     records = zip(("source", "input", "label", "target"), RECORDS.get(run, ()))
     text += [f"TextRecords.{name} = {value!r}" for name, value in records]
     text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
