@@ -54,9 +54,10 @@ ROWS = (
     ("t5like/objectives/simcse.py", "- ends < self._least", "< self._least", "t5like/test_short_texts", "all_too_short"),
     ("paradigm/combine.py", "return [line for _, part in self.parts for line in part.check_data(prepared)]", "return []", "t5like/test_short_texts", "all_too_short"),
     ("t5like/decode/steps.py", "if not compiled:", "if True:", "t5like/test_decode", "by_the_clock"),
-    # models by name
+    # models by name, and words in a row
+    ("t5like/masking.py", "n = 1 + rng.choice(len(shares), p=shares)", "n = 1 + rng.choice(len(shares))", "t5like/test_masked_lm", "hidden_whole"),
     ("t5like/models/sizes.py", '"qkv_bias": True, "rope_theta"', '"qkv_bias": False, "rope_theta"', "t5like/test_models", "of_its_style"),
-    ("t5like/models/sizes.py", '"d_model": 896, "heads": 14', '"d_model": 896, "heads": 7', "t5like/test_models", "named_sizes"),
+    ("t5like/models/sizes.py", '"d_ff": 4864', '"d_ff": 4846', "t5like/test_models", "named_sizes"),
     # paradigm: attention
     ("paradigm/attention.py", "columns <= self.positions(length)[..., None]", "columns < self.positions(length)[..., None]", "paradigm/test_transformer", "causal_by_gradient"),
     ("paradigm/attention.py", "seen |= columns < self.prefix", "seen |= columns <= self.prefix", "paradigm/test_transformer", "prefix_by_gradient"),
