@@ -246,6 +246,11 @@ def padding_share(batch, name="encoder_"):
     return {f"{name}padding": ((rows * empty).sum(), rows.sum())}
 
 
+def scheduled_padding(batch, rates, *names):
+    """`padding_share` by these names where one of the rates is a schedule: rows have room for its extreme."""
+    return {k: v for name in names if any(map(callable, rates)) for k, v in padding_share(batch, name).items()}
+
+
 def encoder_spec(batch_size, noise):
     """ShapeDtypeStructs of a batch that an encoder reads. noise: what makes it, with `length` and `target_length`."""
     read = jax.ShapeDtypeStruct((batch_size, noise.length), jnp.int32)

@@ -6,7 +6,9 @@ A text is read twice; dropout alone, or where the spans begin and end, tells the
 
 h is the first token's hidden state under a dense layer with tanh that is left off afterwards, or the mean over tokens.
 With spans, h and h+ are of an anchor and of a positive from the same document (DeCLUTR, equations 1 to 5: lengths are
-Beta(4, 2) and Beta(2, 4) between the shortest and the longest, and the positive meets or touches the anchor).
+Beta(4, 2) and Beta(2, 4) between the shortest and the longest, and the positive meets or touches the anchor). A text
+gives one such pair; DeCLUTR takes two anchors of it, averages two positives of each, and adds the loss of masked
+tokens, which is MaskedLM beside this in a Sum.
 """
 
 import dataclasses
