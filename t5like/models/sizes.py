@@ -48,7 +48,8 @@ GPT_SIZES |= {
 TINY = {"d_model": 128, "heads": 4, "kv_heads": 2, "layers": 2, "d_ff": 384}
 LLAMA3 = {"rope_theta": 500_000.0, "kv_heads": 8}
 DECODERS = {
-    # Touvron et al. 2023 ("Llama 2"), appendix A.2.1; Llama Team 2024 ("The Llama 3 Herd of Models"), table 3.
+    # Touvron et al. 2023 ("LLaMA"), table 2, whose 7B is Llama 2's too; Llama Team 2024 ("The Llama 3 Herd of
+    # Models"), table 3.
     "llama": {
         "tiny": TINY,
         "2-7b": {"d_model": 4096, "heads": 32, "layers": 32, "d_ff": 11008},
