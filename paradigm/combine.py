@@ -69,6 +69,9 @@ class Combined(Objective):
     def bind_classes(self, count):
         return dataclasses.replace(self, parts=tuple((name, part.bind_classes(count)) for name, part in self.parts))
 
+    def check_data(self, prepared):
+        return [line for _, part in self.parts for line in part.check_data(prepared)]
+
     @property
     def data_vocabulary(self):
         return next((v for _, part in self.parts if (v := part.data_vocabulary) is not None), None)

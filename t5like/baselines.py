@@ -75,7 +75,7 @@ class UnigramBaseline(CountingBaseline):
         for _, targets, weights, is_text, text_bytes in scored_rows(part, data):
             spent += float((bits[targets] * weights * is_text).sum())
             total_bytes += text_bytes
-        return {"unigram/bits_per_byte": spent / total_bytes}
+        return {"unigram/bits_per_byte": spent / total_bytes if total_bytes else math.nan}  # where nothing is predicted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +104,8 @@ class BigramBaseline(CountingBaseline):
             count += float(weights.sum())
             bits += float((nll * is_text).sum()) / math.log(2)
             total_bytes += text_bytes
+        if not count:  # nothing is predicted
+            return {"bigram/nll": math.nan, "bigram/bits_per_byte": math.nan}
         return {"bigram/nll": nats / count, "bigram/bits_per_byte": bits / total_bytes}
 
 

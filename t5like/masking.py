@@ -19,10 +19,11 @@ from paradigm.schedule import FINAL
 from t5like.corrupt import at, extremes, window
 from t5like.vocabulary import Vocabulary
 
-UNITS = ("token", "span", "word", "ngram")
-# ALBERT, section 3.1 (Joshi et al.'s n-gram masking): n words with p(n) in proportion to 1/n, up to 3.
-NGRAMS = np.arange(1, 4)
-NGRAM_SHARES = (1 / NGRAMS) / (1 / NGRAMS).sum()
+# Whole words, and how often one, two .. in a row are hidden together. ngram: ALBERT, section 3.1 (Joshi et al.'s n-gram
+# masking): in proportion to 1/n, up to 3. ngram4: MacBERT (Cui et al. 2020, section 4), which PERT takes over.
+WORDS = {"word": np.ones(1), "ngram": (1 / np.arange(1, 4)) / (1 / np.arange(1, 4)).sum()}
+WORDS["ngram4"] = np.array([0.4, 0.3, 0.2, 0.1])
+UNITS = ("token", "span", *WORDS)
 # SpanBERT, section 3.1: lengths of Geo(0.2) up to 10, 3.8 on average (renormalised, as facebookresearch/SpanBERT does).
 SPANS = np.arange(1, 11)
 SPAN_SHARES = 0.8**SPANS / (0.8**SPANS).sum()
@@ -34,11 +35,11 @@ class Masking:
 
     vocabulary: of the text, with a mask; None for lengths alone. length: tokens the encoder reads, with the
     vocabulary's cls in front and its sep behind where it has them. rate: share of the text hidden, a float or a
-    schedule of the step (validation uses its final value). unit: token, each drawn by itself; or span, runs that are
-    hidden alike (Joshi et al. 2020, "SpanBERT", section 3.1, but for its whole words); word, all tokens of a word, or
-    ngram, of up to three (Lan et al. 2020, "ALBERT", section 3.1), by the data's `word_starts`. Words that exceed the
-    rate are skipped, as google-research/bert and albert do (create_pretraining_data.py). masked, random: shares of the
-    hidden tokens that become the mask and any token. name: of the objective, for messages.
+    schedule of the step (validation uses its final value). unit: token, each drawn by itself; span, runs that are
+    hidden alike (Joshi et al. 2020, "SpanBERT", section 3.1, but for its whole words); or by the data's `word_starts`
+    word, all tokens of a word, ngram, of up to three in a row, or ngram4, of up to four (see WORDS). Words that exceed
+    the rate are skipped, as google-research/bert and albert do (create_pretraining_data.py). masked, random: shares of
+    the hidden tokens that become the mask and any token. name: of the objective, for messages.
 
     Raises UserError for a rate outside (0, 1), shares that are none, and a vocabulary without a mask or without text.
     """
@@ -118,7 +119,7 @@ class Masking:
         """The same of a row that is framed already: tokens, segments int32 [length]."""
         v, text = self.vocabulary, np.flatnonzero((segments > 0) & self.vocabulary.is_text(tokens))
         count = min(self._count(len(text), at(self.rate, step if train else FINAL)), len(text), self.target_length)
-        if self.unit in ("word", "ngram"):
+        if self.unit in WORDS:
             if "word_starts" not in example:
                 raise UserError(f"{self.name}: unit={self.unit!r} needs word_starts, which these data do not have")
             first = example["word_starts"][tokens]
@@ -170,9 +171,9 @@ class Masking:
         apart[1:] |= np.diff(text) > 1
         apart[0] = True
         words = np.split(text, np.flatnonzero(apart)[1:])
-        free, hidden = np.ones(len(words), bool), []
+        free, hidden, shares = np.ones(len(words), bool), [], WORDS[self.unit]
         for i in rng.permutation(len(words)):
-            n = rng.choice(NGRAMS, p=NGRAM_SHARES) if self.unit == "ngram" else 1
+            n = 1 + rng.choice(len(shares), p=shares) if len(shares) > 1 else 1
             while n:  # fewer words where so many do not fit
                 run = words[i : i + n]
                 same = segments[run[0][0]] == segments[run[-1][0]] and free[i : i + n].all()

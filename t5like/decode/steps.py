@@ -3,6 +3,7 @@
 Lengths are rounded up to powers of two, so that few programs are compiled.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -18,6 +19,7 @@ from paradigm.objective import Objective
 from paradigm.partition import BATCH
 
 _LEAST = 16  # the shortest length that is compiled
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax.monitoring tells of each program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +147,29 @@ def fetched(program, rows, counted, *args):
 
     rows: how many of its rows are no filling. counted: what it gives -> the tokens of each row, int [B].
     """
-    compiled, start = program._cache_size(), time.perf_counter()
-    found = jax.device_get(program(*args))
-    if program._cache_size() == compiled:
-        progress.took("decoded_tokens", int(counted(found)[:rows].sum()), time.perf_counter() - start)
+    with _compilations() as compiled:
+        start = time.perf_counter()
+        found = jax.device_get(program(*args))
+        seconds = time.perf_counter() - start
+    if not compiled:
+        progress.took("decoded_tokens", int(counted(found)[:rows].sum()), seconds)
     return found
+
+
+@contextlib.contextmanager
+def _compilations():
+    """A list that grows by one for each program that is compiled, or read from the cache on disk, meanwhile."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event == _COMPILED:
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def written(tokens, end):

@@ -8,7 +8,7 @@ The encoder reads a window with noise, the decoder writes it whole:
 
     loss = 1/T sum_t [ -log p(targets[t] | inputs, targets[<t]) + z_loss log(Z_t)^2 ]      over all T targets
 
-BART's own noise is infilling of 30 % of the tokens and permutation of all sentences (section 4.1's large models); token
+BART's own noise is infilling of 30 % of the tokens and permutation of all sentences (section 5.1); token
 masking, deletion and rotation are there by their rates. Most targets can be copied: `hidden/nll` is of those that the
 encoder was not given. Inputs are as long as the targets at most; what infilling shortens them by is padding of no
 weight, and `encoder_padding` tells its share.

@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring, inheritors
+from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
+from paradigm.records import sample
 from t5like.decode.blanks import BySentinels
 from t5like.decode.likelihood import Row, causal_row, hidden_rows
 from t5like.models import PARTITION_RULES
 from t5like.scoring import score_text
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
+
+LOOKED = 64  # windows in which a text's length is looked at before the first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,26 @@ class OnText(Objective):
 
     # Kinds of model that the objective can train; () where whoever wrote it did not say.
     architectures = ()
+
+    # What a window of text must hold for anything to be learnt from it, as "two sentences"; "" where any will do.
+    text_needs = ""
+
+    def is_short(self, batch):
+        """bool [B]: which rows of a batch (numpy) are of texts without what `text_needs` says."""
+        raise NotImplementedError
+
+    def check_data(self, prepared):
+        """As of any objective: a line where most windows are of texts that are too short, UserError where all are."""
+        if not self.text_needs:
+            return super().check_data(prepared)
+        batch = Dataset(sample(prepared.source("train"), LOOKED), self.preprocess, LOOKED, train=False).batch(0)
+        short = self.is_short(batch)[batch["mask"] > 0]
+        said = f"of {len(short)} windows of the training text that were looked at"
+        if short.all():
+            name = type(self).__name__
+            raise UserError(f"{name}: texts too short: none {said} holds {self.text_needs}: give it longer texts")
+        share = f"{100 * short.mean():.0f} % {said}"
+        return [f"{share} do not hold {self.text_needs}: little is learnt from them"] if short.mean() > 0.5 else ()
 
     def bind(self, vocabulary):
         """The objective for text of this vocabulary: its ids, and a model with a row for each of them.
@@ -220,6 +244,11 @@ def padding_share(batch, name="encoder_"):
     empty = batch[f"{name}segments"] == 0
     rows = batch["mask"][:, None] * jnp.ones_like(empty, jnp.float32)
     return {f"{name}padding": ((rows * empty).sum(), rows.sum())}
+
+
+def scheduled_padding(batch, rates, *names):
+    """`padding_share` by these names where one of the rates is a schedule: rows have room for its extreme."""
+    return {k: v for name in names if any(map(callable, rates)) for k, v in padding_share(batch, name).items()}
 
 
 def encoder_spec(batch_size, noise):

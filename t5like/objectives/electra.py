@@ -23,7 +23,7 @@ from paradigm.errors import UserError, choose
 from t5like import heads
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
-from t5like.objectives.base import HiddenTokens, TextObjective
+from t5like.objectives.base import HiddenTokens, TextObjective, scheduled_padding
 from t5like.scoring import sample_tokens, score_detection, score_text
 
 # The generator's, in place of which the discriminator's are used (section 3.2, "weight sharing").
@@ -142,7 +142,8 @@ class ELECTRA(HiddenTokens, HasModel, TextObjective):
         seen = (segments > 0) * batch["mask"][:, None]
         if self.over == "hidden":
             seen = seen * jax.vmap(put)(jnp.zeros(read.shape), places, batch["weights"])
-        return generator.prefixed("generator").join(score_detection(logits[..., 0], replaced, seen, self.weight))
+        loss = generator.prefixed("generator").join(score_detection(logits[..., 0], replaced, seen, self.weight))
+        return loss.replace(metrics={**loss.metrics, **scheduled_padding(batch, [self.rate], "")})
 
     def sample(self, hidden, kernel, keys):
         """int32 [B, P]: a token for each place, drawn from the softmax of hidden [B, P, E] @ kernel [E, V]."""

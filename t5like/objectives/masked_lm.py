@@ -6,7 +6,8 @@ al. 2019, section 4.1); an encoder that sees both sides predicts them:
     loss = -1/|M| sum_{t in M} log p(x[t] | x without M)        M the hidden places
 
 Only hidden places go through the output: its cost is the rate's share of a next-token model's. The rate may be a
-schedule (Ankner et al. 2024, "Dynamic Masking Rate Schedules for MLM Pretraining": linear from 0.3 to 0.15).
+schedule (Ankner et al. 2024, "Dynamic Masking Rate Schedules for MLM Pretraining": linear from 0.3 to 0.15); rows then
+have room for its highest rate, and `padding` tells what is empty.
 
 With `pairs` a row holds two texts and a second loss is added: -log p(pair | the first token's hidden state), whether
 the second follows the first (BERT's task 2) or which is the first (ALBERT). See t5like/sentence_pairs.py.
@@ -26,7 +27,7 @@ from t5like import heads
 from t5like.decode.likelihood import Row, hidden_rows, mask_of
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Encoder
-from t5like.objectives.base import HiddenTokens, TextObjective
+from t5like.objectives.base import HiddenTokens, TextObjective, scheduled_padding
 from t5like.scoring import score_pairs, score_text
 from t5like.sentence_pairs import PairMasking
 
@@ -52,6 +53,13 @@ class MaskedLM(HiddenTokens, FillingMasks, TextObjective):
     pairs: str | None = None
 
     architectures = (Encoder,)
+
+    @property
+    def text_needs(self):
+        return "a document of 4 tokens or more, to be cut into a pair" if self.pairs else ""
+
+    def is_short(self, batch):
+        return batch["pair_weight"] == 0
 
     def __post_init__(self):
         self.check_kind("masked_lm")
@@ -98,6 +106,7 @@ class MaskedLM(HiddenTokens, FillingMasks, TextObjective):
         kernel = self.output_kernel(params)
         text_bytes = batch["text_bytes"] * batch["mask"]
         loss = score_text(hidden, kernel, targets, weights, is_text, text_bytes, self.z_loss)
+        loss = loss.replace(metrics={**loss.metrics, **scheduled_padding(batch, [self.rate], "")})
         if not self.pairs:
             return loss
         logits, _, _ = self.apply("pairs", variables, more["encoded"][:, 0], ctx=ctx)

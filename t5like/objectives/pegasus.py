@@ -46,6 +46,10 @@ class Pegasus(SequenceToSequence, SentenceScoring, ByGap, TextObjective):
     z_loss: float = 0.0
 
     architectures = (EncoderDecoder,)
+    text_needs = "two sentences, which end in . ! ? or a line break"
+
+    def is_short(self, batch):
+        return batch["too_short"] > 0
 
     def __post_init__(self):
         _ = self._noise  # raises now rather than in a data worker

@@ -66,7 +66,7 @@ class PositionPrediction(HiddenTokens, HasModel, OnText):
     """Finds where tokens that have changed places belong.
 
     model: an Encoder without head. length: tokens it reads. rate, unit: of the tokens that are chosen, see
-    t5like/masking.py; PERT takes whole words and n-grams. shuffled: the share of them that changes places.
+    t5like/masking.py; PERT takes whole words in n-grams, ngram4. shuffled: the share of them that changes places.
 
     Raises UserError for a model with a head or of another kind, a share outside (0, 1], and what Masking refuses.
     """

@@ -6,7 +6,9 @@ A text is read twice; dropout alone, or where the spans begin and end, tells the
 
 h is the first token's hidden state under a dense layer with tanh that is left off afterwards, or the mean over tokens.
 With spans, h and h+ are of an anchor and of a positive from the same document (DeCLUTR, equations 1 to 5: lengths are
-Beta(4, 2) and Beta(2, 4) between the shortest and the longest, and the positive meets or touches the anchor).
+Beta(4, 2) and Beta(2, 4) between the shortest and the longest, and the positive meets or touches the anchor). A text
+gives one such pair; DeCLUTR takes two anchors of it, averages two positives of each, and adds the loss of masked
+tokens, which is MaskedLM beside this in a Sum.
 """
 
 import dataclasses
@@ -89,6 +91,18 @@ class SimCSE(HasModel, OnText):
 
     full_batch = True
     architectures = (Encoder,)
+
+    @property
+    def text_needs(self):
+        return f"a document of {self._least} tokens or more at its beginning"
+
+    @property
+    def _least(self):
+        return self.shortest or 4
+
+    def is_short(self, batch):
+        ends = sum(i is not None for i in (self.known.cls, self.known.sep))
+        return (batch["segments"][:, 0] > 0).sum(-1) - ends < self._least
 
     def __post_init__(self):
         self.check_kind("simcse")

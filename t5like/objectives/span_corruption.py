@@ -21,7 +21,7 @@ from typing import Any
 from paradigm.capabilities import SpanFilling
 from t5like.corrupt import SpanNoise
 from t5like.models import EncoderDecoder
-from t5like.objectives.base import Blanks, SequenceToSequence, TextObjective
+from t5like.objectives.base import Blanks, SequenceToSequence, TextObjective, scheduled_padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +50,8 @@ class SpanCorruption(Blanks, SequenceToSequence, SpanFilling, TextObjective):
     @functools.cached_property
     def _noise(self):
         return SpanNoise(self.vocabulary, self.length, self.rate, self.mean_span)
+
+    def loss(self, params, extra, batch, ctx):
+        loss = super().loss(params, extra, batch, ctx)
+        empty = scheduled_padding(batch, (self.rate, self.mean_span), "", "encoder_")
+        return loss.replace(metrics={**loss.metrics, **empty})

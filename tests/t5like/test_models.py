@@ -9,6 +9,8 @@ import pytest
 
 from paradigm import partition, trees
 from paradigm.errors import UserError
+from paradigm.hf.family import config_of
+from t5like import hf
 from t5like.models import GPT_SIZES, PARTITION_RULES, T5_SIZES, Encoder, bert, gpt, t5
 
 SMALL = {"d_model": 32, "heads": 4, "head_dim": 8, "d_ff": 48, "layers": 2}
@@ -218,6 +220,19 @@ def test_gpt2_initialisers():
         (gpt("355m", 50257, "gpt2"), 354.8),
         (gpt("774m", 50257, "gpt2"), 774.0),
         (gpt("1.5b", 50257, "gpt2"), 1557.6),
+        (t5("small", 250112, "mt5"), 300.2),
+        (gpt("2-7b", 32000, "llama"), 6738.4),
+        (gpt("3.1-8b", 128256, "llama"), 8030.3),
+        (gpt("3.2-1b", 128256, "llama"), 1235.8),
+        (gpt("7b", 32000, "mistral"), 7241.7),
+        (gpt("0.5b", 151936, "qwen2"), 494.0),
+        (gpt("1.5b", 151936, "qwen2"), 1543.7),
+        (gpt("7b", 152064, "qwen2"), 7615.6),
+        (gpt("0.6b", 151936, "qwen3"), 596.0),
+        (gpt("1.7b", 151936, "qwen3"), 1720.6),
+        (gpt("4b", 151936, "qwen3"), 4022.5),
+        (gpt("8b", 151936, "qwen3"), 8190.7),
+        (bert("large", 50265, "roberta"), 355.4),
     ],
 )
 def test_named_sizes_have_the_released_parameter_counts(model, millions):
@@ -225,6 +240,20 @@ def test_named_sizes_have_the_released_parameter_counts(model, millions):
     args = (one, one) if hasattr(model, "decoder_layers") else (one,)
     shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), *args)
     assert sum(x.size for x in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "model, kind",
+    [
+        *((gpt("tiny", VOCABULARY, style), style) for style in ("gpt2", "llama", "mistral", "qwen2", "qwen3")),
+        *((bert("tiny", VOCABULARY, style), style) for style in ("bert", "roberta", "modernbert")),
+        (t5("tiny", VOCABULARY, "umt5"), "umt5"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_model_is_of_the_family_of_its_style(model, kind):
+    """Which the transformers library's config.json says that it is written as."""
+    assert config_of({"model": model}, hf.FAMILIES)[1]["model_type"] == kind
 
 
 # ---- sharding and FLOPs ----
@@ -280,6 +309,7 @@ def test_flops_are_what_xla_counts(family):
         (lambda: gpt("1.5g", 99), r"unknown GPT size '1.5g': did you mean '1.5b'\?"),
         (lambda: gpt("small", 99, "gpt3"), r"unknown GPT style 'gpt3': did you mean 'gpt2'\?"),
         (lambda: gpt("small", 99, heads=7), "7 heads do not divide d_model=768: choose a divisor as heads"),
+        (lambda: gpt("7b", 99, "qwen3"), r"unknown qwen3 size '7b': .*choose from tiny, 0.6b"),
         (lambda: gpt("small", 0), "vocab_size=0: a model needs the number of its tokenizer's ids"),
         (lambda: made("gpt2")[0].init(jax.random.key(0), tokens(length=33)), "33 tokens, but max_length=32 learned"),
     ],

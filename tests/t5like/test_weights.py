@@ -232,6 +232,7 @@ def broken(case, match, **changes):
         ),
         broken("gpt2", "lacks 'n_embd', which a GPT-2 needs", drop=["n_embd"]),
         broken("t5_v1_0", "is 't55', which is none of .*: t5, mt5, .*, gpt2, llama", config={"model_type": "t55"}),
+        broken("t5_v1_0", "model_type in .* is 'deberta-v2', which is none of", config={"model_type": "deberta-v2"}),
         broken("t5_v1_0", "relative_attention_num_buckets=16 is not", config={"relative_attention_num_buckets": 16}),
         broken(
             "t5_v1_0",
