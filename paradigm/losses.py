@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from paradigm.partition import BATCH, CONTEXT, constrain, context_ways
 
-MAX_LOGITS = 2**26  # float32 logits that one device holds at a time: 256 MiB
+MAX_LOGITS = 2**26  # float32 logits that one device holds at a time: 256 MiB; or half as many as the kernel has numbers
 CHUNK_TOKENS = {"cpu": 512}  # tokens a device takes at a time. On a CPU small chunks stay near the caches ...
 ACCELERATOR_CHUNK_TOKENS = 2048  # ... an accelerator needs long products to hide the kernel gradient's traffic
 
@@ -51,7 +51,8 @@ def chunked_cross_entropy(hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL, *,
         weights_BxL: [B, L]; 0 leaves a token out.
         z_loss: the coefficient, a Python float.
         chunk: positions of each sequence at a time, a Python int; any value gives the same result. Default: as many as
-            make 512 tokens a device on CPU and 2048 elsewhere, but at most 2^26 logits a device.
+            make 512 tokens a device on CPU and 2048 elsewhere, but at most 2^26 logits a device, or half as many as
+            the kernel has numbers.
 
     Returns:
         CrossEntropy(total, nll, correct).
@@ -61,7 +62,7 @@ def chunked_cross_entropy(hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL, *,
     B, L, D = hidden_BxLxD.shape
     shards = _batch_shards(B), context_ways(L)
     if chunk is None:
-        chunk = _chunk_length(B // shards[0], L // shards[1], kernel_DxV.shape[1])
+        chunk = _chunk_length(B // shards[0], L // shards[1], kernel_DxV.shape)
     weights_BxL = weights_BxL.astype(jnp.float32)
     total, nll, correct = _cross_entropy(
         (float(z_loss), min(int(chunk), L), shards), hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL
@@ -170,12 +171,13 @@ def _batch_shards(batch):
     return n if batch % n == 0 else 1
 
 
-def _chunk_length(rows, length, vocabulary):
-    """Positions at a time for `rows` sequences a device; see `chunked_cross_entropy`."""
+def _chunk_length(rows, length, kernel):
+    """Positions at a time for `rows` sequences a device and a kernel of this shape; see `chunked_cross_entropy`. Each
+    chunk reads and writes the kernel's whole gradient, which is there in any case: logits of half its size spare a
+    large vocabulary most of that."""
+    width, vocabulary = kernel
     mesh = _mesh()
     platform = mesh.abstract_device.platform if mesh and mesh.abstract_device else jax.default_backend()
-    tokens = min(
-        CHUNK_TOKENS.get(platform, ACCELERATOR_CHUNK_TOKENS),
-        MAX_LOGITS // math.ceil(vocabulary / (mesh.shape.get("tensor", 1) if mesh else 1)),
-    )
+    most = max(MAX_LOGITS // math.ceil(vocabulary / (mesh.shape.get("tensor", 1) if mesh else 1)), width // 2)
+    tokens = min(CHUNK_TOKENS.get(platform, ACCELERATOR_CHUNK_TOKENS), most)
     return max(1, min(length, tokens // rows))
