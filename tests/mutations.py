@@ -76,6 +76,8 @@ ROWS = (
     # paradigm: adaptations
     ("paradigm/adapt/lora.py", "jax.lax.stop_gradient(1.0 / jnp.sqrt(larger))", "1.0 / jnp.sqrt(larger)", "adapt/test_references", "takes_its_norm_as_constant"),
     ("paradigm/adapt/base.py", 'path[-1] == "bias" and path[1] != "head"', 'path[-1] == "bias"', "adapt/test_methods", "bitfit_wants"),
+    ("paradigm/adapt/lora.py", '(None, ("tensor", "fsdp?"))', '(None, "tensor")', "launch/test_adapt", "in_proportion"),
+    ("paradigm/partition.py", "constrain(x, *map(_firm, axes), partial=True)", "x", "paradigm/test_partition", "computed_with"),
     ("paradigm/attentive.py", "AttentionMask(keys=segments)", "AttentionMask()", "paradigm/test_attentive", "by_loops or padding"),
     ("multimodal/few_shot.py", "jnp.exp(-beta * (1 - x @ keys.T))", "jnp.exp(-beta * (1 + x @ keys.T))", "multimodal/test_few_shot", "by_loops"),
     ("multimodal/few_shot.py", "order >= max(self.shots)", "order >= 0", "multimodal/test_few_shot", "what_names_do_not"),
