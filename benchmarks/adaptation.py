@@ -122,7 +122,6 @@ class Work:
 
     def _texts(self, task, model, method, share, seed, split):
         """(gin files behind the task's, bindings) of a run on records."""
-        files = [file for file in (model.file, method.file and f"adapt/{method.file}.gin") if file]
         own = [f"{task.objective}.model = @{model.build}()", *self.built(model)]
         if model.pool and task.objective == "TextClassification":
             own.append(f"TextClassification.pool = {model.pool!r}")
@@ -130,6 +129,7 @@ class Work:
             own.append(f"{model.build}.bias = True")
         own += [f"TextRecords.source = {str(self.root / 'data' / split / task.folder)!r}"]
         own += [f"TextRecords.tokenizer = {str(self.base(model))!r}"]
+        files = [f"adapt/{method.file}.gin"] if method.file else []
         return files, [*own, f"TextRecords.fraction = {share}", f"TextRecords.fraction_seed = {seed}"]
 
     def _pictures(self, task, model, method, share, seed, split):

@@ -28,19 +28,18 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A pre-trained model. base: its run below --bases. build: the function of gin that makes it. file, pool: what a
-    text task's run file has in place of its own; None where it is that."""
+    """A pre-trained model. base: its run below --bases. build: the function of gin that makes it. pool: of text
+    classification; None is the run file's."""
 
     name: str
     base: str
     build: str
-    file: str | None = None
     pool: str | None = None
 
 
 ENCODER = Model("encoder", "masked_lm", "bert")
-DECODER = Model("decoder", "next_token", "gpt", "models/gpt_small_text.gin", "last")
-BOTH = Model("encoder-decoder", "span_corruption", "t5", "models/t5_small_text.gin", "mean")
+DECODER = Model("decoder", "next_token", "gpt", "last")
+BOTH = Model("encoder-decoder", "span_corruption", "t5", "mean")
 MODELS = (ENCODER, DECODER, BOTH)
 PICTURES = tuple(Model(name, f"eurosat/{name}", "vit") for name in ("mae", "moco_v3", "simclr", "supervised"))
 
