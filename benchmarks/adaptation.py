@@ -13,7 +13,7 @@ place, where they were made elsewhere.
 --clinc holds CLINC150's data_full.json, --wnut WNUT-17's train.conll, dev.conll and test.conll, --snips train.jsonl
 and test.jsonl; --parallel is a table with columns en and sv, --summaries SciTLDR's files, --photos EuroSAT's. A part
 whose data are not given is left out. Each run is an ordinary one: `launch.train` on a file of runs/small with one of
-gin_configs/adapt. A method's rate is the better of its two on a validation split with 10 % of the labels, CLINC150's
+gin_configs/adapt. A method's rate is the best of its own on a validation split with 10 % of the labels, CLINC150's
 for texts and EuroSAT's for pictures; scores are of the test splits. docs/results/adaptation.md and the picture beside
 it are written anew after each run, of what has run so far; --part=none writes them alone.
 """
@@ -48,7 +48,7 @@ from launch.storage.workdir import bindings
 from paradigm.errors import UserError
 from paradigm.storage import expand
 
-SHOTS = 5  # examples before a request, as many as about a hundred tokens hold
+SHOTS = 5  # examples before a request; fewer where the window of 128 tokens holds no more
 
 
 def main(argv):
