@@ -40,8 +40,8 @@ def report(work, cells, rates, found, forgets):
         "",
         "Small models pre-trained on text or on photographs, adapted by one method after the other for as many steps.",
         "From scratch is the same model, drawn. A row's rate is the best of two or three on a validation split with",
-        "a tenth of the labels: of CLINC150 on the first model of text, of EuroSAT on the first of pictures. Scores are",
-        "of the test splits (of CLINC150's a fixed sample of 1,280), in percent but for BLEU and chrF:",
+        "a tenth of the labels: of CLINC150 on the first model of text, of EuroSAT on the first of pictures. Scores",
+        "are of the test splits (of CLINC150's a fixed sample of 1,280), in percent but for BLEU and chrF:",
         f"{'one seed' if seeds == 1 else f'{seeds} seeds'}, the mean and the standard deviation of several.",
         "The models of text have no biases: for BitFit they are given some, 0 at first, which changes nothing.",
         LINE,
@@ -70,8 +70,8 @@ SECTIONS = (
     ("entities", "Named entities", ["Entity F1 of WNUT-17, on the encoder."]),
     ("requests", "Seven intents, from few labels or from a prompt", [
         "SNIPS on the decoder, with 1 % of the labels; and in context: nothing is trained, as many requests of five",
-        "with their intents as the decoder's window holds stand before the one that is asked, and the intent that it finds",
-        "the likeliest counts.",
+        "with their intents as the decoder's window holds stand before the one that is asked, and the intent that it",
+        "finds the likeliest counts.",
     ]),
     ("written", "Translation and summaries", [
         "English to Swedish (Tatoeba, held out by English sentence, all their translations as references) and",
