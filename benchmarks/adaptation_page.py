@@ -51,8 +51,9 @@ def report(work, cells, rates, found, forgets):
         "",
         *bases(work, cells),
     ]
+    there = {(task, model, share) for (task, model, _, share, _), run in found.items() if run is not None}
     for part, title, what in SECTIONS:
-        if any(run is not None for key, run in found.items() if key[:2] in {c[:2] for c in cells[part]}):
+        if there & set(cells[part]):
             lines += [f"## {title}", "", *what, "", *section(part, work, cells, rates, found, forgets)]
     return "\n".join([*lines, "![accuracy by labels seen](adaptation.png)", ""])
 
