@@ -1,302 +1,217 @@
-"""Compare adaptations of small pre-trained text models: adapt, score, tabulate. It goes on where it was stopped.
+"""Compare adaptations of small pre-trained models: adapt, score, tabulate. It goes on where it was stopped.
 
-    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=/tmp/adaptation
+    python -m benchmarks.adaptation --bases=DIR --workdir=/tmp/adaptation --clinc=DIR --wnut=DIR --text=PREPARED
+    python -m benchmarks.adaptation ... --snips=DIR --parallel=FILE.tsv --summaries=FILE.zip --photos=FILE.zip
 
---clinc holds CLINC150's data_full.json, --wnut WNUT-17's train.conll, dev.conll and test.conll. --bases is the workdir
-of benchmarks.language, whose masked language model (an encoder), causal one (a decoder) and span corruption (an
-encoder-decoder) are adapted. Each run is an ordinary one: `launch.train` on runs/small/clinc150.gin or wnut17.gin with
-a file of gin_configs/adapt. A method's rate is the better of its two on CLINC150's validation split with 10 % of the
-labels; scores are of the test splits. docs/results/adaptation.md and the picture beside it are written anew after each
-run, of what has run so far; --part=none writes them alone.
+--bases holds pre-trained runs, as many tokens or pictures as each has read: masked_lm/0, next_token/0 and
+span_corruption/0, an encoder, a decoder and an encoder-decoder of one vocabulary (the workdir of benchmarks.language,
+or longer runs of runs/small/text_*.gin, of any width), and eurosat/NAME/0, vision transformers (that of
+benchmarks.vision). What is not there leaves its cells empty; `launch.convert --format=checkpoint` makes small ones.
+--text is where the text of the first three lies prepared on this machine, for what is forgotten; they know another
+place, where they were made elsewhere.
+
+--clinc holds CLINC150's data_full.json, --wnut WNUT-17's train.conll, dev.conll and test.conll, --snips train.jsonl
+and test.jsonl; --parallel is a table with columns en and sv, --summaries SciTLDR's files, --photos EuroSAT's. A part
+whose data are not given is left out. Each run is an ordinary one: `launch.train` on a file of runs/small with one of
+gin_configs/adapt. A method's rate is the best of its own on a validation split with 10 % of the labels, CLINC150's
+for texts and EuroSAT's for pictures; scores are of the test splits. docs/results/adaptation.md and the picture beside
+it are written anew after each run, of what has run so far; --part=none writes them alone.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-import statistics
+import re
 import time
 
 from absl import flags
 
-from benchmarks.compare import cell, command, evaluate, save, table, there
-from benchmarks.machine import processor
+from benchmarks import adaptation_data as data
+from benchmarks import adaptation_page as page
+from benchmarks.adaptation_cells import (
+    CELLS,
+    ENTITIES,
+    INTENTS,
+    LAND,
+    METHODS,
+    MODELS,
+    PICTURES,
+    REQUESTS,
+    SUMMARIES,
+    TRANSLATION,
+    TUNED,
+)  # fmt: skip
+from benchmarks.compare import command, there
 from launch.run import cli
+from launch.storage.workdir import bindings
+from paradigm.errors import UserError
 from paradigm.storage import expand
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried. biases: whether the model
-    is given biases of 0 that its base does not have."""
-
-    name: str
-    file: str
-    rates: tuple[float, ...]
-    biases: bool = False
-
-
-METHODS = (
-    Method("from scratch", "", (1e-3, 3e-3)),
-    Method("full fine-tuning", "full", (1e-3, 3e-3)),
-    Method("linear probe", "linear_probe", (5e-2, 2e-1)),
-    Method("BitFit on new biases", "bitfit", (2e-2, 5e-2), biases=True),
-    Method("LoRA", "lora", (1e-2, 3e-2)),
-    Method("adapters (Pfeiffer)", "pfeiffer", (1e-2, 3e-2)),
-    Method("prefix tuning", "prefix", (2e-2, 1e-1)),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A pre-trained model. base: its run below --bases. build: the function of gin that makes it. file, pool: what the
-    task's run file has in place of its own; None where it is that."""
-
-    name: str
-    base: str
-    build: str
-    file: str | None = None
-    pool: str | None = None
-
-
-ENCODER = Model("encoder", "masked_lm", "bert")
-MODELS = (
-    ENCODER,
-    Model("decoder", "next_token", "gpt", "models/gpt_small_text.gin", "last"),
-    Model("encoder-decoder", "span_corruption", "t5", "models/t5_small_text.gin", "mean"),
-)
-PARTS = ("labels", "models", "entities")
-SHARES = (0.01, 0.1, 1.0)
-TUNED = 0.1  # of the labels, for the rate and for the table of architectures
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is adapted to. run: of runs/small, and the folder of its records. metric: in percent on the page."""
-
-    name: str
-    run: str
-    metric: str
-
-
-INTENTS = Task("CLINC150", "clinc150", "accuracy")
-ENTITIES = Task("WNUT-17", "wnut17", "entity_f1")
+SHOTS = 5  # examples before a request; fewer where the window of 128 tokens holds no more
 
 
 def main(argv):
     del argv
-    start, bases = time.time(), there(BASES.value)
-    work = Work(expand(WORKDIR.value).resolve(), bases, start)
-    write_intents(there(CLINC.value) / "data_full.json", work.root / "data")
-    write_entities(there(WNUT.value), work.root / "data")
-    rates, found = {}, {}
-    for method in METHODS:
-        rates[method] = best_rate(work, method)
-    cells = {
-        "labels": [(INTENTS, ENCODER, share) for share in SHARES],
-        "models": [(INTENTS, model, TUNED) for model in MODELS],
-        "entities": [(ENTITIES, ENCODER, 1.0)],
-    }
-    for part in PARTS:
+    given = {INTENTS: CLINC.value, ENTITIES: WNUT.value, REQUESTS: SNIPS.value, TRANSLATION: PARALLEL.value,
+             SUMMARIES: DOCUMENTS.value, LAND: PHOTOS.value}  # fmt: skip
+    work = Work(expand(WORKDIR.value).resolve(), there(BASES.value), time.time(), {t: p for t, p in given.items() if p})
+    for task, path in work.given.items():
+        if task.folder:
+            getattr(data, task.folder)(there(path), work.root / "data")
+    models = {model for cells in CELLS.values() for _, model, _ in cells if work.base(model) is not None}
+    if not models:
+        raise UserError(f"--bases={BASES.value}: none of masked_lm/0, next_token/0, span_corruption/0 or eurosat/*/0")
+    cells = {part: [c for c in cells if c[0] in work.given and c[1] in models] for part, cells in CELLS.items()}
+    rates = {(method, kind): best_rate(work, method, kind, models) for method in METHODS for kind in (False, True)}
+    found, shown = {}, functools.partial(page.write, expand(OUT.value), work, cells, rates)
+    for part in CELLS:
         for seed in range(SEEDS.value):
             for method, (task, model, share) in itertools.product(METHODS, cells[part]):
-                run = work.run(task, model, method, rates[method], share, seed, train=part in PART.value)
+                rate = rates[method, model in PICTURES]
+                run = work.run(task, model, method, rate, share, seed, train=part in PART.value)
                 found[task, model, method, share, seed] = run
                 if part in PART.value:
-                    write_page(work, found, rates)
-    write_page(work, found, rates)
-    print(json.dumps({"wrote": f"{OUT.value}/adaptation.md", "seconds": round(time.time() - start)}))
+                    shown(found)
+    shown(found)
+    print(json.dumps({"wrote": f"{OUT.value}/adaptation.md", "seconds": round(time.time() - work.start)}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """root: of all runs. bases: the pre-trained ones. start: of the clock."""
+    """root: of all runs. bases: the pre-trained ones. start: of the clock. given: {task: where its data are}."""
 
     root: object
     bases: object
     start: float
+    given: dict
+
+    def base(self, model):
+        """The directory of a base; None where it is not there."""
+        place = self.bases / model.base / "0"
+        return place if (place / "config.gin").exists() else None
+
+    def built(self, model):
+        """Bindings that make a task's model as its base is, whatever that was set to."""
+        settings = bindings((self.base(model) / "config.gin").read_text())
+        own = {name: value for name, value in settings.items() if name.startswith(f"{model.build}.")}
+        macros = {name: settings[name] for value in own.values() for name in re.findall(r"%([\w./]+)", value)}
+        return [f"{name} = {value}" for name, value in {**macros, **own}.items()]
 
     def run(self, task, model, method, rate, share, seed, split="test", train=True):
         """launch.results' Run of one adaptation, trained unless that is done already; None where it is not to be."""
         from launch.results import runs
 
-        name = f"{task.run}-{model.name}-{method.name}-{rate:g}-{share:g}-{seed}-{split}".replace(" ", "_")
+        label = task.folder or "eurosat"
+        name = f"{label}-{model.name}-{method.name}-{rate:g}-{share:g}-{seed}-{split}".replace(" ", "_")
         place = self.root / name
         if (done := runs.read(place)) is not None and done.ended:
             return done
-        if not train:
+        if not train or task not in self.given:
             return None
-        data, base = self.root / "data" / split / task.run, there(self.bases / model.base / "0")
         print(f"{name} · {time.time() - self.start:.0f} s", flush=True)
-        files, bindings = [f"runs/small/{task.run}.gin"], []
-        if model.file:
-            files.append(model.file)
-            bindings += [f"TextClassification.model = @{model.build}()", f"TextClassification.pool = {model.pool!r}"]
-        if method.file:
-            files.append(f"adapt/{method.file}.gin")
-        if method.biases:
-            bindings.append(f"{model.build}.bias = True")
-        bindings += [f"TextRecords.source = {str(data)!r}", f"TextRecords.tokenizer = {str(base)!r}"]
-        bindings += [f"TextRecords.fraction = {share}", f"TextRecords.fraction_seed = {seed}"]
-        bindings += [f"Cosine.peak = {rate}", f"Experiment.seed = {seed}", *GIN_PARAM.value]
-        begin = [f"--init_{'partly_' if method.biases else ''}from={base}"] if method.file else []
+        kind = "pictures" if model in PICTURES else "texts"
+        files, own = getattr(self, f"_{kind}")(task, model, method, share, seed, split)
+        own += [f"Cosine.peak = {rate}", f"Experiment.seed = {seed}", *GIN_PARAM.value]
+        partly = method.biases and kind == "texts"
+        begin = [f"--init_{'partly_' if partly else ''}from={self.base(model)}"] if method.file else []
+        files = [f"runs/small/{task.run}.gin", *files]
         flags = [*(f"--gin_file={file}" for file in files), f"--workdir={place}", *begin]
-        command("launch.train", *flags, bindings=bindings)
+        command("launch.train", *flags, bindings=own)
         return runs.read(place)
+
+    def _texts(self, task, model, method, share, seed, split):
+        """(gin files behind the task's, bindings) of a run on records."""
+        own = [f"{task.objective}.model = @{model.build}()", *self.built(model)]
+        if model.pool and task.objective == "TextClassification":
+            own.append(f"TextClassification.pool = {model.pool!r}")
+        if method.biases:
+            own.append(f"{model.build}.bias = True")
+        own += [f"TextRecords.source = {str(self.root / 'data' / split / task.folder)!r}"]
+        own += [f"TextRecords.tokenizer = {str(self.base(model))!r}"]
+        files = [f"adapt/{method.file}.gin"] if method.file else []
+        return files, [*own, f"TextRecords.fraction = {share}", f"TextRecords.fraction_seed = {seed}"]
+
+    def _pictures(self, task, model, method, share, seed, split):
+        """The same of one on photographs, whose last evaluation is of all that is held out."""
+        source, file = there(self.given[task]), method.pictures or method.file
+        own = [*self.built(model), f"ImageData.source = 'zip:{source}'", f"ImageData.hold_out = {split == 'valid'}"]
+        own += [f"ImageData.fraction = {share}", f"ImageData.fraction_seed = {seed}", "Experiment.evaluators = ()"]
+        own += ["Experiment.eval_batches = 100", "Experiment.eval_every = 320", "Experiment.save_every = 320"]
+        return [f"adapt/{file}.gin"] if file else [], own
 
     def forgotten(self, run, model, method):
         """How much more bits a byte of pre-training's held-out text takes with the adapted model than with the base, as
         a part of 1; None where it has not been measured, and is not to be. Kept in the run."""
-        kept, base = run.path / "forgotten.json", there(self.bases / model.base / "0")
+        kept, base = run.path / "forgotten.json", self.base(model)
         if not kept.exists():
-            if "none" in PART.value:
+            if "none" in PART.value or not TEXT.value:
                 return None
-            alone = ["Experiment.evaluators = ()"]
-            before = evaluate(base, "held_out", alone)["bits_per_byte"]
-            biases = [f"{model.build}.bias = True"] if method.biases else []
-            how = f"--workdir={base}", f"--adapted={run.path}"
-            after = json.loads(command("launch.evaluate", *how, bindings=[*alone, *biases]))["valid/bits_per_byte"]
-            kept.write_text(json.dumps({"before": before, "after": after}))
+            alone = ["Experiment.evaluators = ()", f"TextData.source = {str(there(TEXT.value))!r}", *EVALUATED.value]
+            bits = lambda *flags, more=(): json.loads(
+                command("launch.evaluate", f"--workdir={base}", *flags, bindings=[*alone, *more])
+            )["valid/bits_per_byte"]
+            before = self.root / f"held_out_{model.base}.json"
+            if not before.exists():
+                before.write_text(json.dumps(bits()))
+            after = bits(f"--adapted={run.path}", more=[f"{model.build}.bias = True"] if method.biases else [])
+            kept.write_text(json.dumps({"before": json.loads(before.read_text()), "after": after}))
         bits = json.loads(kept.read_text())
         return bits["after"] / bits["before"] - 1
 
+    def in_context(self, task, model):
+        """Accuracy of the decoder itself, to which a few requests with their intents are shown before the one that is
+        asked; nothing is trained. None as above."""
+        kept = self.root / f"in_context_{task.folder}.json"
+        if not kept.exists():
+            if "none" in PART.value or task not in self.given or self.base(model) is None or not TEXT.value:
+                return None
+            records = self.root / "data" / "test" / task.folder
+            classes, choices = data.choices(records / "train.jsonl")
+            own = [
+                f"TextData.source = {str(there(TEXT.value))!r}", "Experiment.eval_batches = 1",
+                "Experiment.evaluators = (@MultipleChoice(),)",
+                "MultipleChoice.records = @asked/TextRecords()", "MultipleChoice.shown = @shown/TextRecords()",
+                f"asked/TextRecords.source = {str(records / 'valid.jsonl')!r}",
+                f"shown/TextRecords.source = {str(records / 'train.jsonl')!r}",
+                "asked/TextRecords.input = 'Request: {text}\\nIntent: '",
+                "shown/TextRecords.input = 'Request: {text}\\nIntent: '",
+                "asked/TextRecords.label = 'label'", "shown/TextRecords.label = 'label'",
+                f"MultipleChoice.classes = {classes!r}", f"MultipleChoice.choices = {choices!r}",
+                f"MultipleChoice.shots = {SHOTS}", "MultipleChoice.length = 128", "MultipleChoice.between = '\\n'",
+                *EVALUATED.value,
+            ]  # fmt: skip
+            found = json.loads(command("launch.evaluate", f"--workdir={self.base(model)}", bindings=own))
+            kept.write_text(json.dumps({name.removeprefix("valid/"): x for name, x in found.items()}))
+        return json.loads(kept.read_text())
 
-def best_rate(work, method):
-    """The rate with the best accuracy on the validation split, of those that have run where nothing is to be run."""
-    train = "none" not in PART.value
-    tried = {rate: work.run(INTENTS, ENCODER, method, rate, TUNED, 0, "valid", train) for rate in method.rates}
-    done = {rate: run.last(f"valid/{INTENTS.metric}") for rate, run in tried.items() if run is not None}
+
+def best_rate(work, method, pictures, models):
+    """The rate with the best accuracy on a validation split, of those that have run where nothing is to be run."""
+    wanted = [part for part, cells in CELLS.items() if any((model in PICTURES) == pictures for _, model, _ in cells)]
+    train = any(part in PART.value for part in wanted)
+    task, choice = (LAND, PICTURES) if pictures else (INTENTS, MODELS)
+    model = next((model for model in choice if model in models), None)
+    if model is None:
+        return method.rates[0]
+    tried = {rate: work.run(task, model, method, rate, TUNED, 0, "valid", train) for rate in method.rates}
+    done = {rate: run.last("valid/accuracy") for rate, run in tried.items() if run is not None}
     return max(done, key=done.get, default=method.rates[0])
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def write(root, name, train, splits):
-    """Two folders of records, for tuning and for the page: `valid` of the one is the validation split, of the other
-    the test split."""
-    for split, rows in splits.items():
-        folder = root / split / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, lines in (("train", train), ("valid", rows)):
-            (folder / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def write_intents(path, root):
-    """CLINC150 without what is out of its scope: [text, intent] pairs as records."""
-    records = {
-        split: [{"text": text, "label": label} for text, label in rows]
-        for split, rows in json.loads(there(path).read_text()).items()
-    }
-    write(root, INTENTS.run, records["train"], {"valid": records["val"], "test": records["test"]})
-
-
-def write_entities(folder, root):
-    """WNUT-17: lines of a word and its tag, an empty line between sentences, as records."""
-    splits = {}
-    for split in ("train", "dev", "test"):
-        sentences = [[]]
-        for line in there(folder / f"{split}.conll").read_text().splitlines():
-            if line.strip():
-                sentences[-1].append(line.split("\t"))
-            else:
-                sentences.append([])
-        splits[split] = [{"words": [w for w, _ in s], "tags": [t for _, t in s]} for s in sentences if s]
-    write(root, ENTITIES.run, splits["train"], {"valid": splits["dev"], "test": splits["test"]})
-
-
-# --- the page --------------------------------------------------------------------------------------------------------
-
-
-def scores(found, task, model, method, share):
-    """The task's metric of every seed."""
-    chosen = [found.get((task, model, method, share, seed)) for seed in range(SEEDS.value)]
-    return [run.last(f"valid/{task.metric}") for run in chosen if run is not None]
-
-
-def write_page(work, found, rates):
-    runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
-    forgets = {method: work.forgotten(run, ENCODER, method) for method, run in runs.items() if run is not None}
-    out = expand(OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    picture(found, out / "adaptation.png")
-    save(out / "adaptation.md", report(found, rates, forgets))
-
-
-def report(found, rates, forgets):
-    """The page, as markdown."""
-    seeds = "one seed" if SEEDS.value == 1 else f"{SEEDS.value} seeds"
-    percent = lambda share: f"{100 * share:g} %"
-    intents, entities = [], []
-    for method in METHODS:
-        run, costs = found.get((INTENTS, ENCODER, method, TUNED, 0)), ["", ""]
-        if run is not None:
-            costs = [f"{run.trained_percent:.3g} %", f"{run.peak_memory:.0f} MiB"]
-        costs.append("" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %")
-        costs.append(f"{rates[method]:g}")
-        rows = [cell(scores(found, INTENTS, ENCODER, method, share)) for share in SHARES]
-        intents.append([method.name, *rows, *costs])
-        others = [cell(scores(found, INTENTS, model, method, TUNED)) for model in MODELS]
-        entities.append([method.name, *others, cell(scores(found, ENTITIES, ENCODER, method, 1.0))])
-    lines = [
-        "# What an adaptation keeps of a pre-trained model, and what it costs",
-        "",
-        "Small models pre-trained on novels (runs of [language.md](language.md): masked language modelling, next",
-        "token, span corruption; the notes say for how long), adapted for 300 steps by one method after the other.",
-        "From scratch is the same model, drawn. A row's rate is the better of two by CLINC150's validation split with",
-        "a tenth of the labels, on the encoder; it is used in every column. Scores are of the test splits (of",
-        f"CLINC150's a fixed sample of 1,280), in percent: {seeds}, the mean and the standard deviation of several.",
-        "These models have no biases: for BitFit they are given some, 0 at first, with which they compute the same.",
-        "",
-        "    python -m benchmarks.adaptation --clinc=DIR --wnut=DIR --bases=DIR --workdir=DIR"
-        + "".join(f' --gin_param="{b}"' for b in GIN_PARAM.value),
-        "",
-        f"Hardware: {processor()}, 2 cores, float32.",
-        "",
-        "## Intents of requests, by labels seen",
-        "",
-        "CLINC150, 150 classes without those out of scope: accuracy with 1, 10 and 100 of 100 labels a class, on the",
-        "encoder. Memory is what a device holds at most in a step, as compiled. Forgotten is by how much the loss of",
-        f"pre-training on its held-out text has grown, with the model as adapted to {percent(TUNED)} of the labels.",
-        "",
-        *table(["", *(f"{percent(s)} of labels" for s in SHARES), "trained", "memory", "forgotten", "rate"], intents),
-        "## Three architectures, and entities",
-        "",
-        f"CLINC150 with {percent(TUNED)} of the labels, on three models of one size, pre-trained on as many tokens (a",
-        "mean over tokens, the last token, a mean over the encoder's); and entity F1 of WNUT-17, on the encoder.",
-        "",
-        *table(["", *(f"CLINC150, {model.name}" for model in MODELS), "WNUT-17, encoder"], entities),
-    ]
-    return "\n".join([*lines, "![accuracy by labels seen](adaptation.png)", ""])
-
-
-def picture(found, path):
-    """Accuracy by the share of labels, a line a method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, method in enumerate(METHODS):
-        rows = {share: scores(found, INTENTS, ENCODER, method, share) for share in SHARES}
-        rows = {share: 100 * statistics.mean(row) for share, row in rows.items() if row}
-        style = {"color": "black", "linestyle": "--"} if not method.file else {"color": f"C{i}"}
-        axis.plot(rows.keys(), rows.values(), marker="o", label=method.name, **style)
-    axis.set(xscale="log", xlabel="share of the labels", ylabel="accuracy (%)", title="CLINC150, encoder")
-    axis.set_xticks(SHARES, [f"{100 * share:g} %" for share in SHARES])
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 if __name__ == "__main__":
-    CLINC = flags.DEFINE_string("clinc", None, "Where CLINC150's data_full.json is.", required=True)
-    WNUT = flags.DEFINE_string("wnut", None, "Where WNUT-17's .conll files are.", required=True)
-    BASES = flags.DEFINE_string("bases", None, "The workdir of benchmarks.language.", required=True)
+    BASES = flags.DEFINE_string("bases", None, "Where the pre-trained runs are.", required=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
-    PART = flags.DEFINE_multi_enum("part", PARTS, (*PARTS, "none"), "What is run; none writes the page alone.")
+    CLINC = flags.DEFINE_string("clinc", None, "Where CLINC150's data_full.json is.")
+    WNUT = flags.DEFINE_string("wnut", None, "Where WNUT-17's .conll files are.")
+    SNIPS = flags.DEFINE_string("snips", None, "Where SNIPS' train.jsonl and test.jsonl are.")
+    PARALLEL = flags.DEFINE_string("parallel", None, "A .tsv with columns en and sv.")
+    DOCUMENTS = flags.DEFINE_string("summaries", None, "SciTLDR's files, a .zip.")
+    PHOTOS = flags.DEFINE_string("photos", None, "EuroSAT's, a .zip of train/ and test/ folders by class.")
+    TEXT = flags.DEFINE_string("text", None, "The prepared text of the bases, for what is forgotten.")
+    PART = flags.DEFINE_multi_enum("part", list(CELLS), [*CELLS, "none"], "What is run; none: the page alone.")
     SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 300'.")
+    EVALUATED = flags.DEFINE_multi_string("eval_param", [], "A binding for what is evaluated on the bases' own text.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)

@@ -2,6 +2,7 @@
 
     python -m launch.convert --workdir=/tmp/demo --out=/tmp/demo_hf --format=hf
     python -m launch.convert --workdir=/tmp/lora --out=/tmp/lora_peft --format=peft
+    python -m launch.convert --workdir=/tmp/demo --out=/tmp/slim --format=checkpoint
     python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
@@ -9,8 +10,10 @@ T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = '
 ViT-MAE, BEiT, data2vec, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first
 form writes the weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into
 them; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second
-writes an adaptation alone, as the peft library has it. The third writes a checkpoint of parameters alone, and prints
-the modules that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
+writes an adaptation alone, as the peft library has it. The third writes a run directory of the newest checkpoint
+without the optimizer's state: --init_from, launch.evaluate and launch.load read it, and training cannot go on in it.
+The fourth writes a checkpoint of parameters alone, and prints the modules that a gin file has to describe; --init_from
+reads such a directory itself too. Nothing is written over.
 """
 
 from absl import flags
@@ -21,7 +24,8 @@ from paradigm.errors import UserError
 from paradigm.storage import expand
 
 read = pretrained.read
-FORMATS = {"hf": "--workdir", "peft": "--workdir", "checkpoint": "--weights"}
+FORMATS = {"hf": ("--workdir",), "peft": ("--workdir",), "checkpoint": ("--workdir", "--weights")}  # what each reads
+KEPT = ("config.gin", "environment.json", "metrics.jsonl", "labels.json", "tokenizer")  # of a run, beside checkpoints
 
 
 def main(argv):
@@ -29,9 +33,10 @@ def main(argv):
         raise UserError(f"'{argv[1]}' is not a flag: did you mean --workdir={argv[1]}? See --help")
     if not OUT.value:
         raise UserError("--out is required: the directory to write, as in --out=/tmp/exported")
-    given = {"--workdir": WORKDIR.value, "--weights": WEIGHTS.value}
-    source = FORMATS[FORMAT.value]
-    if not given.pop(source) or any(given.values()):
+    given = [name for name, value in (("--workdir", WORKDIR.value), ("--weights", WEIGHTS.value)) if value]
+    sources = FORMATS[FORMAT.value]
+    if len(given) != 1 or given[0] not in sources:
+        source = " or ".join(sources)
         raise UserError(
             f"--format={FORMAT.value} reads {source} and nothing else: give {source}=DIR, or the other --format"
         )
@@ -40,7 +45,8 @@ def main(argv):
 
     jax.config.update("jax_platforms", "cpu")  # the accelerator may be busy, and nothing is computed here
     if WORKDIR.value:
-        print((to_peft if FORMAT.value == "peft" else to_hf)(WORKDIR.value, OUT.value, STEP.value))
+        write = {"hf": to_hf, "peft": to_peft, "checkpoint": to_parameters}[FORMAT.value]
+        print(write(WORKDIR.value, OUT.value, STEP.value))
     else:
         print(to_checkpoint(WEIGHTS.value, OUT.value))
 
@@ -85,6 +91,32 @@ def to_peft(workdir, out, step=None):
         raise UserError(f"{workdir} is no adapted run: --format=hf writes its weights")
     peft.write(out, pretrained.bodies(run.objective), pretrained.families(), adapt, run.variables()["params"])
     return f"{type(adapt).__name__} of step {run.step} of {workdir} -> {out}"
+
+
+def to_parameters(workdir, out, step=None):
+    """Writes a run directory of one checkpoint without the optimizer's state; returns what to tell.
+
+    Args: as `to_hf`.
+
+    Raises:
+        UserError: as `launch.load`.
+    """
+    from launch.run import registry
+    from launch.storage.checkpoint import FROZEN, Checkpoints
+    from launch.storage.workdir import open_run
+
+    source, out = filesystem.as_path(workdir), _empty(out)
+    checkpoints, step = open_run(source, step if step in (None, "best") else _integer(step))
+    step, arrays, meta = checkpoints.arrays(step, ("step", "bad_steps", "params", "extra", FROZEN))
+    experiment = registry.parse_text(meta["config"], name=f"the configuration in {checkpoints.directory / str(step)}")
+    with Checkpoints(out / "checkpoints", 1, experiment.best_metric, experiment.best_mode) as written:
+        written.save(step, arrays, meta, checkpoints.meta(step)[1])
+    for path in [*(source / name for name in KEPT), *(source / "tokenizer").glob("*")]:
+        if path.is_file():
+            kept = out / ("tokenizer" if path.parent.name == "tokenizer" else "") / path.name
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_bytes(path.read_bytes())
+    return f"step {step} of {workdir}, without its optimizer's state -> {out}"
 
 
 def _package(objective):
@@ -153,7 +185,7 @@ if __name__ == "__main__":
         "format",
         "hf",
         list(FORMATS),
-        "What to write: hf, or peft (the adaptation alone), from --workdir; checkpoint from --weights.",
+        "What to write: hf, or peft (the adaptation alone), from --workdir; checkpoint (parameters) from either.",
     )
     STEP = flags.DEFINE_string(
         "step", None, "Of --workdir: a step, or 'best'. The newest whole checkpoint unless given."

@@ -46,7 +46,7 @@ def evaluate(workdir, step=None, gin_params=(), adapted=None):
     if other is not None:
         state, step = forgetting.adapted_state(program, checkpoints, _checkpoints(adapted, other), adapted, step)
     else:
-        restored = checkpoints.restore(program.state, step)
+        restored = checkpoints.restore(program.state, step, without=("opt_state",))
         if restored is None:
             raise UserError(f"{workdir / 'checkpoints'}: there is no checkpoint yet; train until the first save")
         state, _ = restored

@@ -110,10 +110,18 @@ class Run:
 
         return labels_of(self.workdir)
 
-    def classify(self, texts, which=None, **how):
-        """What each text is taken for: a Classified with the label and the probabilities. `how` as in
-        t5like.tasks.ask.classify; a pair of texts is a tuple."""
-        return self._asked("classify", "Classifying", texts, which, **how)
+    def classify(self, inputs, which=None):
+        """What each text or picture is taken for: a Classified with the label and the probabilities. A pair of texts is
+        a tuple, a picture uint8 [h, w, C]. As t5like.tasks.ask.classify and vision.ask.classify."""
+        from paradigm.capabilities import ClassifyingPictures, parts
+
+        for part in parts(self.objective):
+            if isinstance(part.objective, ClassifyingPictures):
+                from vision.ask import classify
+
+                variables = part.variables(self.variables(which))
+                return self._timed(classify, part.objective, variables, self.labels, inputs)
+        return self._asked("classify", "Classifying", inputs, which)
 
     def tag(self, words, which=None):
         """[(word, its tag)] of a list of words, or of a text. As t5like.tasks.ask.tag."""

@@ -6,7 +6,7 @@ and batches are taken from those of the whole.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from paradigm import combine
 from paradigm.errors import UserError
@@ -88,6 +88,14 @@ class FillingMasks(SentenceScoring):
     can = "fill masks"
 
 
+class Classified(NamedTuple):
+    """What is said of one text or picture. label: a name, the names of those above even odds, or a number. chances:
+    {name: probability}, likeliest first."""
+
+    label: Any
+    chances: dict
+
+
 class Classifying(HasModel):
     """Gives texts labels. kind: class, classes or number (t5like/labels.py). Its batches hold `label`."""
 
@@ -146,6 +154,16 @@ class ImageFeatures(HasModel):
 
     def features(self, variables, images):
         """float32 [B, H, W, C], normalised -> (pooled [B, D], intermediates), in evaluation."""
+        raise NotImplementedError
+
+
+class ClassifyingPictures(ImageFeatures):
+    """Gives pictures one of some classes."""
+
+    can = "classify pictures"
+
+    def logits(self, variables, images):
+        """Normalised pictures [B, H, W, C] -> float32 [B, classes], in evaluation."""
         raise NotImplementedError
 
 

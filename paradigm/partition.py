@@ -4,6 +4,10 @@ A rule is (regex on 'a/b/kernel', mesh axes of the trailing dims); leading dims,
 Vectors that no rule names are replicated; a matrix that no rule names is an error, since on a pod it would be a copy on
 every chip. Moments and averages inherit by path from the parameter that their path ends with. No parameter is cut over
 `context`: it cuts the rows of a batch, and what becomes of them, along their length.
+
+An axis with a question mark, "fsdp?", cuts what is kept and not what is computed with, and is left out where it does
+not divide: for small leaves beside kernels, which are many together, as their moments are. Whoever reads one calls
+`gathered` first.
 """
 
 import re
@@ -37,6 +41,11 @@ def constrain(x, *axes, partial=False):
     own = lambda size, axis: _fitting(size, axis, mesh) if partial or axis == CONTEXT else axis
     spec = P(*(own(size, axis) for size, axis in zip(x.shape, spec)))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def gathered(x, axes):
+    """A leaf as it is computed with: laid as its rule says, whole along the axes that are marked with "?"."""
+    return constrain(x, *map(_firm, axes), partial=True)
 
 
 def constrain_tokens(x):
@@ -150,7 +159,7 @@ def _spec(name, shape, rules, mesh):
         raise UserError(
             f"the partition rule for {name} has {len(axes)} axes {axes}, its shape {tuple(shape)} has fewer dims"
         )
-    spec = _trailing(axes, len(shape))
+    spec = P(*(_kept(size, axis, mesh) for size, axis in zip(shape, _trailing(axes, len(shape)))))
     for size, axis in zip(shape, spec):
         ways = _ways(axis, mesh)
         if size % ways:
@@ -165,6 +174,23 @@ def _fitting(size, axis, mesh):
     """Those of a dim's axes that the mesh has, or None where they do not divide it."""
     names = tuple(a for a in ((axis,) if isinstance(axis, str) else axis or ()) if a in mesh.shape)
     return names if names and size % _ways(names, mesh) == 0 else None
+
+
+def _firm(axis):
+    """A dim's axes without those that are marked with "?"."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    firm = tuple(name for name in names if not name.endswith("?"))
+    return axis if firm == names else firm or None
+
+
+def _kept(size, axis, mesh):
+    """A dim's axes with those of the marked ones that divide it beside the others."""
+    names = _firm(axis)
+    for name in (axis,) if isinstance(axis, str) else axis or ():
+        if name.endswith("?"):
+            more = (*((names,) if isinstance(names, str) else names or ()), name.removesuffix("?"))
+            names = more if size % _ways(more, mesh) == 0 else names
+    return names[0] if isinstance(names, tuple) and len(names) == 1 else names
 
 
 def _ways(axis, mesh):

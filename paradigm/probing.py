@@ -1,4 +1,4 @@
-"""Classifiers on frozen features: the nearest neighbours' vote, and softmax regression.
+"""Classifiers on frozen features: the nearest neighbours' vote, softmax regression, and attention by a learned query.
 
 The protocol of what they are given and scored on is the evaluator's (vision/probe.py, t5like/probes.py).
 """
@@ -6,10 +6,14 @@ The protocol of what they are given and scored on is the evaluator's (vision/pro
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import linen as nn
 
 from paradigm import rng
 
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+# facebookresearch/jepa, configs/evals/vitl16_in1k.yaml has 1e-3; narrow encoders and few steps need the other.
+ATTENTIVE_RATES = (1e-3, 1e-2)
 BATCH = 250  # rows at a time
 
 
@@ -72,6 +76,63 @@ def _regressions(x, y, classes, steps, seed, learning_rates):
     heads = jax.jit(jax.vmap(train, (0, None, None)))(jnp.asarray(learning_rates), x, y)
     kernels, biases = map(np.asarray, heads)
     return list(zip(kernels, biases))
+
+
+class AttentiveHead(nn.Module):
+    """Logits [B, classes] of hidden states [B, L, D] and their segments, 0 for padding; pool: an AttentivePool."""
+
+    pool: nn.Module
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, segments):
+        return nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="classifier")(self.pool(x, segments)[0])
+
+
+def attentive(x, y, x_test, y_test, classes, pool, steps, seed=0, rates=ATTENTIVE_RATES, batch=128):
+    """Test accuracy of an attentive probe (paradigm/attentive.py), trained on tokens that stay as they are.
+
+    AdamW, cosine to 0, weight decay 0.001 on matrices, as V-JEPA's, at the rate that rows set apart chose.
+
+    Args:
+        x, x_test: (hidden states float32 [N, L, D], segments int32 [N, L]). pool: an AttentivePool.
+    """
+    order = np.random.default_rng(seed).permutation(len(y))
+    apart, kept = np.split(order, [max(1, len(y) // 10)])
+    rows, y, batch = np.concatenate([kept, apart]), np.asarray(y), min(batch, len(y))
+    hidden, segments, labels = (jnp.asarray(a[rows]) for a in (*x, y))
+    head = AttentiveHead(pool, classes)
+    logits = jax.jit(head.apply)
+
+    @jax.jit
+    def train(rate, count, hidden, segments, labels):  # on the first `count` rows
+        matrices = lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree)
+        optimizer = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=0.001, mask=matrices)
+
+        def step(carry, i):
+            params, state = carry
+            at = jax.random.randint(rng.key(seed, "attentive", i), (batch,), 0, count)
+
+            def nll(params):
+                logs = jax.nn.log_softmax(head.apply(params, hidden[at], segments[at]))
+                return -jnp.take_along_axis(logs, labels[at][:, None], 1).mean()
+
+            updates, state = optimizer.update(jax.grad(nll)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = head.init(rng.key(seed, "attentive"), hidden[:1], segments[:1])
+        return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
+
+    def accuracy(rate, count, x, y):
+        params, right = train(rate, count, hidden, segments, labels), 0
+        for at in range(0, len(y), batch):
+            some = [np.concatenate([a[at : at + batch], np.repeat(a[:1], max(0, at + batch - len(y)), 0)]) for a in x]
+            right += np.sum(np.argmax(logits(params, *some), 1)[: len(y) - at] == y[at : at + batch])
+        return float(right / len(y))
+
+    beside = [a[apart] for a in x]
+    best = max(rates, key=lambda rate: accuracy(rate, len(kept), beside, y[apart])) if len(rates) > 1 else rates[0]
+    return accuracy(best, len(rows), x_test, np.asarray(y_test))
 
 
 def balanced(y, part, classes, seed=0):

@@ -1,8 +1,9 @@
 """Probes of text encoders: how well labels that no one trained on can be read off a sentence's hidden states.
 
-    knn, linear     as paradigm/probing.py has them; the learning rate is chosen on a tenth of the training texts
+    knn, linear     as paradigm/probing.py has them, of the mean over a sentence's tokens or the first one's
+    attentive       a learned query asks all tokens (paradigm/attentive.py), on the model as it is
 
-A sentence's features are a layer's hidden states, the mean over its tokens or the first one's. Every number stands
+The learning rate is chosen on a tenth of the training texts. Features are a layer's hidden states. Every number stands
 beside `random/...`, that of the same model as initialised.
 """
 
@@ -15,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm import rng
+from paradigm.attentive import Attentive
 from paradigm.capabilities import HasModel
 from paradigm.errors import UserError, choose
 from paradigm.evaluator import Evaluator
-from paradigm.probing import knn, linear
+from paradigm.probing import attentive, knn, linear
 from paradigm.storage import expand
 from t5like.heads import pooled
 from t5like.models import Decoder, Encoder, EncoderDecoder
 
-METHODS = ("knn", "linear")
+METHODS = ("knn", "linear", "attentive")
 BATCH = 64
 
 
@@ -34,8 +36,8 @@ class TextProbes(Evaluator):
     source: a .json file, an object of splits, each a list of [text, label] (CLINC150); or a folder with SPLIT.jsonl of
     objects with "text" and "label". train, test: names of the splits. texts: of each split, spread evenly; None: all.
     methods: of METHODS. layer: whose output is read, from 0, negative from the end; None: the model's last, normed.
-    pool: mean or cls. length: tokens of a text; what is longer is cut. epochs, seed: of the linear probe. random: the
-    comparison with an untrained model.
+    pool: mean or cls, of all but attentive. length: tokens of a text; what is longer is cut. epochs, seed: of the
+    probes that are trained. random: the comparison with an untrained model.
     Metrics: probe/METHOD, probe/random/METHOD, probe/chance (the commonest label's share).
 
     Raises UserError for files that are not there or are something else, and labels of one kind only.
@@ -45,7 +47,7 @@ class TextProbes(Evaluator):
     train: str = "train"
     test: str = "test"
     texts: int | None = 2000
-    methods: tuple = METHODS
+    methods: tuple = ("knn", "linear")
     layer: int | None = None
     pool: str = "mean"
     length: int = 32
@@ -110,16 +112,30 @@ class TextProbes(Evaluator):
         return {f"probe/{name}": float(x) for name, x in numbers.items()}, []
 
     def _scores(self, objective, variables, encoded, labels, classes):
-        (x, x_test), (y, y_test) = ([self.features(objective, variables, ids) for ids in encoded], labels)
-        steps = max(1, self.epochs * len(x) // 256)
-        by = {
-            "knn": lambda: knn(x, y, x_test, y_test, classes),
-            "linear": lambda: linear(x, y, x_test, y_test, classes, steps, self.seed),
-        }
-        return {method: by[method]() for method in self.methods}
+        found, (y, y_test) = {}, labels
+        if pooled_ones := [method for method in self.methods if method != "attentive"]:
+            x, x_test = [self.features(objective, variables, ids) for ids in encoded]
+            steps = max(1, self.epochs * len(x) // 256)
+            by = {
+                "knn": lambda: knn(x, y, x_test, y_test, classes),
+                "linear": lambda: linear(x, y, x_test, y_test, classes, steps, self.seed),
+            }
+            found = {method: by[method]() for method in pooled_ones}
+        if "attentive" in self.methods:
+            x, x_test = [self.hidden(objective, variables, ids) for ids in encoded]
+            pool, steps = Attentive().module(objective.model), max(1, self.epochs * len(y) // 128)
+            found["attentive"] = attentive(x, y, x_test, y_test, classes, pool, steps, self.seed)
+        return found
 
     def features(self, objective, variables, ids):
         """float32 [N, D] of sentences, lists of ids."""
+        return self._read(objective, variables, ids, self.pool)[0]
+
+    def hidden(self, objective, variables, ids):
+        """(float32 [N, L, D], segments int32 [N, L]) of sentences, lists of ids; 0 is padding."""
+        return self._read(objective, variables, ids, None)
+
+    def _read(self, objective, variables, ids, pool):
         v, model = objective.known, objective.model
         length = min(self.length, model.places) if model.positions == "learned" else self.length
         front, back = ([i for i in (x,) if i is not None] if isinstance(model, Encoder) else [] for x in (v.cls, v.sep))
@@ -132,14 +148,14 @@ class TextProbes(Evaluator):
             for row, sentence in enumerate(ids[at : at + BATCH]):
                 whole = [*front, *sentence[: length - len(front) - len(back)], *back]
                 tokens[row, : len(whole)], segments[row, : len(whole)] = whole, 1
-            x = _encode(objective, self.layer, self.pool, variables, tokens, segments)
-            found.append(np.asarray(x)[: len(ids[at : at + BATCH])])
-        return np.concatenate(found)
+            x, real = _encode(objective, self.layer, pool, variables, tokens, segments), len(ids[at : at + BATCH])
+            found.append((np.asarray(x)[:real], segments[:real]))
+        return tuple(map(np.concatenate, zip(*found)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(objective, layer, pool, variables, tokens, segments):
-    """[B, L] -> float32 [B, D]."""
+    """[B, L] -> float32 [B, D], or [B, L, D] without a pool."""
     model = objective.model
     if isinstance(model, EncoderDecoder):
         x, more, _ = objective.apply("model", variables, tokens, None, segments, method="encode")
@@ -147,4 +163,4 @@ def _encode(objective, layer, pool, variables, tokens, segments):
         x, more, _ = objective.apply("model", variables, tokens, None, segments, method="hidden")
         x = more.get("encoded", x)  # before an encoder's head
     x = x if layer is None else more["layers"][layer]
-    return pooled(x, segments, pool).astype(jnp.float32)
+    return (x if pool is None else pooled(x, segments, pool)).astype(jnp.float32)

@@ -90,9 +90,13 @@ ROWS = (
     # paradigm: adaptations
     ("paradigm/adapt/lora.py", "jax.lax.stop_gradient(1.0 / jnp.sqrt(larger))", "1.0 / jnp.sqrt(larger)", "adapt/test_references", "takes_its_norm_as_constant"),
     ("paradigm/adapt/base.py", 'path[-1] == "bias" and path[1] != "head"', 'path[-1] == "bias"', "adapt/test_methods", "bitfit_wants"),
+    ("paradigm/adapt/lora.py", '(None, ("tensor", "fsdp?"))', '(None, "tensor")', "launch/test_adapt", "in_proportion"),
+    ("paradigm/partition.py", "constrain(x, *map(_firm, axes), partial=True)", "x", "paradigm/test_partition", "computed_with"),
     ("paradigm/attentive.py", "AttentionMask(keys=segments)", "AttentionMask()", "paradigm/test_attentive", "by_loops or padding"),
     ("multimodal/few_shot.py", "jnp.exp(-beta * (1 - x @ keys.T))", "jnp.exp(-beta * (1 + x @ keys.T))", "multimodal/test_few_shot", "by_loops"),
     ("multimodal/few_shot.py", "order >= max(self.shots)", "order >= 0", "multimodal/test_few_shot", "what_names_do_not"),
+    ("launch/convert.py", "meta, checkpoints.meta(step)[1])", "meta, {})", "launch/test_adapted_runs", "without_its_optimizers"),
+    ("benchmarks/adaptation_data.py", "order[: -2 * HELD_OUT] for", "order for", "test_adaptation_page", "held_out_by"),
     ("launch/run/forgetting.py", "(given | fits)", "(fits | given)", "launch/test_adapted_runs", "what_was_forgotten"),
     ("t5like/tasks/choice.py", "is not None or i != asked]", "is not None or True]", "t5like/test_written", "shots"),
     ("paradigm/adapt/prompt.py", "x, positions + self.length, *more", "x, positions, *more", "adapt/test_peft", "gpt2_prompt or gpt2_prefix"),

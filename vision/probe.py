@@ -41,8 +41,8 @@ from paradigm.evaluator import Evaluator
 from paradigm.objective import Context
 from paradigm.optim import AdamW, LayerDecay
 from paradigm.partition import constrain
+from paradigm.probing import ATTENTIVE_RATES, balanced, knn, linear
 from paradigm.probing import LEARNING_RATES as LEARNING_RATES
-from paradigm.probing import balanced, knn, linear
 from paradigm.records import Subset
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
@@ -50,7 +50,6 @@ from vision.objectives.classify import Classify
 
 BATCH = 250  # pictures encoded at a time
 LABELS = {"linear": 1.0, "linear_10pct": 0.1, "linear_1pct": 0.01}
-ATTENTIVE_RATES = (1e-3, 1e-2)
 METHODS = ("knn", *LABELS, "attentive", "finetune")
 _random = weakref.WeakKeyDictionary()  # data -> {(objective, probes): the numbers of the untrained encoder}
 

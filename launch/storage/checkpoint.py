@@ -221,12 +221,13 @@ class Checkpoints:
         facts = manifest.read(self.directory / str(step))
         return facts["meta"], facts["metrics"]
 
-    def restore(self, abstract, step=None):
+    def restore(self, abstract, step=None, without=()):
         """(state, meta) of the newest whole checkpoint, or of `step` as in `find`; None when there is no checkpoint.
 
         Args:
             abstract: tree of ShapeDtypeStructs with shardings (none: the first device); each leaf is read straight into
                 its sharding, whatever mesh it was saved from.
+            without: names of trees that are not read, ("opt_state",) for instance: their leaves are None.
 
         Raises:
             UserError: as `find`; or a leaf differs in name, shape or dtype, with the leaf, wanted and found.
@@ -235,14 +236,20 @@ class Checkpoints:
         if found is None:
             return None
         path = self.directory / str(found)
-        abstract_leaves = _nested(abstract)
+        abstract_leaves = {name: tree for name, tree in _nested(abstract).items() if name not in without}
         frozen = abstract_leaves.pop(FROZEN, None)
-        _compare(dict(trees.named_leaves(abstract_leaves)), self._shapes(found), path)
+        shapes = {name: x for name, x in self._shapes(found).items() if name.split("/")[0] not in without}
+        if "opt_state" in abstract_leaves and not any(name.startswith("opt_state/") for name in shapes):
+            raise UserError(
+                f"{path} holds no optimizer's state, and no run goes on from it: start a new one in another directory, "
+                f"with --init_from={self.directory.parent}"
+            )
+        _compare(dict(trees.named_leaves(abstract_leaves)), shapes, path)
         leaves = self._placed(path, abstract_leaves)
         if frozen or self._digest_of_frozen(found):
             leaves |= {f"{FROZEN}/{n}": x for n, x in self._whole(found).placed(0, frozen or {}).items()}
         self._current = found
-        return trees.named_map(lambda name, _: leaves[name], abstract), self.meta(found)[0]
+        return trees.named_map(lambda name, _: leaves.get(name), abstract), self.meta(found)[0]
 
     def placed(self, step, abstract):
         """{name: array} of a step's leaves, each read into its sharding. Raises UserError where they differ."""
@@ -256,7 +263,7 @@ class Checkpoints:
             sharding = getattr(x, "sharding", None) or here
             return _orbax().ArrayRestoreArgs(sharding=sharding, global_shape=x.shape, dtype=x.dtype)
 
-        args = _orbax().args.PyTreeRestore(_nested(abstract), restore_args=_nested(abstract, how))
+        args = _orbax().args.PyTreeRestore(_nested(abstract), restore_args=_nested(abstract, how), partial_restore=True)
         return dict(trees.named_leaves(retry(lambda: self._io.restore(path / STATE, args=args))))
 
     def arrays(self, step=None, only=None):
@@ -264,7 +271,8 @@ class Checkpoints:
 
         Args:
             step: as in `find`.
-            only: names of the trees to read, ("params",) for instance; None for all. `params` has the frozen ones too.
+            only: names of the trees to read, ("params",) for instance; None for all. `params` has the frozen ones too,
+                unless "frozen" is named as well.
         """
         found = self.find(step)
         if found is None:
@@ -276,7 +284,9 @@ class Checkpoints:
         place = self.directory / str(found) / STATE
         tree = retry(lambda: self._io.restore(place, args=args)) if shapes else {}
         if self._digest_of_frozen(found) and (only is None or "params" in only):
-            tree["params"] = trees.merge(tree["params"], self._whole(found).arrays(0)[1])
+            frozen = self._whole(found).arrays(0)[1]
+            apart = only is not None and FROZEN in only
+            tree |= {FROZEN: frozen} if apart else {"params": trees.merge(tree["params"], frozen)}
         return found, tree, self.meta(found)[0]
 
     def digest(self, step):

@@ -12,7 +12,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from paradigm import trees
+from paradigm import partition, trees
 from paradigm.errors import UserError
 
 
@@ -29,7 +29,7 @@ class Adaptation:
 
     own = ()  # names, the path's last components, of the leaves that it adds
     freezes = True  # whether what is not named is frozen
-    partition_rules = ()  # for its leaves
+    partition_rules = ()  # for its leaves; "fsdp?" cuts what is kept, and its moments (paradigm/partition.py)
     is_random = False  # whether it draws from the keys of a call
     lengthens = False  # whether it puts further tokens, or keys, before those of a text
     shift = 0  # how far it moves the positions of a text
@@ -55,6 +55,10 @@ class Adaptation:
     def is_own(self, name):
         """Whether the leaf of this name is one that an adaptation like this adds."""
         return bool(self.own) and bool(re.search(self._own, name))
+
+    def in_use(self, name, x):
+        """The leaf of this name as it is computed with, whole along the axes that cut only what is kept."""
+        return partition.gathered(x, trees.first_match(self.partition_rules, name))
 
     @property
     def _own(self):

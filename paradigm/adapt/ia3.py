@@ -32,9 +32,9 @@ class IA3(Adaptation):
     own = (SCALE,)
     carriers = "scales the outputs and inputs of Dense"
     partition_rules = (
-        (r"(attention|cross)/(query|key|value)/ia3$", ("tensor", None)),
-        (r"mlp/(gate|up|down)/ia3$", ("tensor",)),
-        (r"/ia3$", ()),
+        (r"(attention|cross)/(query|key|value)/ia3$", ("tensor", "fsdp?")),
+        (r"mlp/(gate|up|down)/ia3$", (("tensor", "fsdp?"),)),
+        (r"/ia3$", ("fsdp?",)),
     )
 
     def __post_init__(self):
@@ -57,11 +57,13 @@ class IA3(Adaptation):
             module = context.module
             if not isinstance(module, Dense) or context.method_name != "__call__":
                 return next_fun(*args, **kwargs)
-            place = self.place(f"{module_path(name, module)}/kernel")
+            path = module_path(name, module)
+            place = self.place(f"{path}/kernel")
             if place is None:
                 return next_fun(*args, **kwargs)
             (x,) = args
-            factor = lambda shape: module.param(SCALE, nn.initializers.ones, shape, jnp.float32).astype(module.dtype)
+            leaf = lambda shape: module.param(SCALE, nn.initializers.ones, shape, jnp.float32)
+            factor = lambda shape: self.in_use(f"{path}/{SCALE}", leaf(shape)).astype(module.dtype)
             if place == "inputs":
                 return next_fun(x.astype(module.dtype) * factor(x.shape[-module.inputs :]))
             return next_fun(x) * factor(module.features)

@@ -57,13 +57,14 @@ class LoRA(Adaptation):
     carriers = "adapts the kernels of Dense and Embed (no convolution)"
     partition_rules = (
         (r"(attention|cross)/(query|key|value)/lora_a$", ("fsdp", None)),
-        (r"(attention|cross)/(query|key|value)/lora_b$", (None, "tensor", None)),
-        (r"(attention|cross)/out/lora_a$", ("tensor", None, None)),
+        (r"(attention|cross)/(query|key|value)/lora_b$", (None, "tensor", "fsdp?")),
+        (r"(attention|cross)/out/lora_a$", ("tensor", "fsdp?", None)),
         (r"mlp/(gate|up)/lora_a$", ("fsdp", None)),
-        (r"mlp/(gate|up)/lora_b$", (None, "tensor")),
-        (r"mlp/down/lora_a$", ("tensor", None)),
+        (r"mlp/(gate|up)/lora_b$", (None, ("tensor", "fsdp?"))),
+        (r"mlp/down/lora_a$", (("tensor", "fsdp?"), None)),
         (r"((attention|cross)/out|mlp/down)/lora_b$", (None, "fsdp")),
-        (r"/lora_(a|b|magnitude)$", ()),
+        (r"/lora_a$", ("fsdp?", None)),
+        (r"/lora_(b|magnitude)$", ("fsdp?",)),
     )
 
     def __post_init__(self):
@@ -124,15 +125,16 @@ class LoRA(Adaptation):
         kernel = module.get_variable("params", "kernel")
         into = kernel.shape[: module.inputs]
         self._check_rank(path, rank, kernel.shape, module.inputs)
-        a, b = self._pair(module, (*into, rank), (rank, *module.features), first_a=_kaiming, first_b=_zeros)
+        a, b = self._pair(module, path, (*into, rank), (rank, *module.features), first_a=_kaiming, first_b=_zeros)
         scale, dtype = self.scale_of(f"{path}/kernel"), module.dtype
         z = product(drop(x, keys, f"lora/{path}", self.dropout).astype(dtype), a.astype(dtype), module.inputs)
         z = constrain_tokens(z)
         more = product(z * jnp.asarray(scale, dtype), b.astype(dtype), 1)
         if not self.dora:
             return y + more
-        factor = magnitude_factor(kernel, a, b, scale, module.param(MAGNITUDE, _zeros, module.features, jnp.float32))
-        factor = factor.astype(dtype)
+        more_magnitude = module.param(MAGNITUDE, _zeros, module.features, jnp.float32)
+        more_magnitude = self.in_use(f"{path}/{MAGNITUDE}", more_magnitude)
+        factor = magnitude_factor(kernel, a, b, scale, more_magnitude).astype(dtype)
         plain = y - module.get_variable("params", "bias").astype(dtype) if module.bias else y
         return y + (factor - 1) * plain + factor * more
 
@@ -143,13 +145,14 @@ class LoRA(Adaptation):
         if self.dora:
             raise UserError(f"LoRA.dora: {path} is an embedding, whose rows have no magnitude: leave it out of targets")
         self._check_rank(path, rank, (module.count, module.features), 1)
-        a, b = self._pair(module, (module.count, rank), (rank, module.features), first_a=_zeros, first_b=_normal)
+        shapes = (module.count, rank), (rank, module.features)
+        a, b = self._pair(module, path, *shapes, first_a=_zeros, first_b=_normal)
         z = a.astype(module.dtype) if ids is None else lookup(a, ids, module.dtype)
         return y + product(z * jnp.asarray(self.scale_of(f"{path}/embedding"), z.dtype), b.astype(module.dtype), 1)
 
-    @staticmethod
-    def _pair(module, shape_a, shape_b, first_a, first_b):
-        return module.param(A, first_a, shape_a, jnp.float32), module.param(B, first_b, shape_b, jnp.float32)
+    def _pair(self, module, path, shape_a, shape_b, first_a, first_b):
+        a, b = module.param(A, first_a, shape_a, jnp.float32), module.param(B, first_b, shape_b, jnp.float32)
+        return self.in_use(f"{path}/{A}", a), self.in_use(f"{path}/{B}", b)
 
     @staticmethod
     def _check_rank(path, rank, shape, inputs):

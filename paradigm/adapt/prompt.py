@@ -57,7 +57,7 @@ class PromptTuning(Adaptation):
     carriers = "puts soft tokens before a transformer's"
     partition_rules = (
         (r"(^|/)soft$", (None, "fsdp")),
-        (r"/prefix_(key|value)$", (None, "tensor", None)),
+        (r"/prefix_(key|value)$", (None, "tensor", "fsdp?")),
     )
 
     def __post_init__(self):
@@ -200,7 +200,8 @@ class PromptTuning(Adaptation):
 
         def behind(name, x):
             shape = (self.length, x.shape[1], x.shape[3])
-            prefix = module.param(name, nn.initializers.normal(self.std), shape, jnp.float32).astype(x.dtype)
+            prefix = module.param(name, nn.initializers.normal(self.std), shape, jnp.float32)
+            prefix = self.in_use(f"/{name}", prefix).astype(x.dtype)
             prefix = jnp.broadcast_to(prefix.swapaxes(0, 1)[None], (len(x), shape[1], self.length, shape[2]))
             return constrain(jnp.concatenate([prefix, x], 2), BATCH, "tensor", None, None)
 

@@ -1,22 +1,14 @@
 """Asking a task in a notebook: texts in, labels, tags, answers and texts out."""
 
-from typing import Any, NamedTuple
-
 import jax
 import numpy as np
 
+from paradigm.capabilities import Classified
 from paradigm.errors import UserError
 from t5like import labels as kinds
 from t5like.decode import Sampling
 from t5like.tasks.base import batch_of_rows
 from t5like.tasks.evaluators import scores_of, spelt
-
-
-class Classified(NamedTuple):
-    """label: a name, the names of those above even odds, or a number. chances: {name: probability}, likeliest first."""
-
-    label: Any
-    chances: dict
 
 
 def classify(objective, variables, tokenizer, labels, texts):

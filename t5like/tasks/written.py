@@ -6,7 +6,7 @@ missing.
 """
 
 import dataclasses
-import importlib.util
+import importlib
 
 from paradigm.capabilities import Rewriting
 from paradigm.errors import UserError, choose
@@ -15,8 +15,9 @@ from paradigm.metrics import Artefact
 from t5like import rows, tables
 from t5like.decode import Sampling
 
-LIBRARIES = {"exact": None, "bleu": "sacrebleu", "chrf": "sacrebleu",
-             "rouge1": "rouge_score", "rouge2": "rouge_score", "rougeL": "rouge_score"}  # fmt: skip
+_ROUGE = ("rouge_score.rouge_scorer", "RougeScorer")
+LIBRARIES = {"exact": None, "bleu": ("sacrebleu", "corpus_bleu"), "chrf": ("sacrebleu", "corpus_chrf"),
+             "rouge1": _ROUGE, "rouge2": _ROUGE, "rougeL": _ROUGE}  # score: (module, what of it)  # fmt: skip
 TOGETHER = 32  # texts that are written at once
 
 
@@ -27,20 +28,30 @@ def text_scores(found, references, scores):
         same = [text.strip() in [r.strip() for r in refs] for text, refs in zip(found, references)]
         values["exact_match"] = sum(same) / len(same)
     if {"bleu", "chrf"} & set(scores):
-        import sacrebleu
-
         most = max(map(len, references))
         columns = [[refs[k] if k < len(refs) else None for refs in references] for k in range(most)]
         for name in ("bleu", "chrf"):
             if name in scores:
-                values[name] = getattr(sacrebleu, f"corpus_{name}")(found, columns).score
+                values[name] = _of_library(name)(found, columns).score
     if rouge := [name for name in scores if name.startswith("rouge")]:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        scorer = RougeScorer(rouge, use_stemmer=True)
+        scorer = _of_library(rouge[0])(rouge, use_stemmer=True)
         each = [scorer.score_multi(refs, text) for text, refs in zip(found, references)]
         values |= {name: sum(one[name].fmeasure for one in each) / len(each) for name in rouge}
     return values
+
+
+def _of_library(score):
+    """What computes a score. Raises UserError where its library is not there, or not whole."""
+    module, attribute = LIBRARIES[score]
+    package = module.partition(".")[0]
+    try:
+        importlib.import_module(package)
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"TextScores: {score} needs the package {package.replace('_', '-')}: pip install "
+            f"'paradigm-pretraining[tasks]', or take it from TextScores.scores ({error})"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +84,8 @@ class TextScores(Evaluator):
     def check(self, objective, data):
         super().check(objective, data)
         for name in self.scores:
-            library = LIBRARIES[name]
-            try:
-                there = library is None or importlib.util.find_spec(library) is not None
-            except ValueError:  # of a module that is there by name alone
-                there = False
-            if not there:
-                raise UserError(
-                    f"TextScores: {name} needs the package {library.replace('_', '-')}: pip install "
-                    "'paradigm-pretraining[tasks]', or take it from TextScores.scores"
-                )
+            if LIBRARIES[name]:
+                _of_library(name)
 
     def run(self, objective, variables, data):
         """({score: value}, [Artefact "written"])."""

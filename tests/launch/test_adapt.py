@@ -5,6 +5,7 @@ The adaptation here puts a gain beside every Dense kernel. At zero it changes no
 
 import dataclasses
 import functools
+import math
 
 import gin
 import jax
@@ -15,7 +16,8 @@ import pytest
 from launch import load
 from launch.run import loop, registry
 from launch.run.experiment import bound
-from paradigm import trees
+from launch.run.initial import make_state
+from paradigm import partition, trees
 from paradigm.adapt import Adaptation
 from paradigm.layers import Dense
 from paradigm.objective import EVALUATION
@@ -157,3 +159,20 @@ def contract_loss(one, params, data):
         (term,) = one.loss(params, {}, batch, EVALUATION).terms.values()
         total, weight = total + float(term.sum), weight + float(term.weight)
     return total / weight
+
+
+def test_on_a_pod_the_optimizers_memory_is_in_proportion_to_what_is_trained():
+    """Bytes that one of 16 chips keeps for a decoder of 8B, by LoRA and with all of it trained; nothing is computed."""
+
+    def of(*params):
+        e = bound(registry.parse(["runs/llama_8b_lora.gin"], params))
+        state = jax.eval_shape(lambda: make_state(e))
+        mesh = jax.sharding.AbstractMesh((1, 16, 1), partition.AXES)
+        laid = partition.state_shardings(state, e.objective.all_partition_rules, mesh)
+        pairs = zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(laid.opt_state), strict=True)
+        kept = sum(math.prod(sharding.shard_shape(x.shape)) for x, sharding in pairs)
+        return kept, sum(x.size for x in jax.tree.leaves(state.params))
+
+    (lora, trained), (full, everything) = of(), of("Experiment.adapt = @Full()")
+    assert 0.005 < trained / everything < 0.0055
+    assert lora / full < 1.05 * trained / everything

@@ -142,8 +142,30 @@ def test_what_was_forgotten_is_told_by_pretrainings_own_validation(places, tmp_p
     assert whole == pytest.approx(wanted, rel=1e-6)
     with pytest.raises(UserError, match="lora was not adapted from this run: model/decoder/layers/mlp/.* of shape"):
         evaluate(places / "base", gin_params=["gpt.d_ff = 64"], adapted=places / "lora")
+    (tmp_path / "begun").mkdir()
+    shutil.copy(places / "lora" / "config.gin", tmp_path / "begun")
+    with pytest.raises(UserError, match="begun/checkpoints: there is no checkpoint yet; train until the first save"):
+        evaluate(places / "base", adapted=tmp_path / "begun")
     with pytest.raises(UserError, match="--adapted=.*nowhere: no run is here"):
         evaluate(places / "base", adapted=tmp_path / "nowhere")
+
+
+def test_a_run_without_its_optimizers_state_is_a_base_and_is_evaluated_and_loaded(places, tmp_path):
+    adapted(places)
+    for name in ("base", "lora"):
+        told = convert.to_parameters(places / name, tmp_path / name)
+        assert told == f"step 3 of {places / name}, without its optimizer's state -> {tmp_path / name}"
+        assert evaluate(tmp_path / name)[:2] == evaluate(places / name)[:2]
+        contract.assert_trees_equal(named(load(tmp_path / name, "best").params), named(load(places / name).params))
+    size = lambda path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    assert size(tmp_path / "base" / "checkpoints") < 0.5 * size(places / "base" / "checkpoints" / "3")
+    assert load(tmp_path / "lora").generate("The", max_new_tokens=4) == load(places / "lora").generate(
+        "The", max_new_tokens=4
+    )
+    again = run(tmp_path / "again", places / "other.txt", LORA, init_from=str(tmp_path / "base"))
+    contract.assert_trees_equal(named(again.state.all_params), named(adapted(places).state.all_params))
+    with pytest.raises(UserError, match="checkpoints/3 holds no optimizer's state.* with --init_from="):
+        run(tmp_path / "base", places / "text.txt", params=["Experiment.total_steps = 4"])
 
 
 def test_they_are_listed():

@@ -73,7 +73,7 @@ SHRINK = {
 SHRINK |= {
     "bert": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "TextRecords": "tokenizer = 'bytes', specials = ('cls','sep')",
-    "TextScores": "count = 2",
+    "TextScores": "count = 2, references = ''",
     "clip_vit": SHRINK["vit"].replace("patch = 4", "patch = 8"),
     "clip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "siglip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
@@ -243,6 +243,9 @@ CHANCE_OF_RUN = {
 RECORDS = {  # (source, input, label, target) in place of a folder that a person has
     "runs/small/clinc150.gin": ("stdlib:modules", "{code}", "module"),
     "runs/small/wnut17.gin": ("stdlib:tokens", "{tokens}", "tags"),
+    **dict.fromkeys(
+        ("runs/small/tatoeba.gin", "runs/small/scitldr.gin"), ("stdlib:summaries", "{code}", "", "{summary}")
+    ),
     "runs/llama_8b_lora.gin": ("stdlib:summaries", "{code}", "", "{summary}"),
 }
 

@@ -68,8 +68,8 @@ def test_command(run, tmp_path):
     )
     done = command(f"--workdir={run}", f"--out={tmp_path / 'hf'}", "--format=hf", "--step=2")
     assert (done.returncode, done.stdout) == (0, f"step 2 of {run} -> {tmp_path / 'hf'}\n")
-    done = command(f"--workdir={run}", f"--out={tmp_path / 'back'}", "--format=checkpoint")
-    assert done.returncode == 2 and "--format=checkpoint reads --weights and nothing else" in done.stderr
+    done = command(f"--weights={run}", f"--out={tmp_path / 'back'}", "--format=peft")
+    assert done.returncode == 2 and "--format=peft reads --workdir and nothing else" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 

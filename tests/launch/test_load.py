@@ -1,6 +1,7 @@
 """load: a run directory, without its data or its optimizer, becomes something that infills and continues text."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -131,6 +132,29 @@ def test_importing_launch_is_cheap():
     subprocess.run([sys.executable, "-c", script + "; import launch.load; assert launch.load is load"], check=True)
     with pytest.raises(AttributeError, match="module 'launch' has no attribute 'lode'"):
         launch.lode  # noqa: B018
+
+
+def test_pictures_are_classified_by_a_run_its_adaptation_and_what_that_is_merged_into(tmp_path):
+    text = re.sub(r"(?m)^(CapPa|cappa_text|siglip).*\n|@CapPa\(\)", "", CAPTIONS).replace("@PairData()", "@ImageData()")
+    text = text.replace("Experiment.objective = ", "Experiment.objective = @Classify()")
+    text += "Classify.encoder = @vit()\nClassify.augment = @no_views()\nClassify.classes = 3\nno_views.size = 16\n"
+    make_run(tmp_path, text + "Experiment.adapt = @LoRA()\nLoRA.rank = 2\n")
+    run = load(tmp_path)
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((16, 16), (20, 31))]
+    assert run.classify(images)[0].label in "012"
+    (tmp_path / "labels.json").write_text('["ant", "bee", "cat"]')
+    found = run.classify(images)
+    row = run.objective.preprocess({"image": images[1]}, None, 0, False)
+    view = run.objective.view({name: row[name][None] for name in ("image", "aspect")})
+    wanted = jax.nn.softmax(run.objective.logits(run.variables(), view))[0]
+    assert [found[1].chances[name] for name in ("ant", "bee", "cat")] == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert found[1].label == max(found[1].chances, key=found[1].chances.get) == next(iter(found[1].chances))
+    assert run.classify(images[1]).chances == pytest.approx(found[1].chances)
+    assert run.merged().classify(images[1]).chances == pytest.approx(found[1].chances, abs=1e-5)
+    assert run.classify([]) == []
+    with pytest.raises(UserError, match="pictures have 1 channels and the encoder reads 3"):
+        run.classify(images[0][..., :1])
 
 
 def test_caption(tmp_path):

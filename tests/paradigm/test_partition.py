@@ -1,8 +1,10 @@
 """Rules, their errors, and inheritance by path."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from paradigm import partition
 from paradigm.errors import UserError
@@ -58,6 +60,25 @@ def test_a_dim_that_does_not_divide_is_an_error():
         UserError, match=r"mlp/kernel of shape \(8, 7\): dim 7 does not divide over mesh axis 'tensor' of 2"
     ):
         specs(tree, RULES)
+
+
+@pytest.mark.parametrize("rule, size, spec", [
+    ("fsdp?", 6, "fsdp"),
+    ("fsdp?", 7, None),
+    (("tensor", "fsdp?"), 8, ("tensor", "fsdp")),
+    (("tensor", "fsdp?"), 6, "tensor"),
+])  # fmt: skip
+def test_a_marked_axis_cuts_what_it_divides_and_is_left_out_elsewhere(rule, size, spec):
+    found = specs({"lora_b": shape(3, size)}, ((r"lora_b$", (None, rule)),))
+    assert found["lora_b"] == (None, spec)
+
+
+def test_what_is_computed_with_is_whole_along_a_marked_axis():
+    rule = (None, ("tensor", "fsdp?"))
+    with jax.set_mesh(contract.mesh_of("mixed")):
+        x = jax.device_put(jnp.ones((3, 8)), jax.NamedSharding(contract.mesh_of("mixed"), P(None, ("tensor", "fsdp"))))
+        assert jax.jit(lambda x: partition.gathered(x, rule))(x).sharding.spec == P(None, "tensor")
+    assert partition.gathered(x, rule) is x  # without a mesh
 
 
 def test_a_rule_longer_than_the_shape_is_an_error():

@@ -284,10 +284,27 @@ def test_probes_find_what_is_there(objective, tmp_path):
     assert found["probe/knn"] > 0.95 and found["probe/linear"] > 0.95 and found["probe/chance"] == 0.5
 
 
+@pytest.mark.parametrize("objective", [ENCODER, BART])
+def test_an_attentive_probe_asks_the_tokens(objective, tmp_path):
+    """One letter of a text says its label, and padding says nothing."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 200), ("test", 70)):
+        rows = []
+        for i in range(count):
+            letters = [*"abcdefgh"[: int(draw.integers(3, 9))]]
+            letters[draw.integers(len(letters))] = "xy"[i % 2]
+            rows.append({"text": "".join(letters), "label": i % 2})
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    variables = {"params": jax.jit(objective.init)(jax.random.key(0))}
+    probes = TextProbes(str(tmp_path), layer=0, methods=("attentive",), random=False, epochs=60)
+    assert probes.run(objective, variables, KnowsLetters())[0]["probe/attentive"] > 0.85
+
+
 def test_probes_of_labels_that_say_nothing_are_at_chance(tmp_path):
     variables = {"params": jax.jit(ENCODER.init)(jax.random.key(0))}
-    found, _ = TextProbes(sentences(tmp_path, chance=True), random=False).run(ENCODER, variables, KnowsLetters())
-    assert 0.25 < found["probe/knn"] < 0.75 and 0.25 < found["probe/linear"] < 0.75
+    probes = TextProbes(sentences(tmp_path, chance=True), random=False, methods=("knn", "linear", "attentive"))
+    found, _ = probes.run(ENCODER, variables, KnowsLetters())
+    assert all(0.25 < found[f"probe/{method}"] < 0.75 for method in probes.methods)
 
 
 def test_clinc_form_and_what_is_wrong(tmp_path):

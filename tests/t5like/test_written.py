@@ -33,9 +33,11 @@ def test_scores_of_texts():
     assert scores == pytest.approx({"exact_match": 0, "rouge1": 2 / 3, "rouge2": 1 / 2})
 
 
+@pytest.mark.parametrize("there", [None, "an empty module"])
 @pytest.mark.parametrize("score, library", [("bleu", "sacrebleu"), ("rouge1", "rouge_score")])
-def test_a_score_whose_library_is_missing_is_refused(score, library, monkeypatch):
-    monkeypatch.setitem(sys.modules, library, None)
+def test_a_score_whose_library_is_missing_is_refused(score, library, there, monkeypatch):
+    monkeypatch.delitem(sys.modules, "rouge_score.rouge_scorer", raising=False)
+    monkeypatch.setitem(sys.modules, library, there and types.ModuleType(library))
     with pytest.raises(UserError, match=rf"{score} needs the package {library.replace('_', '-')}: pip install"):
         TextScores((score,)).check(TextToText(GPT), None)
     with pytest.raises(UserError, match="unknown TextScores.scores 'blue': did you mean 'bleu'"):

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from paradigm.attentive import Attentive
+from paradigm.capabilities import ClassifyingPictures
 from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.objective import EVALUATION, Loss, OnClasses, Term
@@ -34,7 +35,7 @@ class Linear(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classify(OnClasses, ImageObjective):
+class Classify(ClassifyingPictures, OnClasses, ImageObjective):
     """Labels from pictures. classes: how many; None: as many as the data have. smoothing: the part of a label's
     probability given to all classes alike. pool: an Attentive, which reads all patches; None: z is the encoder's own.
 
