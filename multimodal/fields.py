@@ -54,6 +54,34 @@ def _decoded(raw):
         raise ValueError(f"its text is not UTF-8 (byte {error.start})") from error
 
 
+def filled(form, cell):
+    """A text with its {names} replaced by cell(name); of a bare name, cell(name)."""
+    return _FIELD.sub(lambda match: cell(match[1]), form) if _FIELD.search(form) else cell(form)
+
+
+def form_of(header, rows, pictures):
+    """How some rows' cells name one of these pictures each, as in '{split}/{id}.png'; "" in no way, or several.
+
+    header: the names of the columns. rows: lists of str, two at least, of which the first hundred are looked at.
+    """
+    forms, there, rows = set(), set(pictures), rows[:100]
+    cells = {
+        cell: name for name, cell in zip(header, rows[0] if len(rows) > 1 else ()) if isinstance(cell, str) and cell
+    }
+    for picture in pictures:
+        stem, dot, ending = picture.rpartition(".")
+        for whole, rest in ((picture, ""), (stem, dot + ending)):
+            for cell, name in cells.items():
+                if whole == cell or whole.endswith(f"/{cell}"):
+                    before = (
+                        f"{{{cells[part]}}}" if part in cells else part for part in whole[: -len(cell)].split("/")
+                    )
+                    forms.add(f"{'/'.join(before)}{{{name}}}{rest}")
+    number = {name: k for k, name in enumerate(header)}
+    fits = [form for form in forms if all(filled(form, lambda name: row[number[name]]) in there for row in rows)]
+    return fits[0] if len(fits) == 1 else ""
+
+
 def names_in(text):
     """The names of fields that `captions_of` would read."""
     return [name for wanted in text for name in (_FIELD.findall(wanted) or [wanted])]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from multimodal import listed
-from multimodal.fields import RECIPE, captions_of, complete, digest, held_out, names_in
+from multimodal.fields import IMAGE, RECIPE, captions_of, complete, digest, filled, form_of, held_out, names_in
 from paradigm.errors import UserError, choose
 from paradigm.names import SPLITS, few, kind_of, parts_of, split_of
 from paradigm.records import keys_of
@@ -141,9 +141,8 @@ def _opened(path, content, recipe, header, rows, lines, said):
             raise UserError(f"PairData.{setting} is of tar files, and {path} is none: leave it out")
     column = {name: k for k, name in enumerate(header)}
     cells = lambda name: [row[column[name]] for row in rows]
-    names = tuple(
-        _safe(_one(cell).strip(), path, line) + recipe.image_suffix for cell, line in zip(cells(recipe.image), lines)
-    )
+    pictures = [filled(recipe.image, lambda name: _one(row[column[name]]).strip()) for row in rows]
+    names = tuple(_safe(name, path, line) + recipe.image_suffix for name, line in zip(pictures, lines))
     wanted = {name: column[name] for name in names_in(recipe.text)}
     captions = tuple(
         captions_of({name: row[k] for name, k in wanted.items()}, recipe.text, recipe.separator) for row in rows
@@ -157,7 +156,7 @@ def _opened(path, content, recipe, header, rows, lines, said):
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels)
-    files, found, stamps, others = _table_files(path, recipe, names)
+    files, found, stamps, others = _table_files(path, recipe, names, header, rows)
     whole = found.any(axis=0) & np.array([bool(c) for c in captions])
     groups = list(map(_one, cells(recipe.group))) if recipe.group else names
     split_of = _table_splits(groups, whole, recipe, cells, path)
@@ -195,6 +194,8 @@ def _read_table(path, recipe):
     if listed.is_listed(path):
         header, rows, lines, said = listed.read(path)
         given, recipe = recipe, _completed(recipe, header, rows)
+        if recipe.image == IMAGE and IMAGE not in header:
+            recipe = dataclasses.replace(recipe, image=form_of(header, rows, _pictures(path, recipe)) or IMAGE)
         _check_wanted(path, header, recipe)
         return recipe, header, rows, lines, "; ".join(filter(None, (said, _columns_told(given, recipe, header))))
     try:
@@ -207,7 +208,14 @@ def _read_table(path, recipe):
         raise UserError(
             f"{path} {what}: it wants a header and a line for each pair, with tabs or commas between the columns"
         )
-    delimiter, given = _delimiter(path, text, recipe), recipe
+    given = recipe
+    try:
+        delimiter = _delimiter(path, text, recipe)
+    except UserError:
+        if not (form := _form(path, text, recipe)):
+            raise
+        recipe = dataclasses.replace(recipe, image=form)
+        delimiter = _delimiter(path, text, recipe)
     (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter)
     header = [name.strip() for name in header]
     recipe = _completed(recipe, header, rows)
@@ -218,6 +226,23 @@ def _read_table(path, recipe):
     rows, several = _lists(rows, [header.index(name) for name in names_in(recipe.text)])
     notes += [several, _columns_told(given, recipe, header)]
     return recipe, header, rows, lines, "; ".join(filter(None, notes))
+
+
+def _form(path, text, recipe):
+    """By which form the lines name the pictures that are there, where no column says so; "" if none is found."""
+    written = [line for line in text.split("\n") if line.strip()][:100]
+    for mark in _BETWEEN if recipe.image == IMAGE else ():
+        header, *rows = csv.reader(written, delimiter=mark)
+        rows = [row for row in rows if len(row) == len(header)]
+        if len(header) > 1 and (form := form_of(header, rows, _pictures(path, recipe))):
+            return form
+    return ""
+
+
+def _pictures(path, recipe):
+    """The names of the pictures beside a table, in PairData.images or where they are looked for without."""
+    container = open_container(_places(path, recipe)[0], recipe.max_pixels, RECIPE)
+    return [name for name, _ in container.list()[0] if is_picture(name)] if container else []
 
 
 def _completed(recipe, header, rows):
@@ -266,7 +291,10 @@ def _columns_told(given, recipe, header):
 
 def _wanted(recipe):
     """[(setting of PairData, name of the column that it reads)]."""
-    wanted = [("image", recipe.image), *(("text", name) for name in names_in(recipe.text))]
+    wanted = [
+        *(("image", name) for name in names_in([recipe.image])),
+        *(("text", name) for name in names_in(recipe.text)),
+    ]
     return wanted + [(s, getattr(recipe, s)) for s in ("label", "group", "split") if getattr(recipe, s)]
 
 
@@ -368,12 +396,16 @@ def _table_splits(groups, whole, recipe, cells, path):
     return found
 
 
-def _table_files(path, recipe, names):
-    """(files, bool [files, rows]: which has whose picture, lines that change with them, number of other pictures)."""
+def _places(path, recipe):
+    """Where pictures are looked for."""
     places = [path.parent / expand(place) for place in (*recipe.images, *recipe.test_images)]
-    if not recipe.images:
-        own = path.with_suffix(".zip")
-        places.insert(0, own if own.is_file() else path.parent)
+    own = path.with_suffix(".zip")
+    return places if recipe.images else [own if own.is_file() else path.parent, *places]
+
+
+def _table_files(path, recipe, names, header, rows):
+    """(files, bool [files, rows]: which has whose picture, lines that change with them, number of other pictures)."""
+    places = _places(path, recipe)
     files, found, stamps, others, wanted = [], [], [], 0, set(names)
     for place in places:
         one = open_container(place, recipe.max_pixels, RECIPE)
@@ -391,9 +423,12 @@ def _table_files(path, recipe, names):
         found.append(np.array([name in listed for name in names]))
         if not found[-1].any():
             pictures = [name for name in listed if is_picture(name)]
+            form = form_of(header, rows, pictures)
+            both = "PairData.image and PairData.image_suffix so that they give such names"
+            fix = f"PairData.image = '{form}'" if form else both
             raise UserError(
-                f"{place} has the picture of no line, such as {names[0]!r}; it holds {', '.join(pictures[:2])}"
-                ": set PairData.image and PairData.image_suffix so that they give such names"
+                f"{place} has the picture of no line, such as {names[0]!r}; it holds {', '.join(pictures[:2])}: "
+                f"set {fix}"
             )
     return tuple(files), np.array(found), stamps, others
 

@@ -132,3 +132,20 @@ def test_the_bytes_of_a_packed_tar_are_told(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(raw.getvalue()))
     with pytest.raises(UserError, match="cannot be read as an uncompressed tar file: it is packed, and pairs are"):
         opened(tmp_path / "x.tar.gz")
+
+
+def test_pictures_that_no_column_names_are_found_by_a_form(tmp_path):
+    files = {f"{part}/{i}.png": pixels(i) for i, part in enumerate(["a", "b"] * 6)}
+    zipped(tmp_path / "p.zip", files)
+    lines = [f"{'ab'[i % 2]},{i},caption {i}" for i in range(COUNT)]
+    (tmp_path / "p.csv").write_text("\n".join(["part,number,sentence", *lines]))
+    prepared = opened(tmp_path / "p.csv")
+    assert everything(prepared) == ALL and "pictures from {part}/{number}.png; captions from sentence" in prepared.note
+    assert everything(opened(tmp_path / "p.csv", image="{part}/{number}.png", text=["sentence"])) == ALL
+    (tmp_path / "p.csv").write_text("\n".join(["part,image,sentence", *lines]))
+    with pytest.raises(UserError, match=r"of no line, such as '0'; it holds .*: set PairData.image = '{part}/{image}"):
+        opened(tmp_path / "p.csv")
+    zipped(tmp_path / "p.zip", {f"{i}.{kind}": pixels(i) for i in range(COUNT) for kind in ("png", "bmp")})
+    (tmp_path / "p.csv").write_text("\n".join(["part,number,sentence", *lines]))
+    with pytest.raises(UserError, match="has no column 'image', only part, number, sentence: choose"):
+        opened(tmp_path / "p.csv")  # two forms fit
