@@ -281,6 +281,8 @@ def _columns_told(given, recipe, header):
         notes.append(f"pictures from {recipe.image}")
     if recipe.split != given.split:
         notes.append(f"splits from {recipe.split}")
+    if odd := [name for name in names if name.lower() == "split" and name != recipe.split]:
+        notes.append(f"no splits from {odd[0]}, which says others than train, valid and test")
     others = [name for name in header if name not in names]
     if others or recipe.text != given.text:
         notes.append(f"captions from {', '.join(recipe.text)}")

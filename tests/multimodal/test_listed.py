@@ -142,6 +142,8 @@ def test_pictures_that_no_column_names_are_found_by_a_form(tmp_path):
     prepared = opened(tmp_path / "p.csv")
     assert everything(prepared) == ALL and "pictures from {part}/{number}.png; captions from sentence" in prepared.note
     assert everything(opened(tmp_path / "p.csv", image="{part}/{number}.png", text=["sentence"])) == ALL
+    (tmp_path / "p.csv").write_text("\n".join(["split,number,sentence", *lines]))
+    assert "no splits from split, which says others than train" in opened(tmp_path / "p.csv").note
     (tmp_path / "p.csv").write_text("\n".join(["part,image,sentence", *lines]))
     with pytest.raises(UserError, match=r"of no line, such as '0'; it holds .*: set PairData.image = '{part}/{image}"):
         opened(tmp_path / "p.csv")
