@@ -26,7 +26,7 @@ from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
 from paradigm.names import few, is_hidden
-from paradigm.storage import expand
+from paradigm.storage import expand, here
 from vision.decode_image import decode
 from vision.sources import Opened, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
@@ -58,7 +58,7 @@ def open_pairs(recipe, cache_dir=None):
 
 def _guess(source):
     """(kind, place) of what lies at a path. Raises UserError where it is nothing that is known, or several things."""
-    path = expand(source)
+    path = here(source)
     if not source.strip():
         raise UserError(f"PairData.source is empty: {_FORMS}")
     if path.is_file() and (path.suffix.lower() in _TABLES or is_listed(path)):

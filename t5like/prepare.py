@@ -25,7 +25,7 @@ from tqdm import tqdm
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from paradigm.records import hash_of
-from paradigm.storage import commit, expand
+from paradigm.storage import commit, expand, here
 from t5like import sources
 from t5like.held_out import split_text
 from t5like.shards import Shard, digest, errors_as_user_errors, finished, is_whole, record_name, shard_name, write_json
@@ -63,7 +63,9 @@ def prepare(recipe, out, workers=None, progress=True, kind=None, engine=None):
     Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
     and for a full or unwritable disk.
     """
-    kind, out = kind or WINDOWS, expand(out)
+    kind, out = kind or WINDOWS, here(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a directory for what is prepared")
     if kind is WINDOWS and recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     recipe = kind.complete(recipe)

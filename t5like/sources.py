@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from paradigm import tfds
 from paradigm.errors import UserError
 from paradigm.names import SPLIT_OF, split_in
-from paradigm.storage import expand
+from paradigm.storage import here
 from t5like import rows
 from t5like.files import (
     UNPACKS_TO,
@@ -112,7 +112,7 @@ def _list(source, field, extensions):
     elif source.startswith("tfds:"):
         pieces, described = _tfds(source[len("tfds:") :], field)
     else:
-        path = expand(source)
+        path = here(source)
         if not path.exists():
             raise UserError(f"source {source}: no such file or directory (other sources: stdlib, tfds:NAME)")
         pieces, taken, left = _files(path, field, extensions)

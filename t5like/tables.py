@@ -24,7 +24,7 @@ import re
 from paradigm import tfds
 from paradigm.errors import UserError
 from paradigm.names import SPLIT_OF, few, split_in
-from paradigm.storage import expand
+from paradigm.storage import here
 from t5like import rows, sources, stdlib_records
 from t5like.files import (
     PACKED,
@@ -167,7 +167,7 @@ def _placed(part, valid_glob):
 def _file_parts(source):
     if not source.strip():
         raise UserError("TextRecords.source is empty: name a file or folder of records, tfds:NAME or stdlib:KIND")
-    root = expand(source)
+    root = here(source)
     if not root.exists():
         raise UserError(
             f"source {source}: no such file or directory (other sources of records: tfds:NAME, stdlib:KIND)"

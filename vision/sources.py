@@ -30,7 +30,7 @@ from paradigm import tfds
 from paradigm.errors import UserError, choose
 from paradigm.names import kind_of, left_out, split_of
 from paradigm.records import Shards, keys_of
-from paradigm.storage import expand
+from paradigm.storage import expand, here
 from vision import array_sources
 from vision.arrange import arrange, maps_of
 from vision.decode_image import MAX_PIXELS, UNREAD, class_map, decode, mode, suffixes, to_channels
@@ -75,7 +75,7 @@ def open_source(source, reading):
     """
     kind, _, place = source.partition(":")
     if kind not in _OPENERS and (os.sep in source or expand(source).exists()):
-        kind, place = _guess(expand(source)), source
+        kind, place = _guess(here(source)), source
     opener = choose("image source", kind, _OPENERS)
     if kind in ("digits", "shapes"):
         if place:
