@@ -21,7 +21,7 @@ from absl import flags
 from launch.run import cli, pretrained
 from launch.storage import filesystem
 from paradigm.errors import UserError
-from paradigm.storage import expand
+from paradigm.storage import here
 
 read = pretrained.read
 FORMATS = {"hf": ("--workdir",), "peft": ("--workdir",), "checkpoint": ("--workdir", "--weights")}  # what each reads
@@ -161,7 +161,7 @@ def to_checkpoint(source, out):
 def _empty(out):
     if filesystem.remote(out):
         raise UserError(f"--out={out}: write to a directory of this machine, and copy that")
-    out = expand(out)
+    out = here(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already and is not written over: choose a new directory")
     return out

@@ -33,9 +33,10 @@ class PairData:
         .text are read at the default) or of features (tfds), or sentences with such names in braces, as in "{name}:
         {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
         read as commas.
-    image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png. Where there
-        is no `image` or `caption`, and one other column or feature has a name that these often have (file, path, text,
-        title ...: fields.py), that is taken, and said.
+    image: column or feature of the picture, of tables also a form as '{folder}/{id}.png'. image_suffix: what a tsv
+        leaves out of its name, such as .png. Where there is no `image` or `caption`, and one other column or feature
+        has a name that these often have (file, path, text, title ...: fields.py), that is taken, and said; of a table
+        otherwise the one form by which every line names a picture that is there.
     images, test_images: zip files or folders with a tsv's pictures; those of the latter are for the test splits alone.
     label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest, and
         otherwise Shapes.label decides. classes: names of the numbers that tar files have; their .cls may hold names as

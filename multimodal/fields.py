@@ -9,6 +9,7 @@ from paradigm.records import groups_held_out
 
 RECIPE = "PairData"  # whose settings the readers of pictures name
 _FIELD = re.compile(r"\{([^{}]+)\}")
+PAIR = "pair"  # the label of shapes that names colour and shape
 IMAGE, TEXT = "image", ("caption",)  # of a PairData that names neither
 _PLAIN = {  # what else these are called
     IMAGE: ("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "image_file", "picture"),
@@ -41,9 +42,44 @@ def _texts(value, separator):
     if value is None:
         return ()
     values = [value] if isinstance(value, (str, bytes)) else list(value)
-    texts = (str(v, "utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
+    texts = (_decoded(v) if isinstance(v, bytes) else str(v) for v in values)
     texts = (" ".join((t.replace(separator, ", ") if separator else t).split()) for t in texts)
     return tuple(t for t in texts if t)
+
+
+def _decoded(raw):
+    try:
+        return str(raw, "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its text is not UTF-8 (byte {error.start})") from error
+
+
+def filled(form, cell):
+    """A text with its {names} replaced by cell(name); of a bare name, cell(name)."""
+    return _FIELD.sub(lambda match: cell(match[1]), form) if _FIELD.search(form) else cell(form)
+
+
+def form_of(header, rows, pictures):
+    """How some rows' cells name one of these pictures each, as in '{split}/{id}.png'; "" in no way, or several.
+
+    header: the names of the columns. rows: lists of str, two at least, of which the first hundred are looked at.
+    """
+    forms, there, rows = set(), set(pictures), rows[:100]
+    cells = {
+        cell: name for name, cell in zip(header, rows[0] if len(rows) > 1 else ()) if isinstance(cell, str) and cell
+    }
+    for picture in pictures:
+        stem, dot, ending = picture.rpartition(".")
+        for whole, rest in ((picture, ""), (stem, dot + ending)):
+            for cell, name in cells.items():
+                if whole == cell or whole.endswith(f"/{cell}"):
+                    before = (
+                        f"{{{cells[part]}}}" if part in cells else part for part in whole[: -len(cell)].split("/")
+                    )
+                    forms.add(f"{'/'.join(before)}{{{name}}}{rest}")
+    number = {name: k for k, name in enumerate(header)}
+    fits = [form for form in forms if all(filled(form, lambda name: row[number[name]]) in there for row in rows)]
+    return fits[0] if len(fits) == 1 else ""
 
 
 def names_in(text):
@@ -60,6 +96,8 @@ def complete(recipe, there):
         changes["image"] = found[0]
     if recipe.text == TEXT and TEXT[0] not in there and len(found := one((*TEXT, *_PLAIN[TEXT[0]]))) == 1:
         changes["text"] = tuple(found)
+    if recipe.label == PAIR and PAIR not in there:  # as the run files say of the scenes that a program draws
+        changes["label"] = ""
     if not (recipe.split or recipe.test_images) and len(found := one(("split",))) == 1:
         changes["split"] = found[0]
     return dataclasses.replace(recipe, **changes)

@@ -1,7 +1,9 @@
 """Where pairs of a picture and captions come from: a source's name becomes splits, and each gives its records.
 
     shapes            scenes that a program draws (see vision/synthetic_scenes.py), each with its caption
-    tsv:FILE          lines of a table, pictures in zip files or folders beside it (see tables.py); csv:FILE the same
+    tsv:FILE          lines of a table, pictures in zip files or folders beside it (see tables.py); csv:FILE the same,
+                      also objects of JSON, Parquet and Arrow, and COCO's captions (see listed.py)
+    beside:PATH       pictures in a folder, zip or tar, each with a .txt or .caption of its name beside
     wds:PATTERN       WebDataset tar files (see webdataset.py): a file, a folder of them, a glob, or x-{000..127}.tar
     tfds:NAME         a prepared TensorFlow data set such as coco_captions (or its directory), read without TensorFlow
     PATH              one of these, by what is there
@@ -14,22 +16,26 @@ files are opened by whichever process reads them.
 import dataclasses
 import os
 import tarfile
+import zipfile
 from typing import Any
 
-from multimodal.fields import RECIPE, captions_of, complete, digest, names_in
-from multimodal.tables import open_table, reading_of
+from multimodal.fields import PAIR, RECIPE, captions_of, complete, digest, names_in
+from multimodal.listed import is_listed
+from multimodal.tables import open_beside, open_table, reading_of
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
 from paradigm.names import few, is_hidden
-from paradigm.storage import expand
+from paradigm.storage import expand, here
 from vision.decode_image import decode
 from vision.sources import Opened, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
 
-PAIR = "pair"  # the label of shapes that names colour and shape
 _TABLES = (".tsv", ".tab", ".csv", ".txt")
-_FORMS = "pairs are read from tables (.tsv, .csv), WebDataset .tar files, and tfds directories"
+_FORMS = (
+    "pairs are read from tables (.tsv, .csv, .jsonl, .json, .parquet), WebDataset .tar files, tfds directories, and "
+    "pictures with a .txt of their name beside"
+)
 
 
 def open_pairs(recipe, cache_dir=None):
@@ -52,17 +58,22 @@ def open_pairs(recipe, cache_dir=None):
 
 def _guess(source):
     """(kind, place) of what lies at a path. Raises UserError where it is nothing that is known, or several things."""
-    path = expand(source)
-    if path.suffix.lower() in _TABLES and path.is_file():
+    path = here(source)
+    if not source.strip():
+        raise UserError(f"PairData.source is empty: {_FORMS}")
+    if path.is_file() and (path.suffix.lower() in _TABLES or is_listed(path)):
         return "tsv", source
+    if path.is_file() and zipfile.is_zipfile(path):
+        return "beside", source
     if path.is_dir() and not (path / "dataset_info.json").exists():
-        tables = sorted(p for p in path.iterdir() if p.suffix.lower() in _TABLES[:3] and not is_hidden(p.name))
+        named = sorted(p for p in path.iterdir() if not is_hidden(p.name) and p.is_file())
+        tables = [p for p in named if p.suffix.lower() in _TABLES[:3] or is_listed(p)]
         tars = next(path.rglob("*.tar"), None)
         found = [p.name for p in (*tables, tars) if p is not None]
         if tables and len(found) > 1:
             raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: name the one to read")
         if not found:
-            raise UserError(f"PairData.source={source!r} holds no table and no tar file: {_FORMS}")
+            return "beside", source
         return ("tsv", str(tables[0])) if tables else ("wds", source)
     if path.is_dir():
         return "tfds", source
@@ -152,4 +163,11 @@ def _open_tfds(place, recipe, cache_dir):
     return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator]), note)
 
 
-_OPENERS = {"shapes": _open_shapes, "tsv": open_table, "csv": open_table, "wds": open_tars, "tfds": _open_tfds}
+_OPENERS = {
+    "shapes": _open_shapes,
+    "tsv": open_table,
+    "csv": open_table,
+    "beside": open_beside,
+    "wds": open_tars,
+    "tfds": _open_tfds,
+}

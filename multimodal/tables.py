@@ -1,5 +1,6 @@
 """Tables of pairs: lines that name a picture's file and its captions, and the files beside them."""
 
+import ast
 import csv
 import dataclasses
 import hashlib
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.fields import RECIPE, captions_of, complete, digest, held_out, names_in
+from multimodal import listed
+from multimodal.fields import IMAGE, RECIPE, captions_of, complete, digest, filled, form_of, held_out, names_in
 from paradigm.errors import UserError, choose
-from paradigm.names import SPLITS, few, parts_of, split_of
+from paradigm.names import SPLITS, few, kind_of, parts_of, split_of
 from paradigm.records import keys_of
 from paradigm.storage import expand
 from vision.decode_image import decode
@@ -110,26 +112,54 @@ def open_table(place, recipe, cache_dir=None):
     path = expand(place)
     if not path.is_file():
         raise UserError(f"{recipe.source.partition(':')[0]}:{place}: no such file")
-    recipe, header, rows, lines, said = _read_table(path, recipe)
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _opened(path, content, *_read_table(path, recipe))
+
+
+def open_beside(place, recipe, cache_dir=None):
+    """The Opened of the pictures in a folder, zip or tar, each with a text of its name beside (see listed.py)."""
+    path = expand(place)
+    if not path.exists():
+        raise UserError(f"{recipe.source.partition(':')[0]}:{place}: no such file or directory")
+    container = open_container(path, recipe.max_pixels, RECIPE)
+    if (found := container and listed.beside(container, path)) is None:
+        kinds = few(sorted({kind_of(name) for name, _ in container.list()[0]})) if container else "no files"
+        raise UserError(
+            f"PairData.source={recipe.source!r} holds no table and no tar file (.csv, .jsonl, .tar ...) and no "
+            f"picture with a text of its name beside ({', '.join(listed.TEXTS)}); it holds {kinds or 'nothing'}"
+        )
+    header, rows, lines, said = found
+    recipe = complete(dataclasses.replace(recipe, images=(str(path.absolute()),)), header)
+    _check_wanted(path, header, recipe)
+    return _opened(path, repr(rows), recipe, header, rows, lines, said)
+
+
+def _opened(path, content, recipe, header, rows, lines, said):
+    """The Opened of a table that was read."""
+    for setting in ("classes", "valid_glob"):
+        if getattr(recipe, setting):
+            raise UserError(f"PairData.{setting} is of tar files, and {path} is none: leave it out")
     column = {name: k for k, name in enumerate(header)}
     cells = lambda name: [row[column[name]] for row in rows]
-    names = tuple(_safe(cell, path, line) + recipe.image_suffix for cell, line in zip(cells(recipe.image), lines))
+    pictures = [filled(recipe.image, lambda name: _one(row[column[name]]).strip()) for row in rows]
+    names = tuple(_safe(name, path, line) + recipe.image_suffix for name, line in zip(pictures, lines))
     wanted = {name: column[name] for name in names_in(recipe.text)}
     captions = tuple(
         captions_of({name: row[k] for name, k in wanted.items()}, recipe.text, recipe.separator) for row in rows
     )
     labels = classes = None
     if recipe.label:
-        words = cells(recipe.label)
+        words = [_one(cell).strip() for cell in cells(recipe.label)]
         classes = tuple(sorted(set(words) - {""}))
         if not classes:
             raise UserError(f"{path}: the column {recipe.label} names no class: fill it, or leave out PairData.label")
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels)
-    split_of = _table_splits(cells(recipe.group) if recipe.group else names, recipe, cells, path)
-
-    files, found, stamps, others = _table_files(path, recipe, names)
+    files, found, stamps, others = _table_files(path, recipe, names, header, rows)
+    whole = found.any(axis=0) & np.array([bool(c) for c in captions])
+    groups = list(map(_one, cells(recipe.group))) if recipe.group else names
+    split_of = _table_splits(groups, whole, recipe, cells, path)
     trained, tested = found[: len(found) - len(recipe.test_images)], found[len(found) - len(recipe.test_images) :]
     nowhere = ~np.any(found, axis=0)
     notes = [_table_problems(table, nowhere, recipe, files), said]
@@ -152,7 +182,6 @@ def open_table(place, recipe, cache_dir=None):
         raise UserError(f"{path}: no line of {', '.join(empty)} has its picture in those places: check PairData.images")
     settings = (recipe.image_suffix, recipe.text, recipe.separator, recipe.label, recipe.group, recipe.split,
                 recipe.valid, len(recipe.images), len(recipe.test_images))  # fmt: skip
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
     return Opened(splits, classes, digest([content, settings, *stamps]), "; ".join(filter(None, notes)))
 
 
@@ -162,6 +191,13 @@ def _read_table(path, recipe):
     The columns stand between tabs, commas or semicolons: whichever make a header with the wanted names. Cells may be
     quoted as spreadsheets do (the csv module's rules); where those do not fit, quotes stand for themselves.
     """
+    if listed.is_listed(path):
+        header, rows, lines, said = listed.read(path)
+        given, recipe = recipe, _completed(recipe, header, rows)
+        if recipe.image == IMAGE and IMAGE not in header:
+            recipe = dataclasses.replace(recipe, image=form_of(header, rows, _pictures(path, recipe)) or IMAGE)
+        _check_wanted(path, header, recipe)
+        return recipe, header, rows, lines, "; ".join(filter(None, (said, _columns_told(given, recipe, header))))
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -172,31 +208,95 @@ def _read_table(path, recipe):
         raise UserError(
             f"{path} {what}: it wants a header and a line for each pair, with tabs or commas between the columns"
         )
-    delimiter, given = _delimiter(path, text, recipe), recipe
+    given = recipe
+    try:
+        delimiter = _delimiter(path, text, recipe)
+    except UserError:
+        if not (form := _form(path, text, recipe)):
+            raise
+        recipe = dataclasses.replace(recipe, image=form)
+        delimiter = _delimiter(path, text, recipe)
     (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter)
     header = [name.strip() for name in header]
-    recipe = complete(recipe, header)
-    if recipe.split and not given.split and not all(split_of(row[header.index(recipe.split)]) for row in rows):
-        recipe = dataclasses.replace(recipe, split="")  # a column of that name that says something else
+    recipe = _completed(recipe, header, rows)
     names = [name for _, name in _wanted(recipe)]
     if double := next((name for name in names if header.count(name) > 1), None):
         raise UserError(f"{path} has {header.count(double)} columns {double!r}: give each a name of its own")
     notes = [f"columns between {_BETWEEN[delimiter]}" * (delimiter != "\t" or path.suffix.lower() == ".csv"), quotes]
+    rows, several = _lists(rows, [header.index(name) for name in names_in(recipe.text)])
+    notes += [several, _columns_told(given, recipe, header)]
+    return recipe, header, rows, lines, "; ".join(filter(None, notes))
+
+
+def _form(path, text, recipe):
+    """By which form the lines name the pictures that are there, where no column says so; "" if none is found."""
+    written = [line for line in text.split("\n") if line.strip()][:100]
+    for mark in _BETWEEN if recipe.image == IMAGE else ():
+        header, *rows = csv.reader(written, delimiter=mark)
+        rows = [row for row in rows if len(row) == len(header)]
+        if len(header) > 1 and (form := form_of(header, rows, _pictures(path, recipe))):
+            return form
+    return ""
+
+
+def _pictures(path, recipe):
+    """The names of the pictures beside a table, in PairData.images or where they are looked for without."""
+    container = open_container(_places(path, recipe)[0], recipe.max_pixels, RECIPE)
+    return [name for name, _ in container.list()[0] if is_picture(name)] if container else []
+
+
+def _completed(recipe, header, rows):
+    """The recipe with the columns that it leaves open."""
+    found = complete(recipe, header)
+    if found.split and not recipe.split and not all(split_of(row[header.index(found.split)]) for row in rows):
+        return dataclasses.replace(found, split="")  # a column of that name that says something else
+    return found
+
+
+def _lists(rows, columns):
+    """(rows, in which each cell of a column of lists as Python or JSON writes them holds several captions, a note)."""
+    for k in columns:
+        if rows and all(row[k].startswith("[") and row[k].endswith("]") for row in rows):
+            try:
+                several = [ast.literal_eval(row[k]) for row in rows]
+            except (ValueError, SyntaxError):
+                continue
+            if all(isinstance(text, str) for texts in several for text in texts):
+                rows = [[*row[:k], tuple(texts), *row[k + 1 :]] for row, texts in zip(rows, several)]
+                return rows, "lists of captions"
+    return rows, ""
+
+
+def _one(cell):
+    """A cell that is no caption, as a str."""
+    return cell if isinstance(cell, str) else ", ".join(cell)
+
+
+def _columns_told(given, recipe, header):
+    """What was taken from which column, and which are left out."""
+    notes, names = [], [name for _, name in _wanted(recipe)]
+    if given.label and not recipe.label:
+        notes.append(f"no labels (PairData.label={given.label!r} is of the scenes 'shapes')")
     if recipe.image != given.image:
         notes.append(f"pictures from {recipe.image}")
     if recipe.split != given.split:
         notes.append(f"splits from {recipe.split}")
+    if odd := [name for name in names if name.lower() == "split" and name != recipe.split]:
+        notes.append(f"no splits from {odd[0]}, which says others than train, valid and test")
     others = [name for name in header if name not in names]
     if others or recipe.text != given.text:
         notes.append(f"captions from {', '.join(recipe.text)}")
     if others:
-        notes.append(f"columns left out: {few(others)}")
-    return recipe, header, rows, lines, "; ".join(filter(None, notes))
+        notes.append(f"columns left out: {few(name or 'one without a name' for name in others)}")
+    return "; ".join(notes)
 
 
 def _wanted(recipe):
     """[(setting of PairData, name of the column that it reads)]."""
-    wanted = [("image", recipe.image), *(("text", name) for name in names_in(recipe.text))]
+    wanted = [
+        *(("image", name) for name in names_in([recipe.image])),
+        *(("text", name) for name in names_in(recipe.text)),
+    ]
     return wanted + [(s, getattr(recipe, s)) for s in ("label", "group", "split") if getattr(recipe, s)]
 
 
@@ -216,13 +316,24 @@ def _delimiter(path, text, recipe):
             f"{path} has one column, {headers[best][0][:80]!r}: it wants a header with tabs, commas or semicolons "
             "between the columns, one of them the picture's file and one its caption"
         )
-    lacking = [(setting, name) for setting, name in wanted[best] if name not in headers[best]]
-    settings = list(dict.fromkeys(f"PairData.{setting}" for setting, _ in lacking))
-    raise UserError(
-        f"{path}, read with {_BETWEEN[best]} between the columns, has no column "
-        f"{' and no '.join(repr(name) for _, name in lacking)}, only {', '.join(headers[best])}: choose with "
-        f"{' and '.join(settings)}"
+    if any(is_picture(name) for name in headers[best]):
+        raise UserError(
+            f"{path} has no header, it seems: {first[:60]!r} is its first line. Put one above it that names the "
+            f"columns, such as {['image', 'caption', *(f'column{k}' for k in range(3, 9))][: len(headers[best])]}"
+        )
+    _check_wanted(
+        f"{path}, read with {_BETWEEN[best]} between the columns,", headers[best], complete(recipe, headers[best])
     )
+
+
+def _check_wanted(what, header, recipe):
+    """UserError where a table lacks a column that is wanted."""
+    if lacking := [(setting, name) for setting, name in _wanted(recipe) if name not in header]:
+        settings = list(dict.fromkeys(f"PairData.{setting}" for setting, _ in lacking))
+        raise UserError(
+            f"{what} has no column {' and no '.join(repr(name) for _, name in lacking)}, only {few(header, 20)}: "
+            f"choose with {' and '.join(settings)}"
+        )
 
 
 def _rows(path, text, delimiter):
@@ -267,10 +378,10 @@ def _safe(name, path, line):
     return "/".join(parts_of(name)) if "\\" in name or name.startswith("./") else name
 
 
-def _table_splits(groups, recipe, cells, path):
-    """[rows] of str: the split of each line."""
+def _table_splits(groups, whole, recipe, cells, path):
+    """[rows] of str: the split of each line. whole: bool [rows], those that may be held out."""
     if recipe.split:
-        values = cells(recipe.split)
+        values = list(map(_one, cells(recipe.split)))
         words = {word: split for split, own in SPLITS.items() for word in own}
         for value in set(values):
             split_of(value) or choose(f"split in the column {recipe.split} of {path}", value, words)
@@ -281,17 +392,22 @@ def _table_splits(groups, recipe, cells, path):
             return found
     else:
         found = np.full(len(groups), "train", dtype="U5")
-    groups, rows = np.array(groups), np.flatnonzero(found == "train")
+    rows = np.flatnonzero((found == "train") & (whole if whole.any() else True))
+    groups = np.array(groups)
     found[rows[held_out(keys_of(groups[rows]), recipe.valid, path)]] = "valid"
     return found
 
 
-def _table_files(path, recipe, names):
-    """(files, bool [files, rows]: which has whose picture, lines that change with them, number of other pictures)."""
+def _places(path, recipe):
+    """Where pictures are looked for."""
     places = [path.parent / expand(place) for place in (*recipe.images, *recipe.test_images)]
-    if not recipe.images:
-        own = path.with_suffix(".zip")
-        places.insert(0, own if own.is_file() else path.parent)
+    own = path.with_suffix(".zip")
+    return places if recipe.images else [own if own.is_file() else path.parent, *places]
+
+
+def _table_files(path, recipe, names, header, rows):
+    """(files, bool [files, rows]: which has whose picture, lines that change with them, number of other pictures)."""
+    places = _places(path, recipe)
     files, found, stamps, others, wanted = [], [], [], 0, set(names)
     for place in places:
         one = open_container(place, recipe.max_pixels, RECIPE)
@@ -309,9 +425,12 @@ def _table_files(path, recipe, names):
         found.append(np.array([name in listed for name in names]))
         if not found[-1].any():
             pictures = [name for name in listed if is_picture(name)]
+            form = form_of(header, rows, pictures)
+            both = "PairData.image and PairData.image_suffix so that they give such names"
+            fix = f"PairData.image = '{form}'" if form else both
             raise UserError(
-                f"{place} has the picture of no line, such as {names[0]!r}; it holds {', '.join(pictures[:2])}"
-                ": set PairData.image and PairData.image_suffix so that they give such names"
+                f"{place} has the picture of no line, such as {names[0]!r}; it holds {', '.join(pictures[:2])}: "
+                f"set {fix}"
             )
     return tuple(files), np.array(found), stamps, others
 

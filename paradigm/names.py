@@ -54,6 +54,12 @@ def splits_of(names):
     return whole[0] if len(whole) == 1 and not found else dict(found)
 
 
+def split_in(name):
+    """The one split that a word of a name says, as oos_train does; else None."""
+    found = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
 def kind_of(name):
     """What a file is called in a count: its suffix."""
     return pathlib.PurePosixPath(parts_of(name)[-1]).suffix.lower() or "no suffix"

@@ -7,6 +7,8 @@ import pathlib
 import re
 import time
 
+from paradigm.errors import UserError
+
 # Errors of a file system or a connection that are transient. A full disk, a missing file or a lack of rights stays.
 TRANSIENT = frozenset(
     getattr(errno, name)
@@ -100,3 +102,10 @@ def replace(path, content):
 def expand(path):
     """A path as a person writes it, ~ included, as a pathlib.Path: the one rule for whatever is given by hand."""
     return pathlib.Path(path).expanduser()
+
+
+def here(path):
+    """`expand` of what is read or written on this machine. UserError for a URL, else a folder's name."""
+    if "://" in str(path):
+        raise UserError(f"{path}: a path on this machine is wanted, and no URL: copy it here, or mount it")
+    return expand(path)

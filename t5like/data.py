@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 from paradigm.dataset import Mixture
@@ -10,7 +11,7 @@ from paradigm.errors import UserError
 from paradigm.storage import expand
 from t5like.prepare import prepare, same_corpus
 from t5like.sources import EXTENSIONS
-from t5like.tokenizers import vocabulary_of
+from t5like.tokenizers import is_learnt, vocabulary_of
 from t5like.tokenizers.base import checked_specials
 from t5like.windows import META, PreparedText
 
@@ -97,11 +98,23 @@ class TextData:
         return prepared
 
     def _agree(self, prepared):
-        """UserError if the model would be built for other tokens, or other windows, than a prepared directory holds."""
+        """UserError if the model would be built for other tokens, or longer windows, than a prepared directory holds.
+
+        A tokenizer that would be learnt, and windows that are shorter, give way to the directory's, which is told.
+        """
         there = prepared.meta["settings"]
         same_size = f"{self.tokenizer.partition(':')[0]}:{prepared.meta['vocab_size']}"
         for name, asked, alike in (("tokenizer", self.tokenizer, same_size), ("window", self.window, None)):
-            if asked not in (getattr(TextData, name), there[name], alike):
+            if asked in (getattr(TextData, name), there[name], alike):
+                continue
+            if name == "tokenizer" and is_learnt(asked):  # chosen with the directory
+                told = f"brings its tokenizer, {there[name]!r}: {asked!r} is not learnt"
+                print(f"{prepared.directory} {told}", file=sys.stderr)
+            elif name == "window" and asked < there[name]:
+                print(
+                    f"{prepared.directory} brings windows of {there[name]} tokens, more than {asked}", file=sys.stderr
+                )
+            else:
                 raise UserError(
                     f"{prepared.directory} was prepared with {name}={there[name]!r}, not {asked!r}: set "
                     f"TextData.{name} to that, or prepare it again"

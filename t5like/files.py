@@ -15,6 +15,7 @@ import io
 import lzma
 import os
 import pathlib
+import re
 import shutil
 import tarfile
 import tempfile
@@ -23,6 +24,7 @@ import zlib
 
 from paradigm import archives, tfds
 from paradigm.errors import UserError
+from paradigm.names import splits_of
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 UNPACKS_TO = 4  # times its size: text shrinks to about a quarter
@@ -109,12 +111,43 @@ def walk(root, wanted):
         for member in _members(file, left):
             take(member)
         return found, +left
-    for path in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
+    for name, path in sorted(_below(root)):
         if path.is_file():
-            take(File(str(path), path.relative_to(root).as_posix(), path.stat().st_size))
+            take(File(str(path), name, path.stat().st_size))
         elif path.is_symlink() and not path.exists():
             left["broken links"] += 1
     return found, +left
+
+
+def _below(root):
+    """(name, path) of the files of a folder, those of linked folders too; links may go round in circles."""
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from ((path.relative_to(root).as_posix(), path) for path in (pathlib.Path(folder, f) for f in files))
+
+
+def splits_by_name(files):
+    """{name: its split} of the Files that names of files or folders side by side, one of them train, say."""
+    paths = {file.name: [_stem(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
+    beside = collections.defaultdict(set)
+    for path in paths.values():
+        for k, part in enumerate(path):
+            beside[tuple(path[:k])].add(part)
+    said = {folder: splits_of(parts) for folder, parts in beside.items()}
+    said = {f: {n: s for s, own in by.items() for n in own} for f, by in said.items() if "train" in by and len(by) > 1}
+    split = lambda path: next((s for k, n in enumerate(path) if (s := said.get(tuple(path[:k]), {}).get(n))), None)
+    return {name: found for name, path in paths.items() if (found := split(path))}
+
+
+def _stem(name):
+    """A name without its ending and the number of its shard: c4-train of c4-train.00001-of-01024.json.gz."""
+    bare = name[: len(name) - len(ending(name))] if name.lower().endswith(ending(name)) else name
+    return re.sub(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$", "", bare)
 
 
 def told(left):
@@ -168,13 +201,13 @@ def reading(place):
     try:
         yield
     except (OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{place}: cannot be read ({tfds.first_line(error)})") from error
+        raise UserError(f"{place}: cannot be read ({tfds.first_line(error)}): mend it, or leave it out") from error
     except (zipfile.BadZipFile, tarfile.TarError) as error:
-        raise UserError(f"{place}: cannot be read ({tfds.first_line(error)})") from error
+        raise UserError(f"{place}: cannot be read ({tfds.first_line(error)}): mend it, or leave it out") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("zstandard", "zstd", "pyarrow"):
             raise
-        raise UserError(f"{place}: cannot be read ({tfds.first_line(error)})") from error
+        raise UserError(f"{place}: cannot be read ({tfds.first_line(error)}): mend it, or leave it out") from error
 
 
 def place_of(piece):
@@ -214,7 +247,9 @@ def _archive(path, inside, stamp):
             stream = _spooled(stream)
         return zipfile.ZipFile(stream) if what == "zip" else archives.Tar(archives.unpacked(stream))
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{place}: cannot be read as a {what} archive ({tfds.first_line(error)})") from error
+        raise UserError(
+            f"{place}: cannot be read as a {what} archive ({tfds.first_line(error)}): pack or fetch it again"
+        ) from error
 
 
 def _spooled(stream):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from paradigm.errors import UserError
+from paradigm.names import few
 from paradigm.records import hash_of
 from t5like import sources
 from t5like.files import check_patterns, is_packed, matches
@@ -17,7 +18,8 @@ class HeldOut:
 
     globs: patterns of files' names. share: documents whose hash is below it, and the one called `name`, whole. ends:
     ((file, document), bytes): so much of a document's end. longest, rate: of any document of more bytes than `longest`
-    just its end, `rate` of it, whatever its hash.
+    just its end, `rate` of it, whatever its hash. named: the files
+    whose names say so. note: what else names say.
     """
 
     globs: str = ""
@@ -26,6 +28,8 @@ class HeldOut:
     ends: tuple[tuple[tuple[str, str], int], ...] = ()
     longest: int | None = None
     rate: float = 0.0
+    named: bool = False
+    note: str = ""
 
     def __call__(self, piece, name, raw):
         """The place in a document's bytes from which on they are held out."""
@@ -35,12 +39,15 @@ class HeldOut:
         if self.longest is not None and len(raw) > self.longest:
             return sources.cut_at(raw, len(raw) - int(self.rate * len(raw)))
         whole = name == self.name or hash_of(name) < self.share or matches(piece.names, self.globs)
+        whole = whole or (self.named and piece.split == "valid")
         return 0 if whole else len(raw)
 
     @property
     def described(self):
         if self.globs:
             return f"the files that match {self.globs}"
+        if self.named:
+            return "the files whose names say so"
         ends = [f"the end of {document}" for (_, document), _ in self.ends]
         if self.longest is not None:
             ends = [f"of those above {self.longest:,} bytes the end of each"]
@@ -54,15 +61,36 @@ def split_text(recipe, listing):
     pieces = [p for p in listing.pieces if not matches(p.names, recipe.exclude)]
     if not pieces:
         raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing")
-    if recipe.valid_glob or not recipe.valid:
-        check_patterns(recipe.source, "valid_glob", recipe.valid_glob, pieces)
-        return pieces, HeldOut(globs=recipe.valid_glob)
+    check_patterns(recipe.source, "valid_glob", recipe.valid_glob, pieces)
+    name = lambda p: p.names[-1] if p.kind == "splits" else p.names[0]
+    own = [p for p in pieces if not matches(p.names, recipe.valid_glob)]
+    files = lambda split: list(dict.fromkeys(name(p) for p in own if p.split == split))
+    valid, test = files("valid"), files("test")
+    if recipe.valid_glob or recipe.exclude or not recipe.valid:
+        own = [*valid, *test]
+        note = f"{few(own, 3)} {'are' if len(own) > 1 else 'is'} trained on: exclude leaves files out" if own else ""
+        if recipe.valid_glob or not recipe.valid:
+            return pieces, HeldOut(globs=recipe.valid_glob, note=note)
+    else:
+        pieces = [p for p in pieces if p.split != "test"]
+        said = [f"{few(names, 3)} {'are' if len(names) > 1 else 'is'} {what}"
+                for names, what in ((valid, "held out"), (test, "left out")) if names]  # fmt: skip
+        note = f"by names: {', '.join(said)} (valid_glob and exclude choose otherwise)" if said else ""
+        if valid:
+            return pieces, HeldOut(named=True, note=note)
+    if not note and (field := sources.split_field(pieces)):
+        note = f"records say one in {field!r}, which is not read: give each split a file of its own"
+    return pieces, dataclasses.replace(_drawn(recipe, pieces), note=note)
+
+
+def _drawn(recipe, pieces):
+    """The HeldOut of pieces whose names say nothing."""
     if any(p.kind == "tfds" and p.name.startswith("validation/") for p in pieces):
-        return pieces, HeldOut(globs="validation/*")  # the data set has made the choice
+        return HeldOut(globs="validation/*")  # the data set has made the choice
     total = sum(p.size for p in pieces)
     if total > SURVEYED and not all(p.single for p in pieces):  # many documents: a hash alone takes about its share
-        return pieces, HeldOut(share=recipe.valid, longest=int(recipe.valid * total / 64), rate=recipe.valid)
-    return pieces, _of_share(recipe.valid, [d for p in pieces for d in _sizes(p, total <= SURVEYED)])
+        return HeldOut(share=recipe.valid, longest=int(recipe.valid * total / 64), rate=recipe.valid)
+    return _of_share(recipe.valid, [d for p in pieces for d in _sizes(p, total <= SURVEYED)])
 
 
 def _sizes(piece, exact):

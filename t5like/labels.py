@@ -10,6 +10,7 @@
 `read` takes a label from a record as JSON has it, `encode` makes of it what the right column says.
 """
 
+import math
 import re
 
 import numpy as np
@@ -52,9 +53,12 @@ def read(kind, record, field, words):
         return sorted({tables.class_of(part, field) for part in parts} - {""})
     if kind == "number":
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"has {str(value)[:40]!r} in {field!r}, which is no number") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"has {str(value)[:40]!r} in {field!r}, which is no number")
+        return number
     if kind == "tags":
         tags = value if isinstance(value, list) else tables.text_of(value, field).split()
         if len(tags) != len(words):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from paradigm.records import hash_of
-from paradigm.storage import commit, expand
+from paradigm.storage import commit, expand, here
 from t5like import sources
 from t5like.held_out import split_text
 from t5like.shards import Shard, digest, errors_as_user_errors, finished, is_whole, record_name, shard_name, write_json
@@ -63,7 +63,9 @@ def prepare(recipe, out, workers=None, progress=True, kind=None, engine=None):
     Raises UserError, and leaves what was there as it was, if `out` holds other data; also for text that cannot be used
     and for a full or unwritable disk.
     """
-    kind, out = kind or WINDOWS, expand(out)
+    kind, out = kind or WINDOWS, here(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a directory for what is prepared")
     if kind is WINDOWS and recipe.window is None:
         raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
     recipe = kind.complete(recipe)
@@ -115,6 +117,10 @@ def summary(meta):
     train, valid = (meta["counts"][split]["bytes"] for split in ("train", "valid"))
     if valid and "held_out" in meta:
         lines.append(f"held out   {100 * valid / (train + valid):.2g} % of the bytes: {meta['held_out']}")
+    if meta.get("splits"):
+        lines.append(f"splits     {meta['splits']}")
+    if n := meta.get("without", {}).get("records", 0):
+        lines.append(f"left out   {n:,} records without a text, such as {meta['without']['first']}")
     bad = meta["invalid_utf8"]
     if bad["bytes"]:
         lines.append(
@@ -169,6 +175,7 @@ def _plan(recipe, settings, listing, held_out, texts, form, out, progress):
             "named": all(getattr(p, "single", True) for p in listing.pieces),
         },
         "held_out": held_out.described,
+        **({"splits": held_out.note} if held_out.note else {}),
         "split": split,
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
@@ -263,7 +270,7 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
     out = pathlib.Path(out)
     tokenizer = load_tokenizer(out / "tokenizer")
     v = tokenizer.vocabulary
-    bad = {"documents": 0, "bytes": 0, "first": None}
+    bad, without = {"documents": 0, "bytes": 0, "first": None}, []
     shards = {
         s: _Windows(out / shard_name(s, job, jobs), recipe.window, plan["dtype"], padding(v))
         for s in ("train", "valid")
@@ -272,7 +279,7 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)
         for piece in pieces:
-            for name, raw in sources.read(piece):
+            for name, raw in sources.read(piece, without):
                 cut = held_out(piece, name, raw)
                 for split, part in (("train", raw[:cut]), ("valid", raw[cut:])):
                     text, replaced = sources.decode(sources.place(piece, name), part, recipe.invalid_utf8)
@@ -281,9 +288,15 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
                         bad["first"] = bad["first"] or name
                     if text:
                         shards[split].add(np.append(tokenizer.encode(text), np.int32(v.end)), len(part))
-        record = {"plan": digest(plan), "invalid_utf8": bad, **{s: shard.close() for s, shard in shards.items()}}
+        written = {s: shard.close() for s, shard in shards.items()}
+        record = {"plan": digest(plan), "invalid_utf8": bad, **_told_without(without), **written}
         write_json(out / record_name(job, jobs), record)
     return record
+
+
+def _told_without(names):
+    """Of records without a text, for a job's record and for meta.json; nothing of none."""
+    return {"without": {"records": len(names), "first": names[0]}} if names else {}
 
 
 class _Windows(Shard):
@@ -335,14 +348,18 @@ def _meta(plan, records):
         "bytes": sum(b["bytes"] for b in bad),
         "first": next((b["first"] for b in bad if b["first"]), None),
     }
+    without = [r["without"] for r in records if "without" in r]
+    told = {"without": {"records": sum(w["records"] for w in without), "first": without[0]["first"]}} if without else {}
     identity = [plan["tokenizer"], plan["dtype"], plan["settings"]["window"], shards]
-    return {**plan, "fingerprint": digest(identity), "counts": counts, "invalid_utf8": bad, "shards": shards}
+    return {**plan, "fingerprint": digest(identity), "counts": counts, "invalid_utf8": bad, **told, "shards": shards}
 
 
 def _too_little(recipe, meta):
     """What is wrong with a corpus that cannot be trained or evaluated on; None if nothing is."""
     train, valid = meta["counts"]["train"], meta["counts"]["valid"]
     if not train["tokens"] + valid["tokens"]:
+        if n := meta.get("without", {}).get("records", 0):
+            return f"all of its {n:,} records have null for a text"
         return "it is empty: there is no text in it"
     if train["tokens"] < recipe.window:
         return (

@@ -54,6 +54,7 @@ class HeldOut:
 
     share: float = 0.0
     key: float = -1.0
+    note = ""  # of the names of files, which the summary tells with what was read
 
     def __call__(self, example):
         """The split of an example."""
@@ -221,7 +222,8 @@ def _split(recipe, listing):
         if "has no field" in what and not recipe.columns and re.search(r"\.(tsv|csv)\b", first):
             what += "; --columns=NAME,NAME,... names those of a file without a header"
         raise UserError(f"source {recipe.source}: {what}{' to train on in it' * (not broken)}")
-    if not recipe.valid or recipe.split or any(p.split == "valid" for p in parts):
+    said = (e.split for p in parts for _, e in examples(recipe, p) if recipe.split and isinstance(e, Example))
+    if not recipe.valid or any(p.split == "valid" for p in parts) or "valid" in said:
         return parts, HeldOut()
     some = itertools.islice(examples(recipe, part), _SURVEYED)
     keys = [e.key for _, e in some if isinstance(e, Example)]
@@ -307,7 +309,8 @@ def _complaint(recipe, meta):
     """What is wrong with records that cannot be trained on; None if nothing is."""
     if not meta["counts"]["train"]["records"]:
         held = meta["counts"]["valid"]["records"]
-        return f"all of its {held:,} records that can be used are held out: add some, or set valid to 0"
+        alike = " (those of one group or one input stay together)" if held > 1 else ""
+        return f"all of its {held:,} records that can be used are held out{alike}: add some, or set valid to 0"
     for split in ("valid", "test"):
         if strange := sorted(set(meta["counts"][split]["classes"]) - set(meta["classes"])):
             shown = ", ".join(map(repr, strange[:3])) + ", ..." * (len(strange) > 3)

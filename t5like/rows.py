@@ -14,44 +14,65 @@ from paradigm.errors import UserError
 from t5like.files import open_file, place_of, reading, unpacked_ending
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
-         ".parquet": "parquet", ".conll": "conll", ".conllu": "conll", ".bio": "conll"}  # fmt: skip
+         ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".conll": "conll", ".conllu": "conll",
+         ".bio": "conll"}  # fmt: skip
+WITHOUT_LINES = ("json", "columns", "splits", "squad", "parquet", "arrow")  # whose records have a number and no line
+_DATASETS = ("dataset_info.json", "dataset_dict.json", "state.json")  # what the datasets library puts beside its .arrow
+_ROWS = ("data", "rows", "records", "examples", "items")  # the one list of an object that says more about it
 _FIELD_BYTES = 16 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _FIRST = 1 << 16  # bytes by which the two kinds of .json are told apart
 
 
 def kind_of(file):
-    """The kind of a File of records: jsonl, json, splits, squad, csv, tsv, conll or parquet; None if it is none.
+    """The kind of a File of records: jsonl, json, columns, splits, squad, csv, tsv, conll, parquet or arrow; None if it
+    is none.
 
-    A .json file is one list of objects, an object a line, splits (an object of lists of rows or of objects: {"train":
-    [["text", "class"], ...], ...}) or squad (SQuAD's: data, paragraphs, qas); one that holds something else is none.
+    A .json file is one list of objects or of texts, an object a line, objects of many lines (json too), splits (an
+    object of lists of rows or of objects: {"train": [["text", "class"], ...], ...}), columns (pandas' {"text": {"0":
+    ...}, ...}) or squad (SQuAD's: data, paragraphs, qas); one that holds something else is none.
     """
     kind = KINDS.get(unpacked_ending(file.name))
     if unpacked_ending(file.name) != ".json":
         return kind
+    if file.name.rpartition("/")[2] in _DATASETS:
+        return None
     with reading(place_of(file)), open_file(file.path, file.inside) as stream:
         start = stream.read(_FIRST).decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
-    if re.match(r"\[\s*\{", start):
-        return "json"
-    if re.match(r"\{\s*\"[^\"]*\"\s*:\s*\[\s*\[", start):
-        return "splits"
+    if start.startswith("["):
+        return "json" if re.match(r"\[\s*[{\"]", start) else None
     if '"paragraphs"' in start and re.match(r"\{\s*\"(data|version)\"", start):
         return "squad"
-    if re.match(r"\{\s*\"[^\"]*\"\s*:\s*\[\s*\{", start) and _is_one_object(file):
-        return "splits"
-    line, end, _ = start.partition("\n")
-    if not end and len(start) >= _FIRST // 4:
-        return "jsonl" if line.startswith("{") else None  # a long first line
-    return "jsonl" if isinstance(parsed(line), dict) else None
+    return _kind_of_objects(file) if start.startswith("{") else None
 
 
-def _is_one_object(file):
-    """Whether a file is one object of JSON, and not one a line."""
+def _kind_of_objects(file):
+    """jsonl, json, columns or splits of a file that begins with an object of JSON; None of one that is no record."""
+    with reading(place_of(file)), open_file(file.path, file.inside) as stream:
+        line = next((line for line in stream if line.strip()), b"")
+        first, alone = parsed(line.decode("utf-8-sig", "replace")), not any(line.strip() for line in stream)
+    if isinstance(first, dict):
+        return (_kind_of_tables(first) if alone else None) or "jsonl"
     with open_file(file.path, file.inside) as stream:
-        first = parsed(stream.readline().decode("utf-8-sig", "replace"))
-        if isinstance(first, dict):  # whole in one line
-            return all(isinstance(v, list) for v in first.values()) and not any(line.strip() for line in stream)
-        return True
+        text = stream.read().decode("utf-8-sig", "replace").strip()
+    try:
+        first, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    if end == len(text):
+        return _kind_of_tables(first)  # a lone object of many lines is more often a program's settings than a record
+    return "json" if text[end:].lstrip(" \t\r\n,").startswith("{") else None
+
+
+def _kind_of_tables(found):
+    """splits or columns of an object that is all of a file; None of another."""
+    lists = {name: v for name, v in found.items() if isinstance(v, list)}
+    rows_in = [name for name, v in lists.items() if v and all(isinstance(cells, (list, dict)) for cells in v)]
+    whole = len(lists) == len(found) == len(rows_in) + list(lists.values()).count([])
+    if rows_in and (whole or (rows_in == [*lists] and rows_in[0] in _ROWS)):
+        return "splits"
+    numbered = [isinstance(v, dict) and v and list(v) == [str(k) for k in range(len(v))] for v in found.values()]
+    return "columns" if found and all(numbered) and len({len(v) for v in found.values()}) == 1 else None
 
 
 def rows(piece, columns=()):
@@ -63,8 +84,11 @@ def rows(piece, columns=()):
         yield from ((n, parsed(line)) for n, line in lines(piece) if line.strip())
     elif piece.kind == "json":
         yield from _listed(piece)
-    elif piece.kind in ("splits", "squad"):
-        yield from enumerate((_rows_of_splits if piece.kind == "splits" else _squad)(piece, columns), 1)
+    elif piece.kind in ("splits", "squad", "columns"):
+        of = {"splits": _rows_of_splits, "squad": _squad, "columns": _columns}[piece.kind]
+        yield from enumerate(of(piece, columns), 1)
+    elif piece.kind == "arrow":
+        yield from _arrow(piece)
     elif piece.kind == "conll":
         yield from _sentences(piece, columns)
     elif piece.kind == "parquet":
@@ -116,14 +140,17 @@ def parsed(line):
 
 
 def _an_object(record):
+    """A record; a text in a list of texts is one whose only field is `text`."""
+    record = {"text": record} if isinstance(record, str) else record
     return record if isinstance(record, dict) else ValueError(f"is a {type(record).__name__} and not an object")
 
 
 def _listed(piece):
     with open_file(piece.path, piece.inside) as file:
         text = file.read().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    decoder, at, number = json.JSONDecoder(), text.find("[") + 1, 0
-    gap = re.compile(r"[\s,]*")
+    decoder, number, gap = json.JSONDecoder(), 0, re.compile(r"[\s,]*")
+    listed = text.lstrip().startswith("[")  # else object after object
+    at = text.find("[") + listed if listed else 0
     while (at := gap.match(text, at).end()) < len(text) and text[at] != "]":
         number += 1
         try:
@@ -132,7 +159,7 @@ def _listed(piece):
             raise UserError(f"{place_of(piece)}: record {number} of its list is not JSON ({error})") from error
         yield number, ValueError("is not UTF-8") if _UNDECODED.search(text[at:end]) else _an_object(record)
         at = end
-    if at >= len(text):
+    if at >= len(text) and listed:
         raise UserError(f"{place_of(piece)}: is cut short: its list of records does not end")
 
 
@@ -162,6 +189,13 @@ def _rows_of_splits(piece, columns):
                 yield {"split": split, **dict(zip(names, cells))}
             else:
                 yield ValueError(f"has {len(cells) if isinstance(cells, list) else 'no'} columns and not {len(names)}")
+
+
+def _columns(piece, columns):
+    """Records of columns that number their cells, as the pandas library writes them."""
+    del columns
+    found = _whole(piece)
+    yield from (dict(zip(found, cells)) for cells in zip(*(column.values() for column in found.values())))
 
 
 def _squad(piece, columns):
@@ -242,6 +276,27 @@ def _parquet(piece):
             yield number, {k: _plain(v) for k, v in record.items()}
 
 
+def _arrow(piece):
+    """Of a file of Arrow's, or of its stream, as the datasets library saves it."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UserError(f"{place_of(piece)} is Arrow: to read it, pip install pyarrow") from error
+    with open_file(piece.path, piece.inside) as stream:
+        data = stream if stream.seekable() else pyarrow.BufferReader(stream.read())
+        try:
+            file = pyarrow.ipc.open_file(data)
+            batches = (file.get_batch(k) for k in range(file.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            data.seek(0)
+            batches = pyarrow.ipc.open_stream(data)
+        number = 0
+        for batch in batches:
+            for record in batch.to_pylist():
+                number += 1
+                yield number, {k: _plain(v) for k, v in record.items()}
+
+
 def _plain(value):
     """A value as JSON has it."""
     if isinstance(value, dict):
@@ -257,6 +312,7 @@ def header(piece):
     """The names of a table's columns. Raises UserError if it has none, or two of one name."""
     start = dataclasses.replace(piece, start=0, end=None, line=1)
     names = next((cells for _, cells in _cells(start) if cells), None)
+    names = [name.strip() for name in names] if isinstance(names, list) else names
     if names is None:
         raise UserError(f"{place_of(piece)} is empty: it wants a header and a line for each record")
     if isinstance(names, Exception):
@@ -277,11 +333,17 @@ def lines(piece):
         for number, raw in enumerate(file, piece.line):
             if piece.end is not None and at >= piece.end:
                 return
-            if not at and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise UserError(f"{place_of(piece)} is UTF-16 by its first bytes: save it as UTF-8")
+            if not at:
+                check_utf8(raw, place_of(piece))
             at += len(raw)
             line = raw.decode("utf-8", "surrogateescape")
             yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def check_utf8(raw, place):
+    """UserError for the first bytes of a text in UTF-16 or UTF-32."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise UserError(f"{place} is UTF-16 by its first bytes: save it as UTF-8")
 
 
 def _table(piece, columns):

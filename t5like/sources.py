@@ -26,7 +26,8 @@ from collections.abc import Iterator
 
 from paradigm import tfds
 from paradigm.errors import UserError
-from paradigm.storage import expand
+from paradigm.names import SPLIT_OF, split_in
+from paradigm.storage import here
 from t5like import rows
 from t5like.files import (
     UNPACKS_TO,
@@ -37,6 +38,7 @@ from t5like.files import (
     open_file,
     place_of,
     reading,
+    splits_by_name,
     told,
     unpacked_ending,
     walk,
@@ -61,13 +63,14 @@ class Piece:
     path: str
     name: str
     size: int
-    member: str = ""  # the tfds name
+    member: str = ""  # the tfds name, or a list in a file of kind splits
     start: int = 0
     end: int | None = None
     field: str = "text"
     inside: tuple[str, ...] = ()  # members of containers, as of a File
     names: tuple[str, ...] = ()
     line: int = 1
+    split: str = ""  # train, valid or test where names say so
 
     @property
     def single(self):
@@ -102,12 +105,14 @@ def list_pieces(source, field="text", extensions=EXTENSIONS):
 
 def _list(source, field, extensions):
     taken = left = ""
+    if not source.strip():
+        raise UserError("TextData.source is empty: name a file or folder of text, tfds:NAME or stdlib")
     if source == "stdlib":
         pieces, described = _stdlib()
     elif source.startswith("tfds:"):
         pieces, described = _tfds(source[len("tfds:") :], field)
     else:
-        path = expand(source)
+        path = here(source)
         if not path.exists():
             raise UserError(f"source {source}: no such file or directory (other sources: stdlib, tfds:NAME)")
         pieces, taken, left = _files(path, field, extensions)
@@ -123,19 +128,35 @@ def _list(source, field, extensions):
     return Listing(tuple(pieces), digest.hexdigest()[:32], described, taken, left)
 
 
-def read(piece) -> Iterator[tuple[str, bytes]]:
+def read(piece, without=None) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of every document of a piece, in order.
 
-    Raises UserError naming the file if it cannot be read as what its name says.
+    without: a list that the names of records with null for their text are added to. Raises UserError naming the file if
+    it cannot be read as what its name says.
     """
     with reading(place_of(piece)):
-        yield from {
+        found = {
             "text": _read_text,
             "jsonl": _read_jsonl,
             "array_record": array_record_rows,
             "tfds": _read_tfds,
             "topics": _read_topics,
         }.get(piece.kind, _read_rows)(piece)
+        for name, raw in found:
+            if raw is not None:
+                yield name, raw
+            elif without is not None:
+                without.append(f"{place_of(piece)} ({name})")
+
+
+def split_field(pieces):
+    """The field of the first record that says a split, which is not read here; "" where there is none."""
+    piece = next((p for p in pieces if p.kind in (*rows.KINDS.values(), "json", "columns")), None)
+    if piece is None:
+        return ""
+    with reading(place_of(piece)):
+        record = next((record for _, record in rows.rows(piece) if isinstance(record, dict)), {})
+    return next((n for n, v in record.items() if n.lower() == "split" and str(v).strip().lower() in SPLIT_OF), "")
 
 
 def place(piece, name):
@@ -162,6 +183,7 @@ def decode(name, raw, invalid="replace"):
     invalid: 'replace' or 'refuse'. Raises UserError naming the document if it looks binary, or if bytes are refused.
     """
     nul = raw.find(b"\0")
+    rows.check_utf8(raw, name)
     if nul >= 0:
         raise UserError(f"{name} looks binary (a NUL byte at offset {nul}): leave it out, or save it as UTF-8")
     try:
@@ -226,15 +248,15 @@ def _files(root, field, extensions):
             f"source {root} holds no file of text ({' '.join(extensions)} {' '.join(rows.KINDS)} .zip .tar .gz .zst "
             f".array_record); it holds {told(left) or 'nothing'}. Name others with --extensions"
         )
-    taken = collections.Counter(ending(file.name) or "no suffix" for file in found)
-    pieces = [piece for file in found for piece in _pieces(file, kind(file), field)]
+    taken, split = collections.Counter(ending(file.name) or "no suffix" for file in found), splits_by_name(found)
+    pieces = [piece for file in found for piece in _pieces(file, kind(file), field, split.get(file.name, ""))]
     return pieces, told(taken), told(left)
 
 
-def _pieces(file, kind, field):
+def _pieces(file, kind, field, split):
     """Pieces of one file of a kind."""
     name, size, packed = file.member, file.size, is_packed(file.name)
-    piece = functools.partial(Piece, kind, file.path, inside=file.inside, names=file.names)
+    piece = functools.partial(Piece, kind, file.path, inside=file.inside, names=file.names, split=split)
     if kind == "array_record":
         count = tfds.array_records(file.path).num_records()
         step = max(1, int(PIECE_BYTES * count / max(size, 1)))
@@ -244,6 +266,11 @@ def _pieces(file, kind, field):
     elif kind == "parquet":
         for (start, end), share in rows.parquet_stretches(piece(name, size)):
             yield piece(name, share, start=start, end=end, field=field)
+    elif kind == "splits":
+        lists = rows.lists_in(piece(name, size))
+        for one in lists:
+            part, names = piece(f"{name}/{one}", max(1, size // len(lists)), field=field), (*file.names, one)
+            yield dataclasses.replace(part, member=one, names=names, split=split or split_in(one) or "")
     elif kind not in ("text", "jsonl") or packed or file.inside:  # what is read from its beginning on
         yield piece(name, UNPACKS_TO * size if packed else size, field=field)
     elif kind == "jsonl":
@@ -334,7 +361,7 @@ def _read_jsonl(piece):
 
 def _read_rows(piece):
     for number, record in rows.rows(piece):
-        where = f"{place_of(piece)}{': record ' if piece.kind in ('json', 'parquet') else ':'}{number}"
+        where = f"{place_of(piece)}{': record ' if piece.kind in rows.WITHOUT_LINES else ':'}{number}"
         if isinstance(record, Exception):
             raise UserError(f"{where} {record}")
         yield f"{piece.name}@{number}", _text_in(record, piece.field, where)
@@ -345,12 +372,16 @@ def _json_text(line, piece, offset):
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if not offset else line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not one JSON object ({error})") from error
+        fix = "an object a line, or one list of them in a .json: mend or remove it"
+        raise UserError(f"{where} is not one JSON object ({error}): it wants {fix}") from error
     return _text_in(record, piece.field, where)
 
 
 def _text_in(record, field, where):
-    """The bytes of a record's field. Raises UserError, with the fields that there are, if it is no text."""
+    """The bytes of a record's field, None of null. Raises UserError, with the fields there are, if it is no text."""
+    record = {"text": record} if isinstance(record, str) else record
+    if isinstance(record, dict) and field in record and record[field] is None:
+        return None
     text, has = None, f"a {type(record).__name__}, not an object"
     if isinstance(record, dict):
         has = ", ".join(_fields(record)) or "none"

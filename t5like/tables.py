@@ -23,8 +23,8 @@ import re
 
 from paradigm import tfds
 from paradigm.errors import UserError
-from paradigm.names import SPLIT_OF, few, splits_of
-from paradigm.storage import expand
+from paradigm.names import SPLIT_OF, few, split_in
+from paradigm.storage import here
 from t5like import rows, sources, stdlib_records
 from t5like.files import (
     PACKED,
@@ -37,6 +37,7 @@ from t5like.files import (
     matches,
     place_of,
     reading,
+    splits_by_name,
     told,
     walk,
 )
@@ -103,8 +104,9 @@ def class_of(value, field):
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, (float, list, dict)):
-        raise ValueError(f"has {json.dumps(value)[:40]} in {field!r}, which is no class: a name or a whole number is")
-    return text_of(value, field)
+        fix = "set label_kind to 'classes'" if isinstance(value, list) and value else "a name or a whole number is"
+        raise ValueError(f"has {json.dumps(value)[:40]} in {field!r}, which is no class: {fix}")
+    return text_of(value, field).strip()
 
 
 # ------------------------------------------------------------------------------------------------------------- planning
@@ -163,7 +165,9 @@ def _placed(part, valid_glob):
 
 
 def _file_parts(source):
-    root = expand(source)
+    if not source.strip():
+        raise UserError("TextRecords.source is empty: name a file or folder of records, tfds:NAME or stdlib:KIND")
+    root = here(source)
     if not root.exists():
         raise UserError(
             f"source {source}: no such file or directory (other sources of records: tfds:NAME, stdlib:KIND)"
@@ -191,12 +195,10 @@ def _file_parts(source):
             f"{told(left) or 'nothing'}"
         )
     parts = []
-    stem = lambda file: pathlib.PurePosixPath(file.member).name.removesuffix(ending(file.name))
-    alike = {name: split for split, names in splits_of({stem(file) for file in found}).items() for name in names}
-    alike = alike if "train" in alike.values() else {}  # my_train.csv beside my_test.csv
+    alike = splits_by_name(found)  # my_train.csv beside my_test.csv
     for file in found:
         words = () if root.is_file() and not file.inside else pathlib.PurePosixPath(file.member).parts
-        parts += _parts_of(file, kind(file), _split_of(words) or alike.get(stem(file)) or "train")
+        parts += _parts_of(file, kind(file), _split_of(words) or alike.get(file.name) or "train")
     taken = collections.Counter(ending(file.name) for file in found)
     return parts, f"{source}: {len(found)} file{'s' * (len(found) > 1)}", told(taken), told(left)
 
@@ -205,12 +207,6 @@ def _split_of(words):
     """The split that one of these names begins with, as validation_matched and dev.tsv do; None."""
     found = [SPLIT_OF.get(re.split(r"[^a-z]", word.lower())[0]) for word in words]
     return next((split for split in found if split), None)
-
-
-def _split_of_list(name):
-    """The one split that a word of a list's name says, as oos_train does; else None."""
-    found = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_OF}
-    return found.pop() if len(found) == 1 else None
 
 
 def _parts_of(file, kind, split):
@@ -225,9 +221,9 @@ def _parts_of(file, kind, split):
         lists = rows.lists_in(part(size))
         for one in lists:
             yield dataclasses.replace(
-                part(max(1, size // len(lists))), split=_split_of_list(one), member=one, names=(*file.names, one)
+                part(max(1, size // len(lists))), split=split_in(one), member=one, names=(*file.names, one)
             )
-    elif kind in ("csv", "json", "squad", "conll") or is_packed(file.name) or file.inside:
+    elif kind in ("csv", "json", "columns", "squad", "conll", "arrow") or is_packed(file.name) or file.inside:
         yield part(UNPACKS_TO * size if is_packed(file.name) else size)
     else:
         start, line = 0, 1
@@ -287,7 +283,7 @@ def read(part, columns=()):
             found = stdlib_records.records(part.member, part.path)
             yield from ((f"{place} record {n}", record) for n, record in enumerate(found, 1))
         else:
-            between = " record " if part.kind in ("json", "splits", "squad", "parquet") else ":"
+            between = " record " if part.kind in rows.WITHOUT_LINES else ":"
             yield from ((f"{place}{between}{n}", record) for n, record in rows.rows(part, columns))
 
 

@@ -243,7 +243,7 @@ ROWS = (
     ("vision/probe.py", "augment=mild(objective.views[0])", "augment=objective.views[0]", "vision/test_probe", "mild_views"),
     ("multimodal/captions.py", 'before = "" if self.split == "valid" else', 'before = "" if self.split else', "multimodal/test_captioners", "scored_and_shown"),
     ("multimodal/fields.py", "len(found := one((IMAGE, *_PLAIN[IMAGE]))) == 1", "len(found := one((IMAGE, *_PLAIN[IMAGE]))) >= 1", "multimodal/test_tables", "cannot_be_read"),
-    ("multimodal/tables.py", "not all(split_of(row[header.index(recipe.split)]) for row in rows)", "not any(split_of(row[header.index(recipe.split)]) for row in rows)", "multimodal/test_tables", "plain_names"),
+    ("multimodal/tables.py", "not all(split_of(row[header.index(found.split)]) for row in rows)", "not any(split_of(row[header.index(found.split)]) for row in rows)", "multimodal/test_tables", "plain_names"),
     ("paradigm/probing.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),
     ("t5like/sources.py", "for file in sorted(files):", "for file in files:", "t5like/test_sources", "file_system"),
     ("t5like/baselines.py", "i * size // wanted", "i", "t5like/test_baselines", "spread"),
@@ -262,10 +262,16 @@ ROWS = (
     ("launch/run/loop.py", "pool.shutdown, wait=False, cancel_futures", "pool.shutdown, cancel_futures", "launch/run/test_loop", "told_before_all_is_compiled"),
     ("launch/aot/terms.py", "jax.config.update(name, True)", "jax.config.update(name, before)", "launch/aot/test_terms", "names_are_of_this_code"),
     ("paradigm/archives.py", "if len(block := stream.read(_BLOCK)) < _BLOCK or", "if (block := stream.read(_BLOCK)) and", "t5like/test_odd_files", "cut_short"),
-    ("t5like/tables.py", "return found.pop() if len(found) == 1 else None", "return None", "t5like/test_guess", "lists_of_a_json"),
+    ("paradigm/names.py", "return found.pop() if len(found) == 1 else None", "return None", "t5like/test_guess", "lists_of_a_json"),
     ("t5like/guess.py", "if len(text) != 1:", "if not text:", "t5like/test_guess", "two_readings"),
     ("vision/arrange.py", 'if own - classes["train"]:', 'if not own:', "vision/test_sources", "bad_folders"),
     ("paradigm/combine.py", "zip((0,) + tuple(self.boundaries), self.boundaries)", "zip((-1,) + tuple(self.boundaries), self.boundaries)", "paradigm/test_contract", "combinator_errors"),
+    # what names say, and which line has which picture
+    ("t5like/held_out.py", 'if p.split != "test"]', 'if p.split != "x"]', "t5like/test_named_splits", "what_names_call"),
+    ("t5like/held_out.py", 'piece.split == "valid"', 'piece.split == "test"', "t5like/test_named_splits", "what_names_call"),
+    ("t5like/labels.py", "if not math.isfinite(number)", "if math.isnan(number)", "t5like/test_named_splits", "no_numbers"),
+    ("multimodal/tables.py", "(whole if whole.any() else True)", "True", "multimodal/test_listed", "lines_without_a_picture"),
+    ("multimodal/fields.py", 'fits[0] if len(fits) == 1 else ""', 'fits[0] if fits else ""', "multimodal/test_listed", "by_a_form"),
 )  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """Every notebook runs from top to bottom: on a small run made here, or training a few steps itself."""
 
+import importlib.util
 import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import nbclient
 import nbformat
@@ -62,6 +65,31 @@ def test_a_notebook_begins_anywhere_and_shows_what_it_gave(path):
     assert not any(output.output_type == "error" for output in outputs)
     assert RUNS[path.stem][2] in printed(notebook)
     assert str(REPO) not in nbformat.writes(notebook) and "/tmp/" not in nbformat.writes(notebook)
+
+
+def run_first_cell(place, monkeypatch, **environment):
+    """What the first cell of the notebooks calls where Paradigm is not installed."""
+    called = []
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    exec(code_of(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source, {})
+    return called
+
+
+def test_the_first_cell_installs_the_checkout_that_it_is_in(monkeypatch):
+    (install,) = run_first_cell(REPO / "notebooks", monkeypatch)
+    assert install[1:-1] == ["-m", "pip", "install", "-q", "-e"] and install[-1].startswith(f"{REPO}[")
+
+
+def test_the_first_cell_says_what_to_set_elsewhere(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="set REPOSITORY above to the address or path of one"):
+        run_first_cell(tmp_path, monkeypatch)
+    clone, install = run_first_cell(tmp_path, monkeypatch, PARADIGM_REPOSITORY=str(REPO))
+    assert clone[-2:] == [str(REPO), str(tmp_path / "paradigm")] and install[-1].startswith(f"{tmp_path}/paradigm[")
 
 
 def printed(notebook):

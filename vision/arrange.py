@@ -24,6 +24,8 @@ def arrange(names, where, labels=True):
     not, if some pictures have a class and others not, or if a folder may be a split as well as a class.
     """
     outer, paths = _inner([parts_of(name) for name in names])
+    if all(len(p) == 2 for p in paths) and len(tops := {p[0] for p in paths}) == 1 and not split_of([*tops][0]):
+        outer, paths = [*outer, *tops], [p[1:] for p in paths]  # one class alone is none
     paths = _split_first(paths, where)
     folders = {p[0] for p in paths if len(p) > 1}
     found = splits_of(folders)

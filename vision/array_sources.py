@@ -282,7 +282,13 @@ def _checked(splits, reading, where, digest):
             )
     if not reading.labels:
         return splits, None, digest
-    count = 1 + max(int(s.labels.max()) for s in splits.values())
+    counts = {split: 1 + int(s.labels.max()) for split, s in splits.items()}
+    if not reading.classes and (more := next((split for split, n in counts.items() if n > counts["train"]), None)):
+        raise UserError(
+            f"{where}: {more} has labels up to {counts[more] - 1}, train up to {counts['train'] - 1}: number the "
+            "classes of all alike, or set ImageData.labels = False"
+        )
+    count = max(counts.values())
     if reading.classes and len(reading.classes) < count:
         raise UserError(f"ImageData.classes names {len(reading.classes)} classes and {where} has {count}: name all")
     return splits, tuple(reading.classes) or tuple(map(str, range(count))), digest

@@ -89,7 +89,10 @@ class ImageData:
             *([self.regions] if self.regions else []),
         )
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
-        prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, opened.note)
+        bare = {s: int(np.sum(source.labels < 0)) for s, source in opened.splits.items() if _has_labels(source)}
+        told = [opened.note, *(f"{n:,} of {split} without a label" for split, n in bare.items() if n)]
+        note = "; ".join(filter(None, told))
+        prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, note)
         check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
             print(prepared.described, file=sys.stderr)
@@ -150,6 +153,11 @@ class ImageSource:
 
     def name(self, position):
         return self.records.name(int(position))
+
+
+def _has_labels(source):
+    """Whether the labels of a source are in memory."""
+    return getattr(source, "labels", None) is not None
 
 
 def _labels(source):

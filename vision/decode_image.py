@@ -61,8 +61,11 @@ def decode(raw, name, channels=3, max_pixels=MAX_PIXELS, recipe="ImageData"):
 
 
 def mode(raw):
-    """What Pillow calls the channels that a picture's header tells: RGB, L, RGBA, P ..."""
+    """What Pillow calls the channels that a picture's header tells: RGB, L, RGBA, P ... ValueError for what `decode`
+    refuses by it."""
     with Image.open(io.BytesIO(raw)) as picture:
+        if picture.mode == "F":
+            raise ValueError("pixels of mode F that are not 16-bit numbers")
         return picture.mode
 
 

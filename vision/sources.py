@@ -30,7 +30,7 @@ from paradigm import tfds
 from paradigm.errors import UserError, choose
 from paradigm.names import kind_of, left_out, split_of
 from paradigm.records import Shards, keys_of
-from paradigm.storage import expand
+from paradigm.storage import expand, here
 from vision import array_sources
 from vision.arrange import arrange, maps_of
 from vision.decode_image import MAX_PIXELS, UNREAD, class_map, decode, mode, suffixes, to_channels
@@ -75,7 +75,7 @@ def open_source(source, reading):
     """
     kind, _, place = source.partition(":")
     if kind not in _OPENERS and (os.sep in source or expand(source).exists()):
-        kind, place = _guess(expand(source)), source
+        kind, place = _guess(here(source)), source
     opener = choose("image source", kind, _OPENERS)
     if kind in ("digits", "shapes"):
         if place:
@@ -105,10 +105,20 @@ def _guess(path):
     if not zipfile.is_zipfile(path):
         if is_tar(path):
             return "tar"
-        raise UserError(f"image source {path} is neither a folder nor a whole .npz or .zip file, nor a .tar")
+        raise UserError(
+            f"image source {path} is neither a folder nor a whole .npz or .zip file, nor a .tar{_instead(path.suffix)}"
+        )
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     return "npz" if names and all(name.endswith(".npy") for name in names) else "zip"
+
+
+def _instead(suffix):
+    """What may be done about a file that is no source of pictures."""
+    arrays = ": save its arrays by numpy.savez(FILE, images=..., labels=...)"
+    inside = ": write its pictures to files in a folder for each class"
+    found = dict.fromkeys((".npy", ".pt", ".pth", ".h5", ".hdf5", ".mat", ".pkl"), arrays)
+    return found.get(suffix.lower()) or (inside if suffix.lower() in (".parquet", ".arrow", ".csv", ".json") else "")
 
 
 def _digest(lines):
@@ -238,7 +248,7 @@ def _open_files(files, reading):
         kinds = sorted({kind_of(name) for name, _ in rows})
         raise UserError(
             f"{files.root} holds no pictures ({' '.join(suffixes())}); it holds {' '.join(kinds[:8]) or 'nothing'}"
-            f"{_unread(kinds)}"
+            f"{_unread(kinds)}{_packed(kinds)}"
         )
     maps, alone = maps_of(stamps, reading.regions, files.root) if reading.regions else ({}, [])
     pictures = list(maps) if reading.regions else list(stamps)
@@ -268,6 +278,12 @@ def _unread(kinds):
     """What to do about pictures that Pillow cannot read as it is installed."""
     kind = next((kind for kind in kinds if kind in UNREAD), None)
     return f" ({kind} needs {UNREAD[kind]})" if kind else ""
+
+
+def _packed(kinds):
+    """What to do about containers in a container."""
+    found = [kind for kind in kinds if kind in (".zip", ".tar", ".tgz", ".gz", ".npz")]
+    return f": name the {found[0]} itself, or unpack it" if found else ""
 
 
 def _survey(split, source):

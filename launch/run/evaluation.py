@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paradigm import progress
+from paradigm.errors import UserError
 from paradigm.metrics import mean, merge
 from paradigm.step import make_eval_step
 
@@ -24,8 +25,7 @@ class Evaluation:
 
     def __init__(self, program, data):
         self._program, self._data, self._experiment = program, data, program.experiment
-        for evaluator in self._experiment.evaluators:
-            evaluator.check(self._experiment.objective, data)
+        _check(self._experiment, data)
         for dataset in data.valid.values():
             dataset.read(0, slice(0, LOOKED_AT))
         self._which = "online" if self._experiment.ema is None else "ema"
@@ -75,3 +75,18 @@ class Evaluation:
             step = make_eval_step(e.objective, seed=e.seed, phase=phase, which=self._which)
             self._steps[phase] = jax.jit(step, out_shardings=NamedSharding(self._program.mesh, P()))
         return self._steps[phase]
+
+
+def _check(experiment, data):
+    """One UserError of all evaluators that cannot work with the objective or the data, and the line without them."""
+    problems, left = [], []
+    for evaluator in experiment.evaluators:
+        try:
+            evaluator.check(experiment.objective, data)
+            left.append(f"@{type(evaluator).__name__}()")
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        rest = f"({', '.join(left)}{',' * (len(left) == 1)})"
+        one = "it" if len(problems) == 1 else "them"
+        raise UserError(f"{'; '.join(problems)}. Without {one}: --gin_param='Experiment.evaluators = {rest}'")

@@ -1,6 +1,7 @@
 """One training run as a value: what gin builds, what the loop reads, what a notebook may write by hand."""
 
 import dataclasses
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -163,8 +164,11 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
     if isinstance(e.ema, float) and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
     if e.optimizer is not None:
-        lowest = min(float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8))
-        if not lowest >= 0:
+        rates = [float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8)]
+        lowest = min(rates)
+        if not all(map(math.isfinite, rates)):
+            yield f"the learning rate of {type(e.optimizer).__name__} is not finite: it is {rates[0]:.3g} at first"
+        elif lowest < 0:
             yield f"the learning rate of {type(e.optimizer).__name__} falls to {lowest:.3g}: it must be 0 or more"
     from paradigm.precision import DTYPES  # which brings jax
 

@@ -216,7 +216,8 @@ def _training_problem(message, vocab_size, above):
         return "tokenizer: there is no text to learn a SentencePiece vocabulary from; name a source that holds some"
     if most := re.search(r"value <= (\d+)", message):
         most = int(most[1]) + above
-        return f"tokenizer: this text supports a vocabulary of at most {most}, not {vocab_size}; use that, or more text"
+        fix = f"use that, as in 'sentencepiece:{most}', or more text"
+        return f"tokenizer: this text supports a vocabulary of at most {most}, not {vocab_size}; {fix}"
     if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         least = int(least[1]) + above
         return f"tokenizer: the characters of this text need a vocabulary of at least {least}, not {vocab_size}"

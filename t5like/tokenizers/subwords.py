@@ -309,8 +309,10 @@ def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, special
     if library.get_vocab_size() <= least:
         raise UserError("tokenizer: there is no text to learn a vocabulary from; name a source that holds some")
     if found < vocab_size:
+        kind = trainer.__name__.removesuffix("Trainer").lower()
         raise UserError(
-            f"tokenizer: this text supports a vocabulary of at most {found}, not {vocab_size}; use that, or more text"
+            f"tokenizer: this text supports a vocabulary of at most {found}, not {vocab_size}; use that, as in "
+            f"'{kind}:{found}', or more text"
         )
     if found > vocab_size:
         raise UserError(

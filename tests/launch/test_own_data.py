@@ -119,6 +119,7 @@ def test_classes_follow_pictures(tmp_path):
         (["bert.layers = 0"], "Encoder: layers=0 must be at least 1"),
         (["bert.dropout = 2.0"], r"Encoder: dropout=2.0 must lie in \[0, 1\)"),
         (["AdamW.learning_rate = -1.0"], "the learning rate of AdamW falls to -1: it must be 0 or more"),
+        (["AdamW.learning_rate = 1e999"], "the learning rate of AdamW is not finite: it is inf at first"),
         (["TextRecords.source = ' '"], "TextRecords.source is empty: name a file, a folder or another source"),
         (
             ["TextRecords.columns = 'text'"],

@@ -131,5 +131,11 @@ def test_evaluators_are_asked_before_the_first_step():
 
     Evaluation(Program, Data)
     Program.experiment = Experiment(MOVING)
-    with pytest.raises(UserError, match="^Negation: RunningStatistics cannot negate, Still can"):
+    with pytest.raises(UserError, match="^Negation: RunningStatistics cannot negate, Still can") as told:
+        Evaluation(Program, Data)
+    assert str(told.value).endswith(". Without it: --gin_param='Experiment.evaluators = ()'")
+    Program.experiment = Experiment(MOVING, evaluators=(Negation(), Evaluator(), Negation()))
+    with pytest.raises(
+        UserError, match=r"^Negation: .*; Negation: .* them: .*Experiment.evaluators = \(@Evaluator\(\),\)'$"
+    ):
         Evaluation(Program, Data)

@@ -6,7 +6,13 @@ import pathlib
 
 import pytest
 
+from multimodal.data import PairData
 from paradigm import storage
+from paradigm.errors import UserError
+from t5like.data import TextData
+from t5like.prepare import prepare
+from t5like.records import TextRecords
+from vision.data import ImageData
 
 
 @pytest.fixture
@@ -77,3 +83,22 @@ def test_a_home_directory(monkeypatch):
         "/x/~",
         "/somebody",
     ]
+
+
+def test_urls_are_no_folders_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, records = TextData("stdlib", window=16), TextRecords(source="gs://bucket/x", input="{text}")
+    calls = [
+        lambda: prepare(text, "gs://bucket/out"),
+        lambda: TextData("s3://bucket/x.jsonl").build("data", 16),
+        lambda: records.build("data"),
+        lambda: ImageData(source="gs://bucket/x").build(),
+        lambda: PairData(source="https://host/x.csv").build(),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"://\S+: a path on this machine is wanted, and no URL: copy it here"):
+            call()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file is a file: give a directory for what is prepared"):
+        prepare(text, tmp_path / "file")

@@ -349,7 +349,7 @@ def test_one_preparation_at_a_time(folder, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- the recipe
 
 
-def test_recipe_builds_once_and_reads_prepared_directories(folder, tmp_path):
+def test_recipe_builds_once_and_reads_prepared_directories(folder, tmp_path, capsys):
     recipe = TextData(str(folder))
     built = recipe.build(tmp_path / "data", window=40, progress=False)
     assert built.window == 40 and built.meta["settings"]["window"] == 40
@@ -361,12 +361,17 @@ def test_recipe_builds_once_and_reads_prepared_directories(folder, tmp_path):
         TextData(str(tmp_path / "data")).build(tmp_path / "unused", window=50)
     with pytest.raises(UserError, match=r"holds another corpus \(window=40 there, 50 now\)"):
         recipe.build(tmp_path / "data", window=50)
-    with pytest.raises(
-        UserError, match=r"was prepared with tokenizer='bytes', not 'sentencepiece:500': set TextData.tok"
-    ):
-        TextData(str(tmp_path / "data"), tokenizer="sentencepiece:500").build(tmp_path / "unused", window=40)
-    with pytest.raises(UserError, match=r"was prepared with window=40, not 30"):
-        TextData(str(tmp_path / "data"), window=30).build(tmp_path / "unused", window=30)
+    with pytest.raises(UserError, match=r"was prepared with tokenizer='bytes', not 'my.model': set TextData.tok"):
+        TextData(str(tmp_path / "data"), tokenizer="my.model").build(tmp_path / "unused", window=40)
+    with pytest.raises(UserError, match=r"was prepared with window=40, not 50"):
+        TextData(str(tmp_path / "data"), window=50).build(tmp_path / "unused", window=40)
+    # What a run file would learn, or cut shorter, gives way to what the directory holds, and that is told.
+    recipe = TextData(str(tmp_path / "data"), tokenizer="sentencepiece:500", window=30)
+    assert recipe.build(tmp_path / "unused", window=30).fingerprint == built.fingerprint
+    assert recipe.vocabulary().size == built.tokenizer.vocab_size
+    told = capsys.readouterr().err
+    assert "brings its tokenizer, 'bytes': 'sentencepiece:500' is not learnt" in told
+    assert "brings windows of 40 tokens, more than 30" in told
     # A run file's settings of how to prepare do not stand in the way, nor does another way to name as many ids.
     TextData(str(tmp_path / "data"), tokenizer="sentencepiece:359", valid=0.2).build(tmp_path / "unused", window=40)
 

@@ -150,7 +150,37 @@ def test_classes_without_splits_and_pictures_without_classes(tmp_path):
     assert {r["label"] for r in records(prepared)} == {-1}
     assert "18 train, 2 valid pictures, no labels" in prepared.described
     one = opened(folder(tmp_path / "o", {f"only/{i}.png": pixels(i) for i in range(4)}))
-    assert one.classes == ("only",) and {r["label"] for r in records(one)} == {0}
+    assert one.classes is None and {r["label"] for r in records(one)} == {
+        -1
+    }  # as of a zip that was packed with its folder
+    assert "no labels; all inside of only" in one.described
+
+
+def test_labels_that_are_not_of_train_or_not_there_are_told(tmp_path):
+    x = np.stack([pixels(i) for i in range(8)])
+    np.savez(tmp_path / "a.npz", images=x, labels=np.arange(8) % 3 - 1)
+    assert "2 classes; 3 of train without a label" in opened(tmp_path / "a.npz").described
+    np.savez(tmp_path / "b.npz", x_train=x, y_train=np.arange(8) % 2, x_test=x, y_test=np.arange(8) % 4)
+    with pytest.raises(UserError, match=r"b.npz: test has labels up to 3, train up to 1: number the classes of all al"):
+        opened(tmp_path / "b.npz")
+    assert len(opened(tmp_path / "b.npz", classes=list("abcd")).classes) == 4
+
+
+@pytest.mark.parametrize(
+    "name, fix",
+    [
+        ("a.npy", "nor a .tar: save its arrays by numpy.savez"),
+        ("a.parquet", "nor a .tar: write its pictures to files in a folder for each class"),
+    ],
+)
+def test_files_that_are_no_source_say_what_to_do(name, fix, tmp_path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=fix):
+        opened(tmp_path / name)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.zip").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no pictures .* it holds .zip: name the .zip itself, or unpack it"):
+        opened(tmp_path / "in")
 
 
 def test_pictures_of_several_modes_are_converted_and_counted(tmp_path):

@@ -1,0 +1,115 @@
+"""Pairs that stand in no csv: objects of JSON, Parquet, Arrow, COCO's captions, texts beside pictures.
+
+Each becomes (header, rows, numbers of the lines or records, what was taken as what), as the lines of a table do; a cell
+is a str, or a tuple of several captions.
+"""
+
+import collections
+import dataclasses
+import json
+
+from paradigm.errors import UserError
+from paradigm.names import few, kind_of, left_out, parts_of
+from t5like import files, rows
+from t5like.tables import Part
+from vision.arrange import arrange
+from vision.files import is_picture
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather")
+TEXTS = (".txt", ".caption", ".text")  # of a picture, beside it
+
+
+def is_listed(path):
+    """Whether a file's name is that of records."""
+    return files.unpacked_ending(path.name) in SUFFIXES
+
+
+def read(path):
+    """Of a file of records: a column for each field, those of an object in it with dots."""
+    part = Part("jsonl", str(path), path.name, path.stat().st_size)
+    with files.reading(path):
+        kind = rows.kind_of(files.File(str(path), path.name, part.size))
+        if kind != "json" and files.unpacked_ending(path.name) == ".json" and (found := _whole(part)):
+            return found
+        found = list(rows.rows(dataclasses.replace(part, kind=kind or "jsonl")))
+    if wrong := next(((n, r) for n, r in found if isinstance(r, Exception)), None):
+        raise UserError(f"{path}:{wrong[0]} {wrong[1]}: mend or remove it")
+    flat = [_flat(record) for _, record in found]
+    header = list(dict.fromkeys(name for record in flat for name in record))
+    table = [[_cell(record.get(name)) for name in header] for record in flat]
+    if not header:
+        raise UserError(f"{path} is empty: it wants a record for each pair, with its picture's file and its caption")
+    if inside := next((name for name in header if name.endswith(".bytes")), None):
+        raise UserError(
+            f"{path} holds its pictures in {inside.removesuffix('.bytes')!r}, where they are not read: write each to a "
+            "file and name it in a column, or pack them as WebDataset"
+        )
+    return header, table, [number for number, _ in found], ""
+
+
+def _flat(record, before=""):
+    found = {}
+    for name, value in record.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return found
+
+
+def _cell(value):
+    """A value as a cell: several texts of a list, else one."""
+    if isinstance(value, list):
+        return tuple(str(v) for v in value if v is not None)
+    return "" if value is None else str(value)
+
+
+def _whole(part):
+    """Of a file that is one object, COCO's or {"1.jpg": "its caption" or several, ...}; None of any other."""
+    with files.open_file(part.path) as stream:
+        try:
+            found = json.loads(stream.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return None
+    table = None
+    if isinstance(found, dict) and {"images", "annotations"} <= found.keys():
+        captions = collections.defaultdict(list)
+        try:
+            for one in found["annotations"]:
+                captions[one["image_id"]].append(str(one["caption"]))
+            table = [[str(one["file_name"]), tuple(captions.get(one["id"], ()))] for one in found["images"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{part.path} is not of COCO's form: an object lacks {error}") from None
+    elif isinstance(found, dict) and found and all(map(is_picture, found)):
+        table = [[name, _cell(captions)] for name, captions in found.items()]
+    return table and (["image", "caption"], table, list(range(1, len(table) + 1)), "")
+
+
+def beside(container, path):
+    """Of the pictures in a folder, zip or tar, each with a text of its name beside; their splits by folder. Or None."""
+    listed, without = container.list()
+    names = [name for name, _ in listed]
+    pictures = [name for name in names if is_picture(name)]
+    texts = {_stem(name): name for name in names if name.lower().endswith(TEXTS)}
+    table, alone = [], []
+    splits = arrange(pictures, path, labels=False) if pictures else None
+    split_of = {name: split for split, own in splits.splits.items() for name, _ in own} if splits else {}
+    for name in split_of:
+        if (text := texts.get(_stem(name))) is None:
+            alone.append(name)
+            continue
+        try:
+            table.append([name, container.read(text).decode("utf-8-sig"), split_of[name]])
+        except UnicodeDecodeError:
+            raise UserError(f"{container.place(text)} is not UTF-8: save it as that") from None
+    if not table:
+        return None
+    read = {_stem(row[0]) for row in table}
+    without += collections.Counter(kind_of(n) for n in names if not is_picture(n) and _stem(n) not in read)
+    said = ["captions from texts beside the pictures", splits.note, left_out(without)]
+    said += [f"{len(alone):,} pictures without a text left out ({few(sorted(alone), 3)})"] if alone else []
+    header = ["image", "caption", "split"]
+    if len(splits.splits) == 1:
+        header, table = header[:2], [row[:2] for row in table]
+    return header, table, list(range(1, len(table) + 1)), "; ".join(filter(None, said))
+
+
+def _stem(name):
+    return "/".join(parts_of(name)).rpartition(".")[0]
