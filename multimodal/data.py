@@ -29,9 +29,9 @@ class PairData:
     """Which pairs a run reads, and how their captions become tokens.
 
     source: shapes, tsv:FILE, wds:PATTERN, tfds:NAME or a path (see multimodal/sources.py).
-    text: captions of a picture: names of columns (tables), of keys (the .json of tar files, whose .txt, .caption and
-        .text are read at the default) or of features (tfds), or sentences with such names in braces, as in "{name}:
-        {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
+    text: captions of a picture: names of columns (tables; of shapes `caption` and `class`), of keys (the .json of tar
+        files, whose .txt, .caption and .text are read at the default) or of features (tfds), or sentences with such
+        names in braces, as in "{name}: {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
         read as commas.
     image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png. Where there
         is no `image` or `caption`, and one other column or feature has a name that these often have (file, path, text,
@@ -99,7 +99,7 @@ class PairData:
         cache_dir holds another tokenizer than this recipe's.
         """
         opened = open_pairs(self, cache_dir)
-        tokenizer = self._tokenizer(opened.splits["train"], cache_dir, progress)
+        tokenizer = self.learn(opened.splits["train"], cache_dir, progress)
         settings = (opened.digest, self.channels, bool(self.label), opened.classes, tokenizer.fingerprint)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         refuse = self.on_broken == "refuse"
@@ -111,8 +111,8 @@ class PairData:
             print(prepared.described, file=sys.stderr)
         return prepared
 
-    def _tokenizer(self, train, cache_dir, progress):
-        """The tokenizer, learnt once for a directory."""
+    def learn(self, train, cache_dir, progress):
+        """The tokenizer, learnt once for a directory from the captions of `train` where it is one to be learnt."""
         if not is_learnt(self.tokenizer) or cache_dir is None:
             return get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=self.extra_ids)
         directory = pathlib.Path(cache_dir)

@@ -16,7 +16,7 @@ import os
 import tarfile
 from typing import Any
 
-from multimodal.fields import RECIPE, captions_of, complete, digest, names_in
+from multimodal.fields import RECIPE, TEXT, captions_of, complete, digest, names_in
 from multimodal.tables import open_table, reading_of
 from multimodal.webdataset import open_tars
 from paradigm import tfds
@@ -78,10 +78,12 @@ def _guess(source):
 
 @dataclasses.dataclass
 class ShapesPairs:
-    """Scenes of the generator and their captions. pairs: whether the label names colour and shape, or Shapes.label."""
+    """Scenes of the generator and their captions. pairs: whether the label names colour and shape, or Shapes.label.
+    text: see `captions_of`, of the fields `caption` and `class`, the largest object's colour and shape."""
 
     scenes: Any
     pairs: bool
+    text: tuple[str, ...]
 
     def __len__(self):
         return len(self.scenes)
@@ -90,10 +92,16 @@ class ShapesPairs:
         record = self.scenes[position]
         if self.pairs:
             record["label"] = record["labels"]["colour"] * len(SHAPES) + record["labels"]["shape"]
-        return {"image": record["image"], "label": record["label"], "captions": (record["caption"],)}
+        captions = self._captions(record["caption"], record["labels"])
+        return {"image": record["image"], "label": record["label"], "captions": captions}
 
     def captions(self, position):
-        return (self.scenes.shapes.scene(self.scenes.start + position).caption,)
+        scene = self.scenes.shapes.scene(self.scenes.start + position)
+        return self._captions(scene.caption, scene.labels)
+
+    def _captions(self, caption, labels):
+        named = f"{list(COLOURS)[labels['colour']]} {SHAPES[labels['shape']]}"
+        return captions_of({"caption": caption, "class": named}, self.text)
 
     def name(self, position):
         return self.scenes.name(position)
@@ -101,11 +109,14 @@ class ShapesPairs:
 
 def _open_shapes(place, recipe, cache_dir):
     choose("label of shapes", recipe.label, {"": 1, PAIR: 1})
+    for name in names_in(recipe.text):
+        choose("text of shapes", name, {"caption": 1, "class": 1})
     opened = open_source("shapes", reading_of(recipe))
     pairs = recipe.label == PAIR
-    splits = {name: ShapesPairs(scenes, pairs) for name, scenes in opened.splits.items()}
+    splits = {name: ShapesPairs(scenes, pairs, recipe.text) for name, scenes in opened.splits.items()}
     classes = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES) if pairs else opened.classes
-    return Opened(splits, classes, digest([opened.digest, pairs]))
+    own = [] if recipe.text == TEXT else recipe.text
+    return Opened(splits, classes, digest([opened.digest, pairs, *own]))
 
 
 # ----------------------------------------------------------------------------------------------------------------- tfds

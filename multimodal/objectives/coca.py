@@ -41,6 +41,7 @@ class CoCa(CaptionObjective, CLIP):
     image_pool: str = "task"
 
     POOLS = ("task",)
+    sources = 0  # its text tower tells no data sets apart
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,8 +88,8 @@ class CoCa(CaptionObjective, CLIP):
         x, _, moments = self._pooled(variables, images, ctx, index)
         return x, moments
 
-    def _text(self, variables, tokens, ctx, index=None):
-        del index
+    def _text(self, variables, tokens, ctx, index=None, source=None):
+        del index, source
         inputs, _, weights = self.scored({"tokens": tokens, "mask": jnp.ones(len(tokens))})
         x, _, _ = self.apply("text", variables, inputs, self.real(weights), ctx=ctx)
         return l2_normalize(self.apply("text_head", variables, x, ctx=ctx)[0])

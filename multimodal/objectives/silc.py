@@ -93,7 +93,7 @@ class _SILC(DINO):
             aligned = self._image(variables, self.view(batch), ctx)[0][:, None]
         embeddings = {
             "image": aligned,
-            "text": self._text(variables, batch["tokens"], ctx, index),
+            "text": self._text(variables, batch["tokens"], ctx, index, batch.get("source")),
             "student": self.embed(variables, seen[:, GLOBAL:], ctx),
             "teacher": jax.lax.stop_gradient(self.embed(extra["teacher"], taught, ctx)),
         }

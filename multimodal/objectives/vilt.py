@@ -66,8 +66,9 @@ class ViLT(HiddenCaptionTokens):
         """{"pair_tokens" int32 [B, L], a caption for each picture, "matched" int32 [B], whether it is its own}."""
         tokens, mask = jnp.asarray(batch["tokens"]), batch["mask"]
         places = jnp.arange(len(mask))
-        draw = jax.vmap(lambda key: (jax.random.uniform(key), jax.random.gumbel(key, mask.shape)))
-        kind, noise = draw(rng.per_example(rng.key(0, "captions of others"), batch["index"]))
+        draw = lambda name: rng.per_example(rng.key(0, name), batch["index"])
+        kind = jax.vmap(jax.random.uniform)(draw("whether the caption is another's"))
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, mask.shape))(draw("captions of others"))
         text = jnp.asarray(self.vocabulary.is_text(np.arange(self.encoder.vocab_size)), jnp.float32)[tokens]
         bags = l2_normalize(jnp.zeros((len(mask), BAG)).at[places[:, None], tokens % BAG].max(text))
         equal = jnp.all(tokens[:, None] == tokens[None], -1)

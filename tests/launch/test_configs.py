@@ -81,6 +81,7 @@ SHRINK |= {
     "cappa_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "single_stream": f"{SHRINK['vit']}, length = 16",
     "CoCa": "width = 16, queries = 4",
+    "Magma": "length = 16",
     "Captions": "images = 8",
     "CLIP": "width = 16",
     "SigLIP": "width = 16",
@@ -92,7 +93,7 @@ SHRINK |= {
     "Retrieved": "pairs = 20",
     "TwoPictures": "pairs = 20, random = False",
 }
-IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "ViLT")
+IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "Magma", "UnifiedVLP", "ViLT")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation", "Segmentation")

@@ -12,6 +12,7 @@ ALL = {
     "coca": tiny.coca(),
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
+    "magma": tiny.magma(),
     "unified_vlp": tiny.unified_vlp(),
     "vilt": tiny.vilt(hardness=5.0, rate=0.4),
 }

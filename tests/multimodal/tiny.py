@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, SILC, CapPa, CoCa, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
+from multimodal.objectives import CLIP, SILC, CapPa, CoCa, Magma, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
 from multimodal.towers import clip_text, clip_vit, siglip_text
+from t5like.models import gpt
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
 from vision.augment import Augment
@@ -79,6 +80,12 @@ def cappa(**changes):
 def simvlm(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER)
     return SimVLM(**_shared(encoder=encoder) | changes)
+
+
+def magma(**changes):
+    encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
+    model = gpt("tiny", None, d_model=12, heads=2, d_ff=24, layers=2)
+    return Magma(**_shared(encoder=encoder, model=model, length=LENGTH) | changes)
 
 
 def unified_vlp(**changes):
