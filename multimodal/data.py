@@ -31,8 +31,8 @@ class PairData:
     source: shapes, tsv:FILE, wds:PATTERN, tfds:NAME or a path (see multimodal/sources.py).
     text: captions of a picture: names of columns (tables; of shapes `caption` and `class`), of keys (the .json of tar
         files, whose .txt, .caption and .text are read at the default) or of features (tfds), or sentences with such
-        names in braces, as in "{name}: {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
-        read as commas.
+        names in braces, as in "{name}: {tags}". Training draws one of several, validation reads the first. separator:
+        of a list within such a field, read as commas.
     image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png. Where there
         is no `image` or `caption`, and one other column or feature has a name that these often have (file, path, text,
         title ...: fields.py), that is taken, and said.

@@ -17,8 +17,8 @@ class PairMixture:
     """Several data sets of pairs as one, in shares that may change with the step (see paradigm.dataset.Mixture).
 
     parts: a PairData each, whose own `tokenizer` is not read. weights: a number or a schedule for each; () is by their
-    sizes. alternate: each batch is of one data set, by turns, as Saito et al. 2023 sample theirs (section 3.3), whatever
-    the weights. tokenizer: of all of them, as PairData's; one to be learnt is learnt from all.
+    sizes. alternate: each batch is of one data set, by turns, as Saito et al. 2023 sample theirs (section 3.3).
+    tokenizer: of all of them, as PairData's; one to be learnt is learnt from all.
 
     Classes are those of the first part that names any; pictures of others have no label. Splits are read one part after
     the other.

@@ -34,9 +34,9 @@ class PooledText(TextModel, kw_only=True):
         model.py); or last, that of the last place, which is padding after all but the longest texts and, without
         causality, has seen them whole.
 
-    sources: how many kinds of text are told apart, each by a vector of its own before the tokens (`sources/embedding`), as
-        by a prefix token (Saito et al. 2023, "Prefix Conditioning Unifies Language and Label Supervision", section 3.2);
-        0: none are.
+    sources: how many kinds of text are told apart, each by a vector of its own before the tokens, `sources/embedding`,
+        as by a prefix token (Saito et al. 2023, "Prefix Conditioning Unifies Language and Label Supervision", section
+        3.2); 0: none are.
 
     intermediates: "tokens" [B, L, D], after the last norm; "layers" [n, B, L, D].
     """
