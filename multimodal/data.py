@@ -36,10 +36,11 @@ class PairData:
     image: column or feature of the picture. image_suffix: what a tsv leaves out of its name, such as .png. Where there
         is no `image` or `caption`, and one other column or feature has a name that these often have (file, path, text,
         title ...: fields.py), that is taken, and said.
+    second: column of a second picture, of which a sentence speaks too (NLVR2); of shapes, label = 'truth' draws both.
     images, test_images: zip files or folders with a tsv's pictures; those of the latter are for the test splits alone.
-    label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest, and
-        otherwise Shapes.label decides. classes: names of the numbers that tar files have; their .cls may hold names as
-        well.
+    label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest,
+        'truth' whether a sentence is true of two scenes (two_scenes.py), and otherwise Shapes.label decides. classes:
+        names of the numbers that tar files have; their .cls may hold names as well.
     group: column whose lines are held out together. split: column that says train, valid or test; '' takes one of that
         name, if it says so. valid: share of the groups that is held out where nothing else is. valid_glob: names of tar
         files to hold out instead.
@@ -56,6 +57,7 @@ class PairData:
     separator: str = ""
     image: str = "image"
     image_suffix: str = ""
+    second: str = ""
     images: tuple[str, ...] = ()
     test_images: tuple[str, ...] = ()
     label: str = ""

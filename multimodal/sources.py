@@ -18,6 +18,7 @@ from typing import Any
 
 from multimodal.fields import RECIPE, TEXT, captions_of, complete, digest, names_in
 from multimodal.tables import open_table, reading_of
+from multimodal.two_scenes import CLASSES, TwoScenes
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
@@ -27,7 +28,7 @@ from vision.decode_image import decode
 from vision.sources import Opened, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
 
-PAIR = "pair"  # the label of shapes that names colour and shape
+PAIR, TRUTH = "pair", "truth"  # labels of shapes: colour and shape; whether a sentence is true of two scenes
 _TABLES = (".tsv", ".tab", ".csv", ".txt")
 _FORMS = "pairs are read from tables (.tsv, .csv), WebDataset .tar files, and tfds directories"
 
@@ -41,6 +42,10 @@ def open_pairs(recipe, cache_dir=None):
     if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
         kind, place = _guess(recipe.source)
     opener = choose("source of pairs", kind, _OPENERS)
+    if recipe.second and kind not in ("tsv", "csv"):
+        raise UserError(
+            f"PairData.second={recipe.second!r}: a second picture is read from tables alone, not from {kind}"
+        )
     if (kind == "shapes") == bool(place):
         fix = "nothing comes after shapes" if place else f"it names no place: write {kind}:PATH"
         raise UserError(f"PairData.source={recipe.source!r}: {fix}")
@@ -108,7 +113,11 @@ class ShapesPairs:
 
 
 def _open_shapes(place, recipe, cache_dir):
-    choose("label of shapes", recipe.label, {"": 1, PAIR: 1})
+    choose("label of shapes", recipe.label, {"": 1, PAIR: 1, TRUTH: 1})
+    if recipe.label == TRUTH:
+        opened = open_source("shapes", reading_of(recipe))
+        splits = {name: TwoScenes(scenes) for name, scenes in opened.splits.items()}
+        return Opened(splits, CLASSES, digest([opened.digest, TRUTH]))
     for name in names_in(recipe.text):
         choose("text of shapes", name, {"caption": 1, "class": 1})
     opened = open_source("shapes", reading_of(recipe))

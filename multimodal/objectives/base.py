@@ -87,11 +87,12 @@ class WithCaptions(ImageObjective):
             **({"source": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if self.sources else {}),
         }
 
-    def _images(self, batch, ctx):
-        """[B, H, W, C], normalised: a random view of each picture in training, else the plain one."""
+    def _images(self, batch, ctx, number=0):
+        """[B, H, W, C], normalised: a random view of each picture in training, else the plain one. number: of the view,
+        where an example has several pictures."""
         if not ctx.train:
             return self.view(batch)
-        return self.views[0](batch["image"], self._aspect(batch), ctx.keys("view/0", batch["index"]))
+        return self.views[0](batch["image"], self._aspect(batch), ctx.keys(f"view/{number}", batch["index"]))
 
     def _aspect(self, batch):
         """[B]: the picture is a square already, and stays one where its aspect is ignored."""

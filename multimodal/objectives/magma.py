@@ -1,5 +1,6 @@
 """MAGMA: Eichenberg et al. 2022, "MAGMA - Multimodal Augmentation of Generative Models through Adapter-based
-Finetuning"; and Frozen (Tsimpoukelli et al. 2021, "Multimodal Few-Shot Learning with Frozen Language Models"), which it builds on.
+Finetuning"; and what it builds on, Frozen (Tsimpoukelli et al. 2021, "Multimodal Few-Shot Learning with Frozen Language
+Models").
 
 A language model that was trained on text stays as it is, and reads a picture as if it were words before the caption:
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from multimodal.objectives.captioner import HiddenCaptionTokens
+from multimodal.objectives.captioner import HiddenCaptionTokens, TwoWay
 from paradigm import rng
 from paradigm.objective import MAIN, Loss
 from paradigm.partition import constrain_rows
@@ -36,7 +36,7 @@ BAG = 1024  # places of a bag of words: ids that far apart share one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViLT(HiddenCaptionTokens):
+class ViLT(TwoWay, HiddenCaptionTokens):
     """Hidden tokens, and whether a caption is the picture's. encoder: a SingleStream with mask token, all of the model.
 
     false: the share of pictures that have another's caption. hardness: see above. rate, masked, random: see
@@ -48,11 +48,6 @@ class ViLT(HiddenCaptionTokens):
 
     shares = ("false", *HiddenCaptionTokens.shares)
     contrasts = True
-
-    @property
-    def length(self):
-        """L: all tokens are read, the start too, at which the pair is told."""
-        return self.encoder.max_length
 
     def modules(self):
         head = heads.PairHead(**self.encoder.shared())
@@ -77,16 +72,6 @@ class ViLT(HiddenCaptionTokens):
         matched = (kind >= self.false) | ~others.any(1)
         tokens = constrain_rows(tokens[jnp.where(matched, places, chosen)])
         return {"pair_tokens": tokens, "matched": matched.astype(jnp.int32)}
-
-    def lengths(self, tokens):
-        """int32 [B]: tokens of each row, its end the last."""
-        ends = tokens == self.vocabulary.end
-        return jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
-
-    def read(self, variables, patches, tokens, name, ctx, index, **how):
-        """States [B, L, D] of tokens that see each other and the patches. name: of the pass, for its dropout."""
-        how |= {"prefix": self.lengths(tokens), "keys": self._keys(f"dropout/{name}", self.encoder, ctx, index)}
-        return self.apply("encoder", variables, patches, tokens, ctx=ctx, method="decode", **how)[0]
 
     def loss(self, params, extra, batch, ctx):
         variables, tokens, index = self.variables(params, extra), batch["tokens"], batch["index"]

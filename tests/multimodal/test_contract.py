@@ -13,10 +13,12 @@ ALL = {
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
     "magma": tiny.magma(),
+    "nlvr": tiny.nlvr(),
     "unified_vlp": tiny.unified_vlp(),
     "vilt": tiny.vilt(hardness=5.0, rate=0.4),
 }
-batches = lambda name: tiny.batch_of if name in ("clip", "siglip", "silc") else tiny.captions_of
+BATCHES = dict.fromkeys(("clip", "siglip", "silc"), tiny.batch_of) | {"nlvr": tiny.two_pictures}
+batches = lambda name: BATCHES.get(name, tiny.captions_of)
 everyone = contract.one_by_one("name", ALL)
 SLOW = {"simvlm": pytest.mark.slow}  # on a mesh it is unified_vlp without the masked tokens
 one_each = contract.one_by_one("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, SILC, CapPa, CoCa, Magma, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
+from multimodal.objectives import CLIP, NLVR, SILC, CapPa, CoCa, Magma, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
 from multimodal.towers import clip_text, clip_vit, siglip_text
 from t5like.models import gpt
 from t5like.tokenizers import ByteTokenizer
@@ -96,6 +96,23 @@ def unified_vlp(**changes):
 def vilt(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH, **TOWER, mask_token=True)
     return ViLT(**_shared(encoder=encoder) | changes)
+
+
+def nlvr(**changes):
+    encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH, **TOWER)
+    return NLVR(**_shared(encoder=encoder) | changes)
+
+
+def two_pictures(size=8, masked=0):
+    """`batch_of` for NLVR: pictures with the next one's beside them, true or not."""
+    make = captions_of(size, masked)
+
+    def pictures(step):
+        batch, draw = make(step), np.random.default_rng(step)
+        more = {"second": np.roll(batch["image"], 1, 0), "second_aspect": np.roll(batch["aspect"], 1)}
+        return {**batch, **more, "label": draw.integers(0, 2, size).astype(np.int32)}
+
+    return pictures
 
 
 def captions_of(size=8, masked=0):
