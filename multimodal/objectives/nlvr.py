@@ -118,8 +118,12 @@ class NLVR(TwoWay):
 
     @property
     def partition_rules(self):
-        return ((r"truth/(dense|both)/kernel$", ("fsdp", "tensor")), (r"truth/out/kernel$", ("fsdp", None)),
-                *super().partition_rules)  # fmt: skip
+        own = (
+            (r"second_token$", ()),  # [1, 1, D]
+            (r"truth/(dense|both)/kernel$", ("fsdp", "tensor")),
+            (r"truth/out/kernel$", ("fsdp", None)),
+        )
+        return (*own, *super().partition_rules)
 
     def forward_flops(self, batch_spec):
         rows, e = batch_spec["mask"].size, self.encoder

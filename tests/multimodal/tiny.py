@@ -84,7 +84,7 @@ def simvlm(**changes):
 
 def magma(**changes):
     encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
-    model = gpt("tiny", None, d_model=12, heads=2, d_ff=24, layers=2)
+    model = gpt("tiny", None, d_model=24, heads=2, d_ff=40, layers=2)
     return Magma(**_shared(encoder=encoder, model=model, length=LENGTH) | changes)
 
 
