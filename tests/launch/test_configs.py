@@ -93,10 +93,11 @@ SHRINK |= {
     "Retrieved": "pairs = 20",
     "TwoPictures": "pairs = 20, random = False",
 }
-IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "Magma", "UnifiedVLP", "ViLT")
+IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "Magma", "NLVR", "UnifiedVLP", "ViLT")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation", "Segmentation")
+IMAGES += ("PatchPositions",)
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -203,6 +204,7 @@ CHANCE = {
     "IJEPA": 0.5,
     "IGPT": math.log(9),
     "Rotation": math.log(4),
+    "PatchPositions": math.log(16),
     "Segmentation": math.log(10),
     "SimCLR": 2 * math.log(15),
     "MoCoV1": math.log(17) / 3,  # less, for the teacher is still the encoder: a key is like its query
@@ -221,6 +223,8 @@ CHANCE = {
     "CoCa": math.log(8) + 2 * math.log(384),
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
+    "Magma": math.log(384),
+    "NLVR": math.log(2),
     "UnifiedVLP": math.log(384),
     "ViLT": math.log(384) + math.log(2),
     "Sum": math.log(8) + 2 * math.log(15),  # of SLIP
