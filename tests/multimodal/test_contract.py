@@ -10,6 +10,7 @@ ALL = {
     "siglip": tiny.siglip(),
     "silc": tiny.silc(),
     "coca": tiny.coca(),
+    "open_coca": tiny.open_coca(),
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
     "magma": tiny.magma(),
@@ -20,7 +21,10 @@ ALL = {
 BATCHES = dict.fromkeys(("clip", "siglip", "silc"), tiny.batch_of) | {"nlvr": tiny.two_pictures}
 batches = lambda name: BATCHES.get(name, tiny.captions_of)
 everyone = contract.one_by_one("name", ALL)
-SLOW = {"simvlm": pytest.mark.slow}  # on a mesh it is unified_vlp without the masked tokens
+SLOW = {
+    "open_coca": pytest.mark.slow,
+    "simvlm": pytest.mark.slow,
+}  # on a mesh it is unified_vlp without the masked tokens
 one_each = contract.one_by_one("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])
 
 

@@ -72,6 +72,13 @@ def coca(**changes):
     return CoCa(**_shared(encoder=encoder, text=text, width=16, queries=3) | changes)
 
 
+def open_coca(**changes):
+    """With open_clip's settings: one pooler, a class token, attention to the picture as layers of their own."""
+    text = coca_text("tiny", None, LENGTH - 1, **TOWER | {"layers": 1, "multimodal_layers": 1, "open_clip": True})
+    fields = {"encoder": clip_vit("tiny", tiny.SIZE, 4, **TOWER), "text": text, "image_pool": "one", "pool_heads": 1}
+    return coca(**fields | changes)
+
+
 def cappa(**changes):
     encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
     return CapPa(**_shared(encoder=encoder, captioner=cappa_text("tiny", None, LENGTH - 1, **TOWER)) | changes)
