@@ -285,6 +285,15 @@ def toy_of(run, tmp_path):
         own = [line for line in params if line.split(".")[0] in ("vit", "VQ", "ImageData", "Probes", "Experiment")]
         loop.train(registry.parse([run.replace("beit", "vq")], own), tmp_path / "tokenizer")
         text = [f"Init.path = '{tmp_path / 'tokenizer'}'"]
+    if "Magma" in used:  # whose language model is of another run
+        words = [f"{name}.{line}" for name in ("NextToken", "Experiment", "gpt") for line in SHRINK[name].split(", ")]
+        words += [f"TextData.source = '{corpus}'", "TextData.valid = 0.5"]
+        loop.train(registry.parse(["runs/smoke/next_token.gin"], words), tmp_path / "words")
+        text += [f"Init.path = '{tmp_path / 'words'}'", f"PairData.tokenizer = '{tmp_path / 'words' / 'tokenizer'}'"]
+    if "NLVR" in used:
+        text += ["PairData.label = 'truth'", "Experiment.init = ()"]
+    if "PairMixture" in used:
+        text += ["PairMixture.tokenizer = 'bytes'"]
     return registry.parse([run], params + text), registry.operative_config()
 
 
