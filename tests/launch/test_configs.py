@@ -56,11 +56,11 @@ SHRINK = {
     "SimSiam": "hidden = 16, output = 64",
     "BarlowTwins": "widths = (16, 8)",
     "VICReg": "widths = (16, 8)",
-    "SwAV": "prototypes = 8, hidden = 16, output = 256, queue = 16",
+    "SwAV": "prototypes = 16, hidden = 16, output = 256, queue = 16",
     "NNCLR": "queue = 16, projector_widths = (16, 64), hidden = 16",
-    "DINO": "prototypes = 8, hidden = 16, bottleneck = 256",
-    "IBOT": "prototypes = 8, hidden = 16, bottleneck = 256",
-    "DINOv2": "prototypes = 8, hidden = 16, bottleneck = 256",
+    "DINO": "prototypes = 16, hidden = 16, bottleneck = 256",
+    "IBOT": "prototypes = 16, hidden = 16, bottleneck = 256",
+    "DINOv2": "prototypes = 16, hidden = 16, bottleneck = 256",
     "dino_views": "local_size = 8, local = 2",
     "swav_views": "local_size = 8, local = 2",
     "ImageData": "source = 'digits'",
@@ -214,11 +214,11 @@ CHANCE = {
     "SimSiam": pytest.approx(0.0, abs=0.5),  # a cosine
     "BarlowTwins": 10.0,  # eight dims, (1 - c)^2 each, c about 0 and below it where a view is inverted
     "VICReg": 25.0,  # nothing varies yet
-    "SwAV": math.log(8),
+    "SwAV": math.log(16),
     "NNCLR": math.log(8),
-    "DINO": math.log(8),
-    "IBOT": 1.3 * math.log(8),  # of the large views half have hidden patches
-    "DINOv2": 1.5 * math.log(8),
+    "DINO": math.log(16),
+    "IBOT": 1.3 * math.log(16),  # of the large views half have hidden patches
+    "DINOv2": 1.5 * math.log(16),
     "MAE": 1.5,  # pixels of variance 1, and a first prediction of variance 16 * 2 / (16 + 48)
     "CoCa": math.log(8) + 2 * math.log(384),
     "CapPa": math.log(384),
