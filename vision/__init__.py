@@ -25,5 +25,6 @@ CONFIGURABLE = {
     "probe": ("Probes",),
     "attention_maps": ("AttentionMaps",),
     "segments": ("Segments",),
+    "codebook": ("Codebook",),
     "visualize": ("Reconstructions", "GeneratedImages", "Views", "Neighbours", "PatchPCA"),
 }

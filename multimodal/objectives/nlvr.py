@@ -46,7 +46,8 @@ class TruthHead(nn.Module):
         width, pool = states[0].shape[-1], dense(states[0].shape[-1], "dense")
         x = jnp.concatenate([jnp.tanh(pool(x)) for x in states], -1)
         x = gelu_exact(LayerNorm(dtype=self.dtype, name="norm")(dense(2 * width, "both")(x)))
-        return dense(2, "out")(x).astype(jnp.float32), {}
+        out = Dense((2,), 1, True, 0.02, self.dtype, name="out")  # ViLT's init_weights; even odds at first
+        return out(x).astype(jnp.float32), {}
 
 
 @dataclasses.dataclass(frozen=True)
