@@ -119,7 +119,7 @@ class Magma(CaptionObjective):
 
     def __post_init__(self):
         if not isinstance(self.model, Decoder):
-            raise UserError(f"Magma.model is a {type(self.model).__name__}: give it a Decoder, such as @gpt()")
+            raise UserError(f"Magma.model is of type {type(self.model).__name__}: give it a Decoder, such as @gpt()")
         if self.encoder.grid is None:
             raise UserError("Magma reads patches: choose a ViT as its encoder")
         super().__post_init__()
