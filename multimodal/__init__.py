@@ -3,6 +3,7 @@
 # What gin files may name, by module; launch.run.registry reads it. Nothing is imported for it here.
 CONFIGURABLE = {
     "data": ("PairData",),
+    "mixture": ("PairMixture",),
     "towers": ("clip_vit", "clip_text", "siglip_text"),
     "captioners": ("coca_text", "cappa_text", "single_stream"),
     "captions": ("Captions", "BigramCaptions"),

@@ -50,14 +50,18 @@ class TaskPoolers(Architecture, kw_only=True):
     """Patches [B, N, C] -> (the picture's vector [B, D], {"tokens": [B, queries, D]}), each by a pooler of its own.
 
     cascade: the vector is pooled from the tokens, not from the patches (CoCa, table 8b, where it does better).
+    one: a single pooler, `caption`, whose first token is the vector and whose others are the caption's (open_clip).
     """
 
     queries: int = 256
     cascade: bool = True
+    one: bool = False
 
     @nn.compact
     def __call__(self, x):
         tokens = Pooler(**self.shared(queries=self.queries), name="caption")(x)
+        if self.one:
+            return tokens[:, 0], {"tokens": tokens[:, 1:]}
         one = Pooler(**self.shared(), name="contrast")(tokens if self.cascade else x)
         return one[:, 0], {"tokens": tokens}
 
@@ -66,10 +70,18 @@ class TaskPoolers(Architecture, kw_only=True):
         """Forward FLOPs of the products, for patches of width D."""
         width = self.heads * self.head_width
 
-        def one(queries, source):
+        def pooler(queries, source):
             return 4 * batch * width * (self.d_model * (queries + source) + queries * source)
 
-        return one(self.queries, patches) + one(1, self.queries if self.cascade else patches)
+        contrast = 0 if self.one else pooler(1, self.queries if self.cascade else patches)
+        return pooler(self.queries, patches) + contrast
+
+
+def task_poolers(encoder, queries, cascade=True, one=False, width=None, heads=None):
+    """The TaskPoolers of an encoder's kind; of its width and heads where these are None."""
+    inner = encoder.shared() | {"dropout": 0.0, "attention_dropout": None, "drop_path": 0.0}
+    inner |= {"d_model": width or encoder.d_model, "heads": heads or encoder.heads}
+    return TaskPoolers(**inner, queries=queries, cascade=cascade, one=one)
 
 
 class Captioner(TextModel, kw_only=True):
@@ -164,9 +176,15 @@ class CoCaText(Captioner, kw_only=True):
 
     layers: of the first half; multimodal_layers: of the second. A learned class token after the text, which sees its
     real tokens, is the text's vector; it has no part in the second half.
+
+    open_clip: as the weights of open_clip have it (its transformer.py: MultimodalTransformer, and TextTransformer with
+        correct_cls_mask=False). The class token has a position, the last of max_length + 1; it sees the text's end and
+        one place more, and itself only where that is its own; attention to the picture is a layer of its own
+        (cross_mlp).
     """
 
     multimodal_layers: int = 12
+    open_clip: bool = False
 
     pool = "class"
 
@@ -178,8 +196,12 @@ class CoCaText(Captioner, kw_only=True):
         self.class_token = self.param("class_token", first, (1, 1, self.d_model), jnp.float32)
 
     @property
+    def position_rows(self):
+        return self.max_length + self.open_clip
+
+    @property
     def _second(self):
-        return {"cross": True, "layers": self.multimodal_layers}
+        return {"cross": True, "cross_mlp": self.open_clip, "layers": self.multimodal_layers}
 
     def __call__(self, tokens, segments, encoded=None, keys=None):
         """int32 [B, L] -> (the text's vector [B, D], intermediates), in one pass for both halves.
@@ -188,10 +210,14 @@ class CoCaText(Captioner, kw_only=True):
         encoded: [B, S, C] of the pictures; given, intermediates["hidden"] [B, L, D] is the second half's output.
         """
         ones = jnp.ones((len(tokens), 1), jnp.int32)
-        segments = jnp.concatenate([segments, ones], 1)
         token = jnp.broadcast_to(self.class_token.astype(self.dtype), (len(tokens), 1, self.d_model))
+        if self.open_clip:  # all that is read, and the end behind it, and one place more
+            mask = AttentionMask(True, keys=jnp.concatenate([ones, ones, segments], 1)[:, : 1 + tokens.shape[1]])
+            token = token + self.learned(jnp.full((1, 1), self.max_length))
+        else:
+            segments = jnp.concatenate([segments, ones], 1)
+            mask = AttentionMask(True, queries=segments, keys=segments)
         x = jnp.concatenate([self.embedded(tokens, self.places_of(tokens, 0)), token], 1)
-        mask = AttentionMask(True, queries=segments, keys=segments)
         normed, found = self.decoder(constrain(x, BATCH, None, None), mask, keys=_fold(keys, 0))
         seen = {"layers": found["layers"]}
         if encoded is not None:

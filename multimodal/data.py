@@ -29,18 +29,20 @@ class PairData:
     """Which pairs a run reads, and how their captions become tokens.
 
     source: shapes, tsv:FILE, wds:PATTERN, tfds:NAME or a path (see multimodal/sources.py).
-    text: captions of a picture: names of columns (tables), of keys (the .json of tar files, whose .txt, .caption and
-        .text are read at the default) or of features (tfds), or sentences with such names in braces, as in "{name}:
-        {tags}". Training draws one of several, validation reads the first. separator: of a list within such a field,
-        read as commas.
+    text: captions of a picture: names of columns (tables; of shapes `caption` and `class`), of keys (the .json of tar
+        files, whose .txt, .caption and .text are read at the default) or of features (tfds), or sentences with such
+        names in braces, as in "{name}: {tags}". Training draws one of several, validation reads the first. separator:
+        of a list within such a field, read as commas.
     image: column or feature of the picture, of tables also a form as '{folder}/{id}.png'. image_suffix: what a tsv
         leaves out of its name, such as .png. Where there is no `image` or `caption`, and one other column or feature
         has a name that these often have (file, path, text, title ...: fields.py), that is taken, and said; of a table
         otherwise the one form by which every line names a picture that is there.
+    second: column of a second picture, or its form, of which a sentence speaks too (NLVR2); of shapes, label = 'truth'
+        draws both.
     images, test_images: zip files or folders with a tsv's pictures; those of the latter are for the test splits alone.
-    label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest, and
-        otherwise Shapes.label decides. classes: names of the numbers that tar files have; their .cls may hold names as
-        well.
+    label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest,
+        'truth' whether a sentence is true of two scenes (two_scenes.py), and otherwise Shapes.label decides. classes:
+        names of the numbers that tar files have; their .cls may hold names as well.
     group: column whose lines are held out together. split: column that says train, valid or test; '' takes one of that
         name, if it says so. valid: share of the groups that is held out where nothing else is. valid_glob: names of tar
         files to hold out instead.
@@ -57,6 +59,7 @@ class PairData:
     separator: str = ""
     image: str = "image"
     image_suffix: str = ""
+    second: str = ""
     images: tuple[str, ...] = ()
     test_images: tuple[str, ...] = ()
     label: str = ""
@@ -100,7 +103,7 @@ class PairData:
         cache_dir holds another tokenizer than this recipe's.
         """
         opened = open_pairs(self, cache_dir)
-        tokenizer = self._tokenizer(opened.splits["train"], cache_dir, progress)
+        tokenizer = self.learn(opened.splits["train"], cache_dir, progress)
         settings = (opened.digest, self.channels, bool(self.label), opened.classes, tokenizer.fingerprint)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         refuse = self.on_broken == "refuse"
@@ -112,8 +115,8 @@ class PairData:
             print(prepared.described, file=sys.stderr)
         return prepared
 
-    def _tokenizer(self, train, cache_dir, progress):
-        """The tokenizer, learnt once for a directory."""
+    def learn(self, train, cache_dir, progress):
+        """The tokenizer, learnt once for a directory from the captions of `train` where it is one to be learnt."""
         if not is_learnt(self.tokenizer) or cache_dir is None:
             return get_tokenizer(self.tokenizer, lambda: _sample(train, self.tokenizer), extra_ids=self.extra_ids)
         directory = pathlib.Path(cache_dir)

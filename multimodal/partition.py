@@ -7,6 +7,7 @@ PARTITION_RULES = (
         r"(text|encoder|captioner)/embed/embedding$",
         (None, "fsdp"),
     ),  # [V, D]; looked up by row, so the vocabulary stays whole
+    (r"text/sources/embedding$", (None, "fsdp")),  # [data sets, D]
     (r"logits/kernel$", ("fsdp", "tensor")),  # [D, V]
     (r"encoder/patches/kernel$", (None, "fsdp")),  # [P, D]
     (r"query$", ()),  # [1, queries, D] of a pooler

@@ -8,6 +8,7 @@ L = length):
     label     int32   [B]            its class, -1 for none
     tokens    int32   [B, L]         [begin] ids of one caption, the end id, then padding; none lacks its end
     cut       float32 [B]            1 where the caption was longer than that and lost its last ids, else 0
+    source    int32   [B]            which of several data sets it is of; for objectives that tell them apart alone
 
 Begin, end and padding are the vocabulary's bos (where it has one), end and pad. Objectives that write captions have
 their rows begin with the vocabulary's start, always: the first token is predicted from it.
@@ -29,6 +30,7 @@ class PreprocessPair:
 
     image: of the picture. length: L. tokenizer: one that encodes the captions here, as a tower from elsewhere brings
     it; None takes the ids that the data brought. vocabulary: of those ids. starts: whether rows begin with its start.
+    sources: how many data sets are told apart; 0: none are.
 
     Of several captions, training takes one by the shared stream "caption", so that all parts of a combination see the
     same one, and validation the first.
@@ -39,6 +41,7 @@ class PreprocessPair:
     tokenizer: Any = None
     vocabulary: Vocabulary | None = None
     starts: bool = False
+    sources: int = 0
 
     def __post_init__(self):
         if self.length < 2:
@@ -58,7 +61,22 @@ class PreprocessPair:
         chosen = found[int(rng.shared("caption").integers(len(found))) if train and len(found) > 1 else 0]
         how = self.length, self.vocabulary, self.starts
         row, cut = self.tokens(chosen) if field == "captions" else to_row(chosen, *how)
-        return {**self.image(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
+        made = {**self.image(example, rng, step, train), "tokens": row, "cut": np.float32(cut)}
+        return {**made, "source": self._source(example)} if self.sources else made
+
+    def _source(self, example):
+        """int32 []: the data set that an example is of. Raises UserError where it does not say, or says another."""
+        if "source" not in example:
+            raise UserError(
+                f"the text tower tells {self.sources} data sets apart, and a record does not say which it is of: read "
+                "them by a PairMixture, or set the tower's sources=0"
+            )
+        if not 0 <= example["source"] < self.sources:
+            raise UserError(
+                f"a record is of data set {example['source']}, and the text tower tells {self.sources} apart: set its "
+                f"sources={example['source'] + 1} or more"
+            )
+        return np.int32(example["source"])
 
     def tokens(self, text, tokenizer=None):
         """(int32 [L], whether text was left out) of a text, by this object's tokenizer or else the given one."""

@@ -19,9 +19,10 @@ import tarfile
 import zipfile
 from typing import Any
 
-from multimodal.fields import PAIR, RECIPE, captions_of, complete, digest, names_in
+from multimodal.fields import PAIR, RECIPE, TEXT, captions_of, complete, digest, names_in
 from multimodal.listed import is_listed
 from multimodal.tables import open_beside, open_table, reading_of
+from multimodal.two_scenes import CLASSES, TwoScenes
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.errors import UserError, choose
@@ -31,6 +32,7 @@ from vision.decode_image import decode
 from vision.sources import Opened, TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
 
+TRUTH = "truth"  # the label of shapes that says whether a sentence is true of two scenes
 _TABLES = (".tsv", ".tab", ".csv", ".txt")
 _FORMS = (
     "pairs are read from tables (.tsv, .csv, .jsonl, .json, .parquet), WebDataset .tar files, tfds directories, and "
@@ -47,6 +49,10 @@ def open_pairs(recipe, cache_dir=None):
     if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
         kind, place = _guess(recipe.source)
     opener = choose("source of pairs", kind, _OPENERS)
+    if recipe.second and kind not in ("tsv", "csv", "shapes"):
+        raise UserError(
+            f"PairData.second={recipe.second!r}: a second picture is read from tables alone, not from {kind}"
+        )
     if (kind == "shapes") == bool(place):
         fix = "nothing comes after shapes" if place else f"it names no place: write {kind}:PATH"
         raise UserError(f"PairData.source={recipe.source!r}: {fix}")
@@ -89,10 +95,12 @@ def _guess(source):
 
 @dataclasses.dataclass
 class ShapesPairs:
-    """Scenes of the generator and their captions. pairs: whether the label names colour and shape, or Shapes.label."""
+    """Scenes of the generator and their captions. pairs: whether the label names colour and shape, or Shapes.label.
+    text: see `captions_of`, of the fields `caption` and `class`, the largest object's colour and shape."""
 
     scenes: Any
     pairs: bool
+    text: tuple[str, ...]
 
     def __len__(self):
         return len(self.scenes)
@@ -101,22 +109,35 @@ class ShapesPairs:
         record = self.scenes[position]
         if self.pairs:
             record["label"] = record["labels"]["colour"] * len(SHAPES) + record["labels"]["shape"]
-        return {"image": record["image"], "label": record["label"], "captions": (record["caption"],)}
+        captions = self._captions(record["caption"], record["labels"])
+        return {"image": record["image"], "label": record["label"], "captions": captions}
 
     def captions(self, position):
-        return (self.scenes.shapes.scene(self.scenes.start + position).caption,)
+        scene = self.scenes.shapes.scene(self.scenes.start + position)
+        return self._captions(scene.caption, scene.labels)
+
+    def _captions(self, caption, labels):
+        named = f"{list(COLOURS)[labels['colour']]} {SHAPES[labels['shape']]}"
+        return captions_of({"caption": caption, "class": named}, self.text)
 
     def name(self, position):
         return self.scenes.name(position)
 
 
 def _open_shapes(place, recipe, cache_dir):
-    choose("label of shapes", recipe.label, {"": 1, PAIR: 1})
+    choose("label of shapes", recipe.label, {"": 1, PAIR: 1, TRUTH: 1})
+    if recipe.label == TRUTH:
+        opened = open_source("shapes", reading_of(recipe))
+        splits = {name: TwoScenes(scenes) for name, scenes in opened.splits.items()}
+        return Opened(splits, CLASSES, digest([opened.digest, TRUTH]))
+    for name in names_in(recipe.text):
+        choose("text of shapes", name, {"caption": 1, "class": 1})
     opened = open_source("shapes", reading_of(recipe))
     pairs = recipe.label == PAIR
-    splits = {name: ShapesPairs(scenes, pairs) for name, scenes in opened.splits.items()}
+    splits = {name: ShapesPairs(scenes, pairs, recipe.text) for name, scenes in opened.splits.items()}
     classes = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES) if pairs else opened.classes
-    return Opened(splits, classes, digest([opened.digest, pairs]))
+    own = [] if recipe.text == TEXT else recipe.text
+    return Opened(splits, classes, digest([opened.digest, pairs, *own]))
 
 
 # ----------------------------------------------------------------------------------------------------------------- tfds

@@ -54,13 +54,15 @@ def outer_folders(paths):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The lines of a table. path; lines: their numbers; names: of pictures; captions; labels: int32 or None."""
+    """The lines of a table. path; lines: their numbers; names: of pictures; captions; labels: int32 or None; seconds:
+    names of second pictures, or None."""
 
     path: str
     lines: np.ndarray
     names: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
     labels: np.ndarray | None
+    seconds: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass
@@ -80,10 +82,11 @@ class TablePairs:
         captions, row, place = self.captions(position), self.rows[position], self.places[position]
         if place < 0:
             raise ValueError(f"there is no picture {self.table.names[row]}")
-        files, name, reading = self.files[place], self.table.names[row], self.reading
-        image = decode(files.read(name), files.place(name), reading.channels, reading.max_pixels, RECIPE)
+        files, reading = self.files[place], self.reading
+        read = lambda name: decode(files.read(name), files.place(name), reading.channels, reading.max_pixels, RECIPE)
         label = -1 if self.table.labels is None else int(self.table.labels[row])
-        return {"image": image, "label": label, "captions": captions}
+        more = {} if self.table.seconds is None else {"second": read(self.table.seconds[row])}
+        return {"image": read(self.table.names[row]), "label": label, "captions": captions, **more}
 
     def captions(self, position):
         found = self.table.captions[self.rows[position]]
@@ -141,8 +144,9 @@ def _opened(path, content, recipe, header, rows, lines, said):
             raise UserError(f"PairData.{setting} is of tar files, and {path} is none: leave it out")
     column = {name: k for k, name in enumerate(header)}
     cells = lambda name: [row[column[name]] for row in rows]
-    pictures = [filled(recipe.image, lambda name: _one(row[column[name]]).strip()) for row in rows]
-    names = tuple(_safe(name, path, line) + recipe.image_suffix for name, line in zip(pictures, lines))
+    pictures = lambda form: [filled(form, lambda name: _one(row[column[name]]).strip()) for row in rows]
+    files_of = lambda form: tuple(_safe(n, path, line) + recipe.image_suffix for n, line in zip(pictures(form), lines))
+    names, seconds = files_of(recipe.image), files_of(recipe.second) if recipe.second else None
     wanted = {name: column[name] for name in names_in(recipe.text)}
     captions = tuple(
         captions_of({name: row[k] for name, k in wanted.items()}, recipe.text, recipe.separator) for row in rows
@@ -155,8 +159,8 @@ def _opened(path, content, recipe, header, rows, lines, said):
             raise UserError(f"{path}: the column {recipe.label} names no class: fill it, or leave out PairData.label")
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
-    table = Table(str(path), np.array(lines), names, captions, labels)
-    files, found, stamps, others = _table_files(path, recipe, names, header, rows)
+    table = Table(str(path), np.array(lines), names, captions, labels, seconds)
+    files, found, stamps, others = _table_files(path, recipe, names, seconds or names, header, rows)
     whole = found.any(axis=0) & np.array([bool(c) for c in captions])
     groups = list(map(_one, cells(recipe.group))) if recipe.group else names
     split_of = _table_splits(groups, whole, recipe, cells, path)
@@ -181,7 +185,8 @@ def _opened(path, content, recipe, header, rows, lines, said):
     if empty := [split for split, source in splits.items() if not len(source)]:
         raise UserError(f"{path}: no line of {', '.join(empty)} has its picture in those places: check PairData.images")
     settings = (recipe.image_suffix, recipe.text, recipe.separator, recipe.label, recipe.group, recipe.split,
-                recipe.valid, len(recipe.images), len(recipe.test_images))  # fmt: skip
+                recipe.valid, len(recipe.images), len(recipe.test_images),
+                *([recipe.second] if recipe.second else []))  # fmt: skip
     return Opened(splits, classes, digest([content, settings, *stamps]), "; ".join(filter(None, notes)))
 
 
@@ -295,6 +300,7 @@ def _wanted(recipe):
     """[(setting of PairData, name of the column that it reads)]."""
     wanted = [
         *(("image", name) for name in names_in([recipe.image])),
+        *(("second", name) for name in names_in([recipe.second] if recipe.second else [])),
         *(("text", name) for name in names_in(recipe.text)),
     ]
     return wanted + [(s, getattr(recipe, s)) for s in ("label", "group", "split") if getattr(recipe, s)]
@@ -405,10 +411,10 @@ def _places(path, recipe):
     return places if recipe.images else [own if own.is_file() else path.parent, *places]
 
 
-def _table_files(path, recipe, names, header, rows):
-    """(files, bool [files, rows]: which has whose picture, lines that change with them, number of other pictures)."""
+def _table_files(path, recipe, names, seconds, header, rows):
+    """(files, bool [files, rows]: which has whose pictures, lines that change with them, number of other pictures)."""
     places = _places(path, recipe)
-    files, found, stamps, others, wanted = [], [], [], 0, set(names)
+    files, found, stamps, others, wanted = [], [], [], 0, {*names, *seconds}
     for place in places:
         one = open_container(place, recipe.max_pixels, RECIPE)
         if one is None:
@@ -419,10 +425,11 @@ def _table_files(path, recipe, names, header, rows):
             one = Below(one, "/".join(outer) + "/")
             listed = {name.removeprefix(one.outer): stamp for name, stamp in listed.items()}
         others += sum(is_picture(name) for name in listed.keys() - wanted)
-        stamps += [f"{len(files)}", *(f"{name} {listed[name]}" for name in names if name in listed)]
+        every = names if seconds is names else (*names, *seconds)
+        stamps += [f"{len(files)}", *(f"{name} {listed[name]}" for name in every if name in listed)]
         stamps += one.sample(sorted(wanted & listed.keys()))
         files.append(one)
-        found.append(np.array([name in listed for name in names]))
+        found.append(np.array([a in listed and b in listed for a, b in zip(names, seconds)]))
         if not found[-1].any():
             pictures = [name for name in listed if is_picture(name)]
             form = form_of(header, rows, pictures)

@@ -248,6 +248,21 @@ class Reconstructing(ImageFeatures):
         raise NotImplementedError
 
 
+class Tokenizing(ImageFeatures):
+    """Makes an id of each patch. codes: how many there are."""
+
+    can = "make ids of patches"
+    codes: int
+
+    def ids(self, variables, images):
+        """float32 [B, H, W, C], normalised -> int32 [B, N]."""
+        raise NotImplementedError
+
+    def decoded(self, variables, ids):
+        """int32 [B, N] -> pictures [B, H, W, C], normalised; None where something else than pixels is made of them."""
+        raise NotImplementedError
+
+
 class GeneratingImages(ImageFeatures):
     """Writes pictures as rows of ids, from left to right and from top to bottom."""
 

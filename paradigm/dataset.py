@@ -172,6 +172,27 @@ class Mixture:
         return table / table.sum(1, keepdims=True)
 
 
+class Repeated:
+    """A source whose records stand in a training stream so many times one after the other, each prepared by itself
+    (Hoffer et al. 2020, "Augment Your Batch"; DeiT's repeated augmentation). An epoch is as many examples long."""
+
+    def __init__(self, source, times):
+        self.source, self.times = source, times
+
+    @property
+    def fingerprint(self):
+        return f"{self.source.fingerprint}x{self.times}"
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, position):
+        return self.source[position]
+
+    def name(self, position):
+        return _name(self.source, position)
+
+
 class Dataset:
     """A source (or Mixture) with a preparation, cut into batches.
 
@@ -189,6 +210,7 @@ class Dataset:
         self.seed, self.train = seed, train
         self.sources = source.sources if isinstance(source, Mixture) else (source,)
         self.sizes = tuple(len(s) for s in self.sources)
+        self.times = source.times if train and isinstance(source, Repeated) else 1
         if self.batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
         if min(self.sizes) < 1:
@@ -217,6 +239,11 @@ class Dataset:
 
         Raises UserError if they would be negatives of their own copies (see `Objective.contrasts`).
         """
+        if self.times > 1 and objective.contrasts:
+            raise UserError(
+                f"each record stands {self.times} times in a batch, and {type(objective).__name__} takes the others of "
+                "it for negatives, copies too: set ImageData.repeats = 1"
+            )
         shares = self.source.shares(np.zeros(1, np.int64))[0] if isinstance(self.source, Mixture) else (1.0,)
         copies = [math.floor(share * self.batch_size) / size for share, size in zip(shares, self.sizes)]
         if max(copies) <= 1:
@@ -280,7 +307,7 @@ class Dataset:
             position = index - np.concatenate([[0], ends])[which]
             return np.where(index < ends[-1], which, -1), position
         if len(self.sources) == 1:
-            which, rank = np.zeros_like(index), index
+            which, rank = np.zeros_like(index), index // self.times
         else:
             before, after = self._shares_until(step)
             slot = feistel(rows, self.batch_size, mix64(self.seed, _BATCH, step))  # sources stand mixed in the batch

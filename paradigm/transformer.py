@@ -258,9 +258,14 @@ class Shared:
 
 
 class Block(Architecture, kw_only=True):
-    """One layer: attention, attention to the source when `cross`, MLP; each a branch that is added to the stream."""
+    """One layer: attention, attention to the source when `cross`, MLP; each a branch that is added to the stream.
+
+    cross_mlp: attention to the source is a layer of its own behind the others, which norms the source and has an MLP of
+        its own: `source_norm`, `cross_mlp` (open_clip's MultimodalTransformer).
+    """
 
     cross: bool = False
+    cross_mlp: bool = False
     out_std: float | str | None = None
 
     @nn.compact
@@ -307,19 +312,25 @@ class Block(Architecture, kw_only=True):
             return y
 
         def cross(x):
+            source = shared.source
+            if self.cross_mlp and source is not None:
+                source = self.make_norm("source_norm")(source)
             y, fresh["cross"] = Attention(**inner, name="cross")(
                 x,
                 shared.source_mask,
-                source=shared.source,
+                source=source,
                 memory=cache["cross"] if shared.source is None else None,
                 keys=keys,
             )
             return y
 
+        mlp = lambda site: lambda x: MLP(**inner, name=site)(x, keys)
         x = branch(x, "attention", attention)
-        if self.cross:
+        if self.cross and not self.cross_mlp:
             x = branch(x, "cross", cross)
-        x = branch(x, "mlp", lambda x: MLP(**inner, name="mlp")(x, keys))
+        x = branch(x, "mlp", mlp("mlp"))
+        if self.cross and self.cross_mlp:
+            x = branch(branch(x, "cross", cross), "cross_mlp", mlp("cross_mlp"))
         return x, {"out": x, "cache": fresh if cache is not None else None}
 
 
@@ -333,7 +344,7 @@ REMAT = {
 class Stack(Architecture, kw_only=True):
     """`layers` blocks, their parameters stacked under the component `layers`, and a last norm unless they end in one.
 
-    cross: blocks attend to a source as well.
+    cross: blocks attend to a source as well. cross_mlp: see Block.
     last_norm: whether there is that norm.
     remat: none; full, keep only each block's input for the backward pass; dots, keep the products with kernels too.
     scan: one traced body for all layers, for fast compilation; False unrolls, which is some 10 % faster on a CPU and
@@ -343,6 +354,7 @@ class Stack(Architecture, kw_only=True):
 
     layers: int
     cross: bool = False
+    cross_mlp: bool = False
     last_norm: bool = True
     remat: str = "none"
     scan: bool = True
@@ -399,7 +411,7 @@ class Stack(Architecture, kw_only=True):
         )
         fixed = self.init_std is None or self.init_std == "xavier" or not self.scaled_init
         out_std = self.init_std if fixed else self.init_std * (2 * self.layers) ** -0.5
-        blocks = blocks(**self.shared(cross=self.cross, out_std=out_std), name=STACKED)
+        blocks = blocks(**self.shared(cross=self.cross, cross_mlp=self.cross_mlp, out_std=out_std), name=STACKED)
         x = x.astype(self.dtype)
         x = self.make_norm("pre_norm")(x) if self.input_norm else x
         x = self.dropped(x, keys, "input")
@@ -438,4 +450,5 @@ class Stack(Architecture, kw_only=True):
                 + 4 * batch * source * self.d_model * shared
                 + 4 * tokens * source * inner
             )
+            total += 2 * tokens * self.d_model * self.d_ff * (count + 1) * self.cross_mlp
         return self.layers * total

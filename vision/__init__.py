@@ -14,6 +14,7 @@ CONFIGURABLE = {
         "dino_views",
         "swav_views",
     ),
+    "rand_augment": ("RandAugment",),
     "masked_views": ("simmim_views", "beit_views", "i_jepa_views"),
     "palette": ("Palette",),
     "objectives.igpt": ("image_gpt",),
@@ -24,5 +25,6 @@ CONFIGURABLE = {
     "probe": ("Probes",),
     "attention_maps": ("AttentionMaps",),
     "segments": ("Segments",),
+    "codebook": ("Codebook",),
     "visualize": ("Reconstructions", "GeneratedImages", "Views", "Neighbours", "PatchPCA"),
 }

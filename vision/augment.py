@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from paradigm.errors import UserError, choose
 from paradigm.partition import constrain_rows
+from vision.rand_augment import RandAugment
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, by channel
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as in PIL
@@ -38,6 +39,7 @@ class Augment:
         [max(0, 1 - s), 1 + s], hue's shift from [-s, s] of a turn. Pictures of one channel have no saturation, no hue.
     grey_first: greyscale before the jitter and not after it.
     sigma: the range of the blur's standard deviation, in pixels of the view.
+    rand: a RandAugment of what was cropped and mirrored, before its colours; None for none.
     filter: bilinear (a triangle) or bicubic, both antialiased.
     mean, std: by channel; () is ImageNet's for three channels and 0.5 otherwise.
 
@@ -57,6 +59,7 @@ class Augment:
     blur: float = 0.0
     sigma: tuple = (0.1, 2.0)
     solarise: float = 0.0
+    rand: RandAugment | None = None
     filter: str = "bilinear"
     mean: tuple = ()
     std: tuple = ()
@@ -111,6 +114,12 @@ class Augment:
         x = resample(image, box, size, self.filter, happens(self.flip))
 
         colour = x.shape[1] == 3
+        if self.rand is not None:
+            if not colour:
+                raise UserError(
+                    f"Augment.rand is for pictures of 3 channels, and these have {x.shape[1]}: leave it out"
+                )
+            x = self.rand(x, keys)
         shift = happens(self.jitter)
         factors = [between(max(0.0, 1.0 - s), 1.0 + s) for s in self.strength[:3]]
         turn = between(-self.strength[3], self.strength[3])

@@ -33,6 +33,9 @@ class ImageData:
     255 for none: images/train/x.jpg has masks/train/x.png with regions='masks', and train/images/x.jpg has
     train/masks/x.png; of `shapes`, shape or colour. shapes: settings of the source of that name.
 
+    repeats: how many views of a picture stand in a batch, drawn apart (DeiT's repeated augmentation has 3): an epoch is
+    as many times longer.
+
     Nothing is written: pictures are read where they lie.
     """
 
@@ -49,6 +52,7 @@ class ImageData:
     image_field: str = "image"
     label_field: str = "label"
     regions: str = ""
+    repeats: int = 1
     shapes: Shapes = Shapes()
 
     def __post_init__(self):
@@ -58,6 +62,8 @@ class ImageData:
             raise UserError(f"ImageData.channels={self.channels}: choose 3 (colour) or 1 (grey)")
         if not 0 < self.valid < 1:
             raise UserError(f"ImageData.valid={self.valid}: the held-out share of train must lie in (0, 1)")
+        if self.repeats < 1:
+            raise UserError(f"ImageData.repeats={self.repeats}: a picture stands in a batch once at least")
         if not 0 < self.fraction <= 1:
             raise UserError(f"ImageData.fraction={self.fraction}: a share of the training pictures lies in (0, 1]")
         if not 0 < self.max_pixels <= PILLOW_PIXELS:
@@ -92,7 +98,7 @@ class ImageData:
         bare = {s: int(np.sum(source.labels < 0)) for s, source in opened.splits.items() if _has_labels(source)}
         told = [opened.note, *(f"{n:,} of {split} without a label" for split, n in bare.items() if n)]
         note = "; ".join(filter(None, told))
-        prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, note)
+        prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, note, self.repeats)
         check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
             print(prepared.described, file=sys.stderr)
@@ -104,7 +110,7 @@ class PreparedImages:
     """Pictures, opened.
 
     splits: name -> source (without what `source` adds). classes: names of the labels, or None. channels: of every
-    record. fingerprint: changes whenever a record does.
+    record. fingerprint: changes whenever a record does. repeats: how often a record stands in a row in training.
     """
 
     name: str
@@ -113,6 +119,7 @@ class PreparedImages:
     channels: int
     fingerprint: str
     note: str = ""
+    repeats: int = 1
 
     def source(self, split="train"):
         """The records of 'train', 'valid' or 'test' for paradigm.dataset.Dataset.

@@ -47,6 +47,7 @@ from paradigm.records import Subset
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
 from vision.objectives.classify import Classify
+from vision.objectives.multi_crop import MultiCrop
 
 BATCH = 250  # pictures encoded at a time
 LABELS = {"linear": 1.0, "linear_10pct": 0.1, "linear_1pct": 0.01}
@@ -84,7 +85,14 @@ class Probes(Evaluator):
 
     def check(self, objective, data):
         super().check(objective, data)
-        encoder = self.part(objective).objective.encoder
+        own = self.part(objective).objective
+        encoder, classes = own.encoder, data.records("train").classes or ()
+        if isinstance(own, MultiCrop) and own.prototypes < len(classes):
+            kind = type(own).__name__
+            raise UserError(
+                f"Probes: {kind}.prototypes={own.prototypes}, and the data have {len(classes)} classes, which fewer "
+                f"prototypes cannot tell apart: set {kind}.prototypes to {len(classes)} or many more"
+            )
         if "attentive" in self.methods and encoder.grid is None:
             name = type(encoder).__name__
             raise UserError(f"Probes: 'attentive' reads patches, and a {name} has none: take it from Probes.methods")

@@ -10,7 +10,7 @@ import numpy as np
 
 from launch.run.loader import batches
 from launch.storage.sync import at_hand
-from paradigm.dataset import Dataset
+from paradigm.dataset import Dataset, Repeated
 from paradigm.errors import UserError
 from paradigm.records import sample, spread
 from paradigm.storage import expand
@@ -49,7 +49,9 @@ class Data:
         for line in objective.check_data(prepared):
             print(line, file=sys.stderr, flush=True)
         self.labels = getattr(prepared, "classes", ()) or ()
-        self.train = Dataset(prepared.source("train"), objective.preprocess, size, seed)
+        train, times = prepared.source("train"), getattr(prepared, "repeats", 1)
+        train = Repeated(train, times) if times > 1 else train
+        self.train = Dataset(train, objective.preprocess, size, seed)
         if said := self.train.check_copies(objective):
             print(f"warning: {said}", file=sys.stderr, flush=True)
         self._held_out = prepared.source("valid")

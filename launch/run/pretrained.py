@@ -15,8 +15,8 @@ def families():
 
 
 def is_pretrained(path):
-    """Whether a directory is one of save_pretrained."""
-    return (path / hf.CONFIG).is_file() and not (path / "checkpoints").exists()
+    """Whether a directory is one of save_pretrained, or of open_clip."""
+    return any((path / name).is_file() for name in (hf.CONFIG, hf.OPEN_CLIP[0])) and not (path / "checkpoints").exists()
 
 
 def read(path):

@@ -1,4 +1,5 @@
-"""CLIP and SigLIP, as the transformers library writes them: as modules and parameters, and as an objective.
+"""CLIP and SigLIP, as the transformers library writes them, and CoCa, as open_clip does: modules and parameters, and
+objectives.
 
 clip, params = hf.read_objective("clip-vit-base-patch32")
 image = clip.embed_images({"params": params}, clip.view(batch))
@@ -13,6 +14,7 @@ import pathlib
 
 from multimodal import objectives
 from multimodal.hf.clip import CLIP
+from multimodal.hf.coca import COCA
 from multimodal.hf.siglip import SIGLIP
 from multimodal.views import clip_views, siglip_views
 from paradigm import hf
@@ -20,7 +22,7 @@ from paradigm.errors import UserError
 from t5like import tokenizers
 from t5like.vocabulary import Vocabulary
 
-FAMILIES = (CLIP, SIGLIP)
+FAMILIES = (CLIP, SIGLIP, COCA)
 read = functools.partial(hf.read, families=FAMILIES)
 write = functools.partial(hf.write, families=FAMILIES)
 _OBJECTIVES = {"clip": (objectives.CLIP, clip_views), "siglip": (objectives.SigLIP, siglip_views)}
@@ -33,17 +35,19 @@ class Absent:
     vocab_size: int
     eos_id: int = 1
     pad_id: int = 1
+    bos_id: int | None = None
 
     @property
     def vocabulary(self):
-        return Vocabulary(self.vocab_size, pad=self.pad_id, eos=self.eos_id)
+        return Vocabulary(self.vocab_size, pad=self.pad_id, eos=self.eos_id, bos=self.bos_id)
 
     def encode(self, text):
         raise UserError("these weights came without a tokenizer: give one to the objective that reads texts")
 
 
 def read_objective(path, tokenizer=None, **changes):
-    """An objective and its parameters, from a directory that the transformers library's save_pretrained wrote.
+    """An objective and its parameters, from a directory that the transformers library's save_pretrained wrote, or that
+    holds open_clip_config.json and open_clip_model.safetensors.
 
     Args:
         path: as `paradigm.hf.read`.
@@ -51,13 +55,16 @@ def read_objective(path, tokenizer=None, **changes):
         changes: fields of the objective in place of what config.json says: augment, host_image_size ...
 
     Returns:
-        (CLIP or SigLIP, params): params a nested dict of float32 numpy arrays, layers stacked.
+        (CLIP, SigLIP or CoCa, params): params a nested dict of float32 numpy arrays, layers stacked.
 
     Raises:
         UserError: as `paradigm.hf.read`; changes that compute something else.
     """
     modules, params = read(path)
     [family] = hf.family_of(modules, FAMILIES)
+    if family is COCA:
+        objective = objectives.CoCa(**_coca(modules, tokenizer) | changes)
+        return _same(objective, family, modules, path), params
     kind, views = _OBJECTIVES[family.model_type]
     encoder, text, image_head = modules["encoder"], modules["text"], modules["image_head"]
     tokenizer = tokenizer or tokenizers.beside(path, family.model_type)
@@ -72,17 +79,39 @@ def read_objective(path, tokenizer=None, **changes):
         "host_image_size": encoder.image_size,
         "tokenizer": tokenizer or Absent(text.vocab_size, 1 if text.end_id is None else text.end_id),
     }
-    objective = kind(**fields | changes)
+    return _same(kind(**fields | changes), family, modules, path), params
+
+
+def _coca(modules, tokenizer):
+    """Fields of a CoCa. Without a tokenizer its ids are CLIP's: the last two begin and end a text."""
+    encoder, text, pools = modules["encoder"], modules["text"], modules["pools"]
+    last = text.vocab_size - 1
+    return {
+        "encoder": encoder,
+        "text": text,
+        "width": modules["image_head"].width,
+        "queries": pools.queries,
+        "image_pool": "one",
+        "pool_width": pools.d_model,
+        "pool_heads": pools.heads,
+        "augment": clip_views(encoder.image_size),
+        "host_image_size": encoder.image_size,
+        "tokenizer": tokenizer or Absent(text.vocab_size, last, 0, last - 1),
+    }
+
+
+def _same(objective, family, modules, path):
+    """The objective. Raises UserError where it computes something else than what was read."""
     for field, ours, theirs in hf.differences(family, _modules(objective), modules):
         raise UserError(f"{path} holds a {family.title} with {field}={theirs!r}; the model has {field}={ours!r}")
-    return objective, params
+    return objective
 
 
 def write_objective(path, objective, params):
     """Writes config.json, model.safetensors and the tokenizer, if it is CLIP's or SigLIP's own, into a directory.
 
-    Args: as `paradigm.hf.write`. objective: a CLIP with a ClipViT and a causal text tower, or a SigLIP with attention
-        pooling.
+    Args: as `paradigm.hf.write`. objective: a CLIP with a ClipViT and a causal text tower, a SigLIP with attention
+        pooling, or a CoCa with open_clip's settings (objectives/coca_open_clip.gin), whose files are open_clip's.
 
     Raises:
         UserError: as `paradigm.hf.write`; a tokenizer is there already.
@@ -91,7 +120,8 @@ def write_objective(path, objective, params):
     own = isinstance(tokenizer, (tokenizers.ClipTokenizer, tokenizers.SigLipTokenizer))
     if own and any(tokenizers.beside(path, kind) for kind in _OBJECTIVES):
         raise UserError(f"{path} holds a tokenizer and it is not written over: choose another directory")
-    left = write(path, _modules(objective), params, text_config=_ids(objective))
+    entries = {} if isinstance(objective, objectives.CoCa) else {"text_config": _ids(objective)}
+    left = write(path, _modules(objective), params, **entries)
     if own:
         tokenizer.save(pathlib.Path(path))
     return left

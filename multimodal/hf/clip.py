@@ -25,7 +25,7 @@ _IMAGE = _BOTH | {"hidden_size": 768, "intermediate_size": 3072, "heads": 12, "p
 
 
 @dataclasses.dataclass(frozen=True)
-class _PatchPositions:
+class PatchPositions:
     """Positions and the patches' bias: CLIP has none, so in the file ours is part of the patches' positions, behind the
     class token's."""
 
@@ -73,7 +73,7 @@ def _leaves(modules):
         *towers(modules),
         Leaf("logit_scale", ("log_scale",)),
         Leaf("vision_model.embeddings.class_embedding", ("encoder/class_token",), Vector),
-        Leaf("vision_model.embeddings.position_embedding.weight", place, _PatchPositions()),
+        Leaf("vision_model.embeddings.position_embedding.weight", place, PatchPositions()),
         *plain(norm("vision_model.pre_layrnorm", "encoder/blocks/pre_norm")),
         *plain(dense("visual_projection", "image_head/project", bias=False)),
         *plain(dense("text_projection", "text_head/project", bias=False)),

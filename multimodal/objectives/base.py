@@ -39,6 +39,7 @@ class WithCaptions(ImageObjective):
 
     reader = "text"  # the field and the module that has the captions' table
     rows = 1  # its table's rows are a multiple of this
+    sources = 0  # data sets that the reader of captions tells apart
     starts = False  # whether a row of tokens begins with the vocabulary's start id, from which its first is predicted
 
     def __post_init__(self):
@@ -76,20 +77,22 @@ class WithCaptions(ImageObjective):
         if self.vocabulary is None:
             raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
         image = super().preprocess
-        return PreprocessPair(image, self.length, self.tokenizer, self.vocabulary, self.starts)
+        return PreprocessPair(image, self.length, self.tokenizer, self.vocabulary, self.starts, self.sources)
 
     def batch_spec(self, batch_size, phase=MAIN):
         return {
             **super().batch_spec(batch_size, phase),
             "tokens": jax.ShapeDtypeStruct((batch_size, self.length), jnp.int32),
             "cut": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+            **({"source": jax.ShapeDtypeStruct((batch_size,), jnp.int32)} if self.sources else {}),
         }
 
-    def _images(self, batch, ctx):
-        """[B, H, W, C], normalised: a random view of each picture in training, else the plain one."""
+    def _images(self, batch, ctx, number=0):
+        """[B, H, W, C], normalised: a random view of each picture in training, else the plain one. number: of the view,
+        where an example has several pictures."""
         if not ctx.train:
             return self.view(batch)
-        return self.views[0](batch["image"], self._aspect(batch), ctx.keys("view/0", batch["index"]))
+        return self.views[0](batch["image"], self._aspect(batch), ctx.keys(f"view/{number}", batch["index"]))
 
     def _aspect(self, batch):
         """[B]: the picture is a square already, and stays one where its aspect is ignored."""
@@ -131,7 +134,10 @@ class ImageText(WithCaptions, PairEmbedding):
 
     Parameters are trees `encoder`, `image_head`, `text` and `text_head`, and the scalars of `scalars`.
 
-    text: a PooledText.
+    text: a PooledText. With its `sources` a vector before a caption says which data set it is of (PairMixture), so that
+        what is particular to one need not be learned by all (Saito et al. 2023, "Prefix Conditioning Unifies Language
+        and Label Supervision", section 3.2). asked_as: the data set whose texts those of evaluation are read as; theirs
+        are captions and not the labels' sentences.
     width: E. image_projection, text_projection: linear, affine (with a bias) or none, when the tower has that width.
     image_pool: encoder, what the encoder pools; or map, by attention over its patches.
     patch_drop: the share of a picture's patches that training leaves out, drawn anew each time (Li et al. 2023, "FLIP",
@@ -152,6 +158,7 @@ class ImageText(WithCaptions, PairEmbedding):
     text_projection: str = "linear"
     image_pool: str = "encoder"
     patch_drop: float = 0.0
+    asked_as: int = 0
 
     POOLS = ("encoder", "map")
 
@@ -176,6 +183,13 @@ class ImageText(WithCaptions, PairEmbedding):
             raise UserError(
                 f"{name}.patch_drop={self.patch_drop}: a share of a ViT's patches, from 0 to below 1, that leaves one"
             )
+
+        if self.asked_as and not 0 < self.asked_as < self.sources:
+            raise UserError(f"{name}.asked_as={self.asked_as}, and the text tower tells {self.sources} data sets apart")
+
+    @property
+    def sources(self):
+        return self.text.sources
 
     @property
     def _kept(self):
@@ -224,7 +238,7 @@ class ImageText(WithCaptions, PairEmbedding):
         """({"image", "text"}: float32 [B, E], unit vectors; Loss with BatchNorm's moments and captions cut)."""
         variables = self.variables(params, extra)
         image, moments = self._image(variables, self._images(batch, ctx), ctx, batch["index"])
-        text = self._text(variables, batch["tokens"], ctx, batch["index"])
+        text = self._text(variables, batch["tokens"], ctx, batch["index"], batch.get("source"))
         return {"image": image, "text": text}, Loss(metrics=self._cut(batch), stats=moments)
 
     def _image(self, variables, images, ctx, index=None):
@@ -242,9 +256,12 @@ class ImageText(WithCaptions, PairEmbedding):
             how["keep"] = jnp.argsort(noise, axis=1)[:, : self._kept]
         return self.apply("encoder", variables, images, ctx=ctx, **how)
 
-    def _text(self, variables, tokens, ctx, index=None):
-        keys = self._keys("dropout/text", self.text, ctx, index)
-        x, _, _ = self.apply("text", variables, tokens, ctx=ctx, keys=keys)
+    def _text(self, variables, tokens, ctx, index=None, source=None):
+        """source: int32 [B], the data set of each text; None: read as those of `asked_as`."""
+        keys, read = self._keys("dropout/text", self.text, ctx, index), (tokens,)
+        if self.sources:
+            read = tokens, jnp.full(len(tokens), self.asked_as) if source is None else source
+        x, _, _ = self.apply("text", variables, *read, ctx=ctx, keys=keys)
         return l2_normalize(self.apply("text_head", variables, x, ctx=ctx)[0])
 
     # ---- For evaluation, search and notebooks ----------------------------------------------------------------------

@@ -52,6 +52,28 @@ class CaptionObjective(CaptionLoss, Captioning):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoWay(WithCaptions):
+    """Base of those whose tokens and patches all see each other. encoder: a SingleStream, all of the model."""
+
+    reader, rows, starts = "encoder", ROWS, True
+
+    @property
+    def length(self):
+        """L: all tokens are read, the start too, at which a pair is told."""
+        return self.encoder.max_length
+
+    def lengths(self, tokens):
+        """int32 [B]: tokens of each row, its end the last."""
+        ends = tokens == self.vocabulary.end
+        return jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
+
+    def read(self, variables, patches, tokens, name, ctx, index, **how):
+        """States [B, L, D] of tokens. name: of the pass, for its dropout."""
+        how |= {"prefix": self.lengths(tokens), "keys": self._keys(f"dropout/{name}", self.encoder, ctx, index)}
+        return self.apply("encoder", variables, patches, tokens, ctx=ctx, method="decode", **how)[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HiddenCaptionTokens(CaptionLoss):
     """Base of those that predict some of a caption's tokens from the rest (Devlin et al. 2019, section 3.1).
 

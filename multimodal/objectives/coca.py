@@ -16,7 +16,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from multimodal.captioners import TaskPoolers
+from multimodal.captioners import task_poolers
 from multimodal.objectives.captioner import CaptionObjective
 from multimodal.objectives.clip import CLIP
 from paradigm.errors import UserError
@@ -29,7 +29,9 @@ class CoCa(CaptionObjective, CLIP):
     """Pictures and captions find each other, as in CLIP, and captions are written.
 
     text: a CoCaText. contrastive, captioning: the weights of the two losses. queries: tokens that a picture is pooled
-    to for its caption. cascade: its vector is pooled from these, else from the patches.
+    to for its caption. cascade: its vector is pooled from these, else from the patches. image_pool: task, by a pooler
+    for each; or one, by a single pooler, whose first token is the vector and which reads the encoder's class token too,
+    as open_clip has it (objectives/coca_open_clip.gin). pool_width, pool_heads: of the poolers, None is the encoder's.
 
     Raises UserError when towers, heads, views and tokenizer do not fit each other.
     """
@@ -38,9 +40,12 @@ class CoCa(CaptionObjective, CLIP):
     captioning: float = 2.0
     queries: int = 256
     cascade: bool = True
+    pool_width: int | None = None
+    pool_heads: int | None = None
     image_pool: str = "task"
 
-    POOLS = ("task",)
+    POOLS = ("task", "one")
+    sources = 0  # its text tower tells no data sets apart
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,14 +53,14 @@ class CoCa(CaptionObjective, CLIP):
             raise UserError("CoCa.text is no decoder in two halves: choose coca_text")
 
     def modules(self):
-        e = self.encoder
-        inner = e.shared() | {"dropout": 0.0, "attention_dropout": None, "drop_path": 0.0}
-        pools = TaskPoolers(**inner, queries=self.queries, cascade=self.cascade)
+        e, modules = self.encoder, super().modules()
+        pools = task_poolers(e, self.queries, self.cascade, self.image_pool == "one", self.pool_width, self.pool_heads)
         text = jnp.zeros((1, self.length - 1), jnp.int32)
         return {
-            **super().modules(),
+            **modules,
             "pools": (pools, jnp.zeros((1, int(np.prod(e.grid)), e.features))),
-            "text": (self.text, (text, text, jnp.zeros((1, 1, e.features)))),
+            "image_head": (modules["image_head"][0], jnp.zeros((1, pools.d_model))),
+            "text": (self.text, (text, text, jnp.zeros((1, 1, pools.d_model)))),
         }
 
     def encode(self, params, extra, batch, ctx):
@@ -77,7 +82,10 @@ class CoCa(CaptionObjective, CLIP):
     def _pooled(self, variables, images, ctx, index=None):
         """(unit vectors [B, E], tokens [B, queries, D], moments) of pictures."""
         _, intermediates, moments = self._encoder(variables, images, ctx, index)
-        x, pooled, _ = self.apply("pools", variables, intermediates["patches"], ctx=ctx)
+        x = intermediates["patches"]
+        if self.image_pool == "one" and self.encoder.class_token:
+            x = jnp.concatenate([intermediates["class"][:, None], x], 1)
+        x, pooled, _ = self.apply("pools", variables, x, ctx=ctx)
         x, _, _ = self.apply("image_head", variables, x, ctx=ctx)
         return l2_normalize(x), pooled["tokens"], moments
 
@@ -87,8 +95,8 @@ class CoCa(CaptionObjective, CLIP):
         x, _, moments = self._pooled(variables, images, ctx, index)
         return x, moments
 
-    def _text(self, variables, tokens, ctx, index=None):
-        del index
+    def _text(self, variables, tokens, ctx, index=None, source=None):
+        del index, source
         inputs, _, weights = self.scored({"tokens": tokens, "mask": jnp.ones(len(tokens))})
         x, _, _ = self.apply("text", variables, inputs, self.real(weights), ctx=ctx)
         return l2_normalize(self.apply("text_head", variables, x, ctx=ctx)[0])
@@ -99,7 +107,7 @@ class CoCa(CaptionObjective, CLIP):
     def forward_flops(self, batch_spec):
         rows, modules = batch_spec["mask"].size, self.modules()
         pools = modules["pools"][0]
-        heads = {name: modules[name][0].flops(rows, x.features) for name, x in self._headed}
+        heads = {name: modules[name][0].flops(rows, modules[name][1].shape[-1]) for name in ("image_head", "text_head")}
         return {
             "encoder": self.encoder.flops(rows, *((self._kept,) if self.patch_drop else ())),
             "pools": pools.flops(rows, self._kept),
@@ -107,7 +115,3 @@ class CoCa(CaptionObjective, CLIP):
             **heads,
             "pairs": 2 * rows * rows * self.width,
         }
-
-    @property
-    def _headed(self):
-        return ("image_head", self.encoder), ("text_head", self.text)

@@ -13,19 +13,30 @@ Each global view is aligned with the text, for otherwise the two losses diverge,
 is, for a teacher that stops following learns no more from text (section 3). Constants and crops are those of the
 paper's implementation details; no code was released. The head is DINO's. The published SILC has either loss of pairs:
 SILCSigmoid is on SigLIP's.
+
+SigLIP 2 (Tschannen et al. 2025, section 2.3) adds this to SigLIP in the last fifth of its training, and with `masked`
+TIPS's prediction of hidden patches (Maninis et al. 2024): the student reads the global views with half of their patches
+behind a mask token, and has to find what the teacher, which sees them, says of the hidden ones, by a head for patches:
+
+    + masked * mean over pictures, global views and hidden patches of -sum_k q_k log p_k
+
+Its weights are 1 for the local views and 0.25 for the patches, both times 0.25, 0.5, 1 and 0.5 for B, L, So400m and g;
+these and the half are the paper's text, no code was released.
 """
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from multimodal.objectives.clip import CLIP
 from multimodal.objectives.siglip import SigLIP
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
-from paradigm.schedule import Schedule
+from paradigm.schedule import Schedule, as_schedule
 from paradigm.teacher import Teacher
 from vision.heads import l2_normalize
+from vision.masking import check_count
 from vision.objectives.dino import DINO
 from vision.objectives.multi_crop import MultiCrop
 from vision.objectives.two_views import prefixed
@@ -37,13 +48,16 @@ GLOBAL = 2  # views that the teacher and the text see
 class _SILC(DINO):
     """What both are: before an objective on pairs among the bases.
 
-    distillation: the weight of the second loss. Views: dino_views. Evaluation aligns the plain view with the text.
+    distillation: the weight of the second loss. masked: that of hidden patches, 0 for none; mask_ratio: the part that
+    is hidden, of an encoder with mask_token=True. Views: dino_views. Evaluation aligns the plain view with the text.
 
     Raises UserError for views without a local one, and for patch_drop, which has no place here.
     """
 
     momentum: float | Schedule = 0.966
     distillation: float = 1.0
+    masked: float = 0.0
+    mask_ratio: float = 0.5
 
     full_batch = contrasts = True
 
@@ -58,9 +72,26 @@ class _SILC(DINO):
         if self.patch_drop:
             raise UserError(f"{name}.patch_drop={self.patch_drop}: all patches of a view are read here: leave it out")
 
+        if self.masked:
+            if self.encoder.grid is None or not self.encoder.mask_token:
+                raise UserError(f"{name}.masked hides patches of a ViT: set the encoder's mask_token=True")
+            check_count(name, self.mask_ratio, self.hidden_count, self.patches_of(self.views[0].size))
+
+    prefixes = property(lambda self: ("", "patch_") if self.masked else ("",))
+    centres = property(lambda self: ("class", "patches") if self.masked else ("class",))
+
+    @property
+    def hidden_count(self):
+        """How many patches of a global view are hidden."""
+        return int(self.mask_ratio * self.patches_of(self.views[0].size))
+
+    def width_read(self, head):
+        return self.encoder.features if head else self.view_width
+
     @property
     def teacher(self):
-        return Teacher(self.momentum, ("encoder", "image_head", "projector", "prototypes"))
+        heads = [f"{prefix}{name}" for prefix in self.prefixes for name in ("projector", "prototypes")]
+        return Teacher(self.momentum, ("encoder", "image_head", *heads))
 
     @property
     def view_width(self):
@@ -93,31 +124,75 @@ class _SILC(DINO):
             aligned = self._image(variables, self.view(batch), ctx)[0][:, None]
         embeddings = {
             "image": aligned,
-            "text": self._text(variables, batch["tokens"], ctx, index),
+            "text": self._text(variables, batch["tokens"], ctx, index, batch.get("source")),
             "student": self.embed(variables, seen[:, GLOBAL:], ctx),
             "teacher": jax.lax.stop_gradient(self.embed(extra["teacher"], taught, ctx)),
         }
+        if self.masked:
+            embeddings |= self._hidden_patches(variables, extra["teacher"], views[:GLOBAL], index, ctx)
         return embeddings, Loss(metrics=self._cut(batch), stats={**moments, **prefixed("teacher", of_teacher)})
+
+    def _hidden_patches(self, variables, teacher, views, index, ctx):
+        """{"patches", "teacher_patches" [B, 2, n, bottleneck] of hidden ones, "teacher_mean" [B, 2, bottleneck]}."""
+        flat = lambda xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:])  # a picture's views side by side
+        noise = lambda i: jax.vmap(lambda key: jax.random.uniform(key, (n,)))(ctx.keys(f"hidden/{i}", index))
+        n = self.patches_of(self.views[0].size)
+        places = jnp.argsort(flat([noise(i) for i in range(GLOBAL)]), 1)[:, : self.hidden_count]  # [2 B, hidden]
+        mask = jnp.zeros((len(places), n), bool).at[jnp.arange(len(places))[:, None], places].set(True)
+        keys = None
+        if ctx.train and self.draws(self.encoder):
+            keys = flat([ctx.keys(f"dropout/hidden/{i}", index) for i in range(GLOBAL)])
+        read = lambda v, **how: self.apply("encoder", v, flat(views), ctx=ctx, **how)[1]["patches"]
+        at = lambda x: jnp.take_along_axis(x, places[..., None], 1)
+        embed = lambda v, x: self.embed(v, x, ctx, "patch_")
+        seen, taught = read(variables, mask=mask, keys=keys), embed(teacher, read(teacher))
+        found = {"patches": embed(variables, at(seen))}
+        found |= jax.lax.stop_gradient({"teacher_patches": at(taught), "teacher_mean": taught.mean(1)})
+        return {name: x.reshape(len(index), GLOBAL, *x.shape[1:]) for name, x in found.items()}
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
         distilled = super().full_batch_loss(params, extra, embeddings, batch, ctx)
         terms = {name: term.replace(coefficient=self.distillation) for name, term in distilled.terms.items()}
         image, text, aligned = embeddings["image"], embeddings["text"], super(MultiCrop, self).full_batch_loss
         of = lambda v: aligned(params, extra, {"image": image[:, v], "text": text}, batch, ctx)
+        if self.masked:
+            distilled = distilled.join(self._patches_loss(params, extra, embeddings, batch, ctx))
+            terms |= {"patches": distilled.terms["patches"]}
         return distilled.replace(terms=terms).join(_over_views([of(v) for v in range(image.shape[1])]))
+
+    def _patches_loss(self, params, extra, embeddings, batch, ctx):
+        mask, of_teacher = batch["mask"], extra["teacher"]
+        student = self.scores(self.variables(params, extra), embeddings["patches"], ctx, "patch_") / self.temperature
+        taught = self.scores(of_teacher, embeddings["teacher_patches"], ctx, "patch_")
+        weight = jnp.broadcast_to(mask[:, None, None], taught.shape[:3])
+        temperature = as_schedule(self.teacher_temperature)(ctx.step)
+        q = self.targets(taught, extra["centre"]["patches"], temperature, weight)
+        nll = -jnp.sum(q * jax.nn.log_softmax(student), -1)
+        term = Term(jnp.sum(nll.mean((1, 2)) * mask), mask.sum(), self.masked)
+        mean = self.scores(of_teacher, embeddings["teacher_mean"], ctx, "patch_")
+        return Loss({"patches": term}, stats=self.centre_stats("patches", mean, mask))
 
     def forward_flops(self, batch_spec):
         rows, modules, local = batch_spec["mask"].size, self.modules(), len(self.views) - GLOBAL
         patches = [self.patches_of(view.size) or 0 for view in self.views]
         head = lambda sizes: sum(modules["image_head"][0].flops(rows, self.encoder.features, n) for n in sizes)
         return {
-            "encoder": self.encoder_flops(rows),
+            "encoder": self.encoder_flops(rows) + self._masked_flops(rows),
             "image_head": head(patches),
             "text": self.text.flops(rows),
             "text_head": modules["text_head"][0].flops(rows, self.text.features),
             "pairs": GLOBAL * 2 * rows * rows * self.width,
             **self._head_flops(rows * local),
         }
+
+    def _masked_flops(self, rows):
+        """Of the global views once more, with hidden patches, and their head."""
+        if not self.masked:
+            return 0
+        modules, seen = self.modules(), GLOBAL * rows * self.hidden_count
+        heads = modules["patch_projector"][0].flops(seen, self.encoder.features)
+        heads += modules["patch_prototypes"][0].flops(seen, self.bottleneck)
+        return heads + GLOBAL * self.encoder.flops(rows, self.patches_of(self.views[0].size))
 
     def _head_flops(self, rows):
         modules = self.modules()
@@ -130,7 +205,8 @@ class _SILC(DINO):
         rows, parts = batch_spec["mask"].size, self.forward_flops(batch_spec)
         trained = sum(x * (1.0 if name in frozen else 3.0) for name, x in parts.items())
         taught = parts["image_head"] * GLOBAL / len(self.views) + sum(self._head_flops(rows * GLOBAL).values())
-        return trained + taught + GLOBAL * self.encoder.flops(rows, *self._large())
+        passes = 2 if self.masked else 1  # for the vector, and for patches
+        return trained + taught + passes * GLOBAL * self.encoder.flops(rows, *self._large())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from multimodal.objectives.captioner import HiddenCaptionTokens
+from multimodal.objectives.captioner import HiddenCaptionTokens, TwoWay
 from paradigm import rng
 from paradigm.objective import MAIN, Loss
 from paradigm.partition import constrain_rows
@@ -36,7 +36,7 @@ BAG = 1024  # places of a bag of words: ids that far apart share one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViLT(HiddenCaptionTokens):
+class ViLT(TwoWay, HiddenCaptionTokens):
     """Hidden tokens, and whether a caption is the picture's. encoder: a SingleStream with mask token, all of the model.
 
     false: the share of pictures that have another's caption. hardness: see above. rate, masked, random: see
@@ -48,11 +48,6 @@ class ViLT(HiddenCaptionTokens):
 
     shares = ("false", *HiddenCaptionTokens.shares)
     contrasts = True
-
-    @property
-    def length(self):
-        """L: all tokens are read, the start too, at which the pair is told."""
-        return self.encoder.max_length
 
     def modules(self):
         head = heads.PairHead(**self.encoder.shared())
@@ -66,8 +61,9 @@ class ViLT(HiddenCaptionTokens):
         """{"pair_tokens" int32 [B, L], a caption for each picture, "matched" int32 [B], whether it is its own}."""
         tokens, mask = jnp.asarray(batch["tokens"]), batch["mask"]
         places = jnp.arange(len(mask))
-        draw = jax.vmap(lambda key: (jax.random.uniform(key), jax.random.gumbel(key, mask.shape)))
-        kind, noise = draw(rng.per_example(rng.key(0, "captions of others"), batch["index"]))
+        draw = lambda name: rng.per_example(rng.key(0, name), batch["index"])
+        kind = jax.vmap(jax.random.uniform)(draw("whether the caption is another's"))
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, mask.shape))(draw("captions of others"))
         text = jnp.asarray(self.vocabulary.is_text(np.arange(self.encoder.vocab_size)), jnp.float32)[tokens]
         bags = l2_normalize(jnp.zeros((len(mask), BAG)).at[places[:, None], tokens % BAG].max(text))
         equal = jnp.all(tokens[:, None] == tokens[None], -1)
@@ -76,16 +72,6 @@ class ViLT(HiddenCaptionTokens):
         matched = (kind >= self.false) | ~others.any(1)
         tokens = constrain_rows(tokens[jnp.where(matched, places, chosen)])
         return {"pair_tokens": tokens, "matched": matched.astype(jnp.int32)}
-
-    def lengths(self, tokens):
-        """int32 [B]: tokens of each row, its end the last."""
-        ends = tokens == self.vocabulary.end
-        return jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
-
-    def read(self, variables, patches, tokens, name, ctx, index, **how):
-        """States [B, L, D] of tokens that see each other and the patches. name: of the pass, for its dropout."""
-        how |= {"prefix": self.lengths(tokens), "keys": self._keys(f"dropout/{name}", self.encoder, ctx, index)}
-        return self.apply("encoder", variables, patches, tokens, ctx=ctx, method="decode", **how)[0]
 
     def loss(self, params, extra, batch, ctx):
         variables, tokens, index = self.variables(params, extra), batch["tokens"], batch["index"]

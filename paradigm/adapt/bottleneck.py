@@ -3,6 +3,7 @@
 houlsby   after attention and after the MLP, on each branch before it is added (Houlsby et al. 2019, section 2.1)
 pfeiffer  once a layer: on the layer's output, added to the MLP's branch (Pfeiffer et al. 2020, "MAD-X", section 4.2.1,
           equation 1; where norms follow branches, it reads the norm's output, and that norm follows it again)
+mlp       after the MLP alone, on its branch (Eichenberg et al. 2022, "MAGMA", section 3.3; configs/MAGMA_v1.yml)
 parallel  beside the MLP, on what the MLP reads, times `scale` (He et al. 2022, "Towards a Unified View", 3.3, 4.6)
 
 Leaves `adapter/down` and `adapter/up`, kernel and bias, below the module whose output they follow. The adapters library
@@ -22,8 +23,14 @@ from paradigm.layers import ACTIVATIONS, NORMS, Dense
 from paradigm.partition import constrain_tokens
 from paradigm.transformer import MLP, Attention, Block
 
-# style: (dims of the model for one unit, activation, scale); adapters' DoubleSeqBnConfig, SeqBnConfig, ParBnConfig
-STYLES = {"houlsby": (16, "silu", 1.0), "pfeiffer": (16, "relu", 1.0), "parallel": (2, "relu", 4.0)}
+# style: (dims of the model for one unit, activation, scale); adapters' DoubleSeqBnConfig, SeqBnConfig, ParBnConfig, and
+# downsample_factor of MAGMA's config.
+STYLES = {
+    "houlsby": (16, "silu", 1.0),
+    "pfeiffer": (16, "relu", 1.0),
+    "mlp": (4, "relu", 1.0),
+    "parallel": (2, "relu", 4.0),
+}
 
 
 class Adapter(nn.Module):
@@ -46,9 +53,9 @@ class Adapter(nn.Module):
 class BottleneckAdapter(Adaptation):
     """Small networks inside every layer, the model around them frozen.
 
-    style: houlsby, pfeiffer or parallel (see above). width: units of the bottleneck; None: d_model divided by 16, or by
-    2 in parallel. activation, scale: None is the style's. cross: whether houlsby has one after attention to a source
-    too. where: regex on the layers' names, such as '^text/' or 'decoder/'.
+    style: houlsby, pfeiffer, mlp or parallel (see above). width: units of the bottleneck; None: d_model divided by 16,
+    by 4 in mlp and by 2 in parallel. activation, scale: None is the style's. cross: whether houlsby has one after
+    attention to a source too. where: regex on the layers' names, such as '^text/' or 'decoder/'.
     """
 
     style: str = "houlsby"
@@ -85,7 +92,7 @@ class BottleneckAdapter(Adaptation):
                 return y + self._adapter(module)(y), memory
             if isinstance(module, MLP) and self.style != "pfeiffer":
                 y = next_fun(*args, **kwargs)
-                return y + self._adapter(module)(y if self.style == "houlsby" else args[0])
+                return y + self._adapter(module)(args[0] if self.style == "parallel" else y)
             if self.style == "pfeiffer" and isinstance(module, Block) and module.norm_place == "pre":
                 x, more = next_fun(*args, **kwargs)
                 x = constrain_tokens(x + self._adapter(module)(x))

@@ -102,8 +102,7 @@ def read(path, families, modules=None):
             the shape found.
     """
     path = expand(path)
-    where = path / files.CONFIG
-    entries = files.read_json(where)
+    where, entries, file = files.described(path)
     found = entries if isinstance(entries, dict) else {}
     kind, family = found.get("model_type"), next((f for f in families if f.reads(found)), None)
     if family is None and kind in (f.model_type for f in families):
@@ -115,7 +114,7 @@ def read(path, families, modules=None):
         known = ", ".join(dict.fromkeys(f.model_type for f in families))
         raise UserError(f"model_type in {where} is {kind!r}, which is none of those that can be read: {known}")
     with contextlib.ExitStack() as stack:
-        tensors = files.Tensors(path, stack, family.rename, family.ignored)
+        tensors = files.Tensors(path, stack, family.rename, family.ignored, file)
         config = Config(entries, family.title, where, irrelevant=family.irrelevant)
         found = family.modules(config, tensors)
         config.finish()

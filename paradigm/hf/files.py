@@ -12,9 +12,31 @@ from paradigm.errors import UserError
 from paradigm.hf.leaves import Absent, Constant
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PICKLES = {TENSORS: "pytorch_model.bin", "adapter_model.safetensors": "adapter_model.bin"}
+OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")  # the same of open_clip, whose settings lie deeper
+PICKLES = {
+    TENSORS: "pytorch_model.bin",
+    OPEN_CLIP[1]: "open_clip_pytorch_model.bin",
+    "adapter_model.safetensors": "adapter_model.bin",
+}
 DTYPES = ("F32", "F16", "BF16")  # read as float32; F32 is written
 ROUNDING = 1e-5  # how far a constant may be from its formula: float32's rounding, where it was computed another way
+
+
+def described(path):
+    """(the path of a directory's config.json or open_clip_config.json, its entries, the name of its tensors' file).
+
+    open_clip's entries are those of its `model_cfg`, of model_type "open_clip". Raises UserError.
+    """
+    where, tensors = path / CONFIG, TENSORS
+    if not where.exists() and (path / OPEN_CLIP[0]).exists():
+        where, tensors = path / OPEN_CLIP[0], OPEN_CLIP[1]
+    entries = read_json(where)
+    if tensors != TENSORS:
+        found = entries.get("model_cfg") if isinstance(entries, dict) else None
+        if not isinstance(found, dict):
+            raise UserError(f"{where} has no model_cfg: it is not one that open_clip wrote")
+        entries = {"model_type": "open_clip", **found}
+    return where, entries, tensors
 
 
 def read_json(path):
@@ -109,7 +131,8 @@ def load(path, leaves, abstract, tensors):
 
 
 def save(path, config, leaves, abstract, params, rename):
-    """Writes config.json and model.safetensors, in float32, into a directory, which is made.
+    """Writes config.json and model.safetensors, in float32, into a directory, which is made; open_clip's files where
+    that is the config's model_type.
 
     Args:
         path: the directory; what is in it is not written over. config: dict. leaves: [Leaf].
@@ -122,7 +145,10 @@ def save(path, config, leaves, abstract, params, rename):
     params = dict(trees.named_leaves(trees.merge_strict(abstract, params, "params")))
     abstract = dict(trees.named_leaves(abstract))
     leaves = [leaf for leaf in leaves if not isinstance(leaf.how, Absent)]
-    for name in (CONFIG, TENSORS, INDEX):
+    place, file = CONFIG, TENSORS
+    if config.get("model_type") == "open_clip":
+        (place, file), config = OPEN_CLIP, {"model_cfg": {k: v for k, v in config.items() if k != "model_type"}}
+    for name in (CONFIG, TENSORS, INDEX, *OPEN_CLIP):
         if (path / name).exists():
             raise UserError(f"{path / name} exists and is not written over: choose another directory")
 
@@ -134,8 +160,8 @@ def save(path, config, leaves, abstract, params, rename):
     header = [(rename(leaf.name), leaf.how.shape(_shapes(leaf, abstract))) for leaf in leaves]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / TENSORS, header, (tensor(leaf) for leaf in leaves))
-        (path / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _write(path / file, header, (tensor(leaf) for leaf in leaves))
+        (path / place).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 

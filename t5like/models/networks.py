@@ -52,7 +52,7 @@ class TextModel(Architecture, kw_only=True):
         self.embed = Embed(self.vocab_size, self.embed_features, self.embed_std, self.dtype, self.table_rows)
         if self.positions == "learned":
             std = self.embed_std if self.position_std is None else self.position_std
-            self.learned = Embed(self.max_length, self.embed_features, std, self.dtype, name="positions")
+            self.learned = Embed(self.position_rows, self.embed_features, std, self.dtype, name="positions")
         if not self.tied:
             self.logits = Dense((self.vocab_size,), std=self.init_std, dtype=self.dtype)
 
@@ -60,6 +60,11 @@ class TextModel(Architecture, kw_only=True):
     def embed_features(self):
         """Width of the tables."""
         return self.d_model
+
+    @property
+    def position_rows(self):
+        """Rows of the table of learned positions."""
+        return self.max_length
 
     @property
     def places(self):

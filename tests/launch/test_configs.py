@@ -56,11 +56,11 @@ SHRINK = {
     "SimSiam": "hidden = 16, output = 64",
     "BarlowTwins": "widths = (16, 8)",
     "VICReg": "widths = (16, 8)",
-    "SwAV": "prototypes = 8, hidden = 16, output = 256, queue = 16",
+    "SwAV": "prototypes = 16, hidden = 16, output = 256, queue = 16",
     "NNCLR": "queue = 16, projector_widths = (16, 64), hidden = 16",
-    "DINO": "prototypes = 8, hidden = 16, bottleneck = 256",
-    "IBOT": "prototypes = 8, hidden = 16, bottleneck = 256",
-    "DINOv2": "prototypes = 8, hidden = 16, bottleneck = 256",
+    "DINO": "prototypes = 16, hidden = 16, bottleneck = 256",
+    "IBOT": "prototypes = 16, hidden = 16, bottleneck = 256",
+    "DINOv2": "prototypes = 16, hidden = 16, bottleneck = 256",
     "dino_views": "local_size = 8, local = 2",
     "swav_views": "local_size = 8, local = 2",
     "ImageData": "source = 'digits'",
@@ -81,6 +81,7 @@ SHRINK |= {
     "cappa_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "single_stream": f"{SHRINK['vit']}, length = 16",
     "CoCa": "width = 16, queries = 4",
+    "Magma": "length = 16",
     "Captions": "images = 8",
     "CLIP": "width = 16",
     "SigLIP": "width = 16",
@@ -92,10 +93,11 @@ SHRINK |= {
     "Retrieved": "pairs = 20",
     "TwoPictures": "pairs = 20, random = False",
 }
-IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "UnifiedVLP", "ViLT")
+IMAGES = ("CLIP", "SigLIP", "SILC", "SILCSigmoid", "CoCa", "CapPa", "SimVLM", "Magma", "NLVR", "UnifiedVLP", "ViLT")
 IMAGES += ("MAE", "SimCLR", "MoCoV1", "MoCoV2", "MoCoV3", "Classify")
 IMAGES += ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "NNCLR", "DINO", "IBOT", "DINOv2")
 IMAGES += ("SimMIM", "MaskFeat", "VQ", "DVAE", "BEiT", "Data2Vec", "IJEPA", "AIM", "IGPT", "Rotation", "Segmentation")
+IMAGES += ("PatchPositions",)
 SHRINK |= {n: f"host_image_size = 16, {SHRINK.get(n, '')}".rstrip(", ") for n in IMAGES}
 
 
@@ -208,6 +210,7 @@ CHANCE = {
     "IJEPA": 0.5,
     "IGPT": math.log(9),
     "Rotation": math.log(4),
+    "PatchPositions": math.log(16),
     "Segmentation": math.log(10),
     "SimCLR": 2 * math.log(15),
     "MoCoV1": math.log(17) / 3,  # less, for the teacher is still the encoder: a key is like its query
@@ -217,15 +220,17 @@ CHANCE = {
     "SimSiam": pytest.approx(0.0, abs=0.5),  # a cosine
     "BarlowTwins": 10.0,  # eight dims, (1 - c)^2 each, c about 0 and below it where a view is inverted
     "VICReg": 25.0,  # nothing varies yet
-    "SwAV": math.log(8),
+    "SwAV": math.log(16),
     "NNCLR": math.log(8),
-    "DINO": math.log(8),
-    "IBOT": 1.3 * math.log(8),  # of the large views half have hidden patches
-    "DINOv2": 1.5 * math.log(8),
+    "DINO": math.log(16),
+    "IBOT": 1.3 * math.log(16),  # of the large views half have hidden patches
+    "DINOv2": 1.5 * math.log(16),
     "MAE": 1.5,  # pixels of variance 1, and a first prediction of variance 16 * 2 / (16 + 48)
     "CoCa": math.log(8) + 2 * math.log(384),
     "CapPa": math.log(384),
     "SimVLM": math.log(384),
+    "Magma": math.log(384),
+    "NLVR": math.log(2),
     "UnifiedVLP": math.log(384),
     "ViLT": math.log(384) + math.log(2),
     "Sum": math.log(8) + 2 * math.log(15),  # of SLIP
@@ -291,6 +296,15 @@ def toy_of(run, tmp_path):
         own = [line for line in params if line.split(".")[0] in ("vit", "VQ", "ImageData", "Probes", "Experiment")]
         loop.train(registry.parse([run.replace("beit", "vq")], own), tmp_path / "tokenizer")
         text = [f"Init.path = '{tmp_path / 'tokenizer'}'"]
+    if "Magma" in used:  # whose language model is of another run
+        words = [f"{name}.{line}" for name in ("NextToken", "Experiment", "gpt") for line in SHRINK[name].split(", ")]
+        words += [f"TextData.source = '{corpus}'", "TextData.valid = 0.5"]
+        loop.train(registry.parse(["runs/smoke/next_token.gin"], words), tmp_path / "words")
+        text += [f"Init.path = '{tmp_path / 'words'}'", f"PairData.tokenizer = '{tmp_path / 'words' / 'tokenizer'}'"]
+    if "NLVR" in used:
+        text += ["PairData.label = 'truth'", "Experiment.init = ()"]
+    if "PairMixture" in used:
+        text += ["PairMixture.tokenizer = 'bytes'"]
     return registry.parse([run], params + text), registry.operative_config()
 
 

@@ -21,7 +21,7 @@ from tests.multimodal.pairs import opened, plain
 from tests.vision.tiny import Opened, params
 from vision.resnet import resnet
 
-ALL = {"coca": tiny.coca(), "cappa": tiny.cappa(), "simvlm": tiny.simvlm()}
+ALL = {"coca": tiny.coca(), "cappa": tiny.cappa(), "simvlm": tiny.simvlm(), "magma": tiny.magma(dropout=0.0)}
 everyone = pytest.mark.parametrize("name", ALL)
 TRAIN = Context(jnp.int32(0))
 BATCH = tiny.captions_of(masked=3)(0)

@@ -9,15 +9,21 @@ ALL = {
     "clip": tiny.clip(),
     "siglip": tiny.siglip(),
     "silc": tiny.silc(),
+    "siglip2": tiny.silc_sigmoid(encoder=tiny.siglip().encoder.clone(mask_token=True), masked=0.25),
     "coca": tiny.coca(),
+    "open_coca": tiny.open_coca(),
     "cappa": tiny.cappa(),
     "simvlm": tiny.simvlm(),
+    "magma": tiny.magma(),
+    "nlvr": tiny.nlvr(),
     "unified_vlp": tiny.unified_vlp(),
     "vilt": tiny.vilt(hardness=5.0, rate=0.4),
 }
-batches = lambda name: tiny.batch_of if name in ("clip", "siglip", "silc") else tiny.captions_of
+BATCHES = dict.fromkeys(("clip", "siglip", "silc", "siglip2"), tiny.batch_of) | {"nlvr": tiny.two_pictures}
+batches = lambda name: BATCHES.get(name, tiny.captions_of)
 everyone = contract.one_by_one("name", ALL)
-SLOW = {"simvlm": pytest.mark.slow}  # on a mesh it is unified_vlp without the masked tokens
+# On a mesh simvlm is unified_vlp without the masked tokens, and the others are settings of those beside them.
+SLOW = dict.fromkeys(("siglip2", "open_coca", "simvlm"), pytest.mark.slow)
 one_each = contract.one_by_one("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])
 
 

@@ -24,7 +24,8 @@ def started(objective):
     p = params(objective)
     extra = jax.jit(objective.init_extra)(p, jax.random.key(0))
     extra["teacher"]["params"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])
-    return p, {**extra, "centre": {"class": jnp.linspace(-0.3, 0.3, 8)}}
+    centre = {"class": jnp.linspace(-0.3, 0.3, 8), "patches": jnp.linspace(0.2, -0.2, 8)}
+    return p, {**extra, "centre": {name: centre[name] for name in extra["centre"]}}
 
 
 def vectors(objective, p, view):
@@ -83,6 +84,51 @@ def test_the_loss_is_the_papers(name):
     (value, slope), (wanted, wanted_slope) = fast(p), jax.value_and_grad(slow)(p)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     contract.assert_trees_close(slope, wanted_slope, 5e-5)
+
+
+def test_hidden_patches_are_found_as_the_teacher_sees_them():
+    """SigLIP 2's last term, in value and gradient, by a loop over pictures and views."""
+    encoder = tiny.siglip().encoder.clone(mask_token=True)
+    objective = tiny.silc_sigmoid(encoder=encoder, masked=0.25)
+    p, extra = started(objective)
+    teacher = extra["teacher"]["params"]
+    assert {"patch_projector", "patch_prototypes"} <= teacher.keys()
+    views = [
+        augment(BATCH["image"], np.ones(8), TRAIN.keys(f"view/{i}", BATCH["index"]))
+        for i, augment in enumerate(objective.views[:2])
+    ]
+    noise = [
+        np.stack([jax.random.uniform(k, (16,)) for k in TRAIN.keys(f"hidden/{i}", BATCH["index"])]) for i in (0, 1)
+    ]
+    masks = [np.argsort(np.argsort(x, 1), 1) < 8 for x in noise]
+
+    def scored(p, view, mask):
+        patches = objective.encoder.apply({"params": p["encoder"]}, view[:REAL], mask=mask)[1]["patches"]
+        h = objective.modules()["patch_projector"][0].apply({"params": p["patch_projector"]}, patches)[0]
+        return unit(h) @ unit(p["patch_prototypes"]["kernel"].T).T
+
+    @jax.jit
+    def slow(p):
+        total = 0.0
+        for view, mask in zip(views, masks):
+            found, taught = scored(p, view, mask[:REAL]), scored(teacher, view, None)
+            for row in range(REAL):
+                at = np.flatnonzero(mask[row])
+                q = jax.nn.softmax((taught[row][at] - extra["centre"]["patches"]) / 0.2)
+                total -= jnp.sum(q * jax.nn.log_softmax(found[row][at] / 0.1)) / 8 / 2 / REAL
+        return 0.25 * total
+
+    def fast(p):
+        term = objective.loss(p, extra, BATCH, TRAIN).terms["patches"]
+        return term.coefficient * term.sum / term.weight
+
+    (value, slope), (wanted, wanted_slope) = (jax.jit(jax.value_and_grad(f))(p) for f in (fast, slow))
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    contract.assert_trees_close(slope, wanted_slope, 5e-5)
+    with pytest.raises(UserError, match="SILCSigmoid.masked hides patches of a ViT: set the encoder's mask_token=True"):
+        tiny.silc_sigmoid(masked=0.25)
+    with pytest.raises(UserError, match="SILCSigmoid.mask_ratio=0.0 hides 0 of 16 patches"):
+        tiny.silc_sigmoid(encoder=encoder, masked=0.25, mask_ratio=0.0)
 
 
 def test_the_teacher_keeps_pace_and_has_no_text_tower():

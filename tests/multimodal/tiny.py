@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from multimodal.captioners import cappa_text, coca_text, single_stream
-from multimodal.objectives import CLIP, SILC, CapPa, CoCa, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
+from multimodal.objectives import CLIP, NLVR, SILC, CapPa, CoCa, Magma, SigLIP, SILCSigmoid, SimVLM, UnifiedVLP, ViLT
 from multimodal.towers import clip_text, clip_vit, siglip_text
+from t5like.models import gpt
 from t5like.tokenizers import ByteTokenizer
 from tests.vision import tiny
 from vision.augment import Augment
@@ -71,6 +72,13 @@ def coca(**changes):
     return CoCa(**_shared(encoder=encoder, text=text, width=16, queries=3) | changes)
 
 
+def open_coca(**changes):
+    """With open_clip's settings: one pooler, a class token, attention to the picture as layers of their own."""
+    text = coca_text("tiny", None, LENGTH - 1, **TOWER | {"layers": 1, "multimodal_layers": 1, "open_clip": True})
+    fields = {"encoder": clip_vit("tiny", tiny.SIZE, 4, **TOWER), "text": text, "image_pool": "one", "pool_heads": 1}
+    return coca(**fields | changes)
+
+
 def cappa(**changes):
     encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
     return CapPa(**_shared(encoder=encoder, captioner=cappa_text("tiny", None, LENGTH - 1, **TOWER)) | changes)
@@ -81,6 +89,12 @@ def simvlm(**changes):
     return SimVLM(**_shared(encoder=encoder) | changes)
 
 
+def magma(**changes):
+    encoder = vit("tiny", tiny.SIZE, 4, **TOWER, class_token=False, pool="mean")
+    model = gpt("tiny", None, d_model=24, heads=2, d_ff=40, layers=2)
+    return Magma(**_shared(encoder=encoder, model=model, length=LENGTH) | changes)
+
+
 def unified_vlp(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH - 1, **TOWER, mask_token=True)
     return UnifiedVLP(**_shared(encoder=encoder) | changes)
@@ -89,6 +103,23 @@ def unified_vlp(**changes):
 def vilt(**changes):
     encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH, **TOWER, mask_token=True)
     return ViLT(**_shared(encoder=encoder) | changes)
+
+
+def nlvr(**changes):
+    encoder = single_stream("tiny", tiny.SIZE, 4, None, LENGTH, **TOWER)
+    return NLVR(**_shared(encoder=encoder) | changes)
+
+
+def two_pictures(size=8, masked=0):
+    """`batch_of` for NLVR: pictures with the next one's beside them, true or not."""
+    make = captions_of(size, masked)
+
+    def pictures(step):
+        batch, draw = make(step), np.random.default_rng(step)
+        more = {"second": np.roll(batch["image"], 1, 0), "second_aspect": np.roll(batch["aspect"], 1)}
+        return {**batch, **more, "label": draw.integers(0, 2, size).astype(np.int32)}
+
+    return pictures
 
 
 def captions_of(size=8, masked=0):

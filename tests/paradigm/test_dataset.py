@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from paradigm.dataset import Dataset, ExampleRng, Mixture, feistel, generators, mix64
+from paradigm.dataset import Dataset, ExampleRng, Mixture, Repeated, feistel, generators, mix64
 from paradigm.errors import UserError
 from paradigm.schedule import FINAL
 
@@ -336,6 +336,21 @@ def test_copies_in_a_batch_are_told_or_refused():
         assert enough.check_copies(Contrasting()) == enough.check_copies(Alone()) == ""
     with pytest.raises(UserError, match="a batch of 64 holds each of 14 records 1.14 times"):
         Dataset(mixture, Noise(), 64).check_copies(Contrasting())
+
+
+def test_repeated_records_stand_side_by_side_and_are_prepared_apart():
+    data = Dataset(Repeated(Numbers(20), 3), Noise(), 12)
+    batches = [data.batch(step) for step in range(5)]
+    x = np.concatenate([batch["x"] for batch in batches])
+    np.testing.assert_array_equal(x.reshape(20, 3), x[::3, None].repeat(3, 1))
+    assert len(np.unique(x)) == 20, "an epoch of 60 examples"
+    noise = np.concatenate([batch["noise"] for batch in batches])
+    assert len(np.unique(noise)) == noise.size
+    assert data.check_copies(Alone()) == "" and data.fingerprint != Dataset(Numbers(20), Noise(), 12).fingerprint
+    with pytest.raises(UserError, match="each record stands 3 times in a batch, and Contrasting takes the others"):
+        data.check_copies(Contrasting())
+    held_out = Dataset(Repeated(Numbers(20), 3), Noise(), 20, train=False)
+    assert sorted(held_out.batch(0)["x"]) == sorted(Dataset(Numbers(20), Noise(), 20, train=False).batch(0)["x"])
 
 
 def test_fingerprint_names_the_stream():

@@ -1,5 +1,7 @@
 """DINO, iBOT, DINOv2, SwAV and NNCLR: what every objective passes, and the official losses as loops."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -341,3 +343,18 @@ def test_what_a_person_can_set_wrong(kind, changes, text):
 def test_a_queue_that_batches_do_not_fill(kind):
     with pytest.raises(UserError, match=f"{kind.__name__}.queue=16 is not a multiple of the batch of 12"):
         small(kind).batch_spec(12)
+
+
+def test_the_end_at_high_resolution_reads_larger_crops_with_the_positions_that_it_has():
+    """Crops of 24 pixels for an encoder of 16: the same parameters, the positions between those that were learned."""
+    encoder = tiny.encoder(mask_token=True, positions="learned")
+    larger = ((tiny.views(), 2), (Augment(12, scale=(0.2, 0.5)), 2))
+    larger = tuple((dataclasses.replace(view, size=24) if view.size == 16 else view, n) for view, n in larger)
+    before = small(DINOv2, encoder=encoder)
+    after = small(DINOv2, encoder=encoder, augment=larger, host_image_size=32)
+    shapes = lambda objective: jax.eval_shape(objective.init, jax.random.key(0))
+    assert shapes(before) == shapes(after)
+    state, metrics = tiny.traced(after, AdamW(0.1))
+    assert metrics["loss"][0].shape == () and after.hidden_patches == int(0.6 * 36)
+    with pytest.raises(UserError, match="a crop of 24 pixels is larger than the pictures of 20"):
+        small(DINOv2, encoder=encoder, augment=larger)

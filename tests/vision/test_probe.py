@@ -19,7 +19,7 @@ from tests.vision import tiny
 from vision import probe
 from vision.augment import Augment, no_views, simclr_views
 from vision.data import ImageData
-from vision.objectives import MAE, Classify, SimCLR
+from vision.objectives import DINO, MAE, Classify, SimCLR
 from vision.probe import Probes
 from vision.resnet import resnet
 from vision.vit import vit
@@ -216,10 +216,10 @@ def test_an_untrained_batchnorm_has_seen_pictures():
 class Labelled:
     """Pictures with these labels."""
 
-    fingerprint, classes = "labelled", None
+    fingerprint = "labelled"
 
-    def __init__(self, labels):
-        self.labels = labels
+    def __init__(self, labels, classes=None):
+        self.labels, self.classes = labels, classes
 
     def __len__(self):
         return len(self.labels)
@@ -244,6 +244,17 @@ def test_labels_that_no_probe_can_use():
         Probes().check(objective, tiny.Opened(lambda split: broken if split == "valid" else Labelled([1, 2])))
     with pytest.raises(UserError, match="unknown probe 'knm': did you mean 'knn'"):
         Probes(("knm",))
+
+
+def test_fewer_prototypes_than_classes_are_refused():
+    augment = ((Augment(8), 2), (Augment(4), 2))
+    objective = lambda n: DINO(encoder=mae().encoder, augment=augment, host_image_size=8, prototypes=n)
+    data = tiny.Opened(lambda split: Labelled([0, 1, 2], ("a", "b", "c")))
+    Probes().check(objective(3), data)
+    with pytest.raises(
+        UserError, match="Probes: DINO.prototypes=2, and the data have 3 classes, which fewer prototypes"
+    ):
+        Probes().check(objective(2), data)
 
 
 def test_a_subset_is_drawn_once():

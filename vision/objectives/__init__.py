@@ -18,6 +18,7 @@ from vision.objectives.moco import MoCoV1 as MoCoV1
 from vision.objectives.moco import MoCoV2 as MoCoV2
 from vision.objectives.moco_v3 import MoCoV3 as MoCoV3
 from vision.objectives.nnclr import NNCLR as NNCLR
+from vision.objectives.patch_positions import PatchPositions as PatchPositions
 from vision.objectives.rotation import Rotation as Rotation
 from vision.objectives.segmentation import Segmentation as Segmentation
 from vision.objectives.simclr import SimCLR as SimCLR

@@ -3,11 +3,11 @@
 A teacher that follows the encoder sees the whole picture; what its top K blocks say of the hidden patches is to be
 found from the others (section 3.3):
 
-    t = norm(1/K sum over the last K blocks l of norm(a_l))        norm: to mean 0 and deviation 1 over a patch's
-    numbers loss = mean over hidden patches and numbers of  (t - f)^2 / (2 beta) where |t - f| <= beta, else |t - f| -
-    beta / 2
+    t = norm(1/K sum over the last K blocks l of norm(a_l))
+    loss = mean over hidden patches and numbers of (t - f)^2 / (2 beta) where |t - f| <= beta, else |t - f| - beta / 2
 
-a_l are the blocks' outputs, before the last norm (--layer_results end --post_target_layer_norm in the official README).
+norm takes a patch's numbers to mean 0 and deviation 1. a_l are the blocks' outputs, before the last norm
+(--layer_results end --post_target_layer_norm in the official README).
 """
 
 import dataclasses

@@ -73,12 +73,17 @@ class DINO(MultiCrop):
         """D of what the heads read."""
         return self.encoder.features
 
+    def width_read(self, head):
+        """The same of the head of this prefix."""
+        del head
+        return self.view_width
+
     def modules(self):
         widths = (self.hidden,) * (self.head_layers - 1) + (self.bottleneck,)
         dtype, found = self.encoder.dtype, super().modules()
         for name in self.prefixes:
             head = Head(widths, norm=False, activation="gelu_exact", std=self.head_std, dtype=dtype)
-            found[f"{name}projector"] = (head, jnp.zeros((1, self.view_width)))
+            found[f"{name}projector"] = (head, jnp.zeros((1, self.width_read(name))))
             found[f"{name}prototypes"] = (
                 Prototypes(self.prototypes, self.scaled, dtype), jnp.zeros((1, self.bottleneck))
             )  # fmt: skip

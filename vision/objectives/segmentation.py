@@ -43,6 +43,10 @@ class Segmentation(Segmenting, ImageObjective):
         object.__setattr__(self, "names", tuple(self.names))
         if self.encoder.grid is None:
             raise UserError(f"Segmentation reads patches, and a {type(self.encoder).__name__} has none: take a ViT")
+        if self.views[0].rand is not None:
+            raise UserError(
+                "Segmentation moves a picture and its regions alike, and Augment.rand moves one: leave it out"
+            )
         if not 2 <= self.classes <= UNLABELLED:
             raise UserError(f"Segmentation.classes={self.classes}: give 2 to {UNLABELLED}, the background too")
         if self.names and len(self.names) != self.classes:
@@ -63,7 +67,7 @@ class Segmentation(Segmenting, ImageObjective):
     def regions(self, batch, keys=None):
         """int32 [B, H, W] of the plain view, or of the random one of these keys; -1 where nothing is labelled."""
         how = dataclasses.replace(
-            self.views[0], jitter=0.0, grey=0.0, blur=0.0, solarise=0.0, filter="bilinear",
+            self.views[0], jitter=0.0, grey=0.0, blur=0.0, solarise=0.0, rand=None, filter="bilinear",
             mean=(0.0,) * self.classes, std=(1.0,) * self.classes,
         )  # fmt: skip
         planes = jnp.uint8(255) * (batch["regions"][..., None] == jnp.arange(self.classes, dtype=jnp.uint8))

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Reconstructing
+from paradigm.capabilities import Reconstructing, Tokenizing
 from paradigm.errors import UserError
 from vision.objectives.masked_images import OneView
 from vision.patches import unpatchify
@@ -13,7 +13,7 @@ from vision.tokenizer import LatentDecoder, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerObjective(Reconstructing, OneView):
+class TokenizerObjective(Tokenizing, Reconstructing, OneView):
     """Base of VQ and DVAE: a picture as one of `codes` ids for each patch of the encoder.
 
     encoder: a ViT. codes: K. code_width: d. decoder_width, decoder_layers, decoder_heads: of the decoder.
@@ -63,12 +63,17 @@ class TokenizerObjective(Reconstructing, OneView):
         _, seen = self.features(variables, images)
         return self.apply("quantizer", variables, seen["patches"])[1]["ids"]
 
-    def reconstruct(self, variables, images, keys):
-        """{"reconstructed": what the decoder makes of the pictures' ids}."""
-        del keys
-        codes = self.apply("quantizer", variables, self.ids(variables, images), method="lookup")[0]
+    def decoded(self, variables, ids):
+        codes = self.apply("quantizer", variables, ids, method="lookup")[0]
         outputs = self.apply("decoder", variables, codes)[0]
-        return {"reconstructed": unpatchify(self.pixels(outputs), self.encoder.patch, images.shape[1:])}
+        e = self.encoder
+        return unpatchify(self.pixels(outputs), e.patch, (e.image_size, e.image_size, e.channels))
+
+    def reconstruct(self, variables, images, keys):
+        """{"reconstructed": what the decoder makes of the pictures' ids}; {} where that is no picture."""
+        del keys
+        found = self.decoded(variables, self.ids(variables, images))
+        return {} if found is None else {"reconstructed": found}
 
     def forward_flops(self, batch_spec):
         rows, e = batch_spec["mask"].size, self.encoder

@@ -75,6 +75,9 @@ class VQ(TokenizerObjective):
         modules = super().modules()
         return modules if self.target is None else {**modules, "target": (self.target, modules["encoder"][1])}
 
+    def decoded(self, variables, ids):
+        return super().decoded(variables, ids) if self.target is None else None
+
     def init_extra(self, params, key):
         """As many latents of a picture for each code."""
         extra = super().init_extra(params, key)
