@@ -10,6 +10,7 @@ to compile as a run does. Tests that compare bits compare two programs of one le
 
 import gc
 import importlib.metadata
+import math
 import os
 import pathlib
 
@@ -41,9 +42,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
+# Tracing makes many objects and hardly any garbage: with Python's own bounds a seventh of its time is spent looking.
+gc.set_threshold(50_000, 20, 20)
+MOST = 2.5e9  # bytes of a worker
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # modules and tests, which stay
+
+
 @pytest.fixture(autouse=True, scope="module")
-def no_memory_of_other_modules():
-    """Executables of one file are of no use to the next; kept, they are most of a worker's memory."""
+def little_memory_of_other_modules():
+    """What is compiled is most of a worker's memory; the next file needs the same small programs again."""
     yield
-    jax.clear_caches()
     gc.collect()
+    if _resident() > MOST:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident():
+    """Bytes of memory that this process has; where that is not to be read, more than any bound."""
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return math.inf
