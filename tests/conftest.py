@@ -13,6 +13,7 @@ import importlib.metadata
 import math
 import os
 import pathlib
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "32"
@@ -67,3 +68,13 @@ def _resident():
         return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return math.inf
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """loss.png takes half the time of a small run: it is drawn where a test is about it, and elsewhere merely there."""
+    writers = sys.modules.get("launch.run.writers")
+    if writers is not None and request.path.name != "test_writers.py":
+        there = lambda rows: any(row.get(f"{part}/loss") is not None for row in rows for part in ("train", "valid"))
+        write = lambda path, rows, title="": writers.replace(path, b"\x89PNG") if there(rows) else None
+        monkeypatch.setattr(writers, "draw_loss", write)
