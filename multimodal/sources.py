@@ -49,7 +49,7 @@ def open_pairs(recipe, cache_dir=None):
     if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
         kind, place = _guess(recipe.source)
     opener = choose("source of pairs", kind, _OPENERS)
-    if recipe.second and kind not in ("tsv", "csv", "shapes"):
+    if recipe.second and kind not in ("tsv", "csv"):
         raise UserError(
             f"PairData.second={recipe.second!r}: a second picture is read from tables alone, not from {kind}"
         )

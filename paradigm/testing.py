@@ -9,7 +9,7 @@ Each takes an objective, an optimizer where one is needed, and `batch_of(step)`,
 Nearly all of the time goes into compiling, so a step is compiled once for all the checks that run it: with
 `UnitStep()` as the optimizer and no settings, `check_resume` runs the step of `check_microbatches` and `check_abstract`
 reads the program of `check_sharding` (of as many microbatches), as long as an objective's checks come one after the
-other.
+other. `check_shapes` compiles nothing.
 """
 
 import dataclasses
@@ -153,19 +153,37 @@ def check_sharding(objective, batch_of, mesh="mixed", relative=1e-5, microbatche
         assert_trees_close(gradients(objective, batch_of, phase, microbatches, mesh_of(mesh)), whole, relative)
 
 
+def check_shapes(objective, batch_of, mesh="mixed"):
+    """What of `check_abstract` needs no compiler: batches are as batch_spec says, rules lay out every matrix on a mesh,
+    and each phase's step traces there."""
+    state = jax.eval_shape(lambda: init_state(objective, UnitStep(), 0))
+    partition.state_shardings(state, objective.all_partition_rules, mesh_of(mesh))
+    for phase, spec in _specs(objective, batch_of).items():
+        with jax.set_mesh(mesh_of(mesh)):
+            jax.eval_shape(make_train_step(objective, UnitStep(), phase=phase), state, spec)
+
+
 def check_abstract(objective, optimizer, batch_of, batch_size, **settings):
     """Every phase compiles from ShapeDtypeStructs alone, and those are the shapes of the batches that come."""
     state = jax.eval_shape(lambda: init_state(objective, optimizer, 0, settings.get("ema")))
-    for phase, first in objective.phases().items():
-        assert objective.phase(first) == phase
-        spec = objective.batch_spec(batch_size, phase)
-        batch = batch_of(first)
-        assert {k: (v.shape, v.dtype) for k, v in spec.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
+    for phase, spec in _specs(objective, batch_of).items():
         compiled, shardings = _meshed(objective, optimizer, mesh_of("mixed"), batch_size, phase=phase, **settings)
         shares = jax.tree.map(_bytes_of_a_device, (state, spec), shardings)
         assert compiled.memory_analysis().argument_size_in_bytes == sum(jax.tree.leaves(shares))
+
+
+def _specs(objective, batch_of):
+    """{phase: what batch_spec says}, where that is what the batches are and twice the rows are twice the work."""
+    specs = {}
+    for phase, first in objective.phases().items():
+        assert objective.phase(first) == phase
+        batch = batch_of(first)
+        specs[phase] = spec = objective.batch_spec(len(batch["index"]), phase)
+        assert {k: (v.shape, v.dtype) for k, v in spec.items()} == {k: (v.shape, v.dtype) for k, v in batch.items()}
         # Twice the rows take twice the products of matrices; a loss over pairs of rows up to four times.
-        assert 2.0 <= objective.flops(objective.batch_spec(2 * batch_size, phase)) / objective.flops(spec) < 3.0
+        twice = objective.batch_spec(2 * len(batch["index"]), phase)
+        assert 2.0 <= objective.flops(twice) / objective.flops(spec) < 3.0
+    return specs
 
 
 def _bytes_of_a_device(leaf, sharding):

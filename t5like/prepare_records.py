@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.names import SPLIT_OF
+from paradigm.names import SPLIT_OF, SPLITS
 from paradigm.records import hash_of
 from t5like import guess, labels, rows, tables
 from t5like.prepare import SAMPLE_PER_ID, Kind, told_of_source
-from t5like.shards import SPLITS, Shard, digest, errors_as_user_errors, record_name, shard_name, write_json
+from t5like.shards import Shard, digest, errors_as_user_errors, record_name, shard_name, write_json
 from t5like.tokenizers import load_tokenizer
 
 LENGTHS = ("input_lengths", "target_lengths", "both_lengths")  # how many records there are of each length in tokens

@@ -11,9 +11,9 @@ import json
 import uuid
 
 from paradigm.errors import UserError
+from paradigm.names import SPLITS
 from paradigm.storage import aside_of, commit, replace
 
-SPLITS = ("train", "valid", "test")  # windows have the first two
 WRITER = "group_size:1,zstd:1"  # one record a chunk: random access decompresses nothing else
 
 

@@ -12,8 +12,10 @@ to compile as a run does. Tests that compare bits compare two programs of one le
 
 import gc
 import importlib.metadata
+import math
 import os
 import pathlib
+import sys
 
 GPU = os.environ.get("JAX_PLATFORMS") == "cuda"
 if not GPU:
@@ -49,9 +51,38 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=why))
 
 
+# Tracing makes many objects and hardly any garbage: with Python's own bounds a seventh of its time is spent looking.
+gc.set_threshold(50_000, 20, 20)
+MOST = 2.5e9  # bytes of a worker
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # modules and tests, which stay
+
+
 @pytest.fixture(autouse=True, scope="module")
-def no_memory_of_other_modules():
-    """Executables of one file are of no use to the next; kept, they are most of a worker's memory."""
+def little_memory_of_other_modules():
+    """What is compiled is most of a worker's memory; the next file needs the same small programs again."""
     yield
-    jax.clear_caches()
     gc.collect()
+    if _resident() > MOST:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _resident():
+    """Bytes of memory that this process has; where that is not to be read, more than any bound."""
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return math.inf
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """loss.png takes half the time of a small run: it is drawn where a test is about it, and elsewhere merely there."""
+    writers = sys.modules.get("launch.run.writers")
+    if writers is not None and request.path.name != "test_writers.py":
+        there = lambda rows: any(row.get(f"{part}/loss") is not None for row in rows for part in ("train", "valid"))
+        write = lambda path, rows, title="": writers.replace(path, b"\x89PNG") if there(rows) else None
+        monkeypatch.setattr(writers, "draw_loss", write)

@@ -3,7 +3,7 @@
     python -m tests.mutations                   every row: the changed copy, its test, caught or missed
     python -m tests.mutations moco contrastive  the rows whose file or test holds one of these words
     python -m tests.mutations --package ...     all of the package's tests in place of the row's own
-    python -m tests.mutations --check           only whether each text is still there, once
+    python -m tests.mutations --check           only whether each text is still there, once, and its test in `make test`
 
 A row is (file, its text, the text of the mistake, a test's file, the name of the test or a part of it). The kinds: signs,
 masks, axes, one off, the wrong reduction, old weights for new, a fixture that makes two things equal, a setting tested as
@@ -12,6 +12,7 @@ a constant or alone, an order of the host. Where code has moved, the row moves w
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -312,6 +313,21 @@ def caught(row, package=False):
     return {0: False, 1: True}.get(done.returncode)
 
 
+def unguarded(rows):
+    """Those of the rows whose test is not there in `make test`, by what pytest collects."""
+    files = sorted({f"tests/{part.strip()}.py" for row in rows for part in row[3].split(" or ")})
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", "--collect-only", "-o", "addopts="]
+    listed = subprocess.run([*command, *files], cwd=REPO, capture_output=True, text=True).stdout.splitlines()
+
+    def selects(row, line):
+        file, line = line.partition("::")[0], line.lower()
+        word = lambda match: str(match[0].lower() in line) if match[0] not in ("and", "or", "not") else match[0]
+        here = any(file == f"tests/{part.strip()}.py" for part in row[3].split(" or "))
+        return here and eval(re.sub(r"[\w.-]+", word, row[4]))
+
+    return [row for row in rows if not any(selects(row, line) for line in listed)]
+
+
 def main(words):
     flags = {word for word in words if word.startswith("--")}
     words = [word for word in words if word not in flags]
@@ -319,6 +335,11 @@ def main(words):
     stale = [row for row in rows if (REPO / row[0]).read_text().count(row[1]) != 1]
     for file, old, *_ in stale:
         print(f"stale   {file}: not there once: {old}")
+    if "--check" in flags:
+        lost = unguarded(rows)
+        for file, old, _, test, name in lost:
+            print(f"no test {file}: {old}: `make test` has none in {test} -k '{name}'")
+        stale += lost
     found = []
     for row in [] if "--check" in flags else [row for row in rows if row not in stale]:
         found.append(caught(row, "--package" in flags))

@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 REPO = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.slow  # launch.sweep and launch.compare have tests of their own, and test_docs knows each flag
 def test_a_sweep_and_its_table_work_as_pasted(tmp_path):
     """Only the place, the length and the number of values are other ones."""
     (block,) = re.findall(r"```bash\n(.*?workdirs/rates.*?)```", (REPO / "docs" / "compare.md").read_text(), re.DOTALL)

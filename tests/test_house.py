@@ -1,6 +1,7 @@
 """Rules of the house that a program can check: arrows between packages, file sizes, imports, entry points."""
 
 import ast
+import importlib
 import json
 import pathlib
 import re
@@ -198,3 +199,18 @@ def test_readme_commands_exist():
             assert f'"{flag}"' in source or f'"--{flag}"' in source, f"{module} has no --{flag}"
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, "README.md", "exec")
+
+
+def test_each_kind_of_objective_has_one_that_stands_for_it():
+    """What tests/contract.py leaves to `make test-all` is left because another of its kind is there in `make test`."""
+    from tests import contract
+
+    files = [
+        path for path in (REPO / "tests").rglob("test_*.py") if "\nglobals().update(contract.tests(" in path.read_text()
+    ]
+    modules = [importlib.import_module(".".join(path.relative_to(REPO).with_suffix("").parts)) for path in files]
+    found = [(case.kind, name) for module in modules for name, case in module.CASES.items()]
+    assert {kind: name for kind, name in found if contract.STANDS_FOR[kind] == name} == contract.STANDS_FOR
+    assert len(found) > 50 and found.count(("encoder", "masked_lm")) == 1
+    with pytest.raises(ValueError, match="'novel' is no kind of tests/contract.py: encoder, "):
+        contract.Case(None, None, "novel")

@@ -9,12 +9,11 @@ import numpy as np
 
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
+from paradigm.names import SPLITS
 from paradigm.records import Subset, check_readable, held_out, share_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.sources import Reading, open_source
 from vision.synthetic_scenes import Shapes
-
-SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,10 +30,8 @@ def adapted_state(program, checkpoints, other, where, step=None):
     Raises:
         UserError: no checkpoint; a model that is another one.
     """
-    own, new = checkpoints.arrays(step, ("params", "extra")), other.arrays(None, ("params", "extra"))
-    if own is None or new is None:
-        missing = checkpoints.directory if own is None else other.directory
-        raise UserError(f"{missing}: there is no checkpoint yet; train until the first save")
+    own = checkpoints.needed(checkpoints.arrays(step, ("params", "extra")))
+    new = other.needed(other.arrays(None, ("params", "extra")))
     wanted = dict(trees.named_leaves(program.state.all_params))
     given, found = _weights(own[1]), _weights(new[1])
     given = {name: x for name, x in given.items() if name in wanted}

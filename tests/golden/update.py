@@ -6,6 +6,7 @@ A change of a default anywhere then shows in review as a change of the runs that
 papers and one of every other objective, each in full or, where fewer lines say it, as a difference from an earlier one.
 """
 
+import functools
 import pathlib
 
 from launch.run import registry
@@ -20,6 +21,7 @@ def runs() -> list[str]:
     return sorted(path.relative_to(registry.SHIPPED).as_posix() for path in registry.SHIPPED.glob("runs/**/*.gin"))
 
 
+@functools.cache
 def objective_of(run: str) -> str:
     return type(registry.parse([run]).objective).__name__
 
@@ -58,7 +60,8 @@ def goldens() -> dict[pathlib.Path, str]:
 
 def _difference(old, new):
     """Lines that go and lines that come, those of one setting beside each other: no two of a dump have its name."""
-    changed = [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
+    before, after = set(old), set(new)
+    changed = [f"- {line}" for line in old if line not in after] + [f"+ {line}" for line in new if line not in before]
     return sorted(changed, key=lambda line: (line[2:].partition(":")[0], line[0] == "+"))
 
 

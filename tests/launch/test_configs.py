@@ -11,12 +11,17 @@ import jax
 import pytest
 
 from launch.run import loop, registry
-from launch.run.experiment import abstract_params, bound
+from launch.run.data import Data, build
+from launch.run.evaluation import Evaluation
+from launch.run.experiment import abstract_params, bound, validate, with_classes
+from launch.run.mesh import make_mesh
+from launch.run.program import Program
 from paradigm.capabilities import parts
 from paradigm.evaluator import Evaluator
 from paradigm.objective import Objective
+from paradigm.step import make_train_step
 from tests.golden.update import HERE, goldens, objective_of, runs
-from tests.launch.test_docs import undocumented_in
+from tests.launch.test_docs import undocumented, undocumented_in
 
 SHRINK = {
     "t5": "layers = 1, d_model = 16, heads = 2, head_dim = 8, d_ff = 32",
@@ -254,7 +259,8 @@ RECORDS = {  # (source, input, label, target) in place of a folder that a person
     "runs/llama_8b_lora.gin": ("stdlib:summaries", "{code}", "", "{summary}"),
 }
 
-# In `make test` these are whole; of the others the first with an evaluator runs it, all on one device.
+# In `make test` these are whole; of the others one device draws a state and evaluates it, the first with an evaluator
+# by that too.
 WHOLE = [f"runs/smoke/{name}.gin" for name in ("span_corruption", "mae", "clip")]
 
 
@@ -292,10 +298,6 @@ def toy_of(run, tmp_path):
     records = zip(("source", "input", "label", "target"), RECORDS.get(run, ()))
     text += [f"TextRecords.{name} = {value!r}" for name, value in records]
     text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
-    if "BEiT" in used:  # whose tokenizer is of another run
-        own = [line for line in params if line.split(".")[0] in ("vit", "VQ", "ImageData", "Probes", "Experiment")]
-        loop.train(registry.parse([run.replace("beit", "vq")], own), tmp_path / "tokenizer")
-        text = [f"Init.path = '{tmp_path / 'tokenizer'}'"]
     if "Magma" in used:  # whose language model is of another run
         words = [f"{name}.{line}" for name in ("NextToken", "Experiment", "gpt") for line in SHRINK[name].split(", ")]
         words += [f"TextData.source = '{corpus}'", "TextData.valid = 0.5"]
@@ -308,30 +310,44 @@ def toy_of(run, tmp_path):
     return registry.parse([run], params + text), registry.operative_config()
 
 
-def trained(run, toy, config, workdir):
-    """Takes the one step of the run's toy; it evaluates, and knows nothing."""
-    finished = loop.train(toy, workdir, config=config)
-    assert finished.step == 1
-    assert not undocumented_in(workdir / "metrics.jsonl")
-    chance = CHANCE_OF_RUN.get(run, CHANCE[type(toy.objective).__name__])
-    assert finished.metrics["valid/loss"] == (
-        chance if not isinstance(chance, float) else pytest.approx(chance, rel=0.5)
-    )
+def knows_nothing(run, objective, metrics):
+    chance = CHANCE_OF_RUN.get(run, CHANCE[type(objective).__name__])
+    chance = pytest.approx(chance, rel=0.5) if isinstance(chance, float) else chance
+    assert metrics["valid/loss"] == chance
 
 
 @pytest.mark.parametrize("run", [pytest.param(r, marks=[pytest.mark.slow] * (r not in WHOLE)) for r in runs()])
 def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
-    trained(run, *toy_of(run, tmp_path), tmp_path / "run")
+    toy, config = toy_of(run, tmp_path)
+    if type(toy.objective).__name__ == "BEiT":  # whose tokenizer is of another run
+        (tmp_path / "vq").mkdir()
+        loop.train(toy_of(run.replace("beit", "vq"), tmp_path / "vq")[0], tmp_path / "tokenizer")
+        toy = dataclasses.replace(toy, init=(dataclasses.replace(toy.init[0], path=str(tmp_path / "tokenizer")),))
+    finished = loop.train(toy, tmp_path / "run", config=config)
+    assert finished.step == 1
+    assert not undocumented_in(tmp_path / "run" / "metrics.jsonl")
+    knows_nothing(run, toy.objective, finished.metrics)
 
 
 @pytest.mark.parametrize("run", [run for run in FIRST.values() if run not in WHOLE])
 def test_a_toy_of_each_objective_starts_at_chance(run, tmp_path, monkeypatch):
+    """As its command makes it, up to the first step, which is traced alone: tests/contract.py compiles one of each."""
     devices = jax.devices()[:1]
-    for name in ("devices", "local_devices"):
-        monkeypatch.setattr(jax, name, lambda *_, **__: devices)
-    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
     monkeypatch.setitem(SHRINK, "Experiment", SHRINK["Experiment"].replace("data:2,fsdp:2,tensor:2", "data:1"))
-    toy, config = toy_of(run, tmp_path)
+    toy, _ = toy_of(run, tmp_path)
     evaluators = (e if first_with(type(e)) == run else OnlyChecked(e) for e in toy.evaluators)
-    toy = dataclasses.replace(toy, evaluators=tuple(evaluators))
-    trained(run, toy, config, tmp_path / "run")
+    prepared = build(toy, tmp_path / "data")
+    e = with_classes(bound(dataclasses.replace(toy, evaluators=tuple(evaluators))), prepared)
+    validate(e, 1)
+    program = Program(e, make_mesh(e.mesh))
+    names = set()
+    with program.context():
+        for phase, batch in program.batch.items():
+            step = make_train_step(
+                e.objective, e.optimizer, phase=phase, microbatches=e.microbatches, clip=e.clip, ema=e.ema
+            )
+            names |= {f"train/{name}" for name in jax.eval_shape(step, program.state, batch)[1]}
+    metrics, _ = Evaluation(program, Data(e, tmp_path / "data", prepared)).run(program.init())
+    assert not undocumented(names - {"train/bad_step"} | set(metrics))  # which is written as bad_steps
+    knows_nothing(run, e.objective, metrics)

@@ -9,6 +9,7 @@ import pytest
 
 from paradigm.errors import UserError
 from t5like.clusters import Clusters
+from tests.compiled import compiled
 from tests.t5like.test_masked_lm import FRAMED, VOCAB, make_batch
 from tests.t5like.test_masked_next_token import DETECTS, EVALUATION, slow_detection
 
@@ -19,9 +20,10 @@ COUNTS = jnp.array([[1, 7, 3], [4, 4, 4], [-5, 0, 5]], jnp.int32)
 
 def test_fakes_are_drawn_from_the_clusters_that_are_missed_most():
     clusters, n = Clusters(FRAMED, OF), 4000
+    draw = jax.jit(lambda *args: clusters.draw(*args, 3.0))
     for token, scaled in ((5, (0, 1, 1 / 3)), (8, (0, 0, 0)), (9, (0, 0.5, 1))):
         targets = jnp.full((n, 1), token, jnp.int32)
-        fakes = np.asarray(clusters.draw(COUNTS, targets, jax.random.split(jax.random.key(token), n), 3.0)).ravel()
+        fakes = np.asarray(draw(COUNTS, targets, jax.random.split(jax.random.key(token), n))).ravel()
         assert fakes.min() >= 5 and fakes.max() < VOCAB  # no id but text
         p = np.exp(3.0 * np.array(scaled))
         p /= p.sum()
@@ -48,8 +50,8 @@ def test_the_loss_is_of_what_was_drawn_and_the_counts_follow_what_was_missed():
 
     counts = np.array(COUNTS)
     variables, seen = {"params": params}, (drawn["encoder_inputs"], None, batch["encoder_segments"])
-    hidden, _, _ = OBJECTIVE.apply("model", variables, *seen, method="hidden")
-    logits = OBJECTIVE.apply("detector", variables, hidden)[0][..., 0]
+    hidden, _, _ = compiled(OBJECTIVE.apply, "model", variables, *seen, method="hidden")
+    logits = compiled(OBJECTIVE.apply, "detector", variables, hidden)[0][..., 0]
     for b in range(3):  # the fourth row is padding of the batch
         for p in np.flatnonzero(batch["weights"][b]):
             target, fake = int(batch["targets"][b, p]), int(fakes[b, p])

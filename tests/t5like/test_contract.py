@@ -61,12 +61,6 @@ OBJECTIVES = {
     "simcse": SimCSE(BERT.clone(head=False), length=16, raw=24).bind(MASKED),
 }
 VARIANTS = ("goldfish", "ul2_decoder", "masked_pairs")  # settings of objectives that are there beside them
-marks = lambda name: [pytest.mark.slow] * (name in VARIANTS)
-everyone = contract.one_by_one("name", [pytest.param(name, marks=marks(name)) for name in OBJECTIVES])
-# On a mesh these are others of them on other batches: UL2 and PEGASUS span corruption, SpacTor that and ELECTRA, MuToR
-# next_token, the others masked_lm.
-ALIKE = ("ul2", "pegasus", "spactor", "mutor", "masked_next_token", "position_prediction", "replaced_tokens", *VARIANTS)
-one_each = contract.one_by_one("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in OBJECTIVES])
 
 
 @functools.cache
@@ -76,21 +70,20 @@ def batch_of(name):
     return functools.cache(data.batch)
 
 
-@everyone
-def test_resume_is_bit_exact(name):
-    contract.check_resume(OBJECTIVES[name], contract.UnitStep(), batch_of(name))
-
-
-@pytest.mark.slow
-@everyone
-def test_microbatches_equal_the_whole(name):
-    contract.check_microbatches(OBJECTIVES[name], batch_of(name))
-
-
-@one_each
-@contract.every_mesh
-def test_sharded_equals_one_device(name, mesh):
-    contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh, microbatches=2)
+DECODERS = ("next_token", "goldfish", "multi_token", "mutor", "ul2_decoder", "prefix_lm", "masked_next_token")
+KINDS = {
+    **dict.fromkeys(DECODERS, "decoder"),
+    **dict.fromkeys(("masked_lm", "masked_pairs", "replaced_tokens", "position_prediction"), "encoder"),
+    **dict.fromkeys(("span_corruption", "bart", "ul2", "pegasus"), "encoder-decoder"),
+    **dict.fromkeys(("electra", "spactor"), "two encoders"),
+    "c_rts": "counts",
+    "simcse": "texts that are compared",
+}
+CASES = {
+    name: contract.Case(objective, batch_of(name), KINDS[name], variant=name in VARIANTS)
+    for name, objective in OBJECTIVES.items()
+}
+globals().update(contract.tests(CASES))
 
 
 CUT = [name for name, objective in OBJECTIVES.items() if objective.context_length]
@@ -104,16 +97,6 @@ left_out = lambda names: [pytest.param(n, marks=[pytest.mark.slow] * (n not in B
 @contract.one_by_one("name", left_out(CUT))
 def test_rows_cut_along_their_length_equal_one_device(name, mesh):
     contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh, microbatches=2)
-
-
-@one_each
-def test_compiles_from_shapes_alone(name):
-    contract.check_abstract(OBJECTIVES[name], contract.UnitStep(), batch_of(name), B, microbatches=2)
-
-
-@everyone
-def test_weights_do_not_depend_on_parameters(name):
-    contract.check_weights(OBJECTIVES[name], batch_of(name))
 
 
 def test_one_decoder_learns_by_turns():

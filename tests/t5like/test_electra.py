@@ -24,22 +24,39 @@ BATCH = make_batch(OBJECTIVE)
 EVALUATION = Context(jnp.int32(0), train=False)
 
 
-def fakes_of(objective, params, batch):
+gumbel = jax.jit(lambda key, n: jax.random.gumbel(jax.random.fold_in(key, n), (VOCAB,)))
+
+
+@jax.jit
+def guessed(params, batch):
+    """The generator's logits."""
+    own = {"params": OBJECTIVE.generator_params(params)}
+    return OBJECTIVE.generator.apply(own, batch["encoder_inputs"], None, batch["encoder_segments"])[0]
+
+
+@jax.jit
+def detected(params, read, segments):
+    """[1, L]: the probability of each token to be another."""
+    states, _ = MODEL.apply({"params": params["model"]}, read, None, segments, method="hidden")
+    dense, out = params["detector"]["dense"], params["detector"]["out"]
+    h = jax.nn.gelu(states @ dense["kernel"] + dense["bias"], approximate=False)
+    return jax.nn.sigmoid((h @ out["kernel"] + out["bias"])[..., 0])
+
+
+def fakes_of(params, batch):
     """int [B, P]: what the generator puts in, drawn as the objective draws, from dense logits."""
-    generator, own = objective.generator, {"params": objective.generator_params(params)}
-    logits, _ = generator.apply(own, batch["encoder_inputs"], None, batch["encoder_segments"])
+    logits = np.asarray(guessed(params, batch))
     keys = EVALUATION.keys("electra", batch["index"])
     rows = []
     for b in range(len(keys)):
-        noise = [jax.random.gumbel(jax.random.fold_in(keys[b], n), (VOCAB,)) for n in range(len(batch["positions"][b]))]
-        rows.append([int(jnp.argmax(logits[b, p] + g)) for p, g in zip(batch["positions"][b], noise)])
+        noise = np.array([gumbel(keys[b], n) for n in range(len(batch["positions"][b]))])
+        rows.append([int(np.argmax(logits[b, p] + g)) for p, g in zip(batch["positions"][b], noise)])
     return np.array(rows)
 
 
 def slow_loss(params, batch, fakes, over):
     """One token at a time, of the three rows that are no padding."""
-    generator, own = OBJECTIVE.generator, {"params": OBJECTIVE.generator_params(params)}
-    guesses, _ = generator.apply(own, batch["encoder_inputs"], None, batch["encoder_segments"])
+    guesses = guessed(params, batch)
     masked, told, hidden, seen, right, replaced, found = 0.0, 0.0, 0, 0, 0, 0, 0
     for b in range(3):
         read, at = np.array(batch["encoder_inputs"][b]), {}
@@ -49,13 +66,11 @@ def slow_loss(params, batch, fakes, over):
                 masked, hidden = masked + slow_token(guesses[b, place], target, 0.0)[0], hidden + 1
                 read[place], at[place] = fakes[b, n], bool(fakes[b, n] != target)
         segments = batch["encoder_segments"][b : b + 1]
-        states, _ = MODEL.apply({"params": params["model"]}, jnp.array(read[None]), None, segments, method="hidden")
-        dense, out = params["detector"]["dense"], params["detector"]["out"]
+        replacements = detected(params, read[None], segments)
         for t in range(LENGTH):
             if batch["encoder_segments"][b, t] == 0 or (over == "hidden" and t not in at):
                 continue
-            h = jax.nn.gelu(states[0, t] @ dense["kernel"] + dense["bias"], approximate=False)
-            p = jax.nn.sigmoid((h @ out["kernel"] + out["bias"])[0])
+            p = replacements[0, t]
             told, seen = told - jnp.log(p if at.get(t) else 1 - p), seen + 1
             right += int((p > 0.5) == bool(at.get(t)))
             replaced, found = replaced + bool(at.get(t)), found + int(bool(at.get(t)) and p > 0.5)
@@ -66,7 +81,7 @@ def slow_loss(params, batch, fakes, over):
 @pytest.mark.parametrize("over", ["all", "hidden"])
 def test_value_and_gradient(over):
     objective = dataclasses.replace(OBJECTIVE, over=over)
-    fakes = fakes_of(objective, PARAMS, BATCH)
+    fakes = fakes_of(PARAMS, BATCH)
     guessed = (BATCH["positions"] % 3 == 0) & (BATCH["weights"] > 0)  # where the sample is the original
     batch = BATCH | {"targets": jnp.where(guessed, fakes, BATCH["targets"])}
     assert 0.2 < np.mean((fakes != batch["targets"])[batch["weights"] > 0]) < 0.9
@@ -101,7 +116,8 @@ def test_the_tables_are_one():
     assert "embed" in jax.eval_shape(apart.init, jax.random.key(0))["generator"]
     moved = jax.tree.map(lambda x: x, PARAMS)
     moved["model"]["embed"]["embedding"] = PARAMS["model"]["embed"]["embedding"] * 1.5
-    losses = [OBJECTIVE.loss(p, {}, BATCH, EVALUATION).metrics["generator/nll"][0] for p in (PARAMS, moved)]
+    loss = jax.jit(lambda p: OBJECTIVE.loss(p, {}, BATCH, EVALUATION).metrics["generator/nll"][0])
+    losses = [loss(p) for p in (PARAMS, moved)]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 

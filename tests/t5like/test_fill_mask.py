@@ -9,6 +9,7 @@ from t5like.fill_mask import fill_mask
 from t5like.models import bert, gpt
 from t5like.objectives import MaskedLM, NextToken
 from t5like.tokenizers import ByteTokenizer
+from tests.compiled import compiled
 
 TOKENIZER = ByteTokenizer(specials=("mask", "cls", "sep"))
 MODEL = bert("tiny", d_model=16, heads=2, d_ff=24, layers=1, init_std=0.5, embed_std=1.0, max_length=70, dropout=0.0)
@@ -24,7 +25,7 @@ def test_choices_are_the_model_s(variables):
     v, text = TOKENIZER.vocabulary, "a <mask>b[MASK]"
     found = fill_mask(OBJECTIVE, variables, TOKENIZER, text, top=3)
     ids = np.array([[v.cls, *TOKENIZER.encode("a "), v.mask, *TOKENIZER.encode("b"), v.mask, v.sep]], np.int32)
-    logits = np.array(OBJECTIVE.model.apply({"params": variables["params"]["model"]}, ids)[0])[0]
+    logits = np.array(compiled(OBJECTIVE.model.apply, {"params": variables["params"]["model"]}, ids)[0])[0]
     assert len(found.choices) == 2
     for place, choices in zip((3, 5), found.choices):
         row = np.where(v.is_text(np.arange(v.size)), logits[place, : v.size], -np.inf)

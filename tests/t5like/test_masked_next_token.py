@@ -50,13 +50,16 @@ def test_the_share_of_causal_examples():
     assert {*rows[0]} - {"prefix"} == {*plain.batch_spec(1)} - {"index", "mask"}
 
 
+read_by = jax.jit(lambda params, *args: MODEL.apply({"params": params["model"]}, *args)[0])
+
+
 def slow_loss(params, batch):
     total = count = 0.0
     for b in range(3):
         have = int((batch["segments"][b] > 0).sum())
         prefix = batch["prefix"][b : b + 1]
-        logits, _ = MODEL.apply(
-            {"params": params["model"]}, batch["inputs"][b : b + 1, :have], None, batch["segments"][b : b + 1, :have],
+        logits = read_by(
+            params, batch["inputs"][b : b + 1, :have], None, batch["segments"][b : b + 1, :have],
             batch["positions"][b : b + 1, :have], jnp.minimum(prefix, have),
         )  # fmt: skip
         for t in range(have):
@@ -83,10 +86,10 @@ def test_value_and_gradient():
 
 def test_a_masked_token_is_seen_from_both_sides():
     """By gradient: of a masked example every place depends on every other, of a causal one on those before alone."""
-    params = jax.jit(OBJECTIVE.init)(jax.random.key(0))["model"]
+    params = jax.jit(OBJECTIVE.init)(jax.random.key(0))
     for prefix, both in ((LENGTH, True), (0, False)):
         tokens = np.random.default_rng(0).integers(5, VOCAB, (1, LENGTH))
-        out = lambda t, prefix=prefix: MODEL.apply({"params": params}, t, None, None, None, jnp.array([prefix]))[0][0]
+        out = lambda t, prefix=prefix: read_by(params, t, None, None, None, jnp.array([prefix]))[0]
         moved = np.abs(np.asarray(out(tokens) - out(np.where(np.arange(LENGTH) == 12, 5, tokens)))).max(-1) > 1e-6
         assert moved[12:].all() and (moved[:12].all() if both else not moved[:12].any())
 
@@ -104,19 +107,26 @@ def test_one_decoder_by_turns():
 DETECTS = ReplacedTokens(bert("tiny", VOCAB, head=False, **TINY), LENGTH, rate=0.3).bind(FRAMED)
 
 
+@jax.jit
+def told(params, read, segments):
+    """[1, L]: the probability of each token to be another."""
+    hidden, _ = DETECTS.model.apply({"params": params["model"]}, read, None, segments, method="hidden")
+    dense, out = params["detector"]["dense"], params["detector"]["out"]
+    h = jax.nn.gelu(hidden @ dense["kernel"] + dense["bias"], approximate=False)
+    return jax.nn.sigmoid((h @ out["kernel"] + out["bias"])[..., 0])
+
+
 def slow_detection(params, batch):
     total = count = 0.0
-    dense, out = params["detector"]["dense"], params["detector"]["out"]
     for b in range(3):
         read, segments = batch["encoder_inputs"][b : b + 1], batch["encoder_segments"][b : b + 1]
-        hidden, _ = DETECTS.model.apply({"params": params["model"]}, read, None, segments, method="hidden")
+        replaced = told(params, read, segments)
         truth = np.array(read[0])
         for place, target, weight in zip(batch["positions"][b], batch["targets"][b], batch["weights"][b]):
             if weight:
                 truth[int(place)] = int(target)
         for t in np.flatnonzero(segments[0]):
-            h = jax.nn.gelu(hidden[0, t] @ dense["kernel"] + dense["bias"], approximate=False)
-            p = jax.nn.sigmoid((h @ out["kernel"] + out["bias"])[0])
+            p = replaced[0, t]
             total, count = total - jnp.log(p if truth[t] != read[0, t] else 1 - p), count + 1
     return total / count
 

@@ -1,5 +1,6 @@
 """Encoder, Decoder, EncoderDecoder: who sees whom, caches, sizes, sharding rules, FLOPs, mistakes."""
 
+import functools
 import re
 
 import jax
@@ -37,14 +38,19 @@ def inputs(family):
 
 def made(family, **fields):
     model = FAMILIES[family](**fields)
-    return model, model.init(jax.random.key(0), *inputs(family))
+    return model, jax.jit(model.init)(jax.random.key(0), *inputs(family))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def run(model, variables, *args, method="__call__", **how):
+    return model.apply(variables, *args, method=method, **how)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_hidden_times_output_kernel(family):
     model, variables = made(family)
-    logits, intermediates = model.apply(variables, *inputs(family))
-    hidden, _ = model.apply(variables, *inputs(family), method="hidden")
+    logits, intermediates = run(model, variables, *inputs(family))
+    hidden, _ = run(model, variables, *inputs(family), method="hidden")
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(hidden @ model.output_kernel(variables["params"]), logits, atol=1e-5)
     np.testing.assert_array_equal(intermediates["hidden"], hidden)
@@ -63,7 +69,7 @@ def losses_by_input(model, variables, x, **kwargs):
         logits = hidden[0] @ model.output_kernel(variables["params"])
         return -jax.nn.log_softmax(logits)[:, 3]
 
-    return np.abs(np.asarray(jax.jacobian(losses)(embedding[x[0]]))).max(-1)
+    return np.abs(np.asarray(jax.jit(jax.jacobian(losses))(embedding[x[0]]))).max(-1)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -97,8 +103,8 @@ def test_packed_documents_are_read_apart(family):
     packed = dict(segments=segments, positions=positions)
     got = losses_by_input(model, variables, tokens(), **packed) > 0
     assert (got == (np.tri(9, dtype=bool) & np.asarray(segments[0][:, None] == segments[0]))).all()
-    whole, _ = model.apply(variables, tokens(), **packed)
-    alone, _ = model.apply(variables, tokens()[:1, 4:7])
+    whole, _ = run(model, variables, tokens(), **packed)
+    alone, _ = run(model, variables, tokens()[:1, 4:7])
     np.testing.assert_allclose(whole[0, 4:7], alone[0], atol=1e-5)
 
 
@@ -107,20 +113,20 @@ def test_encoder_decoder_sees(family):
     """Targets see all inputs but padding and the targets before; packed pairs see their own."""
     model, variables = made(family)
     source, target = tokens(length=7), tokens(seed=1)
-    run = lambda s, t, **kw: model.apply(variables, s, t, **kw)[0][0]
-    plain = run(source, target)
+    seen = lambda s, t, **kw: run(model, variables, s, t, **kw)[0][0]
+    plain = seen(source, target)
     changed = lambda a, b: np.abs(np.asarray(a - b)).max(-1) > 1e-6
     other = lambda x, i: x.at[0, i].set(x[0, i] % (VOCABULARY - 1) + 1)
     for i in range(9):
-        assert (changed(run(source, other(target, i)), plain) == (np.arange(9) >= i)).all()
+        assert (changed(seen(source, other(target, i)), plain) == (np.arange(9) >= i)).all()
     for i in range(7):
-        assert changed(run(other(source, i), target), plain).all()
+        assert changed(seen(other(source, i), target), plain).all()
     real = jnp.int32(source > 0).at[0, 5:].set(0)
-    np.testing.assert_allclose(run(source, target, input_segments=real), run(source[:, :5], target), atol=1e-5)
+    np.testing.assert_allclose(seen(source, target, input_segments=real), seen(source[:, :5], target), atol=1e-5)
     of_inputs, of_targets = jnp.array([[1, 1, 1, 2, 2, 2, 0]] * 2), jnp.array([[1] * 4 + [2] * 5] * 2)
-    packed = run(source, target, input_segments=of_inputs, target_segments=of_targets)
-    np.testing.assert_allclose(packed[:4], run(source[:, :3], target[:, :4]), atol=1e-5)
-    np.testing.assert_allclose(packed[4:], run(source[:, 3:6], target[:, 4:]), atol=1e-5)
+    packed = seen(source, target, input_segments=of_inputs, target_segments=of_targets)
+    np.testing.assert_allclose(packed[:4], seen(source[:, :3], target[:, :4]), atol=1e-5)
+    np.testing.assert_allclose(packed[4:], seen(source[:, 3:6], target[:, 4:]), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", (*DECODERS, "grouped"))
@@ -129,18 +135,17 @@ def test_cache_equals_no_cache(family, scan):
     """Ragged prompts read padded in one call, then one token at a time."""
     model, variables = made(family, scan=scan)
     x, lengths = tokens(length=9), jnp.array([5, 3])
-    logits, intermediates = model.apply(variables, x[:, :5], cache=model.new_cache(2, 12))
+    whole, _ = run(model, variables, x)  # of which a place has seen what is before it
+    logits, intermediates = run(model, variables, x[:, :5], cache=model.new_cache(2, 12))
     cache = {**intermediates["cache"], "index": lengths}
     for row, n in enumerate(lengths):
-        whole, _ = model.apply(variables, x[row : row + 1])
-        np.testing.assert_allclose(logits[row, :n], whole[0, :n], atol=1e-5)
+        np.testing.assert_allclose(logits[row, :n], whole[row, :n], atol=1e-5)
     for step in range(4):
         now = jnp.stack([x[row, n + step] for row, n in enumerate(lengths)])[:, None]
-        logits, intermediates = model.apply(variables, now, cache=cache)
+        logits, intermediates = run(model, variables, now, cache=cache)
         cache = intermediates["cache"]
         for row, n in enumerate(lengths):
-            whole, _ = model.apply(variables, x[row : row + 1, : n + step + 1])
-            np.testing.assert_allclose(logits[row, 0], whole[0, -1], atol=1e-5)
+            np.testing.assert_allclose(logits[row, 0], whole[row, n + step], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", PAIRS)
@@ -148,14 +153,14 @@ def test_encoder_decoder_cache_equals_no_cache(family):
     model, variables = made(family)
     source, target = tokens(length=7), tokens(seed=1)
     how = {"input_segments": jnp.ones_like(source).at[0, 5:].set(0)}
-    whole, _ = model.apply(variables, source, target, **how)
-    encoded, _ = model.apply(variables, source, method="encode", **how)
+    whole, _ = run(model, variables, source, target, **how)
+    encoded, _ = run(model, variables, source, method="encode", **how)
     cache = model.new_cache(2, 12)
     for step in range(9):
         given = encoded if step == 0 else None  # the source's keys and values stay in the cache
         now = target[:, step : step + 1]
-        hidden, intermediates = model.apply(variables, given, now, cache=cache, method="decode", **how)
-        logits, cache = model.apply(variables, hidden, method="score"), intermediates["cache"]
+        hidden, intermediates = run(model, variables, given, now, cache=cache, method="decode", **how)
+        logits, cache = run(model, variables, hidden, method="score"), intermediates["cache"]
         np.testing.assert_allclose(logits[:, 0], whole[:, step], atol=2e-5)
 
 
@@ -168,9 +173,9 @@ def test_decoder_depth_of_its_own():
 def test_encoder_and_decoder_draw_different_masks():
     model, variables = made("t5", dropout=0.5)
     x, keys = tokens(), jax.random.split(jax.random.key(0), 2)
-    _, intermediates = model.apply(variables, x, x, keys, method="hidden")
+    _, intermediates = run(model, variables, x, x, keys, method="hidden")
     zeros = lambda y: np.isclose(np.asarray(y), 0).all(1)
-    _, still = model.apply(variables, x, x, method="hidden")
+    _, still = run(model, variables, x, x, method="hidden")
     assert not zeros(still["encoded"]).any() and zeros(intermediates["encoded"]).any()
 
 
@@ -180,7 +185,7 @@ def test_encoder_and_decoder_draw_different_masks():
 def test_t5_initialisers():
     """Mesh-TensorFlow's attention.py (fold_scaling_into_initializer) and t5x's network.py."""
     model = t5("small", 512, layers=2)
-    params = model.init(jax.random.key(0), tokens(), tokens())["params"]
+    params = jax.jit(model.init)(jax.random.key(0), tokens(), tokens())["params"]
     layers, std = params["decoder"]["layers"], lambda x: float(x.std())
     wanted = {"query": (512 * 64) ** -0.5, "key": 512**-0.5, "value": 512**-0.5, "out": (6 * 64) ** -0.5}
     for kind in ("attention", "cross"):
@@ -194,7 +199,7 @@ def test_t5_initialisers():
 
 def test_gpt2_initialisers():
     """Radford et al. 2019, section 2.3: 0.02, residual outputs divided by the root of their number."""
-    params = gpt("small", 512, "gpt2", layers=8).init(jax.random.key(0), tokens())["params"]
+    params = jax.jit(gpt("small", 512, "gpt2", layers=8).init)(jax.random.key(0), tokens())["params"]
     layers, std = params["decoder"]["layers"], lambda x: float(x.std())
     assert std(layers["attention"]["query"]["kernel"]) == pytest.approx(0.02, rel=0.03)
     assert std(layers["attention"]["out"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.03)

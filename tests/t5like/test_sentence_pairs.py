@@ -62,20 +62,22 @@ def test_the_second_loss_by_a_loop():
     batch = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
     batch |= {"index": jnp.array([[0, i] for i in range(4)], jnp.uint32), "mask": jnp.array([1.0, 1, 1, 0])}
     params = jax.jit(PAIRS.init)(jax.random.key(0))
-    loss = jax.jit(lambda p: PAIRS.loss(p, {}, batch, Context(jnp.int32(0), train=False)))(params)
+    run = jax.jit(lambda batch: PAIRS.loss(params, {}, batch, Context(jnp.int32(0), train=False)))
+    loss = run(batch)
+    seen = jax.jit(lambda *args: MODEL.apply({"params": params["model"]}, *args, method="hidden")[1]["encoded"])
     total = right = 0.0
     for b in range(3):
         read = batch["encoder_inputs"][b : b + 1], None, batch["encoder_segments"][b : b + 1], None
-        _, more = MODEL.apply({"params": params["model"]}, *read, batch["types"][b : b + 1], method="hidden")
+        encoded = seen(*read, batch["types"][b : b + 1])
         dense, out = params["pairs"]["dense"], params["pairs"]["out"]
-        h = jnp.tanh(more["encoded"][0, 0] @ dense["kernel"] + dense["bias"])
+        h = jnp.tanh(encoded[0, 0] @ dense["kernel"] + dense["bias"])
         scores = h @ out["kernel"] + out["bias"]
         total -= jax.nn.log_softmax(scores)[int(batch["pair"][b])]
         right += int(jnp.argmax(scores)) == int(batch["pair"][b])
     np.testing.assert_allclose(loss.terms["pair"].sum, total, rtol=1e-5)
     assert loss.terms["pair"].weight == 3 and loss.metrics["pair_accuracy"][0] == right
     moved = batch | {"types": 1 - batch["types"]}
-    other = PAIRS.loss(params, {}, moved, Context(jnp.int32(0), train=False))
+    other = run(moved)
     assert abs(other.terms["pair"].sum - total) > 1e-4  # types reach the model
 
 

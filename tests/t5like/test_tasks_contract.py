@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-import pytest
 
 from paradigm.attentive import Attentive
 from paradigm.dataset import Dataset
@@ -27,10 +26,6 @@ TASKS = {
     "prefix": TextToText(GPT, length=16, target_length=8, prefix=True),
 }
 TASKS = {name: task.bind(TOKENIZER.vocabulary) for name, task in TASKS.items()}
-SLOW = ("classes", "number", "texts", "attentive")  # of which another stands for most
-everyone = contract.one_by_one(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TASKS]
-)
 
 
 class Records:
@@ -65,28 +60,10 @@ def batch_of(name):
     return functools.cache(Dataset(Records(TASKS[name].label_kind), TASKS[name].preprocess, B, seed=1).batch)
 
 
-@everyone
-def test_resume_is_bit_exact(name):
-    contract.check_resume(TASKS[name], contract.UnitStep(), batch_of(name))
-
-
-@pytest.mark.slow
-@everyone
-def test_microbatches_equal_the_whole(name):
-    contract.check_microbatches(TASKS[name], batch_of(name))
-
-
-@everyone
-@contract.every_mesh
-def test_sharded_equals_one_device(name, mesh):
-    contract.check_sharding(TASKS[name], batch_of(name), mesh, microbatches=2)
-
-
-@everyone
-def test_compiles_from_shapes_alone(name):
-    contract.check_abstract(TASKS[name], contract.UnitStep(), batch_of(name), B, microbatches=2)
-
-
-@everyone
-def test_weights_do_not_depend_on_parameters(name):
-    contract.check_weights(TASKS[name], batch_of(name))
+VARIANTS = ("classes", "number", "texts", "attentive")  # of which another stands for most
+KINDS = dict.fromkeys(("class", "classes", "number", "attentive", "tags", "answer"), "labels of texts")
+KINDS |= {"prefix": "decoder", "texts": "encoder-decoder"}
+CASES = {
+    name: contract.Case(task, batch_of(name), KINDS[name], variant=name in VARIANTS) for name, task in TASKS.items()
+}
+globals().update(contract.tests(CASES))

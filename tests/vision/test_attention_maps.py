@@ -9,6 +9,7 @@ from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.layers import NORMS
 from paradigm.transformer import Attention
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.attention_maps import AttentionMaps, class_attention
 from vision.augment import no_views
@@ -25,7 +26,7 @@ def variables(objective):
 def test_weights_are_those_that_the_block_attends_with():
     encoder, params = OBJECTIVE.encoder, variables(OBJECTIVE)["params"]["encoder"]
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
-    _, more = OBJECTIVE.features({"params": {"encoder": params}}, images)
+    _, more = compiled(OBJECTIVE.features, {"params": {"encoder": params}}, images)
     weights = class_attention(encoder, params, more["layers"])
     assert weights.shape == (2, 2, 18) and np.ptp(weights) > 0.05
     block = jax.tree.map(lambda x: x[-1], params["blocks"]["layers"])

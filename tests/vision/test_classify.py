@@ -14,6 +14,7 @@ from paradigm.objective import Context
 from paradigm.optim import SGD
 from paradigm.step import init_state, make_train_step
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import MAE, Classify
 from vision.resnet import resnet
@@ -34,32 +35,24 @@ def unlabelled(step):
     return batch
 
 
-def test_resume():
-    contract.check_resume(RESNET, contract.UnitStep(), BATCH)
+CASES = {
+    "resnet": contract.Case(RESNET, BATCH, "BatchNorm", unlabelled, microbatches=1, parts=()),
+    "vit": contract.Case(VIT, BATCH, "patches", unlabelled, microbatches=1),
+    "attentive": contract.Case(ATTENTIVE, BATCH, "patches", unlabelled, microbatches=1, variant=True),
+}
+globals().update(contract.tests(CASES))
 
 
-def test_microbatches():
-    contract.check_microbatches(VIT, unlabelled)
+def test_batch_norm_takes_no_microbatches():
     with pytest.raises(UserError, match="couples the examples of a batch"):
         tiny.traced(RESNET, SGD(1e-2), microbatches=2)
-
-
-@pytest.mark.parametrize("objective", [VIT, RESNET, ATTENTIVE], ids=["vit", "resnet", "attentive"])
-@contract.every_mesh
-def test_sharding(objective, mesh):
-    contract.check_sharding(objective, unlabelled, mesh)
-
-
-def test_abstract_and_weights():
-    contract.check_abstract(RESNET, contract.UnitStep(), BATCH, 8)
-    contract.check_weights(VIT, unlabelled)
 
 
 def test_loss_by_loops():
     batch = unlabelled(3)
     params = tiny.params(VIT)
-    loss = VIT.loss(params, {}, batch, Context(jnp.int32(0), 0, False))
-    logits = np.asarray(VIT.logits({"params": params}, VIT.view(batch)), np.float64)
+    loss = compiled(VIT.loss, params, {}, batch, Context(jnp.int32(0), 0, False))
+    logits = np.asarray(compiled(VIT.logits, {"params": params}, compiled(VIT.view, batch)), np.float64)
     total = right = count = 0
     for row, label, mask in zip(logits, batch["label"], batch["mask"]):
         if mask and label >= 0:
@@ -78,7 +71,7 @@ def test_an_attentive_pool_reads_every_patch_and_no_class_token():
     pooled, seen = np.ones((2, 16)), {"patches": np.random.default_rng(0).normal(size=(2, 4, 16))}
 
     def right(pooled, patches):
-        scores = ATTENTIVE.scores({"params": params}, pooled, {"patches": patches})
+        scores = compiled(ATTENTIVE.scores, {"params": params}, pooled, {"patches": patches})
         return jnp.sum(scores**2)
 
     of_pooled, of_patches = jax.grad(right, (0, 1))(pooled, seen["patches"])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import compiled
 from vision.heads import Head, embedding_std, l2_normalize
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -13,11 +14,13 @@ X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 @pytest.mark.parametrize("last", ["none", "scale", "plain"])
 def test_batch_norm_stands_before_each_relu(last):
     head = Head((5, 3), last_norm=last)
-    variables = head.init(jax.random.key(0), X)
+    variables = compiled(head.init, jax.random.key(0), X)
     params = jax.tree.map(lambda x: x + 0.3, variables["params"])
     assert set(params["fc0"]) == {"kernel"} and set(params["norm0"]) == {"scale", "bias"}
     assert set(params.get("norm1", ())) == ({"scale"} if last == "scale" else set())
-    (got, intermediates), seen = head.apply({**variables, "params": params}, X, train=True, mutable=["moments"])
+    (got, intermediates), seen = compiled(
+        head.apply, {**variables, "params": params}, X, train=True, mutable=["moments"]
+    )
     h = X @ params["fc0"]["kernel"]
     np.testing.assert_allclose(seen["moments"]["norm0"]["mean"], h.mean(0), rtol=1e-4, atol=1e-6)
     h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5) * params["norm0"]["scale"] + params["norm0"]["bias"]
@@ -30,11 +33,11 @@ def test_batch_norm_stands_before_each_relu(last):
 
 def test_without_norms_there_are_biases():
     head = Head((5, 3), norm=False)
-    variables = head.init(jax.random.key(0), X)
+    variables = compiled(head.init, jax.random.key(0), X)
     assert set(variables) == {"params"} and set(variables["params"]["fc1"]) == {"kernel", "bias"}
     params = jax.tree.map(lambda x: x + 0.3, variables["params"])
     h = np.maximum(X @ params["fc0"]["kernel"] + params["fc0"]["bias"], 0)
-    got, _ = head.apply({"params": params}, X, train=True)
+    got, _ = compiled(head.apply, {"params": params}, X, train=True)
     np.testing.assert_allclose(got, h @ params["fc1"]["kernel"] + params["fc1"]["bias"], rtol=1e-4)
     assert head.flops(7, 4) == 2 * 7 * (4 * 5 + 5 * 3)
 

@@ -8,6 +8,7 @@ import pytest
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.augment import Augment
 from vision.objectives import IGPT, VQ
@@ -36,27 +37,11 @@ def masked(step):
     return batch
 
 
-def test_resume():
-    contract.check_resume(igpt(), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [igpt, with_tokenizer])
-def test_microbatches(make):
-    contract.check_microbatches(make(), masked)
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(igpt(), masked, mesh, microbatches=2)
-
-
-def test_abstract():
-    contract.check_abstract(igpt(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-def test_weights_depend_on_the_batch_alone():
-    contract.check_weights(igpt(), BATCH)
+CASES = {
+    "igpt": contract.Case(igpt(), BATCH, "patches", masked),
+    "with_tokenizer": contract.Case(with_tokenizer(), BATCH, "frozen module", masked, variant=True),
+}
+globals().update(contract.tests(CASES))
 
 
 def test_loss_is_the_papers():
@@ -64,7 +49,7 @@ def test_loss_is_the_papers():
     objective, batch = igpt(), masked(3)
     params = tiny.params(objective)
     term = jax.jit(lambda p: objective.loss(p, {}, batch, Context(jnp.int32(0), 0, False)))(params).terms["ids"]
-    pixels = np.asarray(objective.views[0].undo(objective.view(batch))).reshape(8, 16)
+    pixels = np.asarray(compiled(objective.views[0].undo, compiled(objective.view, batch))).reshape(8, 16)
     ids = np.abs(pixels[..., None] - np.linspace(0, 1, 8)).argmin(-1)
     read = jax.jit(lambda ids: objective.apply("encoder", {"params": params}, ids)[0])
     total = 0
@@ -94,7 +79,7 @@ def test_palettes():
     palette = Palette(3, 2)
     assert palette.codes == 8 and palette.table.shape == (8, 3)
     pixels = jnp.asarray([[[[0.1, 0.9, 0.2], [0.6, 0.4, 0.9]]]])
-    ids = palette.ids(pixels)
+    ids = compiled(palette.ids, pixels)
     np.testing.assert_array_equal(palette.table[ids[0]], [[0, 1, 0], [1, 0, 1]])
     near = np.random.default_rng(0).normal(size=(3, 40, 3)) * 0.01 + np.array([0.2, 0.5, 0.8])[:, None, None]
     found = kmeans(near.reshape(-1, 3), 3)
@@ -109,11 +94,11 @@ def test_ids_become_pictures_and_features():
     for objective in (igpt(), with_tokenizer()):
         params = tiny.params(objective)
         variables = objective.variables(params, jax.jit(objective.init_extra)(params, jax.random.key(0)))
-        images = objective.view(BATCH(0))
-        ids = objective.ids(variables, images)
-        shown = objective.pictures(variables, ids)
+        images = compiled(objective.view, BATCH(0))
+        ids = compiled(objective.ids, variables, images)
+        shown = compiled(objective.pictures, variables, ids)
         assert shown.shape == images.shape and ids.shape == (8, objective.encoder.length)
-        pooled, more = objective.features(variables, images)
+        pooled, more = compiled(objective.features, variables, images)
         np.testing.assert_allclose(pooled, more["layers"][1].mean(1), atol=1e-6)
     assert np.abs(igpt().pictures({}, igpt().ids({}, igpt().view(BATCH(0)))) - 0.5).max() <= 0.5
 

@@ -12,6 +12,7 @@ from paradigm.objective import Context
 from paradigm.optim import LARS
 from paradigm.schedule import Cosine
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import BYOL, BarlowTwins, SimSiam, VICReg
 
@@ -54,32 +55,15 @@ def centred(kind):
     return Centred(**{f: getattr(small(kind), f) for f in kind.__dataclass_fields__})
 
 
-@every
-def test_resume(kind):
-    contract.check_resume(centred(kind), contract.UnitStep(), BATCH)
-
-
-@contract.one_by_one(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k is not SimSiam), id=k.__name__) for k in HEADS]
-)
-def test_cached_embeddings_give_the_gradient_of_the_whole_batch(kind):
-    contract.check_microbatches(centred(kind), tiny.masked, (2,))
-
-
-@pytest.mark.parametrize("mesh", ["mixed", pytest.param("data", marks=pytest.mark.slow)])
-@every
-def test_sharding(kind, mesh):
-    contract.check_sharding(centred(kind), tiny.masked, mesh, microbatches=PARTS[kind])
-
-
-@every
-def test_abstract(kind):
-    contract.check_abstract(centred(kind), contract.UnitStep(), BATCH, 8, microbatches=PARTS[kind])
-
-
-@every
-def test_weights_depend_on_the_batch_alone(kind):
-    contract.check_weights(centred(kind), BATCH)
+KINDS = dict.fromkeys((BYOL, SimSiam), "teacher and BatchNorm")
+KINDS |= dict.fromkeys((BarlowTwins, VICReg), "dimensions that are compared")
+CASES = {
+    kind.__name__: contract.Case(
+        centred(kind), BATCH, what, tiny.masked, PARTS[kind], parts=(2,), meshes=("mixed", "data")
+    )
+    for kind, what in KINDS.items()
+}
+globals().update(contract.tests(CASES))
 
 
 # ---- The official losses, from projections in float64, a number at a time ------------------------------------------
@@ -144,7 +128,7 @@ def vicreg(z1, z2):
 def test_the_loss_and_its_gradient_are_the_official_ones(kind, rows):
     objective, batch = small(kind), BATCH(0) if rows == 8 else tiny.masked(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(0))
+    extra = compiled(objective.init_extra, params, jax.random.key(0))
     draw = np.random.default_rng(1)
     pooled = {"online": draw.normal(size=(8, 2, 16)).astype(np.float32)}
     teacher = None

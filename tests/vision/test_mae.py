@@ -9,6 +9,7 @@ from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.augment import Augment
 from vision.objectives import MAE
@@ -27,26 +28,8 @@ def masked(step):
     return batch
 
 
-def test_resume():
-    contract.check_resume(mae(), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-def test_microbatches():
-    contract.check_microbatches(mae(), masked)
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(mae(), masked, mesh, microbatches=2)
-
-
-def test_abstract():
-    contract.check_abstract(mae(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-def test_weights_depend_on_the_batch_alone():
-    contract.check_weights(mae(), BATCH)
+CASES = {"mae": contract.Case(mae(), BATCH, "patches", masked)}
+globals().update(contract.tests(CASES))
 
 
 def reference(images, ids_shuffle, kept, predicted, norm):
@@ -66,10 +49,10 @@ def test_loss_is_the_papers(norm):
     objective, batch = mae(norm_pixels=norm), masked(3)
     params = tiny.params(objective)
     ctx = Context(jnp.int32(0), 0, False)
-    loss = objective.loss(params, {}, batch, ctx)
-    images = np.asarray(objective.view(batch))
-    ids_shuffle = objective.shuffle(ctx.keys("mask", batch["index"]))
-    predicted = objective.predict({"params": params}, images, ids_shuffle)
+    loss = compiled(objective.loss, params, {}, batch, ctx)
+    images = np.asarray(compiled(objective.view, batch))
+    ids_shuffle = compiled(objective.shuffle, ctx.keys("mask", batch["index"]))
+    predicted = compiled(objective.predict, {"params": params}, images, ids_shuffle)
     each = [reference(x, p, objective.kept, g, norm) for x, p, g in zip(images, np.asarray(ids_shuffle), predicted)]
     term = loss.terms["pixels"]
     np.testing.assert_allclose(term.sum, np.sum(each[:5]), rtol=1e-5)
@@ -80,7 +63,7 @@ def test_only_kept_patches_are_seen():
     """The gradient of what is predicted is zero at every pixel of a masked patch, and at no kept patch."""
     objective = mae()
     params = tiny.params(objective)
-    ids_shuffle = objective.shuffle(jax.random.split(jax.random.key(2), 2))
+    ids_shuffle = compiled(objective.shuffle, jax.random.split(jax.random.key(2), 2))
     images = jax.random.normal(jax.random.key(3), (2, 16, 16, 3))
     total = lambda x: jnp.sum(jnp.square(objective.predict({"params": params}, x, ids_shuffle)))
     slope = jax.jit(jax.grad(total))(images)
@@ -109,11 +92,11 @@ def test_reconstruct_undoes_the_normalisation():
     objective = mae()
     params = tiny.params(objective)
     images, keys = jax.random.normal(jax.random.key(3), (2, 16, 16, 3)), jax.random.split(jax.random.key(2), 2)
-    ids_shuffle = objective.shuffle(keys)
+    ids_shuffle = compiled(objective.shuffle, keys)
     target, _, _ = objective.target(images, ids_shuffle)
     perfect = type("Perfect", (MAE,), {"predict": lambda self, variables, images, ids: target})(**vars(objective))
-    np.testing.assert_allclose(perfect.reconstruct({}, images, keys)["reconstructed"], images, atol=1e-5)
-    shown = objective.reconstruct({"params": params}, images, keys)
+    np.testing.assert_allclose(compiled(perfect.reconstruct, {}, images, keys)["reconstructed"], images, atol=1e-5)
+    shown = compiled(objective.reconstruct, {"params": params}, images, keys)
     hidden = np.asarray(shown["masked"] == 0).all(-1)
     np.testing.assert_array_equal(np.asarray(shown["reconstructed"])[~hidden], np.asarray(images)[~hidden])
     assert hidden.mean() == 0.75

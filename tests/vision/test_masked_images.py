@@ -12,6 +12,7 @@ from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.augment import Augment
 from vision.hog import hog
@@ -40,34 +41,11 @@ def noise(step):
     return batch
 
 
-BOTH = contract.one_by_one("make", [simmim, maskfeat])
-
-
-@BOTH
-def test_resume(make):
-    contract.check_resume(make(), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-@BOTH
-def test_microbatches(make):
-    contract.check_microbatches(make(), tiny.masked)
-
-
-@BOTH
-@contract.every_mesh
-def test_sharding(make, mesh):
-    contract.check_sharding(make(), noise, mesh, microbatches=2)
-
-
-@BOTH
-def test_abstract(make):
-    contract.check_abstract(make(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-@BOTH
-def test_weights_depend_on_the_batch_alone(make):
-    contract.check_weights(make(), BATCH)
+CASES = {
+    "simmim": contract.Case(simmim(), BATCH, "patches", noise),
+    "maskfeat": contract.Case(maskfeat(), BATCH, "patches", noise),
+}
+globals().update(contract.tests(CASES))
 
 
 # ---- Masks -----------------------------------------------------------------------------------------------------------
@@ -115,7 +93,7 @@ def test_mae_hides_blocks_and_grids(masking):
         decoder_width=16,
         mask_ratio=0.75 if masking == "grid" else 0.5,
     )  # fmt: skip
-    shuffled = np.asarray(objective.shuffle(jax.random.split(jax.random.key(0), 64)))
+    shuffled = np.asarray(compiled(objective.shuffle, jax.random.split(jax.random.key(0), 64)))
     assert (np.sort(shuffled) == np.arange(64)).all()
     hidden = np.ones((64, 64), bool)
     np.put_along_axis(hidden, shuffled[:, : objective.kept], False, 1)
@@ -168,7 +146,7 @@ def targets_of(objective, image):
     return np.float64(patches)
 
 
-@BOTH
+@pytest.mark.parametrize("make", [simmim, maskfeat])
 def test_loss_is_the_papers(make):
     objective, batch = make(), tiny.masked(3)
     # Where a picture is flat, the direction of its gradient is rounding.
@@ -176,8 +154,11 @@ def test_loss_is_the_papers(make):
     params = tiny.params(objective)
     ctx = Context(jnp.int32(0), 0, False)
     term = jax.jit(lambda p: objective.loss(p, {}, batch, ctx))(params).terms["patches"]
-    images, mask = objective.view(batch), np.asarray(objective.mask(ctx.keys("mask", batch["index"])))
-    _, seen, _ = objective.apply("encoder", {"params": params}, images, mask=jnp.asarray(mask))
+    images, mask = (
+        compiled(objective.view, batch),
+        np.asarray(compiled(objective.mask, ctx.keys("mask", batch["index"]))),
+    )
+    _, seen, _ = compiled(objective.apply, "encoder", {"params": params}, images, mask=jnp.asarray(mask))
     head = params["decoder"]["predict"]
     predicted = np.float64(seen["patches"]) @ np.float64(head["kernel"]) + np.float64(head["bias"])
     total = count = 0
@@ -193,7 +174,7 @@ def test_loss_is_the_papers(make):
 def test_hidden_pixels_are_not_seen():
     objective = simmim()
     params, images = tiny.params(objective), jax.random.normal(jax.random.key(3), (2, 16, 16, 3))
-    mask = objective.mask(jax.random.split(jax.random.key(2), 2))
+    mask = compiled(objective.mask, jax.random.split(jax.random.key(2), 2))
     slope = jax.jit(jax.grad(lambda x: jnp.sum(objective.predict({"params": params}, x, mask)[0] ** 2)))(images)
     moved = np.abs(slope).reshape(2, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(2, 16) > 0
     np.testing.assert_array_equal(moved, ~np.asarray(mask))

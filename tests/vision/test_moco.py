@@ -11,6 +11,7 @@ from paradigm.optim import SGD
 from paradigm.schedule import Linear
 from paradigm.step import init_state, make_train_step
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import MoCoV1, MoCoV2
 
@@ -29,18 +30,8 @@ def moco(version=MoCoV2, **changes):
     return version(**fields | changes)
 
 
-def test_resume():
-    contract.check_resume(moco(), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-def test_microbatches():
-    contract.check_microbatches(moco(), tiny.masked, (2,))
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(moco(), tiny.masked, mesh, microbatches=2)
+CASES = {"moco": contract.Case(moco(), BATCH, "teacher and queue", tiny.masked, parts=(2,))}
+globals().update(contract.tests(CASES))
 
 
 @pytest.mark.slow
@@ -48,17 +39,9 @@ def test_sharding_with_batch_norm():
     contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked)
 
 
-def test_abstract():
-    contract.check_abstract(moco(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-def test_weights_depend_on_the_batch_alone():
-    contract.check_weights(moco(), BATCH)
-
-
 def embedded(objective, params, view, layers):
     """Unit vectors [B, output] in float64 of a view, by the encoder and a head of these layers."""
-    x = np.float64(objective.features({"params": params}, view)[0])
+    x = np.float64(compiled(objective.features, {"params": params}, view)[0])
     for i in range(layers):
         fc = jax.tree.map(np.float64, params["projector"][f"fc{i}"])
         x = x @ fc["kernel"] + fc["bias"]
@@ -70,7 +53,7 @@ def embedded(objective, params, view, layers):
 def test_the_loss_is_the_official_one(version, layers, temperature):
     objective, batch = moco(version), tiny.masked(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(3))
+    extra = compiled(objective.init_extra, params, jax.random.key(3))
     extra["teacher"]["params"] = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
     loss = jax.jit(objective.loss)(params, extra, batch, CTX)
     query, key = objective.augment_views(batch, CTX)
@@ -94,11 +77,11 @@ def test_the_gradient_is_the_official_one():
     """By finite differences of the loops in the head, the encoder's output held as it is."""
     objective, batch = moco(), BATCH(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(3))
+    extra = compiled(objective.init_extra, params, jax.random.key(3))
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, extra, batch, CTX).value()))(params)
     query, key = objective.augment_views(batch, CTX)
     k, queue = embedded(objective, extra["teacher"]["params"], key, 2), np.float64(extra["queue"])
-    pooled = np.float64(objective.features({"params": params}, query)[0])
+    pooled = np.float64(compiled(objective.features, {"params": params}, query)[0])
 
     def by_hand(head):
         x = np.maximum(pooled @ head["fc0"]["kernel"] + head["fc0"]["bias"], 0)
@@ -128,7 +111,7 @@ def test_a_step_pushes_once_and_the_teacher_follows_the_new_weights(microbatches
     assert state.extra["cursor"] == 8
     np.testing.assert_array_equal(state.extra["queue"][8:], first.extra["queue"][8:])
     assert np.abs(state.extra["queue"][:8] - first.extra["queue"][:8]).max(1).min() > 0.1
-    keys = objective.loss(first.params, first.extra, BATCH(0), CTX).rows["keys"]
+    keys = compiled(objective.loss, first.params, first.extra, BATCH(0), CTX).rows["keys"]
     np.testing.assert_allclose(state.extra["queue"][:8], keys, atol=1e-4)  # in the batch's order, however it is cut
     wanted = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, first.extra["teacher"]["params"], state.params)
     contract.assert_trees_close(state.extra["teacher"]["params"], wanted, 1e-6)
@@ -150,7 +133,7 @@ def test_batch_norm_of_the_teacher_is_its_own():
     student, teacher = state.extra["batch_stats"], state.extra["teacher"]
     for view, stats in zip(objective.augment_views(BATCH(0), CTX), (student, teacher["batch_stats"])):
         variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
-        _, seen = objective.encoder.apply(variables, view, train=True, mutable=["moments"])
+        _, seen = compiled(objective.encoder.apply, variables, view, train=True, mutable=["moments"])
         wanted = 0.1 * seen["moments"]["stem"]["norm"]["mean"]
         np.testing.assert_allclose(variables["batch_stats"]["stem"]["norm"]["mean"], wanted, rtol=1e-4, atol=1e-6)
     assert set(student) == set(teacher["batch_stats"]) == {"encoder"}

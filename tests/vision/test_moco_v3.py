@@ -13,6 +13,7 @@ from paradigm.optim import AdamW
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import MoCoV3
 
@@ -44,30 +45,13 @@ def moco(**changes):
     return Centred(**fields | changes)
 
 
-def test_resume():
-    contract.check_resume(moco(), contract.UnitStep(), BATCH)
+CASES = {"moco_v3": contract.Case(moco(), BATCH, "teacher and comparison", tiny.masked, parts=(2,))}
+globals().update(contract.tests(CASES))
 
 
 @pytest.mark.slow
-def test_cached_embeddings_give_the_gradient_of_the_whole_batch():
-    contract.check_microbatches(moco(), tiny.masked, (2,))
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(moco(), tiny.masked, mesh, microbatches=2)
-
-
 def test_sharding_with_batch_norm_in_the_encoder():
     contract.check_sharding(moco(encoder=tiny.small_resnet()), tiny.masked)
-
-
-def test_abstract():
-    contract.check_abstract(moco(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-def test_weights_depend_on_the_batch_alone():
-    contract.check_weights(moco(), BATCH)
 
 
 def head(params, x, layers, last_norm=True):
@@ -100,7 +84,7 @@ def test_the_loss_and_its_gradient_are_the_official_ones(predictor_norm, rows):
     objective = moco(predictor_norm=predictor_norm, temperature=0.3)
     batch = BATCH(0) if rows == 8 else tiny.masked(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(0))
+    extra = compiled(objective.init_extra, params, jax.random.key(0))
     teacher = extra["teacher"]["params"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])
     draw = np.random.default_rng(1)
     pooled = {name: draw.normal(size=(8, 2, 16)).astype(np.float32) for name in ("online", "teacher")}
@@ -128,13 +112,13 @@ def test_the_loss_and_its_gradient_are_the_official_ones(predictor_norm, rows):
 def test_either_view_is_asked_for_the_other_of_the_teacher():
     objective, batch = moco(), BATCH(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(0))
+    extra = compiled(objective.init_extra, params, jax.random.key(0))
     teacher = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])  # at the start it is the student
     extra["teacher"]["params"] = teacher
-    seen, _ = objective.encode(params, extra, batch, CTX)
+    seen, _ = compiled(objective.encode, params, extra, batch, CTX)
     for name, tree in (("online", params), ("teacher", teacher)):
         for i, view in enumerate(objective.augment_views(batch, CTX)):
-            wanted, _ = objective.features({"params": tree}, view)
+            wanted, _ = compiled(objective.features, {"params": tree}, view)
             np.testing.assert_allclose(seen[name][:, i], wanted, atol=1e-5)
     assert np.abs(seen["teacher"] - seen["online"]).max() > 0.1
 
@@ -189,7 +173,9 @@ def test_running_statistics_of_student_and_teacher():
     state, _ = contract.run(objective, AdamW(0.0), BATCH, 0, 1)
     a, b = objective.augment_views(BATCH(0), CTX)
     variables = {"params": state.params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
-    moments = [objective.encoder.apply(variables, x, train=True, mutable=["moments"])[1]["moments"] for x in (a, b)]
+    moments = [
+        compiled(objective.encoder.apply, variables, x, train=True, mutable=["moments"])[1]["moments"] for x in (a, b)
+    ]
     wanted = 0.1 * sum(m["stem"]["norm"]["mean"] for m in moments) / 2
     student, teacher = state.extra["batch_stats"], state.extra["teacher"]
     for stats in (student, teacher["batch_stats"]):

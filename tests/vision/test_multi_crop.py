@@ -12,6 +12,7 @@ from paradigm.objective import Context
 from paradigm.optim import AdamW
 from paradigm.schedule import Cosine, Linear
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.augment import Augment
 from vision.masking import block_mask
@@ -49,36 +50,15 @@ class Centred(NNCLR):
 
 
 SETTINGS[Centred] = SETTINGS[NNCLR]
-KINDS = {"DINO": DINO, "IBOT": IBOT, "DINOv2": DINOv2, "SwAV": SwAV, "NNCLR": Centred}
-every = contract.one_by_one("kind", KINDS.values(), ids=KINDS)
-SLOW = {IBOT: pytest.mark.slow}  # on a mesh DINO has its centre and DINOv2 its hidden patches
-one_each = contract.one_by_one("kind", [pytest.param(k, marks=SLOW.get(k, ()), id=n) for n, k in KINDS.items()])
-
-
-@every
-def test_resume(kind):
-    contract.check_resume(small(kind), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-@every
-def test_microbatches(kind):
-    contract.check_microbatches(small(kind), tiny.masked, (2,))
-
-
-@one_each
-def test_sharding(kind):
-    contract.check_sharding(small(kind), tiny.masked, microbatches=2)
-
-
-@one_each
-def test_abstract(kind):
-    contract.check_abstract(small(kind), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-@every
-def test_weights_depend_on_the_batch_alone(kind):
-    contract.check_weights(small(kind), BATCH)
+KINDS = {DINO: "teacher and centre", IBOT: "teacher and centre", DINOv2: "teacher and centre"}
+KINDS |= {SwAV: "balanced assignments", Centred: "teacher and queue"}
+CASES = {
+    "NNCLR" if kind is Centred else kind.__name__: contract.Case(
+        small(kind), BATCH, what, tiny.masked, parts=(2,), meshes=("mixed",)
+    )
+    for kind, what in KINDS.items()
+}
+globals().update(contract.tests(CASES))
 
 
 # ---- The official losses, a number at a time -----------------------------------------------------------------------
@@ -117,7 +97,7 @@ def cross_views(q, s):
 
 def started(objective, step=0):
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(0))
+    extra = compiled(objective.init_extra, params, jax.random.key(0))
     if objective.teacher is not None:
         extra["teacher"]["params"] = jax.tree.map(lambda x: 0.7 * x + 0.05, extra["teacher"]["params"])
     return params, extra, Context(jnp.int32(step), 0, True)
@@ -157,8 +137,8 @@ def test_the_loss_of_dino(rows):
 
     given = {"student": student, "teacher": teacher}
     check(objective, params, extra, ctx, given, batch, by_loops, "student", ((0, 0, 3), (2, 3, 7), (5, 1, 0)))
-    loss = objective.full_batch_loss(params, extra, given, batch, ctx)
-    new = objective.update_extra(extra, params, loss, ctx)["centre"]["class"]
+    loss = compiled(objective.full_batch_loss, params, extra, given, batch, ctx)
+    new = compiled(objective.update_extra, extra, params, loss, ctx)["centre"]["class"]
     wanted = 0.9 * extra["centre"]["class"] + 0.1 * (teacher @ taught.T)[:rows].mean((0, 1))
     np.testing.assert_allclose(new, wanted, rtol=1e-4, atol=1e-6)
 

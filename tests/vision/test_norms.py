@@ -9,6 +9,7 @@ from paradigm import partition, trees
 from paradigm.cpu_gradients import normalise
 from paradigm.teacher import update_batch_stats
 from tests import contract
+from tests.compiled import compiled
 from vision.norms import BatchNorm
 
 
@@ -17,8 +18,8 @@ def inputs(*shape, seed=0):
 
 
 def run(module, x, **how):
-    variables = module.init(jax.random.key(0), x)
-    y, seen = module.apply(variables, x, train=True, mutable=["moments"], **how)
+    variables = compiled(module.init, jax.random.key(0), x)
+    y, seen = compiled(module.apply, variables, x, train=True, mutable=["moments"], **how)
     return variables, y, seen["moments"]
 
 
@@ -57,11 +58,12 @@ def test_evaluation_uses_running_statistics():
     """Each example by itself; and statistics moved all the way to a batch's moments give training's output on it."""
     module, x = BatchNorm(), inputs()
     variables, y, moments = run(module, x)
-    np.testing.assert_allclose(module.apply(variables, x), x / np.sqrt(1 + 1e-5), rtol=1e-5)  # mean 0, variance 1
+    wanted = x / np.sqrt(1 + 1e-5)  # mean 0, variance 1
+    np.testing.assert_allclose(compiled(module.apply, variables, x), wanted, rtol=1e-5)
     named = dict(trees.named_leaves(moments))
     moved = {**variables, "batch_stats": update_batch_stats(variables["batch_stats"], named, decay=0.0)}
-    np.testing.assert_allclose(module.apply(moved, x), y, atol=1e-5)
-    np.testing.assert_allclose(module.apply(moved, x[:1]), y[:1], atol=1e-5)
+    np.testing.assert_allclose(compiled(module.apply, moved, x), y, atol=1e-5)
+    np.testing.assert_allclose(compiled(module.apply, moved, x[:1]), y[:1], atol=1e-5)
     tenth = update_batch_stats(variables["batch_stats"], named)
     np.testing.assert_allclose(tenth["var"], 0.9 + 0.1 * moments["var"], rtol=1e-6)
 

@@ -21,22 +21,7 @@ def places(encoder=None, **changes):
     return PatchPositions(encoder=encoder, augment=tiny.views(), host_image_size=tiny.HOST_SIZE, **changes)
 
 
-def test_resume():
-    contract.check_resume(places(), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-def test_microbatches():
-    contract.check_microbatches(places(), tiny.masked)
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(places(), tiny.masked, mesh, microbatches=2)
-
-
-def test_abstract():
-    contract.check_abstract(places(), contract.UnitStep(), BATCH, 8, microbatches=2)
+globals().update(contract.tests({"patch_positions": contract.Case(places(), BATCH, "patches", tiny.masked)}))
 
 
 def test_loss_is_the_papers_and_a_patch_sees_the_context_and_itself():

@@ -14,6 +14,7 @@ from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from paradigm.teacher import update_batch_stats
 from tests import contract
+from tests.compiled import compiled
 from vision.partition import PARTITION_RULES
 from vision.resnet import Block, ResNet, resnet
 
@@ -73,7 +74,7 @@ def test_a_block_whose_last_norm_is_zero_passes_its_input_on(bottleneck):
     x = jnp.abs(images(2, 8, 8, 16))
     for zero in (True, False):
         block = Block(16, 1, bottleneck, zero, jnp.float32)
-        y = block.apply(block.init(jax.random.key(0), x, False), x, False)
+        y = compiled(block.apply, compiled(block.init, jax.random.key(0), x, False), x, False)
         assert np.allclose(y, x) == zero
 
 
@@ -81,7 +82,7 @@ def test_the_stride_is_in_the_3x3():
     """v1.5: the first 1 x 1 convolution of a bottleneck reads every place."""
     block = Block(32, 2, True, False, jnp.float32)
     x = images(1, 8, 8, 16)
-    variables = block.init(jax.random.key(0), x, False)
+    variables = compiled(block.init, jax.random.key(0), x, False)
     assert set(variables["params"]) == {"first", "second", "third", "shortcut"}
     slope = jax.grad(lambda x: jnp.sum(jnp.sin(block.apply(variables, x, False))))(x)
     assert (np.abs(slope).max((0, 3)) > 0).all()
@@ -90,14 +91,14 @@ def test_the_stride_is_in_the_3x3():
 def test_training_moves_statistics_that_evaluation_reads():
     model, variables = made()
     x = images()
-    (pooled, _), seen = model.apply(variables, x, train=True, mutable=["moments"])
+    (pooled, _), seen = compiled(model.apply, variables, x, train=True, mutable=["moments"])
     moments = dict(trees.named_leaves(seen["moments"]))
     stats = variables["batch_stats"]
     assert moments.keys() == dict(trees.named_leaves(stats)).keys()
     evaluated = lambda stats: model.apply({**variables, "batch_stats": stats}, x)[0]
     np.testing.assert_allclose(evaluated(update_batch_stats(stats, moments, 0.0)), pooled, rtol=1e-4)
     assert np.abs(evaluated(stats) - pooled).max() > 1e-2
-    alone = model.apply(variables, x[:1])[0]
+    alone = compiled(model.apply, variables, x[:1])[0]
     np.testing.assert_allclose(alone, evaluated(stats)[:1], rtol=1e-4)
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
-from paradigm.optim import SGD
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from tests.vision.pictures import encoded, folder, opened, pixels, records, zipped
 from vision import segments
@@ -35,25 +35,17 @@ def batch_of(step):
     return {**batch, "regions": np.uint8(regions)}
 
 
-def test_contract():
-    contract.check_microbatches(OBJECTIVE, batch_of)
-    contract.check_resume(OBJECTIVE, SGD(1e-2), batch_of)
-    contract.check_abstract(OBJECTIVE, SGD(1e-2), batch_of, 8)
-    contract.check_weights(OBJECTIVE, batch_of)
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(OBJECTIVE, batch_of, mesh)
+CASES = {"segmentation": contract.Case(OBJECTIVE, batch_of, "patches")}
+globals().update(contract.tests(CASES))
 
 
 def test_loss_by_loops():
     batch, params = batch_of(3), tiny.params(OBJECTIVE)
-    loss = OBJECTIVE.loss(params, {}, batch, Context(jnp.int32(0), 0, False))
-    _, seen = OBJECTIVE.features({"params": params}, OBJECTIVE.view(batch))
+    loss = compiled(OBJECTIVE.loss, params, {}, batch, Context(jnp.int32(0), 0, False))
+    _, seen = compiled(OBJECTIVE.features, {"params": params}, compiled(OBJECTIVE.view, batch))
     head, patches = params["segmenter"]["output"], np.asarray(seen["patches"])
     small = (patches @ head["kernel"] + head["bias"]).reshape(8, 4, 4, 3)
-    true = np.asarray(OBJECTIVE.regions(batch))
+    true = np.asarray(compiled(OBJECTIVE.regions, batch))
     assert (true == -1).any() and set(np.unique(true)) == {-1, 0, 1, 2}
     total = count = right = 0.0
     for row in range(6):
@@ -87,11 +79,11 @@ def test_regions_follow_their_picture_into_a_random_view():
     batch["image"] = np.uint8(100 * batch["regions"])[..., None].repeat(3, -1)
     keys = jax.random.split(jax.random.key(0), 8)
     view = objective.views[0]
-    grey = np.asarray(view.undo(view(batch["image"], batch["aspect"], keys)))[..., 0] * 2.55
-    found = np.asarray(objective.regions(batch, keys))
+    grey = np.asarray(compiled(view.undo, view(batch["image"], batch["aspect"], keys)))[..., 0] * 2.55
+    found = np.asarray(compiled(objective.regions, batch, keys))
     inside = np.abs(grey - np.round(grey)) < 0.02  # away from the borders, which are blended
     assert inside.mean() > 0.5 and (found[inside] == np.round(grey[inside])).all()
-    assert (found != np.asarray(objective.regions(batch))).mean() > 0.05
+    assert (found != np.asarray(compiled(objective.regions, batch))).mean() > 0.05
 
 
 def test_intersection_over_union_by_loops_and_on_a_run(monkeypatch):

@@ -9,6 +9,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.optim import LARS
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.augment import mae_views
 from vision.objectives import MAE, SimCLR
@@ -30,31 +31,14 @@ def simclr(**changes):
     return SimCLR(**fields | changes)
 
 
-def test_resume():
-    contract.check_resume(simclr(), contract.UnitStep(), BATCH)
+CASES = {"simclr": contract.Case(simclr(), BATCH, "views that are compared", tiny.masked)}
+globals().update(contract.tests(CASES))
 
 
 @pytest.mark.slow
-def test_cached_embeddings_give_the_gradient_of_the_whole_batch():
-    contract.check_microbatches(simclr(), tiny.masked)
-
-
-@contract.every_mesh
-def test_sharding(mesh):
-    contract.check_sharding(simclr(), tiny.masked, mesh, microbatches=2)
-
-
 def test_sharding_with_batch_norm_in_the_encoder():
     # Larger cuts: small ones are nearly flat, and its norms divide by what contrast is left.
     contract.check_sharding(simclr(encoder=tiny.small_resnet(), augment=tiny.views()), tiny.masked)
-
-
-def test_abstract():
-    contract.check_abstract(simclr(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-def test_weights_depend_on_the_batch_alone():
-    contract.check_weights(simclr(), BATCH)
 
 
 def test_batch_norm_in_the_encoder_takes_no_microbatches():
@@ -78,11 +62,11 @@ def reference(a, b, temperature):
 def test_the_loss_and_its_gradient_are_the_official_ones(rows):
     objective, batch = simclr(temperature=0.3), BATCH(0) if rows == 8 else tiny.masked(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(0))
+    extra = compiled(objective.init_extra, params, jax.random.key(0))
     pooled = np.random.default_rng(1).normal(size=(8, 2, 16)).astype(np.float32)
 
     def value(x):
-        loss = objective.full_batch_loss(params, extra, x, batch, CTX)
+        loss = compiled(objective.full_batch_loss, params, extra, x, batch, CTX)
         return loss.value(), loss
 
     (got, loss), slope = jax.value_and_grad(value, has_aux=True)(pooled)
@@ -114,7 +98,7 @@ def test_running_statistics_follow_both_views():
     params = jax.tree.map(jnp.asarray, state.params)  # a learning rate of 0 left them as they were
     a, b = objective.augment_views(BATCH(0), CTX)
     variables = {"params": params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
-    _, seen = objective.encoder.apply(variables, jnp.concatenate([a, b]), train=True, mutable=["moments"])
+    _, seen = compiled(objective.encoder.apply, variables, jnp.concatenate([a, b]), train=True, mutable=["moments"])
     got = state.extra["batch_stats"]["encoder"]["stem"]["norm"]
     np.testing.assert_allclose(got["mean"], 0.1 * seen["moments"]["stem"]["norm"]["mean"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(got["var"], 0.9 + 0.1 * seen["moments"]["stem"]["norm"]["var"], rtol=1e-4)
@@ -123,10 +107,10 @@ def test_running_statistics_follow_both_views():
 def test_evaluation_draws_views_and_keeps_running_statistics():
     objective, batch = simclr(augment=VIEWS), BATCH(0)
     params = tiny.params(objective)
-    extra = objective.init_extra(params, jax.random.key(0))
+    extra = compiled(objective.init_extra, params, jax.random.key(0))
     a, b = objective.augment_views(batch, CTX.replace(train=False))
     assert np.abs(a - b).max((1, 2, 3)).min() > 0.1
-    loss = objective.loss(params, extra, batch, CTX.replace(train=False))
+    loss = compiled(objective.loss, params, extra, batch, CTX.replace(train=False))
     assert not loss.stats and np.isfinite(loss.value())
 
 

@@ -11,6 +11,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from paradigm.schedule import Linear
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import DVAE, VQ
 from vision.patches import patchify
@@ -33,45 +34,21 @@ def dvae(**changes):
     return DVAE(**FIELDS | fields | changes)
 
 
-ALL = contract.one_by_one("make", [vq, vq_kd, dvae])
-# On a mesh it is vq with another target.
-ONE_EACH = contract.one_by_one("make", [vq, pytest.param(vq_kd, marks=pytest.mark.slow), dvae])
-
-
-@ALL
-def test_resume(make):
-    contract.check_resume(make(), contract.UnitStep(), BATCH)
-
-
-@pytest.mark.slow
-@ALL
-def test_microbatches(make):
-    contract.check_microbatches(make(), tiny.masked)
-
-
-@ONE_EACH
-@contract.every_mesh
-def test_sharding(make, mesh):
-    contract.check_sharding(make(), tiny.masked, mesh, microbatches=2)
-
-
-@ONE_EACH
-def test_abstract(make):
-    contract.check_abstract(make(), contract.UnitStep(), BATCH, 8, microbatches=2)
-
-
-@ALL
-def test_weights_depend_on_the_batch_alone(make):
-    contract.check_weights(make(), BATCH)
+CASES = {
+    "vq": contract.Case(vq(), BATCH, "codebook", tiny.masked),
+    "vq_kd": contract.Case(vq_kd(), BATCH, "codebook", tiny.masked),
+    "dvae": contract.Case(dvae(), BATCH, "patches", tiny.masked),
+}
+globals().update(contract.tests(CASES))
 
 
 def start(objective):
     params = tiny.params(objective)
-    return params, objective.init_extra(params, jax.random.key(2))
+    return params, compiled(objective.init_extra, params, jax.random.key(2))
 
 
 def latents(objective, params, images):
-    _, seen, _ = objective.apply("encoder", {"params": params}, images)
+    _, seen, _ = compiled(objective.apply, "encoder", {"params": params}, images)
     fc = params["quantizer"]["fc0"]
     z = np.float64(seen["patches"]) @ np.float64(fc["kernel"]) + np.float64(fc["bias"])
     return z / np.linalg.norm(z, axis=-1, keepdims=True) if getattr(objective, "normalized", False) else z
@@ -92,15 +69,15 @@ def test_loss_is_the_papers(make):
     objective, batch = make(), tiny.masked(3)
     params, extra = start(objective)
     loss = jax.jit(lambda p, e: objective.loss(p, e, batch, Context(jnp.int32(0), 0, False)))(params, extra)
-    images = objective.view(batch)
+    images = compiled(objective.view, batch)
     z = latents(objective, params, images)
     ids, codes = nearest(objective, extra, z)
     assert len(np.unique(ids)) > 2
-    outputs = np.float64(objective.apply("decoder", {"params": params}, jnp.float32(codes))[0])
+    outputs = np.float64(compiled(objective.apply, "decoder", {"params": params}, jnp.float32(codes))[0])
     if make is vq:
         each = [np.mean((o - x) ** 2) for o, x in zip(outputs, np.asarray(patchify(images, 4)))]
     else:
-        wanted = np.float64(objective.apply("target", {"params": params}, images)[1]["patches"])
+        wanted = np.float64(compiled(objective.apply, "target", {"params": params}, images)[1]["patches"])
         cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
         each = [np.mean([1 - cosine(a, b) for a, b in zip(o, t)]) for o, t in zip(outputs, wanted)]
     term = loss.terms["reconstruction"]
@@ -115,19 +92,19 @@ def test_the_gradient_goes_straight_through():
     objective, batch = vq(), BATCH(1)
     params, extra = start(objective)
     variables = objective.variables(params, extra)
-    images = objective.view(batch)
-    patches = objective.apply("encoder", variables, images)[1]["patches"]
+    images = compiled(objective.view, batch)
+    patches = compiled(objective.apply, "encoder", variables, images)[1]["patches"]
     wanted = patchify(images, 4)
 
     def through(x):
-        codes, more, _ = objective.apply("quantizer", variables, x)
-        far = jnp.mean((objective.apply("decoder", variables, codes)[0] - wanted) ** 2)
+        codes, more, _ = compiled(objective.apply, "quantizer", variables, x)
+        far = jnp.mean((compiled(objective.apply, "decoder", variables, codes)[0] - wanted) ** 2)
         return far + 0.25 * jnp.mean((more["latent"] - jax.lax.stop_gradient(more["nearest"])) ** 2)
 
-    _, more, _ = objective.apply("quantizer", variables, patches)
+    _, more, _ = compiled(objective.apply, "quantizer", variables, patches)
 
     def by_hand(z):
-        return jnp.mean((objective.apply("decoder", variables, z)[0] - wanted) ** 2)
+        return jnp.mean((compiled(objective.apply, "decoder", variables, z)[0] - wanted) ** 2)
 
     slope = jax.grad(by_hand)(more["nearest"])
     slope += 0.25 * 2 * (more["latent"] - more["nearest"]) / more["latent"].size
@@ -143,9 +120,9 @@ def test_codes_are_moving_means_and_dead_ones_start_again():
         jnp.zeros((8, 4)).at[:, 0].set(9.0).at[:3].set(jax.random.normal(jax.random.key(0), (3, 4)))
     )
     ctx = Context(jnp.int32(0), 0, True)
-    loss = objective.loss(params, extra, batch, ctx)
-    after = objective.update_extra(extra, params, loss, ctx)["batch_stats"]["quantizer"]["codebook"]
-    z = latents(objective, params, objective.draw(batch, ctx))
+    loss = compiled(objective.loss, params, extra, batch, ctx)
+    after = compiled(objective.update_extra, extra, params, loss, ctx)["batch_stats"]["quantizer"]["codebook"]
+    z = latents(objective, params, compiled(objective.draw, batch, ctx))
     ids, _ = nearest(objective, extra, z)
     book = extra["batch_stats"]["quantizer"]["codebook"]
     for k in range(8):
@@ -166,7 +143,7 @@ def test_use_of_the_codebook():
     params, extra = start(objective)
     count = np.array([1, 1, 1, 1, 0, 0, 0, 0.01], np.float32)
     extra["batch_stats"]["quantizer"]["codebook"]["count"] = jnp.asarray(count)
-    metrics = objective.loss(params, extra, batch, Context(jnp.int32(0), 0, False)).metrics
+    metrics = compiled(objective.loss, params, extra, batch, Context(jnp.int32(0), 0, False)).metrics
     share = count / count.sum()
     wanted = math.exp(-sum(p * math.log(p) for p in share if p))
     np.testing.assert_allclose(metrics["codebook_perplexity"][0] / metrics["codebook_perplexity"][1], wanted, rtol=1e-5)
@@ -178,14 +155,14 @@ def test_dalle_loss_is_the_papers():
     params = tiny.params(objective)
     ctx = Context(jnp.int32(2), 0, True)
     loss = jax.jit(lambda p: objective.loss(p, {}, batch, ctx))(params)
-    images = objective.draw(batch, ctx)
+    images = compiled(objective.draw, batch, ctx)
     logits = latents(objective, params, images)
     noise = np.stack([jax.random.gumbel(k, (16, 8)) for k in ctx.keys("gumbel", batch["index"])])
     tau, beta = 1 - 0.2 * 15 / 16, 6.6 * 0.4
     soft = np.exp((logits + noise) / tau)
     codes = (soft / soft.sum(-1, keepdims=True)) @ np.float64(params["quantizer"]["codebook"])
-    outputs = np.float64(objective.apply("decoder", {"params": params}, jnp.float32(codes))[0])
-    pixels = np.clip(np.float64(patchify(objective.views[0].undo(images), 4)), 0, 1) * 0.8 + 0.1
+    outputs = np.float64(compiled(objective.apply, "decoder", {"params": params}, jnp.float32(codes))[0])
+    pixels = np.clip(np.float64(patchify(compiled(objective.views[0].undo, images), 4)), 0, 1) * 0.8 + 0.1
     nll = kl = 0.0
     for b in range(6):
         for n in range(16):
@@ -206,21 +183,21 @@ def test_one_module_reads_and_writes_the_same_ids(make):
     objective = make()
     params, extra = start(objective)
     variables = objective.variables(params, extra)
-    images = objective.view(BATCH(0))
+    images = compiled(objective.view, BATCH(0))
     whole = {kind: tree for kind, tree in variables.items()}
-    ids, _ = objective.tokenizer.apply(whole, images)
-    np.testing.assert_array_equal(ids, objective.ids(variables, images))
+    ids, _ = compiled(objective.tokenizer.apply, whole, images)
+    np.testing.assert_array_equal(ids, compiled(objective.ids, variables, images))
     assert ids.shape == (8, 16) and ids.min() >= 0 and ids.max() < 8
-    shown = objective.reconstruct(variables, images, None)["reconstructed"]
-    outputs, _ = objective.tokenizer.apply(whole, ids, method="decode")
+    shown = compiled(objective.reconstruct, variables, images, None)["reconstructed"]
+    outputs, _ = compiled(objective.tokenizer.apply, whole, ids, method="decode")
     np.testing.assert_allclose(patchify(shown, 4), objective.pixels(outputs), atol=1e-5)
     assert shown.shape == images.shape
 
 
 def test_pixels_undo_the_squeeze():
     objective = dvae()
-    images = objective.view(BATCH(0))
-    x = 0.8 * patchify(objective.views[0].undo(images), 4) + 0.1
+    images = compiled(objective.view, BATCH(0))
+    x = 0.8 * patchify(compiled(objective.views[0].undo, images), 4) + 0.1
     outputs = jnp.concatenate([jnp.log(x) - jnp.log1p(-x), jnp.zeros_like(x)], -1)
     np.testing.assert_allclose(objective.pixels(outputs), patchify(images, 4), atol=1e-4)
 

@@ -9,6 +9,7 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import SimCLR
 from vision.objectives.base import ImageObjective
@@ -65,21 +66,21 @@ def test_views_are_encoded_size_by_size():
             return super().apply(name, variables, x, **how)
 
     noting = Noting(encoder=o.encoder, augment=o.augment, host_image_size=o.host_image_size)
-    pooled, moments = noting.encode_views(variables, views, batch["index"], CTX)
+    pooled, moments = compiled(noting.encode_views, variables, views, batch["index"], CTX)
     assert shapes == [(16, 16, 16, 3), (24, 8, 8, 3)] and pooled.shape == (8, 5, 16) and not moments
     for i, view in enumerate(views):
         keys = CTX.keys(f"dropout/{i}", batch["index"])
-        alone = o.apply("encoder", variables, view, ctx=CTX, keys=keys)[0]
+        alone = compiled(o.apply, "encoder", variables, view, ctx=CTX, keys=keys)[0]
         np.testing.assert_allclose(pooled[:, i], alone, atol=1e-5)
 
 
 def test_moments_count_each_view_once():
     o = dataclasses.replace(objective(((BIG, 1), (SMALL, 3))), encoder=tiny.small_resnet())
     batch, params = tiny.batch_of()(0), tiny.params(o)
-    variables = {"params": params, **o.init_extra(params, jax.random.key(0))}
+    variables = {"params": params, **compiled(o.init_extra, params, jax.random.key(0))}
     views = o.augment_views(batch, CTX)
-    _, moments = o.encode_views(variables, views, batch["index"], CTX)
-    big, small = (o.encode_views(variables, v, batch["index"], CTX)[1] for v in (views[:1], views[1:]))
+    _, moments = compiled(o.encode_views, variables, views, batch["index"], CTX)
+    big, small = (compiled(o.encode_views, variables, v, batch["index"], CTX)[1] for v in (views[:1], views[1:]))
     for name, x in moments.items():
         np.testing.assert_allclose(x, 0.25 * big[name] + 0.75 * small[name], rtol=1e-5, atol=1e-6)
     assert len(moments) > 2

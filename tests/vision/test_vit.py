@@ -85,7 +85,7 @@ def test_kept_patches_are_all_that_is_read():
     again, swapped = apply(model, variables, x, keep=keep[:, ::-1])
     close(pooled, again)
     close(intermediates["patches"], swapped["patches"][:, ::-1])
-    slope = jax.grad(lambda x: jnp.sum(apply(model, variables, x, keep=keep)[0] ** 2))(x)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(apply(model, variables, x, keep=keep)[0] ** 2)))(x)
     read = np.abs(np.asarray(slope)).reshape(3, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(3, 16) > 0
     assert all(set(np.flatnonzero(row)) == set(np.asarray(wanted)) for row, wanted in zip(read, keep))
     everything, _ = apply(model, variables, x, keep=jnp.tile(jnp.arange(16), (3, 1)))
@@ -108,7 +108,7 @@ def test_positions_tell_patches_apart(positions):
 
 def test_learned_positions_are_trained_and_resized():
     model, variables = made(positions="learned")
-    slope = jax.grad(lambda v: jnp.sum(apply(model, v, images())[0] ** 2))(variables)["params"]
+    slope = jax.jit(jax.grad(lambda v: jnp.sum(apply(model, v, images())[0] ** 2)))(variables)["params"]
     slope = slope["positions"]["embedding"]
     assert slope.shape == (17, 16) and (np.abs(slope).max(1) > 0).all()
     for fields in ({"positions": "learned"}, {}):
@@ -141,7 +141,7 @@ def test_registers_are_read_by_the_stack_and_left_out():
     pooled, intermediates = apply(model, variables, images())
     assert intermediates["patches"].shape[1] == 16
     close(pooled, intermediates["patches"].mean(1))
-    slope = jax.grad(lambda v: jnp.sum(apply(model, v, images())[0] ** 2))(variables)["params"]["registers"]
+    slope = jax.jit(jax.grad(lambda v: jnp.sum(apply(model, v, images())[0] ** 2)))(variables)["params"]["registers"]
     assert slope.shape == (1, 3, 16) and (np.abs(slope).max((0, 2)) > 0).all()
 
 
@@ -151,7 +151,7 @@ def test_everything_has_a_gradient_but_what_is_frozen():
     for freeze in ((), (("^embed/", True),)):
         trained, frozen = trees.split(variables["params"], freeze)
         output = lambda p, frozen=frozen: apply(model, {"params": trees.merge(p, frozen)}, images())[0]
-        slope = dict(trees.named_leaves(jax.grad(lambda p: jnp.sum(output(p) ** 2))(trained)))
+        slope = dict(trees.named_leaves(jax.jit(jax.grad(lambda p: jnp.sum(output(p) ** 2)))(trained)))
         silent = {name for name, g in slope.items() if not np.abs(g).max() > 0}
         assert silent <= {"blocks/layers/attention/key/bias"}
         missing = {name for name, _ in trees.named_leaves(variables["params"])} - set(slope)
@@ -162,7 +162,7 @@ def test_the_mask_token_stands_for_patches():
     model, variables = made(mask_token=True)
     x, mask = images(), jax.random.bernoulli(jax.random.key(5), 0.5, (3, 16))
     run = lambda variables, x, **how: apply(model, variables, x, **how)[0]
-    slope = jax.grad(lambda x: jnp.sum(run(variables, x, mask=mask) ** 2))(x)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(run(variables, x, mask=mask) ** 2)))(x)
     read = np.abs(slope).reshape(3, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(3, 16) > 0
     np.testing.assert_array_equal(read, ~mask)
     # Embedded pixels that equal the token say the same: the positions are the patches' own.
@@ -180,7 +180,7 @@ def test_a_mask_of_attention():
     model, variables = made(class_token=False, pool="mean", layers=1)
     attention = AttentionMask(causal=True, prefix=jnp.array([5, 0, 16]))
     patches = lambda x: apply(model, variables, x, attention=attention)[1]["patches"][0] @ jnp.arange(1.0, 17.0)
-    slope = jax.jacobian(lambda x0: patches(images().at[0].set(x0)))(images()[0])  # [N, H, W, C]
+    slope = jax.jit(jax.jacobian(lambda x0: patches(images().at[0].set(x0))))(images()[0])  # [N, H, W, C]
     seen = np.abs(slope).reshape(16, 4, 4, 4, 4, 3).max((2, 4, 5)).reshape(16, 16) > 0
     wanted = np.tri(16, dtype=bool)
     wanted[:, :5] = True
@@ -216,7 +216,7 @@ def test_dropout_is_by_example():
 @pytest.mark.parametrize("fields", [{}, {"grid_bias": "layers", "positions": "none"}])
 def test_scanned_is_unrolled_and_remat_changes_nothing(fields):
     model, variables = made(**fields)
-    slope = lambda m: jax.grad(lambda v: jnp.sum(apply(m, v, images())[0] ** 2))(variables)
+    slope = lambda m: jax.jit(jax.grad(lambda v: jnp.sum(apply(m, v, images())[0] ** 2)))(variables)
     for changes in ({"scan": False}, {"remat": "full"}):
         other = made(**fields, **changes)[0]
         jax.tree.map(lambda a, b: close(a, b, 1e-4), slope(model), slope(other))
@@ -253,7 +253,7 @@ def test_one_table_for_all_layers_is_as_many_equal_ones():
 def test_initialisers():
     """He et al. 2022's official code: Xavier uniform everywhere, 0.02 for the class token, zero biases."""
     model = vit("s", 32, 8, layers=2, positions="learned", registers=4)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     bounds = {
         "embed/kernel": (192, 384),
         "blocks/layers/attention/query/kernel": (384, 384),
