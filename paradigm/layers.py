@@ -90,9 +90,9 @@ class Embed(nn.Module):
 def lookup(table, ids, dtype, rows=None):
     """Rows of a table [count, D] in `dtype`: int [...] -> [..., D].
 
-    A table whose columns are cut over fsdp is gathered for it, its rows cut over `rows` alone; unless it is so large
-    that a device has less to hold when it looks up the ids of all devices in its own columns, as XLA's partitioner has
-    it, and what it finds goes back to their devices.
+    Where columns are cut over fsdp, XLA's partitioner has each device look up the ids of all devices in its own, and
+    sends back what it finds: nothing for the interconnect, but memory that grows with the whole batch. A table that is
+    small beside that is gathered instead, its rows cut over `rows` alone, and its gradient summed.
 
     The gradient is the usual one, its sums in float32: a frequent token's has thousands of terms, of which 16-bit sums
     lose the later ones, and which a GPU can add to 16-bit numbers only one by one.
@@ -104,7 +104,8 @@ def _whole(table, ids, rows):
     mesh = jax.sharding.get_abstract_mesh()
     columns = table.shape[1] // (1 if mesh.empty else mesh.shape.get("fsdp", 1))
     found = ids.size * max(columns, 128)  # a TPU has whole lanes
-    return constrain(table, rows, None, partial=True) if table.size <= found else table
+    # Four: of a v5e, which writes and reads some eight numbers in the time that it sends one.
+    return constrain(table, rows, None, partial=True) if 4 * table.size <= found else table
 
 
 def _lookup_gradients(dtype, rows, kept, g):
