@@ -12,12 +12,13 @@ import pathlib
 import sys
 import time
 
-import maxtext
 from absl import app
-from maxtext.trainers.pre_train import train_compile
 
 
 def main(argv):
+    import maxtext
+    from maxtext.trainers.pre_train import train_compile
+
     out, settings = pathlib.Path(argv[1]), argv[2:]
     compile_step = train_compile.jit_and_compile
 

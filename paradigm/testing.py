@@ -198,6 +198,7 @@ def check_weights(objective, batch_of):
     for phase, first in objective.phases().items():
         ctx = Context(jnp.int32(first), 0, True, phase)
         batch = jax.tree.map(jnp.asarray, batch_of(first))
+        batch = {**batch, **objective.paired(batch)}
         weights = jax.jit(lambda params, extra: objective.loss(params, extra, batch, ctx).weights)
         one, two = (weights(jax.tree.map(lambda x, s=s: s * x, state.params), state.extra) for s in (1.0, 1.7))
         assert_trees_equal(one, two)

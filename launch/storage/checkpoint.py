@@ -293,13 +293,13 @@ class Checkpoints:
         """The digest of a step's manifest, which names every byte of it."""
         return manifest.digest(manifest.read(self.directory / str(step)))
 
-    @property
     def needed(self, found):
         """What `restore` or `arrays` found. Raises UserError where that is None: nothing was saved yet."""
         if found is None:
             raise UserError(f"{self.directory}: there is no checkpoint yet; train until the first save")
         return found
 
+    @property
     def _beside(self):
         """The one checkpoint of what is not trained."""
         if self._frozen is None:

@@ -293,14 +293,16 @@ def toy_of(run, tmp_path):
     used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
-    if "'wordpiece:" in registry.operative_config():  # which has these by itself; a toy's text is of bytes
+    if (
+        "TextData" in used and "'wordpiece:" in registry.operative_config()
+    ):  # which has these by itself; a toy's text is of bytes
         text += ["TextData.specials = ('mask', 'cls', 'sep')"]
     records = zip(("source", "input", "label", "target"), RECORDS.get(run, ()))
     text += [f"TextRecords.{name} = {value!r}" for name, value in records]
     text += ["ImageData.source = 'shapes'"] if "Segmentation" in used else []  # digits have no maps of classes
     if "Magma" in used:  # whose language model is of another run
         words = [f"{name}.{line}" for name in ("NextToken", "Experiment", "gpt") for line in SHRINK[name].split(", ")]
-        words += [f"TextData.source = '{corpus}'", "TextData.valid = 0.5"]
+        words += [f"TextData.source = '{corpus}'", "TextData.valid = 0.5", "Experiment.mesh = 'data:2,fsdp:2,tensor:2'"]
         loop.train(registry.parse(["runs/smoke/next_token.gin"], words), tmp_path / "words")
         text += [f"Init.path = '{tmp_path / 'words'}'", f"PairData.tokenizer = '{tmp_path / 'words' / 'tokenizer'}'"]
     if "NLVR" in used:
@@ -332,10 +334,12 @@ def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
 @pytest.mark.parametrize("run", [run for run in FIRST.values() if run not in WHOLE])
 def test_a_toy_of_each_objective_starts_at_chance(run, tmp_path, monkeypatch):
     """As its command makes it, up to the first step, which is traced alone: tests/contract.py compiles one of each."""
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: devices)
     monkeypatch.setitem(SHRINK, "Experiment", SHRINK["Experiment"].replace("data:2,fsdp:2,tensor:2", "data:1"))
     toy, _ = toy_of(run, tmp_path)
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    for moco in ("MoCoV1", "MoCoV2"):  # the teacher is the encoder: a key is like its query
+        monkeypatch.setitem(CHANCE, moco, pytest.approx(0.0, abs=0.5))
     evaluators = (e if first_with(type(e)) == run else OnlyChecked(e) for e in toy.evaluators)
     prepared = build(toy, tmp_path / "data")
     e = with_classes(bound(dataclasses.replace(toy, evaluators=tuple(evaluators))), prepared)

@@ -21,7 +21,8 @@ def places(encoder=None, **changes):
     return PatchPositions(encoder=encoder, augment=tiny.views(), host_image_size=tiny.HOST_SIZE, **changes)
 
 
-globals().update(contract.tests({"patch_positions": contract.Case(places(), BATCH, "patches", tiny.masked)}))
+CASES = {"patch_positions": contract.Case(places(), BATCH, "patches", tiny.masked)}
+globals().update(contract.tests(CASES))
 
 
 def test_loss_is_the_papers_and_a_patch_sees_the_context_and_itself():
