@@ -35,6 +35,7 @@ RUNS = {
     "mae_reconstruct": (short("mae", "vit.layers = 1"), {}, "['decoder'] stays behind"),
     "clip_zero_shot": (short("clip", "clip_vit.layers = 1", "Experiment.batch_size = 16"), {}, "5 found"),
     "adapt": (None, {"total_steps = 400": "total_steps = 2", "total_steps = 80": "total_steps = 2"}, "LinearProbe"),
+    "text_three_ways": (None, {"steps = 300": "steps = 2"}, "fill-mask"),
     "own_data": (None, {"steps = 100": "steps = 4"}, "find the train now!"),
 }
 # What they call is tested elsewhere; one shows that a notebook finds it.
