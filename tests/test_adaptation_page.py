@@ -78,7 +78,7 @@ def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
 def test_the_command_adapts_a_base_and_makes_the_page(tmp_path):
     """A base of another width than the run file's, without its optimizer's state."""
     (tmp_path / "text").mkdir()
-    for name in ("train", "valid"):
+    for name in ("train", "valid", "test"):
         (tmp_path / "text" / name).mkdir()
         (tmp_path / "text" / name / "a.txt").write_text("A quick fox jumps over the lazy dog. " * 300)
 
