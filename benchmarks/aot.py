@@ -43,7 +43,7 @@ CASES = {
     ),
 }
 MESHES = {"fsdp:256": (1, 256), "data:4,fsdp:64": (4, 64)}
-ROWS = {  # of the page: (how a report is read, digits)
+ROWS = {  # of the page: name -> how a side is shown
     "arguments, MB": lambda r: f"{r['arguments'] / 1e6:.0f}",
     "temporaries, MB": lambda r: f"{r['temporaries'] / 1e6:.0f}",
     "FLOPs, 1e13": lambda r: f"{r['flops'] / 1e13:.2f}",
@@ -131,10 +131,11 @@ def page(found):
     about = "\n\n".join(__doc__.strip().split("\n\n")[1:])
     lines = ["# A decoder's step as compiled, beside MaxText's", "", about, ""]
     lines += [f"Compiled for {TOPOLOGY} with {versions}; a chip and step.", ""]
-    chip = parse_topology(TOPOLOGY).chip
+    topology = parse_topology(TOPOLOGY)
+    peak = topology.chips * topology.chip.flops
     for (title, mesh), sides in found.items():
         for side in sides:
-            side["mfu"] = side["flops_of_model"] / 256 / chip.flops / side["roofline"]["estimate"]
+            side["mfu"] = side["flops_of_model"] / peak / side["roofline"]["estimate"]
         *_, rows, length = CASES[title]
         body = [[name, *map(show, sides)] for name, show in ROWS.items()]
         lines += [f"## {title}, {rows} x {length:,} tokens, {mesh}", "", *table(["", "Paradigm", "MaxText"], body)]

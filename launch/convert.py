@@ -25,7 +25,7 @@ from paradigm.storage import here
 
 read = pretrained.read
 FORMATS = {"hf": ("--workdir",), "peft": ("--workdir",), "checkpoint": ("--workdir", "--weights")}  # what each reads
-KEPT = ("config.gin", "environment.json", "metrics.jsonl", "labels.json", "tokenizer")  # of a run, beside checkpoints
+KEPT = ("config.gin", "environment.json", "metrics.jsonl", "labels.json")  # of a run, beside checkpoints and tokenizer
 
 
 def main(argv):

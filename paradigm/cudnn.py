@@ -52,7 +52,7 @@ def documents(queries, keys):
     order = jnp.where(queries == 0, jnp.iinfo(jnp.int32).max, queries)
     whole = jnp.all(order[:, 1:] >= order[:, :-1])
     fit = jnp.all(queries == keys) & whole & jnp.all(count <= DOCUMENTS)
-    return jnp.where(here & (place < DOCUMENTS), starts, -1), lengths, fit
+    return jnp.where(here, starts, -1), lengths, fit
 
 
 def packed(q_BxLxHxK, k_BxLxHxK, v_BxLxHxK, starts, lengths, scale, causal):

@@ -10,6 +10,7 @@ not divide: for small leaves beside kernels, which are many together, as their m
 `gathered` first.
 """
 
+import math
 import re
 
 import jax
@@ -172,33 +173,32 @@ def _spec(name, shape, rules, mesh):
 
 def _fitting(size, axis, mesh):
     """Those of a dim's axes that the mesh has, or None where they do not divide it."""
-    names = tuple(a for a in ((axis,) if isinstance(axis, str) else axis or ()) if a in mesh.shape)
+    names = tuple(a for a in _names(axis) if a in mesh.shape)
     return names if names and size % _ways(names, mesh) == 0 else None
 
 
 def _firm(axis):
     """A dim's axes without those that are marked with "?"."""
-    names = (axis,) if isinstance(axis, str) else axis or ()
-    firm = tuple(name for name in names if not name.endswith("?"))
-    return axis if firm == names else firm or None
+    return tuple(name for name in _names(axis) if not name.endswith("?")) or None
 
 
 def _kept(size, axis, mesh):
     """A dim's axes with those of the marked ones that divide it beside the others."""
-    names = _firm(axis)
-    for name in (axis,) if isinstance(axis, str) else axis or ():
-        if name.endswith("?"):
-            more = (*((names,) if isinstance(names, str) else names or ()), name.removesuffix("?"))
-            names = more if size % _ways(more, mesh) == 0 else names
-    return names[0] if isinstance(names, tuple) and len(names) == 1 else names
+    kept = _firm(axis)
+    for name in _names(axis):
+        more = (*_names(kept), name.removesuffix("?"))
+        if name.endswith("?") and size % _ways(more, mesh) == 0:
+            kept = more
+    return kept[0] if kept and len(kept) == 1 else kept
 
 
 def _ways(axis, mesh):
-    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
-    ways = 1
-    for name in names:
-        ways *= mesh.shape[name]
-    return ways
+    return math.prod(mesh.shape[name] for name in _names(axis))
+
+
+def _names(axis):
+    """A dim's axes, of none, one or several, as a tuple."""
+    return (axis,) if isinstance(axis, str) else tuple(axis or ())
 
 
 def _inherited(name, shape, params):

@@ -10,7 +10,7 @@ from multimodal.captioners import CoCaText, TaskPoolers, task_poolers
 from multimodal.hf.clip import PatchPositions
 from multimodal.hf.common import FREE
 from multimodal.towers import ClipViT, Head
-from paradigm.hf import MEANING, Family, Kernel, Leaf, Patches, Vector, dense, norm, plain, stacked
+from paradigm.hf import MEANING, Family, Kernel, Leaf, Patches, Table, Vector, dense, norm, plain, stacked
 
 _ACTIVATION = {False: "gelu_exact", True: "quick_gelu"}
 # What is set once in a tower, and otherwise says how it is trained or is of other kinds of towers.
@@ -123,7 +123,7 @@ def _leaves(modules):
         *plain(norm("visual.ln_pre", "encoder/blocks/pre_norm")),
         *stacked(image.layers, "visual.transformer.resblocks.{}", "encoder/blocks", _rows()),
         *plain(norm(f"{pool}.ln_k", "encoder/blocks/norm")),
-        Leaf(f"{pool}.query", ("pools/caption/query",), Queries()),
+        Leaf(f"{pool}.query", ("pools/caption/query",), Table(-1)),
         *plain(norm(f"{pool}.ln_q", "pools/caption/query_norm")),
         *attention,
         Leaf(f"{pool}.attn.in_proj_bias", tuple(f"{ours}/{name}/bias" for name in names), Vector),
@@ -141,19 +141,6 @@ def _leaves(modules):
         *plain(norm("text_decoder.ln_final", f"{layers}/norm")),
         Leaf("text_decoder.text_projection", ("text/logits/kernel",), last),
     ]
-
-
-class Queries:
-    """Ours has an axis of 1 in front that the file's tensor lacks."""
-
-    def shape(self, ours):
-        return tuple(ours[0][1:])
-
-    def pack(self, parts):
-        return parts[0][0]
-
-    def unpack(self, tensor, shapes):
-        return [tensor.reshape(shapes[0])]
 
 
 def _inputs(modules):

@@ -29,9 +29,8 @@ class Second(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return x + self.param("second_token", nn.initializers.zeros, (1, 1, x.shape[-1]), jnp.float32).astype(
-            x.dtype
-        ), {}
+        token = self.param("second_token", nn.initializers.zeros, (1, 1, x.shape[-1]), jnp.float32)
+        return x + token.astype(x.dtype), {}
 
 
 class TruthHead(nn.Module):

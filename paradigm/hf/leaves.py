@@ -14,12 +14,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Alike on both sides, but for so many axes of 1 in front in the file."""
+    """Alike on both sides, but for so many axes of 1 in front in the file; -1: one in front of ours, not the file's."""
 
     lead: int = 0
 
     def shape(self, ours):
-        return (1,) * self.lead + tuple(ours[0])
+        return (1,) * self.lead + tuple(ours[0][max(0, -self.lead) :])
 
     def pack(self, parts):
         return parts[0].reshape(self.shape([parts[0].shape]))

@@ -58,7 +58,7 @@ def _leaves(modules):
     ]
     tokens = [
         Leaf("embeddings.cls_token", ("encoder/class_token",)),
-        Leaf("embeddings.mask_token", ("encoder/mask_token",), Row()),
+        Leaf("embeddings.mask_token", ("encoder/mask_token",), Table(-1)),
         Leaf("embeddings.position_embeddings", ("encoder/positions/embedding",), Table(1)),
     ]
     if vit.registers:
@@ -70,19 +70,6 @@ def _leaves(modules):
         *stacked(vit.layers, "encoder.layer.{}", "encoder/blocks", rows),
         *plain(norm("layernorm", "encoder/blocks/norm")),
     ]
-
-
-class Row:
-    """Ours has an axis of 1 in front that the file's tensor lacks."""
-
-    def shape(self, ours):
-        return tuple(ours[0][1:])
-
-    def pack(self, parts):
-        return parts[0][0]
-
-    def unpack(self, tensor, shapes):
-        return [tensor.reshape(shapes[0])]
 
 
 def _is_one(vit, registers):
