@@ -10,7 +10,7 @@ Orbax writes into N.tmp in the background. When it has committed, every file is 
 written last, and a rename to N is the commit (in a bucket, which has no rename, the manifest: filesystem.py has both).
 So an N with a manifest was once a whole checkpoint. If its manifest no longer agrees, it was damaged since (Orbax alone
 would restore a flipped bit without a word): a warning names it, and the one before it is used. Shapes and dtypes are
-compared before anything is restored, for Orbax casts silently.
+compared before anything is restored, for Orbax casts silently. Which checkpoint is taken: catalogue.py.
 
 The state is saved as nested dicts by the names of paradigm.trees, so a checkpoint depends on no Python class.
 """
@@ -20,7 +20,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ import jax
 import numpy as np
 
 from launch.storage import filesystem, manifest
+from launch.storage.catalogue import Catalogue
 from paradigm import storage, trees
 from paradigm.errors import UserError
 from paradigm.storage import is_transient, retry
@@ -41,7 +41,7 @@ MARGIN = 1 << 20  # bytes, for what Orbax writes beside the arrays
 _log = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Checkpoints(Catalogue):
     """The checkpoints of one run, in one directory. One process may write; any number may read meanwhile.
 
     Args:
@@ -58,12 +58,9 @@ class Checkpoints:
             raise UserError(f"keep={keep}: at least the newest checkpoint must stay, set keep=1 or more")
         if best_mode not in ("min", "max"):
             raise UserError(f"best_mode={best_mode!r}: write 'min' or 'max'")
-        directory = filesystem.as_path(directory)
-        self._store = filesystem.of(directory)
-        self.directory = self._store.absolute(directory)
-        self._keep, self._best_by, self._before_commit = keep, (best_metric, best_mode), before_commit
+        super().__init__(directory, (best_metric, best_mode))
+        self._keep, self._before_commit = keep, before_commit
         self._current = None  # the step that was restored or saved last: saving it again would change nothing
-        self._verified, self._damaged = set(), set()
         self._thread, self._error, self._lost = None, None, 0
         self._frozen = None  # the Checkpoints of what is not trained, when there is some
 
@@ -165,61 +162,10 @@ class Checkpoints:
     def __exit__(self, *_):
         self.close()
 
-    def steps(self):
-        """Steps whose manifest is readable, ascending. Cheap: the arrays are not looked at."""
-        return list(self._manifests())
-
-    def best_step(self):
-        """The step that `best_metric` prefers, the later of equals; None when no checkpoint has that metric."""
-        return next(iter(self._ranked(self._manifests())), None)
-
     def find(self, step=None):
-        """The step of a checkpoint whose every byte was verified, or None when there is no checkpoint at all.
-
-        Args:
-            step: None for the newest that is whole, "best" for the best that is whole, or one step.
-
-        Raises:
-            UserError: no such step; or there are checkpoints and none is whole; or one is of a newer format.
-        """
+        """As Catalogue's, when nothing is being written any more."""
         self.wait()
-        return self._agreed(lambda: self._choose(step))
-
-    def beyond(self, step):
-        """The newest whole step where it lies after `step`, else None. Hashes nothing while no checkpoint says so.
-
-        Raises:
-            UserError: as `find`.
-        """
-
-        def choose():
-            return self._choose(None) if max(self.steps(), default=0) > step else None
-
-        found = self._agreed(choose)
-        return found if found is not None and found > step else None
-
-    def _agreed(self, choose):
-        """What choose() gives in process 0, a step or None, in all processes; the UserError that it raises too."""
-        if jax.process_count() == 1:
-            return choose()
-        from jax.experimental import multihost_utils
-
-        failure, chosen = None, -1
-        if jax.process_index() == 0:
-            try:
-                found = choose()
-                chosen = -1 if found is None else found
-            except UserError as error:
-                failure, chosen = error, -2
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-        if chosen == -2:
-            raise failure or UserError(f"{self.directory}: no checkpoint can be used; process 0 says why")
-        return None if chosen == -1 else chosen
-
-    def meta(self, step):
-        """(meta, metrics) of a step that `find` or `steps` named."""
-        facts = manifest.read(self.directory / str(step))
-        return facts["meta"], facts["metrics"]
+        return super().find(step)
 
     def restore(self, abstract, step=None, without=()):
         """(state, meta) of the newest whole checkpoint, or of `step` as in `find`; None when there is no checkpoint.
@@ -288,16 +234,6 @@ class Checkpoints:
             apart = only is not None and FROZEN in only
             tree |= {FROZEN: frozen} if apart else {"params": trees.merge(tree["params"], frozen)}
         return found, tree, self.meta(found)[0]
-
-    def digest(self, step):
-        """The digest of a step's manifest, which names every byte of it."""
-        return manifest.digest(manifest.read(self.directory / str(step)))
-
-    def needed(self, found):
-        """What `restore` or `arrays` found. Raises UserError where that is None: nothing was saved yet."""
-        if found is None:
-            raise UserError(f"{self.directory}: there is no checkpoint yet; train until the first save")
-        return found
 
     @property
     def _beside(self):
@@ -375,64 +311,6 @@ class Checkpoints:
             self._store.discard(self.directory, step)
         self._store.sweep(self.directory)
 
-    def _manifests(self):
-        """{step: what its manifest says}, ascending, of those that are readable."""
-        found = {}
-        with filesystem.explained(self.directory):
-            for step in self._store.steps(self.directory):
-                with contextlib.suppress(manifest.Damaged):
-                    found[step] = manifest.read(self.directory / str(step))
-        return found
-
-    def _ranked(self, saved):
-        """Steps that have the metric, best first, the later of equals first."""
-        metric, mode = self._by(saved)
-        scores = {step: facts["metrics"].get(metric) for step, facts in saved.items()}
-        usable = [step for step, score in scores.items() if score is not None and math.isfinite(score)]
-        return sorted(usable, key=lambda step: (scores[step] if mode == "min" else -scores[step], -step))
-
-    def _by(self, saved):
-        """(metric, mode): this object's, or the newest checkpoint's."""
-        return saved[max(saved)]["best_by"] if saved and self._best_by[0] is None else self._best_by
-
-    def _choose(self, step):
-        with filesystem.explained(self.directory):
-            return self._chosen(step)
-
-    def _chosen(self, step):
-        present = self._store.steps(self.directory)
-        if not present and step is None:
-            return None
-        if step is None:
-            candidates = present[::-1]
-        elif step == "best":
-            candidates = self._ranked(self._manifests())
-        else:
-            candidates = [step] if step in present else []
-        if not candidates:
-            metric = self._by(self._manifests())[0]
-            which = f"has {metric!r}, so none is the best" if step == "best" else f"is of step {step}"
-            raise UserError(f"{self.directory}: none of the checkpoints {present} {which}")
-        damage = {}
-        for candidate in candidates:
-            path = self.directory / str(candidate)
-            try:
-                if candidate not in self._verified:
-                    manifest.verify(path)
-            except manifest.Damaged as why:
-                if candidate in self._store.steps(self.directory):  # else the writer removed it while we read
-                    damage[candidate] = why
-                continue
-            self._verified.add(candidate)
-            if damage:
-                self._damaged |= damage.keys()
-                _log.warning("%s: %s; using checkpoint %d instead", self.directory, _list(damage), candidate)
-            return candidate
-        way_out = f"choose another of {present}"
-        if step is None:
-            way_out = "a run never starts over by itself: put back a copy, or begin in a new directory"
-        raise UserError(f"{self.directory}: {_list(damage)}; {way_out}")
-
 
 def tree_sha256(tree):
     """sha256 (hex) of a tree: for each leaf, in the order of names, its 'a/b/c', dtype, shape and bytes in C order."""
@@ -462,10 +340,6 @@ def _nested(tree, fn=lambda x: x):
 def _array(x):
     """A leaf as Orbax takes it; it copies what the caller could still write to."""
     return x if isinstance(x, jax.Array) else np.asarray(x)
-
-
-def _list(damage):
-    return "; ".join(f"checkpoint {step} is damaged: {why}" for step, why in damage.items())
 
 
 @functools.cache

@@ -238,7 +238,7 @@ def test_damage_is_named_once_and_the_one_before_is_used(directory, caplog, dama
     assert_is(state, step)
     assert meta == {"next_index": step * 8}
     (record,) = caplog.records
-    assert record.name == "launch.storage.checkpoint"
+    assert record.name == "launch.storage.catalogue"
     found = record.getMessage()
     assert found.startswith(f"{directory}: ") and found.endswith(f"; using checkpoint {step} instead")
     assert len(re.findall(text, found)) == 1, found
