@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import Architecture, Attention
+from paradigm.transformer import Attention
 from t5like.models import TextModel
 from vision.patches import grid_of, patchify
 from vision.vit import VIT_SIZES

@@ -9,11 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.errors import build, choose
 from paradigm.layers import Dense
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import MLP, Architecture, Attention
+from paradigm.transformer import MLP, Attention
 from t5like.pooled import PooledText
 from vision.vit import VIT_SIZES, ViT
 

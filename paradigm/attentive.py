@@ -19,10 +19,11 @@ import dataclasses
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import MLP, Architecture, Attention
+from paradigm.transformer import MLP, Attention
 
 PARTITION_RULES = ((r"pool/queries$", ()),)  # [1, Q, D]; its kernels are the transformer's
 STD = 0.02

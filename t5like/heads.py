@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, Dense
-from paradigm.transformer import Architecture
 
 PARTITION_RULES = (
     (r"(^|/)(detector|pooler|pairs|pointer)/dense/kernel$", ("fsdp", "tensor")),  # [D, D]

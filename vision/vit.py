@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import Architecture, Stack
+from paradigm.transformer import Stack
 from vision.patches import grid_of, patchify, relative_bias, relative_entries, resize_table, sincos
 
 

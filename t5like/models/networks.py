@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from paradigm import transformer
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, Dense, Embed
-from paradigm.transformer import Architecture, Stack
+from paradigm.transformer import Stack
 
 # First match wins; axes of the trailing dims. Vectors that no rule names are replicated.
 PARTITION_RULES = (

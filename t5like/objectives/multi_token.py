@@ -17,11 +17,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Term
-from paradigm.transformer import Architecture, Stack
+from paradigm.transformer import Stack
 from t5like.corrupt import NextTokenWindows
 from t5like.models import Decoder
 from t5like.objectives.base import LeftToRight, TextObjective

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from paradigm.architecture import Architecture
 from paradigm.attention import AttentionMask
 from paradigm.capabilities import GeneratingImages
 from paradigm.errors import UserError, build, choose
 from paradigm.layers import Dense, Embed
 from paradigm.objective import Loss, Term
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import Architecture, Stack
+from paradigm.transformer import Stack
 from vision.objectives.base import ImageObjective
 from vision.palette import Palette
 from vision.patches import unpatchify
