@@ -124,7 +124,7 @@ def _pairs(path, counts):
                 if taken is not None:
                     raise UserError(f"{path} has two members for {stem}.{suffix}: give each pair a key of its own")
     except tarfile.TarError as error:
-        if open(path, "rb").read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
+        if open(path, "rb").read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
             why = "it is packed, and pairs are read in any order"
             raise UserError(f"{path} cannot be read as an uncompressed tar file: {why}; unpack it") from None
         raise UserError(

@@ -4,14 +4,11 @@ A container's contents are treated as a folder's: the same names are hidden, the
 taken is counted by its kind. Packed by gzip, bzip2, xz or zstd (which needs the package zstandard, or pyarrow).
 """
 
-import bz2
 import collections
 import contextlib
 import dataclasses
 import fnmatch
 import functools
-import gzip
-import io
 import lzma
 import os
 import pathlib
@@ -281,23 +278,5 @@ def _members(file, left):
 
 
 def _unpacked(stream, name):
-    packed = next((p for p in PACKED if ending(name).endswith(p)), None)
-    if packed == ".gz":
-        return gzip.GzipFile(fileobj=stream)
-    if packed == ".bz2":
-        return bz2.BZ2File(stream)
-    if packed == ".xz":
-        return lzma.LZMAFile(stream)
-    return _zstd(stream, name) if packed else stream
-
-
-def _zstd(stream, name):
-    with contextlib.suppress(ImportError):
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True))
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise UserError(f"{name} is packed by zstd: to read it, pip install zstandard") from error
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
+    kind = next((p for p in PACKED if ending(name).endswith(p)), "")
+    return archives.unpacked(stream, kind, name)

@@ -7,7 +7,7 @@
                       labels, in any case: uint8 [N, h, w] or [N, h, w, C], and integers [N]
     folder:DIR        DIR/train/CLASS/*.jpg with DIR/{valid,test}/CLASS/*.jpg, or DIR/CLASS/*.jpg, or pictures without
                       classes, below any outer folders (see arrange.py); zip:FILE the same inside an archive, which is
-                      never unpacked, tar:FILE in a .tar, .tar.gz, .tar.bz2 or .tar.xz. Splits may be called by other
+                      never unpacked, tar:FILE in a .tar, .tar.{gz,bz2,xz,zst}. Splits may be called by other
                       names in any case (see paradigm/names.py)
     tfds:NAME         a prepared TensorFlow data set of ArrayRecord files (or its directory), read without TensorFlow
     PATH              one of these, by what is there
