@@ -12,6 +12,7 @@ import numpy as np
 
 from multimodal import listed
 from multimodal.fields import IMAGE, RECIPE, captions_of, complete, digest, filled, form_of, held_out, names_in
+from paradigm.classes import check_classes
 from paradigm.errors import UserError, choose
 from paradigm.names import SPLITS, few, kind_of, parts_of, split_of
 from paradigm.records import keys_of
@@ -157,6 +158,8 @@ def _opened(path, content, recipe, header, rows, lines, said):
         classes = tuple(sorted(set(words) - {""}))
         if not classes:
             raise UserError(f"{path}: the column {recipe.label} names no class: fill it, or leave out PairData.label")
+        fix = "name another with PairData.label, or leave that out"
+        check_classes(classes, len(words) - words.count(""), f"{path}: the column {recipe.label!r}", fix)
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels, seconds)

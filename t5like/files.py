@@ -12,7 +12,6 @@ import functools
 import lzma
 import os
 import pathlib
-import re
 import shutil
 import tarfile
 import tempfile
@@ -21,7 +20,7 @@ import zlib
 
 from paradigm import archives, tfds
 from paradigm.errors import UserError
-from paradigm.names import splits_of
+from paradigm.names import splits_by_path, without_shard
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 UNPACKS_TO = 4  # times its size: text shrinks to about a quarter
@@ -130,21 +129,15 @@ def _below(root):
 
 def splits_by_name(files):
     """{name: its split} of the Files that names of files or folders side by side, one of them train, say."""
-    paths = {file.name: [_stem(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
-    beside = collections.defaultdict(set)
-    for path in paths.values():
-        for k, part in enumerate(path):
-            beside[tuple(path[:k])].add(part)
-    said = {folder: splits_of(parts) for folder, parts in beside.items()}
-    said = {f: {n: s for s, own in by.items() for n in own} for f, by in said.items() if "train" in by and len(by) > 1}
-    split = lambda path: next((s for k, n in enumerate(path) if (s := said.get(tuple(path[:k]), {}).get(n))), None)
-    return {name: found for name, path in paths.items() if (found := split(path))}
+    return splits_by_path(
+        {file.name: [_stem(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
+    )
 
 
 def _stem(name):
     """A name without its ending and the number of its shard: c4-train of c4-train.00001-of-01024.json.gz."""
     bare = name[: len(name) - len(ending(name))] if name.lower().endswith(ending(name)) else name
-    return re.sub(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$", "", bare)
+    return without_shard(bare)
 
 
 def told(left):

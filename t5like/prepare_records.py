@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from paradigm.classes import no_classes
 from paradigm.errors import UserError
 from paradigm.names import SPLIT_OF, SPLITS
 from paradigm.records import hash_of
@@ -311,6 +312,15 @@ def _complaint(recipe, meta):
         held = meta["counts"]["valid"]["records"]
         alike = " (those of one group or one input stay together)" if held > 1 else ""
         return f"all of its {held:,} records that can be used are held out{alike}: add some, or set valid to 0"
+    seen, broken = collections.Counter(), meta["broken"]
+    for split in ("train", "valid"):
+        seen.update(meta["counts"][split]["classes"])
+    if recipe.label_kind == "class" and (found := no_classes(seen, seen.total())):
+        return f"its labels in {recipe.label!r} are {found}, which are no classes: {tables.REAL}"
+    if broken["records"] > 0.1 * seen.total() and (
+        real := next((n for n in broken["first"] if tables.REAL in n), None)
+    ):
+        return f"{broken['records']:,} of its records cannot be used, such as {real}"
     for split in ("valid", "test"):
         if strange := sorted(set(meta["counts"][split]["classes"]) - set(meta["classes"])):
             shown = ", ".join(map(repr, strange[:3])) + ", ..." * (len(strange) > 3)
