@@ -105,7 +105,7 @@ class Tar:
     def read(self, name):
         file, members = self._open()
         begin, size = members[name]
-        _check_bytes(self, name, size)
+        check_bytes(self, name, size)
         return os.pread(file.fileno(), size, begin)
 
     def place(self, name):
@@ -123,7 +123,7 @@ class Tar:
         return [f"{name} {hashlib.sha256(self.read(name)[:SAMPLE_BYTES]).hexdigest()[:32]}" for name in some]
 
 
-def _check_bytes(files, name, size):
+def check_bytes(files, name, size):
     if size > files.max_bytes:
         raise UserError(
             f"{files.place(name)} unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: "
@@ -166,7 +166,7 @@ class Archive:
         return archive
 
     def read(self, name):
-        _check_bytes(self, name, self._zip().getinfo(name).file_size)
+        check_bytes(self, name, self._zip().getinfo(name).file_size)
         return self._zip().read(name)
 
     def place(self, name):
