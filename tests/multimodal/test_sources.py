@@ -356,7 +356,7 @@ def test_tfds_captions_are_read_without_tensorflow(tmp_path):
     [
         (
             "shape",
-            r"^unknown source of pairs 'shape': did you mean 'shapes'\? choose from shapes, tsv, csv, beside, wds, tf",
+            r"^unknown source of pairs 'shape': did you mean 'shapes'\? choose from shapes, tsv, csv, parquet, besi",
         ),
         ("shapes:3", r"nothing comes after shapes$"),
         ("tsv:", r"names no place: write tsv:PATH"),

@@ -170,7 +170,7 @@ def test_labels_that_are_not_of_train_or_not_there_are_told(tmp_path):
     "name, fix",
     [
         ("a.npy", "nor a .tar: save its arrays by numpy.savez"),
-        ("a.parquet", "nor a .tar: write its pictures to files in a folder for each class"),
+        ("a.csv", "nor a .tar: write its pictures to files in a folder for each class"),
     ],
 )
 def test_files_that_are_no_source_say_what_to_do(name, fix, tmp_path):
