@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from paradigm.classes import no_classes
 from paradigm.errors import UserError
 from paradigm.names import HIDDEN, is_hidden, kind_of
 from paradigm.records import keys_of
@@ -186,6 +187,8 @@ def _class(file, member):
 def _labels(words):
     """(a number for each, -1 for none; the names of the classes, () where they are numbers; how many are no label)."""
     told = {word for word in words if word}
+    if no_classes(sorted(told), sum(map(bool, words))):
+        return [-1] * len(words), (), sum(word is not None for word in words)
     numbers = all(re.fullmatch(r"-?\d{1,9}", word) for word in told)
     unlabelled = sum(word == "" for word in words)
     if numbers:

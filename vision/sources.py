@@ -50,6 +50,11 @@ def open_source(source, reading):
             raise UserError(f"image source {source!r}: nothing comes after {kind}; its settings are ImageData's")
     elif not place:
         raise UserError(f"image source {source!r} names no place: write {kind}:{'NAME' if kind == 'tfds' else 'PATH'}")
+    for setting in ("image_field", "label_field") if kind not in ("parquet", "tfds") else ():
+        if (value := getattr(reading, setting)) != getattr(Reading, setting):
+            raise UserError(
+                f"ImageData.{setting}={value!r} says nothing of {kind}, only of parquet, tfds: leave it out"
+            )
     if reading.classes and kind not in ("idx", "npz", "parquet"):
         raise UserError(
             f"ImageData.classes names numbered labels, of idx, npz and Parquet; {source} has names of its own"
