@@ -132,6 +132,8 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
         parts = [p for p in parts if not matches(p.names, exclude)]
         check_patterns(source, "valid_glob", valid_glob, parts)
         parts = [_placed(p, valid_glob) for p in parts]
+        if columns and not any(p.kind in ("tsv", "csv", "conll", "splits") for p in parts):
+            raise UserError(f"source {source} holds no table without names, of which columns={columns!r} would be some")
         unsaid = [p for p in parts if not p.split]
         if unsaid and len(unsaid) < len(parts):
             raise UserError(

@@ -197,6 +197,16 @@ def test_what_cannot_be_read_is_one_line(name, content, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_settings_that_say_nothing_of_a_source_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"x" * 99)
+    with pytest.raises(UserError, match=r"holds no records with fields, of which field='body' would be one$"):
+        texts_of(tmp_path, field="body")
+    with pytest.raises(UserError, match=r"holds no file of .py that --extensions names: correct or leave it out$"):
+        texts_of(tmp_path, extensions=(".txt", "py"))
+    with pytest.raises(UserError, match=r"extensions=.py are of files, and source stdlib is none: leave them out$"):
+        texts_of("stdlib", extensions=(".py",))
+
+
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize(
     "harm", [lambda raw: raw + b"more than there was", lambda raw: raw[:-9], lambda raw: raw + raw[:-9]]

@@ -190,6 +190,9 @@ def test_stretches_of_a_file_give_all_lines_once_with_their_numbers(tmp_path, mo
         ({"input": ""}, r"TextRecords.input is not set: give a template of fields"),
         ({"valid": 1.0}, r"valid=1.0: the held-out share of records must lie in \[0, 1\)"),
         ({"valid_glob": "dev*"}, r"no file or split matches valid_glob='dev\*'; it has \S+\.jsonl$"),
+        ({"columns": ["a", "b"]}, r"holds no table without names, of which columns=\('a', 'b'\) would be some$"),
+        ({"roles": ["a", "b"]}, r"TextRecords.roles is of dialogues: set TextRecords.turns to the field of"),
+        ({"turn": "{text}"}, r"TextRecords.turn is of dialogues: set TextRecords.turns"),
         ({"exclude": "*"}, r"nothing is left to train on, only nothing: check exclude and valid_glob$"),
     ],
 )  # fmt: skip
