@@ -10,6 +10,7 @@ from multimodal.fields import IMAGE, RECIPE, complete, form_of, names_in
 from paradigm.errors import UserError
 from paradigm.names import few, split_of
 from paradigm.storage import expand
+from t5like import files
 from vision.files import is_picture, open_container
 
 _BETWEEN = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
@@ -29,7 +30,8 @@ def read_table(path, recipe):
         check_wanted(path, header, recipe)
         return recipe, header, rows, lines, "; ".join(filter(None, (said, columns_told(given, recipe, header))))
     try:
-        text = path.read_text("utf-8-sig")
+        with files.reading(path), files.open_file(str(path)) as stream:
+            text = io.TextIOWrapper(stream, "utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
     written = sum(1 for line in text.split("\n") if line.strip())
@@ -52,7 +54,10 @@ def read_table(path, recipe):
     names = [name for _, name in _wanted(recipe)]
     if double := next((name for name in names if header.count(name) > 1), None):
         raise UserError(f"{path} has {header.count(double)} columns {double!r}: give each a name of its own")
-    notes = [f"columns between {_BETWEEN[delimiter]}" * (delimiter != "\t" or path.suffix.lower() == ".csv"), quotes]
+    notes = [
+        f"columns between {_BETWEEN[delimiter]}" * (delimiter != "\t" or files.unpacked_ending(path.name) == ".csv"),
+        quotes,
+    ]
     rows, several = _lists(rows, [header.index(name) for name in names_in(recipe.text)])
     notes += [several, columns_told(given, recipe, header)]
     return recipe, header, rows, lines, "; ".join(filter(None, notes))

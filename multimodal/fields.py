@@ -11,8 +11,20 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 PAIR = "pair"  # the label of shapes that names colour and shape
 IMAGE, TEXT = "image", ("caption",)  # of a PairData that names neither
 _PLAIN = {  # what else these are called
-    IMAGE: ("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "image_file", "picture"),
-    TEXT[0]: ("captions", "text", "title", "description", "alt", "sentence"),
+    IMAGE: (
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "path",
+        "image_path",
+        "image_file",
+        "image_name",
+        "img",
+        "picture",
+    ),
+    TEXT[0]: ("captions", "text", "title", "description", "alt", "sentence", "comment"),
 }
 
 

@@ -24,15 +24,24 @@ import numpy as np
 
 from multimodal.fields import PAIR, RECIPE, TEXT, captions_of, complete, held_out, names_in
 from multimodal.listed import is_listed
-from multimodal.tables import open_beside, open_columns, open_table, reading_of
+from multimodal.tables import (
+    TABLES,
+    open_beside,
+    open_columns,
+    open_table,
+    reading_of,
+    tables_in,
+    tables_of_splits,
+)
 from multimodal.two_scenes import CLASSES, TwoScenes
 from multimodal.webdataset import open_tars
 from paradigm import tfds
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
-from paradigm.names import few, is_hidden
+from paradigm.names import few
 from paradigm.records import Subset
 from paradigm.storage import expand, here
+from t5like.files import unpacked_ending
 from vision.decode_image import decode
 from vision.embedded import files_in, is_embedded
 from vision.reading import Opened, digest
@@ -49,7 +58,6 @@ _READ_BY = {  # settings of a PairData that are not of every kind of source: the
     "valid": "tsv csv parquet beside wds tfds",
 }
 TRUTH = "truth"  # the label of shapes that says whether a sentence is true of two scenes
-_TABLES = (".tsv", ".tab", ".csv", ".txt")
 _FORMS = (
     "pairs are read from tables (.tsv, .csv, .jsonl, .json, .parquet), WebDataset .tar files, tfds directories, "
     "Parquet with pictures in it, and pictures with a .txt of their name beside"
@@ -85,24 +93,25 @@ def _guess(source):
     path = here(source)
     if not source.strip():
         raise UserError(f"PairData.source is empty: {_FORMS}")
-    if (columns := path.exists() and files_in(path)) and is_embedded(path):
-        if path.is_dir() and (other := next((p for p in path.rglob("*") if p.suffix in (".tar", *_TABLES[:3])), None)):
-            raise UserError(f"PairData.source={source!r} holds {few([*columns, other.name], 4)}: name the one to read")
+    tars = next(path.rglob("*.tar"), None) if path.is_dir() else None
+    if not tars and path.exists() and files_in(path) and is_embedded(path):
+        if path.is_dir() and (other := next((p for p in path.rglob("*") if p.suffix in TABLES), None)):
+            found = [*files_in(path), other.name]
+            raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: name the one to read")
         return "parquet", source
-    if path.is_file() and (path.suffix.lower() in _TABLES or is_listed(path)):
+    if path.is_file() and (unpacked_ending(path.name) in (*TABLES, ".txt") or is_listed(path)):
         return "tsv", source
     if path.is_file() and zipfile.is_zipfile(path):
         return "beside", source
     if path.is_dir() and not (path / "dataset_info.json").exists():
-        named = sorted(p for p in path.iterdir() if not is_hidden(p.name) and p.is_file())
-        tables = [p for p in named if p.suffix.lower() in _TABLES[:3] or is_listed(p)]
-        tars = next(path.rglob("*.tar"), None)
+        tables = tables_in(path)
         found = [p.name for p in (*tables, tars) if p is not None]
-        if tables and len(found) > 1:
-            raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: name the one to read")
+        if tables and len(found) > 1 and (tars or not tables_of_splits(path)):
+            fix = "name the one to read" + f", or write wds:{source} for the tar files" * bool(tars)
+            raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: {fix}")
         if not found:
             return "beside", source
-        return ("tsv", str(tables[0])) if tables else ("wds", source)
+        return ("tsv", str(tables[0]) if len(tables) == 1 else source) if tables else ("wds", source)
     if path.is_dir():
         return "tfds", source
     if path.is_file() and path.suffix != ".tar" and not tarfile.is_tarfile(path):

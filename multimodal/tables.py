@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from typing import Any
 
@@ -12,13 +13,17 @@ from multimodal.columns import check_wanted, columns_told, completed, places_of,
 from multimodal.fields import RECIPE, captions_of, complete, filled, form_of, held_out, names_in
 from paradigm.classes import check_classes
 from paradigm.errors import UserError, choose
-from paradigm.names import SPLITS, few, kind_of, parts_of, split_of
+from paradigm.names import SPLITS, few, is_hidden, kind_of, parts_of, split_of, splits_by_path, without_shard
 from paradigm.records import keys_of
 from paradigm.storage import expand
-from vision.decode_image import decode
+from t5like import files
+from vision.decode_image import decode, suffixes
 from vision.embedded import open_embedded
 from vision.files import is_picture, open_container, sample_of
 from vision.reading import Opened, Reading, digest
+
+TABLES = (".tsv", ".tab", ".csv")
+_PICTURE, _SPLIT = "the picture from the folder of all tables on", "the split of the table"  # columns of several
 
 
 def reading_of(recipe, **changes):
@@ -111,10 +116,59 @@ def open_table(place, recipe, cache_dir=None):
     test instead.
     """
     path = expand(place)
+    if path.is_dir() and (tables := tables_of_splits(path)):
+        return _open_tables(path, tables, recipe)
     if not path.is_file():
         raise UserError(f"{recipe.source.partition(':')[0]}:{place}: no such file")
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     return _opened(path, content, *read_table(path, recipe))
+
+
+def tables_in(root):
+    """The tables of a folder, or else of its folders; without what lies beside pictures and tars of its name."""
+    is_table = lambda p: files.unpacked_ending(p.name) in TABLES or listed.is_listed(p)
+    ours = lambda found: sorted(p for p in found if is_table(p) and not is_hidden(p.name) and p.is_file())
+    beside = lambda p: p.suffix == ".json" and any(p.with_suffix(suffix).exists() for suffix in suffixes())
+    found = [p for p in ours(root.iterdir()) or ours(root.glob("*/*")) if not beside(p)]
+    tars = {p.stem for p in root.rglob("*.tar")} if found else ()
+    return [p for p in found if not any(p.name.startswith(stem) for stem in tars)]
+
+
+def tables_of_splits(root):
+    """{table: its split} of the tables of a folder, where the name of each says one: of it, or of its folder."""
+    found = {p: p.relative_to(root) for p in tables_in(root)}
+    bare = {p: [*n.parent.parts, without_shard(n.name.partition(".")[0])] for p, n in found.items()}
+    splits = splits_by_path(bare)
+    return splits if splits.keys() == found.keys() and len(set(splits.values())) == len(splits) else {}
+
+
+def _open_tables(root, tables, recipe):
+    """The Opened of tables with a split each. A picture is looked for from its table's folder on."""
+    if recipe.second:
+        raise UserError(f"PairData.second={recipe.second!r}: a second picture is read from one table, and {root} has "
+                        f"{few(p.name for p in tables)}")  # fmt: skip
+    records, content, first = [], [], None
+    for path, split in tables.items():
+        own, header, rows, lines, said = read_table(path, recipe)
+        first = first or (own, header, said)
+        if odd := {*header} ^ {*first[1]}:
+            raise UserError(
+                f"{path} and {next(iter(tables))} have other columns ({few(sorted(odd))}): name one of them"
+            )
+        folder = "" if recipe.images else path.parent.relative_to(root).as_posix() + "/"
+        for line, row in zip(lines, rows):
+            cells = dict(zip(header, row))
+            picture = filled(own.image, lambda name: single(cells[name]).strip())
+            inside = f"{folder.removeprefix('./')}{_safe(picture, path, line, [path.parent])}"
+            records.append((line, [inside, split, *(cells[name] for name in first[1])]))
+        content.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    own, header, said = first
+    said = [said, "splits by the tables' names: " + ", ".join(f"{p.name} is {split}" for p, split in tables.items())]
+    own = dataclasses.replace(own, image=_PICTURE, split=recipe.split or _SPLIT)
+    lines, rows = zip(*records)
+    return _opened(
+        root / "tables", content, own, [_PICTURE, _SPLIT, *header], rows, lines, "; ".join(filter(None, said))
+    )
 
 
 def open_beside(place, recipe, cache_dir=None):
@@ -154,7 +208,9 @@ def _opened(path, content, recipe, header, rows, lines, said, inside=None):
     column = {name: k for k, name in enumerate(header)}
     cells = lambda name: [row[column[name]] for row in rows]
     pictures = lambda form: [filled(form, lambda name: single(row[column[name]]).strip()) for row in rows]
-    files_of = lambda form: tuple(_safe(n, path, line) + recipe.image_suffix for n, line in zip(pictures(form), lines))
+    places = [path] if inside else places_of(path, recipe)
+    named = lambda form: (_safe(n, path, line, places) for n, line in zip(pictures(form), lines))
+    files_of = lambda form: tuple(name + recipe.image_suffix for name in named(form))
     names, seconds = files_of(recipe.image), files_of(recipe.second) if recipe.second else None
     wanted = {name: column[name] for name in names_in(recipe.text)}
     captions = tuple(
@@ -171,7 +227,7 @@ def _opened(path, content, recipe, header, rows, lines, said, inside=None):
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels, seconds)
-    files, found, stamps, others = _table_files(path, recipe, names, seconds or names, header, rows, inside)
+    files, found, stamps, others = _table_files(path, recipe, names, seconds or names, header, rows, places, inside)
     whole = found.any(axis=0) & np.array([bool(c) for c in captions])
     groups = list(map(single, cells(recipe.group))) if recipe.group else names
     split_of = _table_splits(groups, whole, recipe, cells, path)
@@ -201,9 +257,15 @@ def _opened(path, content, recipe, header, rows, lines, said, inside=None):
     return Opened(splits, classes, digest([content, settings, *stamps]), "; ".join(filter(None, notes)))
 
 
-def _safe(name, path, line):
+def _safe(name, path, line, places):
+    """A picture's name from one of the places on. Raises UserError where it lies in none of them."""
+    roots = (f"{os.path.abspath(place)}/" for place in places if name.startswith("/"))
+    name = next((name.removeprefix(root) for root in roots if name.startswith(root)), name)
     if name.startswith(("/", "\\")) or ".." in pathlib.PurePosixPath(name.replace("\\", "/")).parts:
-        raise UserError(f"{path} line {line}: the picture {name!r} lies outside of PairData.images: mend that line")
+        raise UserError(
+            f"{path} line {line}: the picture {name!r} lies outside of {few(places)}: set PairData.images to the "
+            "folders that hold the pictures, or mend that line"
+        )
     return "/".join(parts_of(name)) if "\\" in name or name.startswith("./") else name
 
 
@@ -227,10 +289,10 @@ def _table_splits(groups, whole, recipe, cells, path):
     return found
 
 
-def _table_files(path, recipe, names, seconds, header, rows, inside):
+def _table_files(path, recipe, names, seconds, header, rows, places, inside):
     """(files, bool [files, rows]: which has whose pictures, lines that change with them, number of other pictures)."""
     files, found, stamps, others, wanted = [], [], [], 0, {*names, *seconds}
-    for place in [path] if inside else places_of(path, recipe):
+    for place in places:
         one = inside or open_container(place, recipe.max_pixels, RECIPE)
         if one is None:
             what = "neither a folder nor a whole zip file, nor a tar" if place.exists() else "not there"
