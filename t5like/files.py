@@ -130,11 +130,11 @@ def _below(root):
 def splits_by_name(files):
     """{name: its split} of the Files that names of files or folders side by side, one of them train, say."""
     return splits_by_path(
-        {file.name: [_stem(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
+        {file.name: [stem_of(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
     )
 
 
-def _stem(name):
+def stem_of(name):
     """A name without its ending and the number of its shard: c4-train of c4-train.00001-of-01024.json.gz."""
     bare = name[: len(name) - len(ending(name))] if name.lower().endswith(ending(name)) else name
     return without_shard(bare)

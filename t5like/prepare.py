@@ -361,6 +361,8 @@ def _too_little(recipe, meta):
         if n := meta.get("without", {}).get("records", 0):
             return f"all of its {n:,} records have null for a text"
         return "it is empty: there is no text in it"
+    if recipe.valid_glob and not train["documents"]:
+        return f"valid_glob={recipe.valid_glob!r} holds out all of it: name fewer files"
     if train["tokens"] < recipe.window:
         return (
             f"{train['documents']} training documents hold {train['tokens']} tokens, fewer than one window of "
