@@ -399,7 +399,9 @@ def _text_in(record, field, where):
         except ValueError as error:
             raise UserError(f"{where} {error}") from error
     if not isinstance(text, str):
-        raise UserError(f"{where} has no text in {field!r} (it has {has}): name the right one with --field")
+        raise UserError(
+            f"{where} has no text in {field!r} (it has {has}): name the right one with --field, or --exclude the file"
+        )
     return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
 
 
