@@ -66,7 +66,7 @@ class Table:
         """The cells of a row group."""
         if self._table is not None:
             return self._table[column]
-        return self._parquet.read_row_group(k, columns=[column])[column]
+        return self._parquet.read_row_group(k, columns=[column], use_threads=False)[column]
 
     def values(self, column):
         """A column as Python has it, the numbers of classes as their names where the file names them."""
