@@ -28,7 +28,7 @@ _TOKENIZER, _META = "tokenizer", "pairs.json"
 class PairData:
     """Which pairs a run reads, and how their captions become tokens.
 
-    source: shapes, tsv:FILE, wds:PATTERN, tfds:NAME or a path (see multimodal/sources.py).
+    source: shapes, tsv:FILE, parquet:PATH, wds:PATTERN, tfds:NAME or a path (see multimodal/sources.py).
     text: captions of a picture: names of columns (tables; of shapes `caption` and `class`), of keys (the .json of tar
         files, whose .txt, .caption and .text are read at the default) or of features (tfds), or sentences with such
         names in braces, as in "{name}: {tags}". Training draws one of several, validation reads the first. separator:

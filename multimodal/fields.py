@@ -1,7 +1,6 @@
 """What the sources of pairs share: captions out of named fields, and which pairs are held out."""
 
 import dataclasses
-import hashlib
 import re
 
 from paradigm.errors import UserError
@@ -12,8 +11,20 @@ _FIELD = re.compile(r"\{([^{}]+)\}")
 PAIR = "pair"  # the label of shapes that names colour and shape
 IMAGE, TEXT = "image", ("caption",)  # of a PairData that names neither
 _PLAIN = {  # what else these are called
-    IMAGE: ("file", "filename", "file_name", "filepath", "file_path", "path", "image_path", "image_file", "picture"),
-    TEXT[0]: ("captions", "text", "title", "description", "alt", "sentence"),
+    IMAGE: (
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "path",
+        "image_path",
+        "image_file",
+        "image_name",
+        "img",
+        "picture",
+    ),
+    TEXT[0]: ("captions", "text", "title", "description", "alt", "sentence", "comment"),
 }
 
 
@@ -101,14 +112,6 @@ def complete(recipe, there):
     if not (recipe.split or recipe.test_images) and len(found := one(("split",))) == 1:
         changes["split"] = found[0]
     return dataclasses.replace(recipe, **changes)
-
-
-def digest(lines):
-    """Changes with any of the lines."""
-    found = hashlib.sha256()
-    for line in lines:
-        found.update(f"{line}\n".encode("utf-8", "surrogateescape"))
-    return found.hexdigest()[:32]
 
 
 def held_out(keys, share, where):

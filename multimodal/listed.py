@@ -13,6 +13,7 @@ from paradigm.names import few, kind_of, left_out, parts_of
 from t5like import files, rows
 from t5like.tables import Part
 from vision.arrange import arrange
+from vision.embedded import splits_of_rows
 from vision.files import is_picture
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".feather")
@@ -39,12 +40,23 @@ def read(path):
     table = [[_cell(record.get(name)) for name in header] for record in flat]
     if not header:
         raise UserError(f"{path} is empty: it wants a record for each pair, with its picture's file and its caption")
-    if inside := next((name for name in header if name.endswith(".bytes")), None):
-        raise UserError(
-            f"{path} holds its pictures in {inside.removesuffix('.bytes')!r}, where they are not read: write each to a "
-            "file and name it in a column, or pack them as WebDataset"
-        )
     return header, table, [number for number, _ in found], ""
+
+
+def embedded(files):
+    """Of the pictures in a column of Parquet or Arrow files, an Embedded; their splits by the files' names."""
+    split_by, said = splits_of_rows(files)
+    of_files, records = said.startswith("splits by"), []
+    for file, splits in split_by.items():
+        table = files.table(file)
+        columns = [name for name in table.fields if name != files.column and not table.holds_pictures(name)]
+        cells = zip(*(table.values(name) for name in columns)) if columns else [()] * len(table)
+        for name, split, row in zip(files.names(file), splits, cells):
+            own = {"split": split} if of_files else {}
+            records.append(_flat({files.column: name} | dict(zip(columns, row)) | own))
+    header = list(dict.fromkeys(name for record in records for name in record))
+    table = [[_cell(record.get(name)) for name in header] for record in records]
+    return header, table, list(range(1, len(table) + 1)), said if of_files else ""
 
 
 def _flat(record, before=""):

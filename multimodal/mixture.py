@@ -16,9 +16,9 @@ from t5like.tokenizers import vocabulary_of
 class PairMixture:
     """Several data sets of pairs as one, in shares that may change with the step (see paradigm.dataset.Mixture).
 
-    parts: a PairData each, whose own `tokenizer` is not read. weights: a number or a schedule for each; () is by their
+    parts: a PairData each. weights: a number or a schedule for each; () is by their
     sizes. alternate: each batch is of one data set, by turns, as Saito et al. 2023 sample theirs (section 3.3).
-    tokenizer: of all of them, as PairData's; one to be learnt is learnt from all.
+    tokenizer: of all of them, as PairData's, "" for the one that parts name; one to be learnt is learnt from all.
 
     Classes are those of the first part that names any; pictures of others have no label. Splits are read one part after
     the other.
@@ -27,7 +27,7 @@ class PairMixture:
     parts: tuple[PairData, ...]
     weights: tuple[Any, ...] = ()
     alternate: bool = False
-    tokenizer: str = "bytes"
+    tokenizer: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "parts", tuple(self.parts))  # gin gives lists
@@ -38,6 +38,12 @@ class PairMixture:
             raise UserError("PairMixture.alternate takes parts by turns: leave PairMixture.weights out")
         if self.weights and len(self.weights) != len(self.parts):
             raise UserError(f"PairMixture.weights are {len(self.weights)} for {len(self.parts)} parts: give each one")
+        named = {part.tokenizer for part in self.parts}
+        if self.tokenizer:
+            named = named - {PairData.tokenizer} | {self.tokenizer}
+        if len(named) > 1:
+            raise UserError(f"PairMixture has one tokenizer, and {' and '.join(sorted(named))} are named: keep to one")
+        object.__setattr__(self, "tokenizer", *named)
         if len({part.channels for part in self.parts}) > 1:
             raise UserError("PairMixture.parts differ in channels: set PairData.channels alike")
 

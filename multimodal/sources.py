@@ -3,6 +3,7 @@
     shapes            scenes that a program draws (see vision/synthetic_scenes.py), each with its caption
     tsv:FILE          lines of a table, pictures in zip files or folders beside it (see tables.py); csv:FILE the same,
                       also objects of JSON, Parquet and Arrow, and COCO's captions (see listed.py)
+    parquet:PATH      Parquet or Arrow files with a column of pictures, one or those of a folder (vision/embedded.py)
     beside:PATH       pictures in a folder, zip or tar, each with a .txt or .caption of its name beside
     wds:PATTERN       WebDataset tar files (see webdataset.py): a file, a folder of them, a glob, or x-{000..127}.tar
     tfds:NAME         a prepared TensorFlow data set such as coco_captions (or its directory), read without TensorFlow
@@ -19,24 +20,47 @@ import tarfile
 import zipfile
 from typing import Any
 
-from multimodal.fields import PAIR, RECIPE, TEXT, captions_of, complete, digest, names_in
+import numpy as np
+
+from multimodal.fields import PAIR, RECIPE, TEXT, captions_of, complete, held_out, names_in
 from multimodal.listed import is_listed
-from multimodal.tables import open_beside, open_table, reading_of
+from multimodal.tables import (
+    TABLES,
+    open_beside,
+    open_columns,
+    open_table,
+    reading_of,
+    tables_in,
+    tables_of_splits,
+)
 from multimodal.two_scenes import CLASSES, TwoScenes
 from multimodal.webdataset import open_tars
 from paradigm import tfds
+from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
-from paradigm.names import few, is_hidden
+from paradigm.names import few
+from paradigm.records import Subset
 from paradigm.storage import expand, here
+from t5like.files import unpacked_ending
 from vision.decode_image import decode
-from vision.sources import Opened, TfdsSource, open_source
+from vision.embedded import files_in, is_embedded
+from vision.reading import Opened, digest
+from vision.sources import TfdsSource, open_source
 from vision.synthetic_scenes import COLOURS, SHAPES
 
+_READ_BY = {  # settings of a PairData that are not of every kind of source: the kinds that read them
+    "separator": "tsv csv parquet beside wds tfds",
+    **dict.fromkeys(("image_suffix", "second", "images", "test_images"), "tsv csv"),
+    "image": "tsv csv parquet beside tfds",
+    "label": "shapes tsv csv parquet beside tfds",
+    **dict.fromkeys(("group", "split"), "tsv csv parquet beside"),
+    **dict.fromkeys(("classes", "valid_glob"), "wds"),
+    "valid": "tsv csv parquet beside wds tfds",
+}
 TRUTH = "truth"  # the label of shapes that says whether a sentence is true of two scenes
-_TABLES = (".tsv", ".tab", ".csv", ".txt")
 _FORMS = (
-    "pairs are read from tables (.tsv, .csv, .jsonl, .json, .parquet), WebDataset .tar files, tfds directories, and "
-    "pictures with a .txt of their name beside"
+    "pairs are read from tables (.tsv, .csv, .jsonl, .json, .parquet), WebDataset .tar files, tfds directories, "
+    "Parquet with pictures in it, and pictures with a .txt of their name beside"
 )
 
 
@@ -49,10 +73,12 @@ def open_pairs(recipe, cache_dir=None):
     if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
         kind, place = _guess(recipe.source)
     opener = choose("source of pairs", kind, _OPENERS)
-    if recipe.second and kind not in ("tsv", "csv"):
-        raise UserError(
-            f"PairData.second={recipe.second!r}: a second picture is read from tables alone, not from {kind}"
-        )
+    for setting, kinds in _READ_BY.items():
+        value, default = getattr(recipe, setting), getattr(type(recipe), setting)
+        if value != default and kind not in kinds.split() and (setting, value, kind) != ("label", PAIR, "wds"):
+            raise UserError(
+                f"PairData.{setting}={value!r} says nothing of {kind}, only of {few(kinds.split())}: leave it out"
+            )
     if (kind == "shapes") == bool(place):
         fix = "nothing comes after shapes" if place else f"it names no place: write {kind}:PATH"
         raise UserError(f"PairData.source={recipe.source!r}: {fix}")
@@ -67,20 +93,25 @@ def _guess(source):
     path = here(source)
     if not source.strip():
         raise UserError(f"PairData.source is empty: {_FORMS}")
-    if path.is_file() and (path.suffix.lower() in _TABLES or is_listed(path)):
+    tars = next(path.rglob("*.tar"), None) if path.is_dir() else None
+    if not tars and path.exists() and files_in(path) and is_embedded(path):
+        if path.is_dir() and (other := next((p for p in path.rglob("*") if p.suffix in TABLES), None)):
+            found = [*files_in(path), other.name]
+            raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: name the one to read")
+        return "parquet", source
+    if path.is_file() and (unpacked_ending(path.name) in (*TABLES, ".txt") or is_listed(path)):
         return "tsv", source
     if path.is_file() and zipfile.is_zipfile(path):
         return "beside", source
     if path.is_dir() and not (path / "dataset_info.json").exists():
-        named = sorted(p for p in path.iterdir() if not is_hidden(p.name) and p.is_file())
-        tables = [p for p in named if p.suffix.lower() in _TABLES[:3] or is_listed(p)]
-        tars = next(path.rglob("*.tar"), None)
+        tables = tables_in(path)
         found = [p.name for p in (*tables, tars) if p is not None]
-        if tables and len(found) > 1:
-            raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: name the one to read")
+        if tables and len(found) > 1 and (tars or not tables_of_splits(path)):
+            fix = "name the one to read" + f", or write wds:{source} for the tar files" * bool(tars)
+            raise UserError(f"PairData.source={source!r} holds {few(found, 4)}: {fix}")
         if not found:
             return "beside", source
-        return ("tsv", str(tables[0])) if tables else ("wds", source)
+        return ("tsv", str(tables[0]) if len(tables) == 1 else source) if tables else ("wds", source)
     if path.is_dir():
         return "tfds", source
     if path.is_file() and path.suffix != ".tar" and not tarfile.is_tarfile(path):
@@ -164,6 +195,13 @@ class TfdsPairs(TfdsSource):
         return captions_of(record, self.text, self.separator)
 
 
+class Pairs(Subset):
+    """Some pairs of a source, a source of pairs itself."""
+
+    def captions(self, position):
+        return self.source.captions(int(self.positions[position]))
+
+
 def _open_tfds(place, recipe, cache_dir):
     features = sorted(tfds.builder(place).info.features)
     recipe = dataclasses.replace(complete(recipe, features), split=recipe.split)
@@ -177,17 +215,23 @@ def _open_tfds(place, recipe, cache_dir):
         split: TfdsPairs(base.data, base.shards, base.reading, recipe.text, recipe.separator)
         for split, base in opened.splits.items()
     }
+    how = []
+    if "valid" not in splits:
+        train, how = splits["train"], [recipe.valid]
+        held = held_out(mix64(np.arange(len(train))), recipe.valid, f"tfds:{place}")
+        splits["train"], splits["valid"] = (Pairs(train, np.flatnonzero(mask)) for mask in (~held, held))
     used = {recipe.image, recipe.label, *names_in(recipe.text)}
     rest = [name for name in features if name not in used]
     note = f"captions from {', '.join(recipe.text)}" + (rest and f"; features left out: {few(rest)}" or "")
     note = "; ".join(filter(None, (opened.note, note)))
-    return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator]), note)
+    return Opened(splits, opened.classes, digest([opened.digest, recipe.text, recipe.separator, *how]), note)
 
 
 _OPENERS = {
     "shapes": _open_shapes,
     "tsv": open_table,
     "csv": open_table,
+    "parquet": open_columns,
     "beside": open_beside,
     "wds": open_tars,
     "tfds": _open_tfds,

@@ -1,26 +1,29 @@
-"""Tables of pairs: lines that name a picture's file and its captions, and the files beside them."""
+"""Tables of pairs: lines that name a picture's file and its captions (see columns.py), and the pictures."""
 
-import ast
-import csv
 import dataclasses
 import hashlib
-import io
+import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from multimodal import listed
-from multimodal.fields import IMAGE, RECIPE, captions_of, complete, digest, filled, form_of, held_out, names_in
+from multimodal.columns import check_wanted, columns_told, completed, places_of, read_table, single
+from multimodal.fields import RECIPE, captions_of, complete, filled, form_of, held_out, names_in
+from paradigm.classes import check_classes
 from paradigm.errors import UserError, choose
-from paradigm.names import SPLITS, few, kind_of, parts_of, split_of
+from paradigm.names import SPLITS, few, is_hidden, kind_of, parts_of, split_of, splits_by_path, without_shard
 from paradigm.records import keys_of
 from paradigm.storage import expand
-from vision.decode_image import decode
-from vision.files import is_picture, open_container
-from vision.sources import Opened, Reading
+from t5like import files
+from vision.decode_image import decode, suffixes
+from vision.embedded import open_embedded
+from vision.files import is_picture, open_container, sample_of
+from vision.reading import Opened, Reading, digest
 
-_BETWEEN = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+TABLES = (".tsv", ".tab", ".csv")
+_PICTURE, _SPLIT = "the picture from the folder of all tables on", "the split of the table"  # columns of several
 
 
 def reading_of(recipe, **changes):
@@ -100,7 +103,7 @@ class TablePairs:
 
 
 def open_table(place, recipe, cache_dir=None):
-    """The Opened of a table with a header, whose lines name pictures (see `_read_table`).
+    """The Opened of a table with a header, whose lines name pictures (see `read_table`).
 
     A picture is looked for, by its column and PairData.image_suffix, in each of PairData.images: zip files, which are
     never unpacked, or folders, by their paths from the table's folder on; without any, in the zip of the table's name,
@@ -113,10 +116,59 @@ def open_table(place, recipe, cache_dir=None):
     test instead.
     """
     path = expand(place)
+    if path.is_dir() and (tables := tables_of_splits(path)):
+        return _open_tables(path, tables, recipe)
     if not path.is_file():
         raise UserError(f"{recipe.source.partition(':')[0]}:{place}: no such file")
     content = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _opened(path, content, *_read_table(path, recipe))
+    return _opened(path, content, *read_table(path, recipe))
+
+
+def tables_in(root):
+    """The tables of a folder, or else of its folders; without what lies beside pictures and tars of its name."""
+    is_table = lambda p: files.unpacked_ending(p.name) in TABLES or listed.is_listed(p)
+    ours = lambda found: sorted(p for p in found if is_table(p) and not is_hidden(p.name) and p.is_file())
+    beside = lambda p: p.suffix == ".json" and any(p.with_suffix(suffix).exists() for suffix in suffixes())
+    found = [p for p in ours(root.iterdir()) or ours(root.glob("*/*")) if not beside(p)]
+    tars = {p.stem for p in root.rglob("*.tar")} if found else ()
+    return [p for p in found if not any(p.name.startswith(stem) for stem in tars)]
+
+
+def tables_of_splits(root):
+    """{table: its split} of the tables of a folder, where the name of each says one: of it, or of its folder."""
+    found = {p: p.relative_to(root) for p in tables_in(root)}
+    bare = {p: [*n.parent.parts, without_shard(n.name.partition(".")[0])] for p, n in found.items()}
+    splits = splits_by_path(bare)
+    return splits if splits.keys() == found.keys() and len(set(splits.values())) == len(splits) else {}
+
+
+def _open_tables(root, tables, recipe):
+    """The Opened of tables with a split each. A picture is looked for from its table's folder on."""
+    if recipe.second:
+        raise UserError(f"PairData.second={recipe.second!r}: a second picture is read from one table, and {root} has "
+                        f"{few(p.name for p in tables)}")  # fmt: skip
+    records, content, first = [], [], None
+    for path, split in tables.items():
+        own, header, rows, lines, said = read_table(path, recipe)
+        first = first or (own, header, said)
+        if odd := {*header} ^ {*first[1]}:
+            raise UserError(
+                f"{path} and {next(iter(tables))} have other columns ({few(sorted(odd))}): name one of them"
+            )
+        folder = "" if recipe.images else path.parent.relative_to(root).as_posix() + "/"
+        for line, row in zip(lines, rows):
+            cells = dict(zip(header, row))
+            picture = filled(own.image, lambda name: single(cells[name]).strip())
+            inside = f"{folder.removeprefix('./')}{_safe(picture, path, line, [path.parent])}"
+            records.append((line, [inside, split, *(cells[name] for name in first[1])]))
+        content.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    own, header, said = first
+    said = [said, "splits by the tables' names: " + ", ".join(f"{p.name} is {split}" for p, split in tables.items())]
+    own = dataclasses.replace(own, image=_PICTURE, split=recipe.split or _SPLIT)
+    lines, rows = zip(*records)
+    return _opened(
+        root / "tables", content, own, [_PICTURE, _SPLIT, *header], rows, lines, "; ".join(filter(None, said))
+    )
 
 
 def open_beside(place, recipe, cache_dir=None):
@@ -133,19 +185,32 @@ def open_beside(place, recipe, cache_dir=None):
         )
     header, rows, lines, said = found
     recipe = complete(dataclasses.replace(recipe, images=(str(path.absolute()),)), header)
-    _check_wanted(path, header, recipe)
+    check_wanted(path, header, recipe)
     return _opened(path, repr(rows), recipe, header, rows, lines, said)
 
 
-def _opened(path, content, recipe, header, rows, lines, said):
-    """The Opened of a table that was read."""
-    for setting in ("classes", "valid_glob"):
-        if getattr(recipe, setting):
-            raise UserError(f"PairData.{setting} is of tar files, and {path} is none: leave it out")
+def open_columns(place, recipe, cache_dir=None):
+    """The Opened of Parquet or Arrow files with a column of pictures (see vision/embedded.py)."""
+    path = expand(place)
+    if not path.exists():
+        raise UserError(f"parquet:{place}: no such file or directory")
+    files = open_embedded(path, recipe.image, "PairData.image", recipe.max_pixels, RECIPE)
+    header, rows, lines, said = listed.embedded(files)
+    given, recipe = recipe, completed(dataclasses.replace(recipe, image=files.column), header, rows)
+    check_wanted(path, header, recipe)
+    told = columns_told(given, recipe, header, every=True)
+    content = [(name, sample_of(file)) for name, file in files.files.items()]
+    return _opened(path, content, recipe, header, rows, lines, "; ".join(filter(None, (said, told))), files)
+
+
+def _opened(path, content, recipe, header, rows, lines, said, inside=None):
+    """The Opened of a table that was read. inside: the container of its pictures, where they lie in it."""
     column = {name: k for k, name in enumerate(header)}
     cells = lambda name: [row[column[name]] for row in rows]
-    pictures = lambda form: [filled(form, lambda name: _one(row[column[name]]).strip()) for row in rows]
-    files_of = lambda form: tuple(_safe(n, path, line) + recipe.image_suffix for n, line in zip(pictures(form), lines))
+    pictures = lambda form: [filled(form, lambda name: single(row[column[name]]).strip()) for row in rows]
+    places = [path] if inside else places_of(path, recipe)
+    named = lambda form: (_safe(n, path, line, places) for n, line in zip(pictures(form), lines))
+    files_of = lambda form: tuple(name + recipe.image_suffix for name in named(form))
     names, seconds = files_of(recipe.image), files_of(recipe.second) if recipe.second else None
     wanted = {name: column[name] for name in names_in(recipe.text)}
     captions = tuple(
@@ -153,16 +218,18 @@ def _opened(path, content, recipe, header, rows, lines, said):
     )
     labels = classes = None
     if recipe.label:
-        words = [_one(cell).strip() for cell in cells(recipe.label)]
+        words = [single(cell).strip() for cell in cells(recipe.label)]
         classes = tuple(sorted(set(words) - {""}))
         if not classes:
             raise UserError(f"{path}: the column {recipe.label} names no class: fill it, or leave out PairData.label")
+        fix = "name another with PairData.label, or leave that out"
+        check_classes(classes, len(words) - words.count(""), f"{path}: the column {recipe.label!r}", fix)
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels, seconds)
-    files, found, stamps, others = _table_files(path, recipe, names, seconds or names, header, rows)
+    files, found, stamps, others = _table_files(path, recipe, names, seconds or names, header, rows, places, inside)
     whole = found.any(axis=0) & np.array([bool(c) for c in captions])
-    groups = list(map(_one, cells(recipe.group))) if recipe.group else names
+    groups = list(map(single, cells(recipe.group))) if recipe.group else names
     split_of = _table_splits(groups, whole, recipe, cells, path)
     trained, tested = found[: len(found) - len(recipe.test_images)], found[len(found) - len(recipe.test_images) :]
     nowhere = ~np.any(found, axis=0)
@@ -190,204 +257,22 @@ def _opened(path, content, recipe, header, rows, lines, said):
     return Opened(splits, classes, digest([content, settings, *stamps]), "; ".join(filter(None, notes)))
 
 
-def _read_table(path, recipe):
-    """(the recipe with the columns that it left open, header, rows, numbers of their lines, what was taken as what).
-
-    The columns stand between tabs, commas or semicolons: whichever make a header with the wanted names. Cells may be
-    quoted as spreadsheets do (the csv module's rules); where those do not fit, quotes stand for themselves.
-    """
-    if listed.is_listed(path):
-        header, rows, lines, said = listed.read(path)
-        given, recipe = recipe, _completed(recipe, header, rows)
-        if recipe.image == IMAGE and IMAGE not in header:
-            recipe = dataclasses.replace(recipe, image=form_of(header, rows, _pictures(path, recipe)) or IMAGE)
-        _check_wanted(path, header, recipe)
-        return recipe, header, rows, lines, "; ".join(filter(None, (said, _columns_told(given, recipe, header))))
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as that") from None
-    written = sum(1 for line in text.split("\n") if line.strip())
-    if written < 2:
-        what = "has a header and no lines" if written else "is empty"
-        raise UserError(
-            f"{path} {what}: it wants a header and a line for each pair, with tabs or commas between the columns"
-        )
-    given = recipe
-    try:
-        delimiter = _delimiter(path, text, recipe)
-    except UserError:
-        if not (form := _form(path, text, recipe)):
-            raise
-        recipe = dataclasses.replace(recipe, image=form)
-        delimiter = _delimiter(path, text, recipe)
-    (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter)
-    header = [name.strip() for name in header]
-    recipe = _completed(recipe, header, rows)
-    names = [name for _, name in _wanted(recipe)]
-    if double := next((name for name in names if header.count(name) > 1), None):
-        raise UserError(f"{path} has {header.count(double)} columns {double!r}: give each a name of its own")
-    notes = [f"columns between {_BETWEEN[delimiter]}" * (delimiter != "\t" or path.suffix.lower() == ".csv"), quotes]
-    rows, several = _lists(rows, [header.index(name) for name in names_in(recipe.text)])
-    notes += [several, _columns_told(given, recipe, header)]
-    return recipe, header, rows, lines, "; ".join(filter(None, notes))
-
-
-def _form(path, text, recipe):
-    """By which form the lines name the pictures that are there, where no column says so; "" if none is found."""
-    written = [line for line in text.split("\n") if line.strip()][:100]
-    for mark in _BETWEEN if recipe.image == IMAGE else ():
-        header, *rows = csv.reader(written, delimiter=mark)
-        rows = [row for row in rows if len(row) == len(header)]
-        if len(header) > 1 and (form := form_of(header, rows, _pictures(path, recipe))):
-            return form
-    return ""
-
-
-def _pictures(path, recipe):
-    """The names of the pictures beside a table, in PairData.images or where they are looked for without."""
-    container = open_container(_places(path, recipe)[0], recipe.max_pixels, RECIPE)
-    return [name for name, _ in container.list()[0] if is_picture(name)] if container else []
-
-
-def _completed(recipe, header, rows):
-    """The recipe with the columns that it leaves open."""
-    found = complete(recipe, header)
-    if found.split and not recipe.split and not all(split_of(row[header.index(found.split)]) for row in rows):
-        return dataclasses.replace(found, split="")  # a column of that name that says something else
-    return found
-
-
-def _lists(rows, columns):
-    """(rows, in which each cell of a column of lists as Python or JSON writes them holds several captions, a note)."""
-    for k in columns:
-        if rows and all(row[k].startswith("[") and row[k].endswith("]") for row in rows):
-            try:
-                several = [ast.literal_eval(row[k]) for row in rows]
-            except (ValueError, SyntaxError):
-                continue
-            if all(isinstance(text, str) for texts in several for text in texts):
-                rows = [[*row[:k], tuple(texts), *row[k + 1 :]] for row, texts in zip(rows, several)]
-                return rows, "lists of captions"
-    return rows, ""
-
-
-def _one(cell):
-    """A cell that is no caption, as a str."""
-    return cell if isinstance(cell, str) else ", ".join(cell)
-
-
-def _columns_told(given, recipe, header):
-    """What was taken from which column, and which are left out."""
-    notes, names = [], [name for _, name in _wanted(recipe)]
-    if given.label and not recipe.label:
-        notes.append(f"no labels (PairData.label={given.label!r} is of the scenes 'shapes')")
-    if recipe.image != given.image:
-        notes.append(f"pictures from {recipe.image}")
-    if recipe.split != given.split:
-        notes.append(f"splits from {recipe.split}")
-    if odd := [name for name in names if name.lower() == "split" and name != recipe.split]:
-        notes.append(f"no splits from {odd[0]}, which says others than train, valid and test")
-    others = [name for name in header if name not in names]
-    if others or recipe.text != given.text:
-        notes.append(f"captions from {', '.join(recipe.text)}")
-    if others:
-        notes.append(f"columns left out: {few(name or 'one without a name' for name in others)}")
-    return "; ".join(notes)
-
-
-def _wanted(recipe):
-    """[(setting of PairData, name of the column that it reads)]."""
-    wanted = [
-        *(("image", name) for name in names_in([recipe.image])),
-        *(("second", name) for name in names_in([recipe.second] if recipe.second else [])),
-        *(("text", name) for name in names_in(recipe.text)),
-    ]
-    return wanted + [(s, getattr(recipe, s)) for s in ("label", "group", "split") if getattr(recipe, s)]
-
-
-def _delimiter(path, text, recipe):
-    """What stands between the columns. Raises UserError, naming the columns, where the wanted ones are not there."""
-    first = next(line for line in text.split("\n") if line.strip())
-    headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d))] for d in _BETWEEN}
-    wanted = {d: _wanted(complete(recipe, header)) for d, header in headers.items()}
-    fits = [d for d, header in headers.items() if {name for _, name in wanted[d]} <= set(header)]
-    if len(fits) > 1:
-        raise UserError(f"{path} may have {' or '.join(_BETWEEN[d] for d in fits)} between its columns: keep to one")
-    if fits:
-        return fits[0]
-    best = max(headers, key=lambda d: len(headers[d]))
-    if len(headers[best]) == 1:
-        raise UserError(
-            f"{path} has one column, {headers[best][0][:80]!r}: it wants a header with tabs, commas or semicolons "
-            "between the columns, one of them the picture's file and one its caption"
-        )
-    if any(is_picture(name) for name in headers[best]):
-        raise UserError(
-            f"{path} has no header, it seems: {first[:60]!r} is its first line. Put one above it that names the "
-            f"columns, such as {['image', 'caption', *(f'column{k}' for k in range(3, 9))][: len(headers[best])]}"
-        )
-    _check_wanted(
-        f"{path}, read with {_BETWEEN[best]} between the columns,", headers[best], complete(recipe, headers[best])
-    )
-
-
-def _check_wanted(what, header, recipe):
-    """UserError where a table lacks a column that is wanted."""
-    if lacking := [(setting, name) for setting, name in _wanted(recipe) if name not in header]:
-        settings = list(dict.fromkeys(f"PairData.{setting}" for setting, _ in lacking))
-        raise UserError(
-            f"{what} has no column {' and no '.join(repr(name) for _, name in lacking)}, only {few(header, 20)}: "
-            f"choose with {' and '.join(settings)}"
-        )
-
-
-def _rows(path, text, delimiter):
-    """(rows, the header among them, the numbers of their lines, what to say about quotes)."""
-    plain = [(n, line.split(delimiter)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    plain[0] = plain[0][0], next(csv.reader([delimiter.join(plain[0][1])], delimiter=delimiter))
-    quoted, problem, before = [], None, 0
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                quoted.append((before + 1, cells))
-            before = reader.line_num
-    except csv.Error as error:
-        problem = f"line {before + 1} is not csv ({error}): is a quote left open?"
-    wrong = {}
-    for name, rows in (("plain", plain), ("quoted", quoted)):
-        wide = len(rows[0][1]) if rows else 0
-        odd = next((row for row in rows if len(row[1]) != wide), None)
-        wrong[name] = odd and f"line {odd[0]} has {len(odd[1])} columns and the header {wide}: mend that line"
-    wrong["quoted"] = problem or wrong["quoted"]
-    if wrong["quoted"] and wrong["plain"]:
-        raise UserError(f"{path} {wrong['quoted']}")
-    if not any(wrong.values()) and len(plain) != len(quoted):
-        at = next(n for (n, _), (m, _) in zip(plain, [*quoted, (0, 0)]) if n != m)
-        raise UserError(
-            f"{path} line {at} is within quotes that begin before it, or a line of its own: double the quotes that "
-            "stand for themselves, and put their cell in quotes"
-        )
-    rows = plain if wrong["quoted"] else quoted
-    said = ""
-    if wrong["quoted"]:
-        said = "quotes stand for themselves"
-    elif cells := sum(a != b for (_, one), (_, other) in zip(plain, quoted) for a, b in zip(one, other)):
-        said = f"{cells:,} cells in quotes" if len(plain) == len(quoted) and not wrong["plain"] else "cells in quotes"
-    return [row for _, row in rows], [n for n, _ in rows], said
-
-
-def _safe(name, path, line):
+def _safe(name, path, line, places):
+    """A picture's name from one of the places on. Raises UserError where it lies in none of them."""
+    roots = (f"{os.path.abspath(place)}/" for place in places if name.startswith("/"))
+    name = next((name.removeprefix(root) for root in roots if name.startswith(root)), name)
     if name.startswith(("/", "\\")) or ".." in pathlib.PurePosixPath(name.replace("\\", "/")).parts:
-        raise UserError(f"{path} line {line}: the picture {name!r} lies outside of PairData.images: mend that line")
+        raise UserError(
+            f"{path} line {line}: the picture {name!r} lies outside of {few(places)}: set PairData.images to the "
+            "folders that hold the pictures, or mend that line"
+        )
     return "/".join(parts_of(name)) if "\\" in name or name.startswith("./") else name
 
 
 def _table_splits(groups, whole, recipe, cells, path):
     """[rows] of str: the split of each line. whole: bool [rows], those that may be held out."""
     if recipe.split:
-        values = list(map(_one, cells(recipe.split)))
+        values = list(map(single, cells(recipe.split)))
         words = {word: split for split, own in SPLITS.items() for word in own}
         for value in set(values):
             split_of(value) or choose(f"split in the column {recipe.split} of {path}", value, words)
@@ -404,19 +289,11 @@ def _table_splits(groups, whole, recipe, cells, path):
     return found
 
 
-def _places(path, recipe):
-    """Where pictures are looked for."""
-    places = [path.parent / expand(place) for place in (*recipe.images, *recipe.test_images)]
-    own = path.with_suffix(".zip")
-    return places if recipe.images else [own if own.is_file() else path.parent, *places]
-
-
-def _table_files(path, recipe, names, seconds, header, rows):
+def _table_files(path, recipe, names, seconds, header, rows, places, inside):
     """(files, bool [files, rows]: which has whose pictures, lines that change with them, number of other pictures)."""
-    places = _places(path, recipe)
     files, found, stamps, others, wanted = [], [], [], 0, {*names, *seconds}
     for place in places:
-        one = open_container(place, recipe.max_pixels, RECIPE)
+        one = inside or open_container(place, recipe.max_pixels, RECIPE)
         if one is None:
             what = "neither a folder nor a whole zip file, nor a tar" if place.exists() else "not there"
             raise UserError(f"{place} of PairData.images is {what}: name the zip file or folder of the pictures")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from paradigm.classes import no_classes
 from paradigm.errors import UserError
 from paradigm.names import HIDDEN, is_hidden, kind_of
 from paradigm.records import keys_of
@@ -124,7 +125,7 @@ def _pairs(path, counts):
                 if taken is not None:
                     raise UserError(f"{path} has two members for {stem}.{suffix}: give each pair a key of its own")
     except tarfile.TarError as error:
-        if open(path, "rb").read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7"):
+        if open(path, "rb").read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
             why = "it is packed, and pairs are read in any order"
             raise UserError(f"{path} cannot be read as an uncompressed tar file: {why}; unpack it") from None
         raise UserError(
@@ -186,6 +187,8 @@ def _class(file, member):
 def _labels(words):
     """(a number for each, -1 for none; the names of the classes, () where they are numbers; how many are no label)."""
     told = {word for word in words if word}
+    if no_classes(sorted(told), sum(map(bool, words))):
+        return [-1] * len(words), (), sum(word is not None for word in words)
     numbers = all(re.fullmatch(r"-?\d{1,9}", word) for word in told)
     unlabelled = sum(word == "" for word in words)
     if numbers:

@@ -17,14 +17,14 @@ import re
 
 import numpy as np
 
-from multimodal.fields import RECIPE, captions_of, digest, held_out
+from multimodal.fields import RECIPE, captions_of, held_out
 from multimodal.tar_index import FIELDS, FIRST_TEXT, HASH, JSON, LABEL, PICTURE, SHARD, Scanned, scan
 from paradigm import storage
 from paradigm.errors import UserError
 from paradigm.names import HIDDEN, few, is_hidden, kind_of, left_out, split_of
 from vision.decode_image import decode
 from vision.files import SAMPLE_BYTES, SAMPLED, sample_of, spread
-from vision.sources import Opened, Reading
+from vision.reading import Opened, Reading, digest
 
 FORMAT = "paradigm-pairs-2"
 LOOKED = 64  # pairs whose texts are looked at when tar files are opened

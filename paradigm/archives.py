@@ -1,22 +1,127 @@
-"""Tar files by one rule for every reader: all that are there one after the other, and none that is cut short."""
+"""Packed files and tars by one rule for every reader: all streams and tars that are there one after the other, and
+none that is damaged, cut short, or followed by something else."""
 
 import bz2
+import contextlib
 import gzip
+import io
 import lzma
 import tarfile
 
+from paradigm.errors import UserError
+
 _BLOCK = 512  # bytes of a header, and of the zeros at an end
+_CHUNK = 1 << 16  # bytes unpacked at a time
+_MARKS = {
+    ".gz": b"\x1f\x8b",
+    ".bz2": b"BZh",
+    ".xz": b"\xfd7zXZ\0",
+    ".zst": b"\x28\xb5\x2f\xfd",
+}  # what begins with which
 
 
-def unpacked(stream):
-    """The stream, unpacked where it is packed by gzip, bzip2 or xz."""
-    begin = stream.read(6)
-    stream.seek(0)
-    if begin.startswith(b"\x1f\x8b"):
+def unpacked(stream, kind=None, name=""):
+    """The seekable stream, unpacked by a kind: .gz, .bz2, .xz or .zst; None: the one that its first bytes say, if any.
+
+    name: for the UserError where zstd cannot be read here. Reading raises OSError, EOFError, zlib.error or LZMAError.
+    """
+    if kind is None:
+        begin = stream.read(6)
+        stream.seek(0)
+        kind = next((kind for kind, mark in _MARKS.items() if begin.startswith(mark)), "")
+    if kind == ".gz":
         return gzip.GzipFile(fileobj=stream, mode="rb")
-    if begin.startswith(b"BZh"):
-        return bz2.BZ2File(stream)
-    return lzma.LZMAFile(stream) if begin.startswith(b"\xfd7zXZ") else stream
+    if kind == ".zst":
+        with contextlib.suppress(ImportError):
+            import pyarrow
+
+            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
+    new = {".bz2": bz2.BZ2Decompressor, ".xz": lzma.LZMADecompressor, ".zst": lambda: _Frame(name)}.get(kind)
+    if new is None:
+        return stream
+    mark = b"" if kind == ".zst" else _MARKS[kind]  # of which a frame that says nothing may follow another
+    return io.BufferedReader(_Unpacked(stream, new, mark), _CHUNK)
+
+
+class _Unpacked(io.RawIOBase):
+    """What the streams of a file unpack to. Python's bz2 and lzma end in silence at what is none of their streams."""
+
+    def __init__(self, stream, new, mark):
+        self._stream, self._new, self._mark = stream, new, mark
+        self._begin()
+
+    def _begin(self):
+        self._stream.seek(0)
+        self._at, self._of, self._raw = 0, None, b""
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        """By unpacking: all of it anew for what lies before."""
+        if whence == io.SEEK_END:
+            while self.read(_CHUNK):
+                pass
+        at = offset + (0 if whence == io.SEEK_SET else self._at)
+        if at < self._at:
+            self._begin()
+        while self._at < at and self.read(min(_CHUNK, at - self._at)):
+            pass
+        return self._at
+
+    def readinto(self, buffer):
+        data = b""
+        while not data and self._feed():
+            data = self._of.decompress(self._raw, len(buffer))
+            self._raw = self._of.unused_data
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _feed(self):
+        """Whether there is more to unpack: `_of` then takes `_raw` next."""
+        if self._of is not None and not self._of.eof:
+            self._raw = self._stream.read(_CHUNK) if self._of.needs_input else b""
+            if self._of.needs_input and not self._raw:
+                raise EOFError("it is cut short")
+            return True
+        first = self._of is None
+        more = raw = self._raw or self._stream.read(_CHUNK)
+        while more and not (raw := more if first else more.lstrip(b"\0")):
+            more = self._stream.read(_CHUNK)
+        if first and not raw:
+            raise EOFError("it is empty")
+        if not first and raw[: len(self._mark)] != self._mark[: len(raw)]:
+            raise OSError("something else stands behind its end")
+        self._raw, self._of = raw, self._new() if raw else self._of
+        return bool(raw)
+
+
+class _Frame:
+    """zstandard's decompressor of one frame as bz2 has its own: so many bytes at a time."""
+
+    def __init__(self, name):
+        try:
+            import zstandard
+        except ImportError as error:
+            raise UserError(f"{name} is packed by zstd: to read it, pip install zstandard") from error
+        self._of, self._left = zstandard.ZstdDecompressor().decompressobj(), b""
+        self._errors = zstandard.ZstdError
+
+    def decompress(self, raw, size):
+        try:
+            self._left += self._of.decompress(raw) if raw else b""
+        except self._errors as error:
+            raise OSError(str(error)) from error
+        data, self._left = self._left[:size], self._left[size:]
+        return data
+
+    needs_input = property(lambda self: not self._left)
+    eof = property(lambda self: self._of.eof and not self._left)
+    unused_data = property(lambda self: self._of.unused_data if self._of.eof else b"")
 
 
 class Tar:

@@ -15,6 +15,7 @@ _CLEAN = re.compile(  # after a number, before what it is a split of, before a y
     rf"(?:\d+[-_. ]+)?({_WORD})[-_. ]*(?:set|data|dataset|images?|imgs?|photos|split)?[-_. ]*(?:(?:19|20)\d\d)?"
 )
 _COMPOUND = re.compile(rf"(?:(.+)[-_. ])?({_WORD})(?:[-_. ](.+))?")
+_SHARD = re.compile(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$")
 HIDDEN, DANGLING = "hidden name", "dangling link"  # kinds of what is left out, beside suffixes
 _NAMED = 6  # kinds of files that a line names
 
@@ -52,6 +53,24 @@ def splits_of(names):
             stems[match[1], match[3]][SPLIT_OF[match[2]]].append(name)
     whole = [dict(splits) for splits in stems.values() if "train" in splits and len(splits) > 1]
     return whole[0] if len(whole) == 1 and not found else dict(found)
+
+
+def splits_by_path(paths):
+    """{key: its split} of {key: names of its folders and of its file, without endings and shards' numbers}, where names
+    of files or folders side by side say so, one of them train."""
+    beside = collections.defaultdict(set)
+    for path in paths.values():
+        for k, part in enumerate(path):
+            beside[tuple(path[:k])].add(part)
+    said = {folder: splits_of(parts) for folder, parts in beside.items()}
+    said = {f: {n: s for s, own in by.items() for n in own} for f, by in said.items() if "train" in by and len(by) > 1}
+    split = lambda path: next((s for k, n in enumerate(path) if (s := said.get(tuple(path[:k]), {}).get(n))), None)
+    return {key: found for key, path in paths.items() if (found := split(path))}
+
+
+def without_shard(name):
+    """A file's name, its ending taken off, without the number of its shard: train of train-00001-of-01024-ab12."""
+    return _SHARD.sub("", name)
 
 
 def split_in(name):

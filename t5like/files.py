@@ -4,18 +4,14 @@ A container's contents are treated as a folder's: the same names are hidden, the
 taken is counted by its kind. Packed by gzip, bzip2, xz or zstd (which needs the package zstandard, or pyarrow).
 """
 
-import bz2
 import collections
 import contextlib
 import dataclasses
 import fnmatch
 import functools
-import gzip
-import io
 import lzma
 import os
 import pathlib
-import re
 import shutil
 import tarfile
 import tempfile
@@ -24,7 +20,7 @@ import zlib
 
 from paradigm import archives, tfds
 from paradigm.errors import UserError
-from paradigm.names import splits_of
+from paradigm.names import splits_by_path, without_shard
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 UNPACKS_TO = 4  # times its size: text shrinks to about a quarter
@@ -133,21 +129,15 @@ def _below(root):
 
 def splits_by_name(files):
     """{name: its split} of the Files that names of files or folders side by side, one of them train, say."""
-    paths = {file.name: [_stem(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
-    beside = collections.defaultdict(set)
-    for path in paths.values():
-        for k, part in enumerate(path):
-            beside[tuple(path[:k])].add(part)
-    said = {folder: splits_of(parts) for folder, parts in beside.items()}
-    said = {f: {n: s for s, own in by.items() for n in own} for f, by in said.items() if "train" in by and len(by) > 1}
-    split = lambda path: next((s for k, n in enumerate(path) if (s := said.get(tuple(path[:k]), {}).get(n))), None)
-    return {name: found for name, path in paths.items() if (found := split(path))}
+    return splits_by_path(
+        {file.name: [stem_of(part) for part in pathlib.PurePosixPath(file.name).parts] for file in files}
+    )
 
 
-def _stem(name):
+def stem_of(name):
     """A name without its ending and the number of its shard: c4-train of c4-train.00001-of-01024.json.gz."""
     bare = name[: len(name) - len(ending(name))] if name.lower().endswith(ending(name)) else name
-    return re.sub(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$", "", bare)
+    return without_shard(bare)
 
 
 def told(left):
@@ -281,23 +271,5 @@ def _members(file, left):
 
 
 def _unpacked(stream, name):
-    packed = next((p for p in PACKED if ending(name).endswith(p)), None)
-    if packed == ".gz":
-        return gzip.GzipFile(fileobj=stream)
-    if packed == ".bz2":
-        return bz2.BZ2File(stream)
-    if packed == ".xz":
-        return lzma.LZMAFile(stream)
-    return _zstd(stream, name) if packed else stream
-
-
-def _zstd(stream, name):
-    with contextlib.suppress(ImportError):
-        import zstandard
-
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True))
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise UserError(f"{name} is packed by zstd: to read it, pip install zstandard") from error
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
+    kind = next((p for p in PACKED if ending(name).endswith(p)), "")
+    return archives.unpacked(stream, kind, name)

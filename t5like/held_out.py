@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import pathlib
 
 from paradigm.errors import UserError
-from paradigm.names import few
+from paradigm.names import few, split_in
 from paradigm.records import hash_of
 from t5like import sources
-from t5like.files import check_patterns, is_packed, matches
+from t5like.files import check_patterns, is_packed, matches, stem_of
 
 SURVEYED = 256 << 20  # bytes of a corpus that is read once more, to know how long its documents are
 
@@ -78,9 +79,25 @@ def split_text(recipe, listing):
         note = f"by names: {', '.join(said)} (valid_glob and exclude choose otherwise)" if said else ""
         if valid:
             return pieces, HeldOut(named=True, note=note)
+    note = note or _without_train(recipe.source, pieces)
     if not note and (field := sources.split_field(pieces)):
         note = f"records say one in {field!r}, which is not read: give each split a file of its own"
     return pieces, dataclasses.replace(_drawn(recipe, pieces), note=note)
+
+
+def _without_train(source, pieces):
+    """What to say of files called valid or test beside none that is called train. Raises UserError if all are."""
+    files = dict.fromkeys(p.names[0] for p in pieces if p.kind != "tfds" and not p.split)
+    says = lambda name: {split_in(stem_of(part)) for part in pathlib.PurePosixPath(name).parts} & {"valid", "test"}
+    odd = [name for name in files if says(name)]
+    if len(odd) == len(files) > 1:
+        raise UserError(f"source {source} holds {few(odd, 4)} and no file of train: add that, or name the one to read")
+    rest = "since nothing beside is called train: exclude leaves files out"
+    return (
+        f"{few(odd, 3)} {'are' if len(odd) > 1 else 'is'} trained on, {rest}"
+        if odd and pieces[0].path != source
+        else ""
+    )
 
 
 def _drawn(recipe, pieces):

@@ -1,25 +1,27 @@
 """Evaluators of how probable sentences are, to models of all kinds (t5like/decode/likelihood.py)."""
 
 import dataclasses
-import json
 import math
-import zipfile
 
 import numpy as np
 
 from paradigm.capabilities import SentenceScoring
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
+from paradigm.records import spread
 from paradigm.storage import expand
+from t5like import files, rows
 from t5like.decode.likelihood import log_probs
+from t5like.tables import Part
 
 
 @dataclasses.dataclass(frozen=True)
 class MinimalPairs(Evaluator):
     """The share of pairs of sentences whose acceptable one the model finds likelier (BLiMP, Warstadt et al. 2020).
 
-    path: a .jsonl file of objects with the fields `good` and `bad`, a folder of such files, or a .zip of them. pairs:
-    of each file, the first so many; None: all. name: of the metrics: NAME, the mean over files, and NAME/FILE.
+    path: a .jsonl file of objects with the fields `good` and `bad`, a folder of such files, or a .zip or .tar of them,
+    each plain or packed. pairs: of each file, so many, spread over it; None: all. name: of the metrics: NAME, the mean
+    over files, and NAME/FILE.
 
     Raises UserError for files that are not there or hold no pairs, with file and line.
     """
@@ -41,35 +43,30 @@ class MinimalPairs(Evaluator):
         path, found = expand(self.path), {}
         if not path.exists():
             raise UserError(f"MinimalPairs.path='{self.path}': no such file or directory")
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                names = sorted(n for n in archive.namelist() if n.endswith(".jsonl"))
-                files = {n: archive.read(n).decode("utf-8") for n in names}
-        else:
-            paths = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-            files = {p.name: p.read_text("utf-8") for p in paths}
-        for name, text in files.items():
+        for file in files.walk(path, lambda file: files.unpacked_ending(file.name) in (".jsonl", ".ndjson"))[0]:
+            part = Part("jsonl", file.path, file.member, file.size, inside=file.inside, names=file.names)
+            with files.reading(files.place_of(file)):
+                records = list(rows.rows(part))
+            count = len(records) if self.pairs is None else min(self.pairs, len(records))
             pairs = []
-            for number, line in enumerate(filter(str.strip, text.splitlines()[: self.pairs]), 1):
-                try:
-                    entry = json.loads(line)
-                    pairs.append((entry[self.good], entry[self.bad]))
-                except (ValueError, KeyError, TypeError):
-                    wanted = f"an object with {self.good!r} and {self.bad!r}"
-                    raise UserError(f"MinimalPairs: {self.path}, {name}, line {number} is not {wanted}") from None
-            if pairs:
-                found[name.rsplit("/", 1)[-1].removesuffix(".jsonl")] = pairs
+            for number, entry in (records[k] for k in spread(len(records), count)):
+                wanted = f"an object with {self.good!r} and {self.bad!r}"
+                if not isinstance(entry, dict) or not {self.good, self.bad} <= entry.keys():
+                    raise UserError(f"MinimalPairs: {files.place_of(file)}, line {number} is not {wanted}")
+                pairs.append((entry[self.good], entry[self.bad]))
+            name = file.member.rsplit("/", 1)[-1].partition(".jsonl")[0]
+            found[file.member if name in found else name] = pairs
         if not found:
             raise UserError(f"MinimalPairs: {self.path} holds no pairs: name a .jsonl file, a folder or a .zip of them")
         return found
 
     def run(self, objective, variables, data):
         part = self.part(objective)
-        files, variables = self.read(), part.variables(variables)
-        texts = [text for pairs in files.values() for pair in pairs for text in pair]
+        found, variables = self.read(), part.variables(variables)
+        texts = [text for pairs in found.values() for pair in pairs for text in pair]
         ids = [x.tolist() for x in data.tokenizer.encode_batch(texts)]
         totals = iter([float(x.sum(dtype=np.float64)) for x in log_probs(part.objective, variables, ids)])
-        right = {name: np.mean([next(totals) > next(totals) for _ in pairs]) for name, pairs in files.items()}
+        right = {name: np.mean([next(totals) > next(totals) for _ in pairs]) for name, pairs in found.items()}
         numbers = {f"{self.name}/{name}": float(x) for name, x in right.items()} if len(right) > 1 else {}
         return {self.name: float(np.mean(list(right.values()))), **numbers}, []
 

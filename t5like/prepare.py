@@ -28,7 +28,17 @@ from paradigm.records import hash_of
 from paradigm.storage import commit, expand, here
 from t5like import sources
 from t5like.held_out import split_text
-from t5like.shards import Shard, digest, errors_as_user_errors, finished, is_whole, record_name, shard_name, write_json
+from t5like.shards import (
+    Interrupted,
+    Shard,
+    digest,
+    errors_as_user_errors,
+    finished,
+    is_whole,
+    record_name,
+    shard_name,
+    write_json,
+)
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer
 from t5like.windows import FORMATS, META, encode_window, padding, read_meta
 
@@ -86,12 +96,18 @@ def prepare(recipe, out, workers=None, progress=True, kind=None, engine=None):
         (out / META).unlink(missing_ok=True)
         texts = lambda: kind.sample(recipe, pieces, held_out)
         plan = _plan(recipe, settings, listing, held_out, texts, FORMATS[kind.name], out, progress)
-        records = _run(kind.job, recipe, jobs, held_out, plan, out, workers, progress, engine)
+        leftovers = lambda: [out / PLAN, *out.glob("done-*"), *out.glob("*.array_record.*")]
+        try:
+            records = _run(kind.job, recipe, jobs, held_out, plan, out, workers, progress, engine)
+        except UserError as error:
+            for leftover in [] if isinstance(error, Interrupted) else leftovers():  # mended, it is another corpus
+                leftover.unlink(missing_ok=True)
+            raise
         meta = kind.meta(plan, records)
         complaint = kind.complaint(recipe, meta)
         if not complaint:
             write_json(out / META, meta)
-        for leftover in [out / PLAN, *out.glob("done-*"), *out.glob("*.array_record.*")]:
+        for leftover in leftovers():
             leftover.unlink()
         if complaint:
             raise UserError(f"source {recipe.source}: {complaint}")
@@ -361,6 +377,8 @@ def _too_little(recipe, meta):
         if n := meta.get("without", {}).get("records", 0):
             return f"all of its {n:,} records have null for a text"
         return "it is empty: there is no text in it"
+    if recipe.valid_glob and not train["documents"]:
+        return f"valid_glob={recipe.valid_glob!r} holds out all of it: name fewer files"
     if train["tokens"] < recipe.window:
         return (
             f"{train['documents']} training documents hold {train['tokens']} tokens, fewer than one window of "

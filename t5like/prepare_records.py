@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from paradigm.classes import no_classes
 from paradigm.errors import UserError
-from paradigm.names import SPLIT_OF, SPLITS
+from paradigm.names import SPLIT_OF, SPLITS, few
 from paradigm.records import hash_of
 from t5like import guess, labels, rows, tables
 from t5like.prepare import SAMPLE_PER_ID, Kind, told_of_source
@@ -311,6 +312,15 @@ def _complaint(recipe, meta):
         held = meta["counts"]["valid"]["records"]
         alike = " (those of one group or one input stay together)" if held > 1 else ""
         return f"all of its {held:,} records that can be used are held out{alike}: add some, or set valid to 0"
+    seen, broken = collections.Counter(), meta["broken"]
+    for split in ("train", "valid"):
+        seen.update(meta["counts"][split]["classes"])
+    if recipe.label_kind == "class" and (found := no_classes(seen, seen.total())):
+        return f"its labels in {recipe.label!r} are {found}, which are no classes: {tables.REAL}"
+    if broken["records"] > 0.1 * seen.total() and (
+        real := next((n for n in broken["first"] if tables.REAL in n), None)
+    ):
+        return f"{broken['records']:,} of its records cannot be used, such as {real}"
     for split in ("valid", "test"):
         if strange := sorted(set(meta["counts"][split]["classes"]) - set(meta["classes"])):
             shown = ", ".join(map(repr, strange[:3])) + ", ..." * (len(strange) > 3)
@@ -346,6 +356,15 @@ def summary(meta):
                 f"warning    {len(several):,} of them are others with commas between ({min(several)!r}): if a record "
                 "may be of several classes, set label_kind to 'classes'"
             )
+        if len(whole) == 1:
+            lines.append(
+                f"warning    all labels are {meta['classes'][0]!r}: of one class there is nothing to tell apart"
+            )
+        alike = collections.defaultdict(list)
+        for name in meta["classes"]:
+            alike[name.casefold()].append(name)
+        if same := [repr(name) for names in alike.values() if len(names) > 1 for name in names]:
+            lines.append(f"warning    {few(same)} differ in case alone: if they mean one class, write them alike")
     if n := meta["broken"]["records"]:
         more = f"; and {n - len(meta['broken']['first']):,} more" if n > len(meta["broken"]["first"]) else ""
         lines.append(f"left out   {n:,} broken records: {'; '.join(meta['broken']['first'])}{more}")

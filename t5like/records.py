@@ -84,6 +84,11 @@ class TextRecords:
             raise UserError(f"TextRecords.target={self.target!r} names no field: every record would have the same")
         if labels.check_kind(self.label_kind) == "answer" and self.input and not self.target:
             raise UserError("TextRecords.target is not set: answers stand in it, as in target='{context}'")
+        for name in ("turn", "roles") if not self.turns else ():
+            if getattr(self, name) != getattr(TextRecords, name):
+                raise UserError(
+                    f"TextRecords.{name} is of dialogues: set TextRecords.turns to the field of their turns"
+                )
         if not 0 < self.fraction <= 1:
             raise UserError(f"TextRecords.fraction={self.fraction}: a share of the training records lies in (0, 1]")
         if not 0 <= self.valid < 1:

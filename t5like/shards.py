@@ -82,13 +82,17 @@ def write_json(path, value):
     replace(path, f"{json.dumps(value, indent=1)}\n".encode())
 
 
+class Interrupted(UserError):
+    """What has nothing to do with the data: what is finished is kept, and the same preparation goes on from there."""
+
+
 @contextlib.contextmanager
 def errors_as_user_errors(out):
     """What a disk can do to us, and a worker that was killed, as one line each."""
     try:
         yield
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
+        raise Interrupted(
             f"{out}: a worker process died, perhaps for lack of memory: run it again with fewer workers; what "
             "is finished is kept"
         ) from error
@@ -98,6 +102,6 @@ def errors_as_user_errors(out):
             if "() failed: " not in str(error):
                 raise
             reason = str(error).partition("() failed: ")[2].partition(";")[0]
-        raise UserError(
+        raise Interrupted(
             f"{out}: cannot be written ({reason}): free some space, or give another directory; what is finished is kept"
         ) from error

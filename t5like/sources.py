@@ -119,6 +119,10 @@ def _list(source, field, extensions):
         described = f"{source}: {len(pieces)} pieces"
     if not sum(p.size for p in pieces):
         raise UserError(f"source {source} is empty: there is no text in it")
+    if field != Piece.field and all(p.kind in ("text", "topics", "array_record") for p in pieces):
+        raise UserError(f"source {source} holds no records with fields, of which field={field!r} would be one")
+    if extensions != EXTENSIONS and not taken:
+        raise UserError(f"extensions={' '.join(extensions)} are of files, and source {source} is none: leave them out")
     digest = hashlib.sha256()
     for path in sorted({p.path for p in pieces}):
         digest.update(f"{checksum(path)} ".encode())
@@ -248,6 +252,9 @@ def _files(root, field, extensions):
             f"source {root} holds no file of text ({' '.join(extensions)} {' '.join(rows.KINDS)} .zip .tar .gz .zst "
             f".array_record); it holds {told(left) or 'nothing'}. Name others with --extensions"
         )
+    if lacking := [e for e in extensions if extensions != EXTENSIONS and not whole
+                   and not any(unpacked_ending(file.name) == e for file in found)]:  # fmt: skip
+        raise UserError(f"source {root} holds no file of {lacking[0]} that --extensions names: correct or leave it out")
     taken, split = collections.Counter(ending(file.name) or "no suffix" for file in found), splits_by_name(found)
     pieces = [piece for file in found for piece in _pieces(file, kind(file), field, split.get(file.name, ""))]
     return pieces, told(taken), told(left)
@@ -392,7 +399,9 @@ def _text_in(record, field, where):
         except ValueError as error:
             raise UserError(f"{where} {error}") from error
     if not isinstance(text, str):
-        raise UserError(f"{where} has no text in {field!r} (it has {has}): name the right one with --field")
+        raise UserError(
+            f"{where} has no text in {field!r} (it has {has}): name the right one with --field, or --exclude the file"
+        )
     return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
 
 

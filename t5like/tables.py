@@ -46,6 +46,7 @@ from t5like.sources import PIECE_BYTES, Listing
 from t5like.windows import META
 
 _SUFFIXES = (*rows.KINDS, *sources.RECORDS)
+REAL = "set label_kind to 'number' for a regression, or label to another field"
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
@@ -105,6 +106,7 @@ def class_of(value, field):
         value = int(value)
     if isinstance(value, (float, list, dict)):
         fix = "set label_kind to 'classes'" if isinstance(value, list) and value else "a name or a whole number is"
+        fix = REAL if isinstance(value, float) else fix
         raise ValueError(f"has {json.dumps(value)[:40]} in {field!r}, which is no class: {fix}")
     return text_of(value, field).strip()
 
@@ -130,6 +132,8 @@ def list_parts(source, valid_glob="", exclude="", columns=()):
         parts = [p for p in parts if not matches(p.names, exclude)]
         check_patterns(source, "valid_glob", valid_glob, parts)
         parts = [_placed(p, valid_glob) for p in parts]
+        if columns and not any(p.kind in ("tsv", "csv", "conll", "splits") for p in parts):
+            raise UserError(f"source {source} holds no table without names, of which columns={columns!r} would be some")
         unsaid = [p for p in parts if not p.split]
         if unsaid and len(unsaid) < len(parts):
             raise UserError(

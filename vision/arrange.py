@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import unicodedata
 from typing import Any
 
 from paradigm.errors import UserError
@@ -23,7 +24,8 @@ def arrange(names, where, labels=True):
     An outer folder that holds all the others is passed through. Raises UserError if a split has a class that train has
     not, if some pictures have a class and others not, or if a folder may be a split as well as a class.
     """
-    outer, paths = _inner([parts_of(name) for name in names])
+    # Names of folders that look alike are alike, however a Mac or a zip writes their accents.
+    outer, paths = _inner([parts_of(unicodedata.normalize("NFC", name)) for name in names])
     if all(len(p) == 2 for p in paths) and len(tops := {p[0] for p in paths}) == 1 and not split_of([*tops][0]):
         outer, paths = [*outer, *tops], [p[1:] for p in paths]  # one class alone is none
     paths = _split_first(paths, where)
@@ -39,7 +41,7 @@ def arrange(names, where, labels=True):
                 rows[split_by[path[0]]].append((name, path[1:]))
             else:
                 outside[f"{path[0]}/" if len(path) > 1 else path[0]] += 1
-        rows = {split: _unnested(rows[split], split) for split in found}
+        rows = {split: _unnested(rows[split], split, own[0]) for split, own in found.items()}
         notes.append("splits by folder: " + ", ".join(f"{own[0]} is {split}" for split, own in found.items()))
         if outside:
             notes.append(
@@ -122,9 +124,10 @@ def _split_first(paths, where):
     return [(p[1], p[0], *p[2:]) for p in paths]
 
 
-def _unnested(rows, split):
-    """A split's rows without a folder inside that says the split once more, as archives have that are packed twice."""
-    while len({p[0] for _, p in rows}) == 1 and all(len(p) > 1 for _, p in rows) and split_of(rows[0][1][0]) == split:
+def _unnested(rows, split, name):
+    """A split's rows without a folder inside that says it once more, as its `name` does: of archives packed twice."""
+    again = lambda folder: folder == name or split_of(folder) == split
+    while len({p[0] for _, p in rows}) == 1 and all(len(p) > 1 for _, p in rows) and again(rows[0][1][0]):
         rows = [(name, p[1:]) for name, p in rows]
     return rows
 

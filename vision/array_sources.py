@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from paradigm.classes import check_classes
 from paradigm.dataset import mix64
 from paradigm.errors import UserError
 from paradigm.names import few, split_of
@@ -282,6 +283,10 @@ def _checked(splits, reading, where, digest):
             )
     if not reading.labels:
         return splits, None, digest
+    if not reading.classes:
+        labels = splits["train"].labels
+        fix = "give one number to each class, or set ImageData.labels = False"
+        check_classes(np.unique(labels[labels >= 0]), int(np.sum(labels >= 0)), f"{where}: the labels of train", fix)
     counts = {split: 1 + int(s.labels.max()) for split, s in splits.items()}
     if not reading.classes and (more := next((split for split, n in counts.items() if n > counts["train"]), None)):
         raise UserError(

@@ -180,5 +180,8 @@ def _hold_out(source, share, name):
     keys = source.keys() if hasattr(source, "keys") else mix64(np.arange(count))
     held = held_out(keys, share, getattr(source, "labels", None))
     if not held.size:
-        raise UserError(f"{name} has {count} picture{'s' * (count != 1)}, none of which can be held out: add some")
+        labels, fix = getattr(source, "labels", None), "add some"
+        if count > 1 and labels is not None:
+            fix = "each is alone in its class, so add some, or set ImageData.labels = False"
+        raise UserError(f"{name} has {count} picture{'s' * (count != 1)}, none of which can be held out: {fix}")
     return Subset(source, np.setdiff1d(np.arange(count), held)), Subset(source, held)

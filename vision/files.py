@@ -76,7 +76,7 @@ class Folder:
 
 
 class Tar:
-    """Members of a tar file, plain or packed by gzip, bzip2 or xz: then each process unpacks it once, to a nameless
+    """Members of a tar file, plain or packed (gzip, bzip2, xz, zstd): then each process unpacks it once, to a nameless
     file of its own. max_pixels, recipe: as of an Archive."""
 
     def __init__(self, root, max_pixels, recipe="ImageData"):
@@ -90,7 +90,7 @@ class Tar:
         if self._opened[0] != os.getpid():
             try:
                 file = stored = open(self.root, "rb")
-                if (stream := archives.unpacked(stored)) is not stored:
+                if (stream := archives.unpacked(stored, name=self.root)) is not stored:
                     file = tempfile.TemporaryFile()
                     shutil.copyfileobj(stream, file)
                     file.flush()
@@ -105,7 +105,7 @@ class Tar:
     def read(self, name):
         file, members = self._open()
         begin, size = members[name]
-        _check_bytes(self, name, size)
+        check_bytes(self, name, size)
         return os.pread(file.fileno(), size, begin)
 
     def place(self, name):
@@ -123,7 +123,7 @@ class Tar:
         return [f"{name} {hashlib.sha256(self.read(name)[:SAMPLE_BYTES]).hexdigest()[:32]}" for name in some]
 
 
-def _check_bytes(files, name, size):
+def check_bytes(files, name, size):
     if size > files.max_bytes:
         raise UserError(
             f"{files.place(name)} unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: "
@@ -142,7 +142,7 @@ def open_container(path, max_pixels, recipe="ImageData"):
 
 def is_tar(path):
     """Whether a file is a tar, or by its name is meant to be one."""
-    return tarfile.is_tarfile(path) or re.search(r"\.(tar(\.\w+)?|tgz|tbz2|txz)$", str(path).lower()) is not None
+    return tarfile.is_tarfile(path) or re.search(r"\.(tar(\.\w+)?|tgz|tbz2|txz|tzst)$", str(path).lower()) is not None
 
 
 class Archive:
@@ -166,7 +166,7 @@ class Archive:
         return archive
 
     def read(self, name):
-        _check_bytes(self, name, self._zip().getinfo(name).file_size)
+        check_bytes(self, name, self._zip().getinfo(name).file_size)
         return self._zip().read(name)
 
     def place(self, name):

@@ -93,7 +93,7 @@ class Data:
         return {name: x[chosen] for name, x in batch.items()}
 
 
-SCHEMES = ("folder", "zip", "tar", "idx", "npz", "tsv")  # of sources that are files
+SCHEMES = "folder zip tar idx npz parquet tsv csv beside wds".split()  # of sources that are files
 
 
 def look(recipe, directory):

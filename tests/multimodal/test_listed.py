@@ -1,5 +1,6 @@
 """Pairs in no csv: JSON in its forms, Parquet, COCO's captions, texts beside pictures; tables that are wrong."""
 
+import gzip
 import io
 import json
 
@@ -42,10 +43,6 @@ def test_parquet_of_pairs(tmp_path):
     rows = [{"image": f"img/{i}.png", "captions": [f"caption {i}", f"another {i}"]} for i in range(COUNT)]
     pq.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
     assert everything(opened(tmp_path / "p.parquet")) == {i: (*text, f"another {i}") for i, text in ALL.items()}
-    rows = [{"image": {"bytes": b"x", "path": "0.png"}, "caption": "a"}]
-    pq.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
-    with pytest.raises(UserError, match=r"p.parquet holds its pictures in 'image', where they are not read: write"):
-        opened(tmp_path / "p.parquet")
 
 
 @pytest.mark.parametrize("container", ["folder", "zip", "tar"])
@@ -96,7 +93,7 @@ def test_labels_of_the_scenes_are_left_alone_in_other_pairs(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"classes": ["a"]}, {"valid_glob": "x*"}])
 def test_settings_of_tar_files_are_refused_for_tables(settings, tmp_path):
-    with pytest.raises(UserError, match=f"PairData.{[*settings][0]} is of tar files, and .*pairs.tsv is none: leave"):
+    with pytest.raises(UserError, match=rf"PairData.{[*settings][0]}=.* says nothing of tsv, only of wds: leave"):
         opened(plain(tmp_path), **settings)
 
 
@@ -151,3 +148,65 @@ def test_pictures_that_no_column_names_are_found_by_a_form(tmp_path):
     (tmp_path / "p.csv").write_text("\n".join(["part,number,sentence", *lines]))
     with pytest.raises(UserError, match="has no column 'image', only part, number, sentence: choose"):
         opened(tmp_path / "p.csv")  # two forms fit
+
+
+@pytest.mark.parametrize("layout", ["beside each other", "in folders", "packed"])
+def test_tables_of_splits(layout, tmp_path):
+    """train.csv and val.csv; metadata.jsonl in each split's folder, from which its pictures are named."""
+    parts = {"train": range(9), "val": range(9, COUNT)}
+    for split, own in parts.items():
+        if layout == "in folders":
+            folder(tmp_path, {f"{split}/{i}.png": pixels(i) for i in own})
+            lines = [json.dumps({"file_name": f"{i}.png", "text": f"caption {i}"}) for i in own]
+            (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
+        else:
+            folder(tmp_path, {f"img/{i}.png": pixels(i) for i in own})
+            text = "image,caption\n" + "".join(f"img/{i}.png,caption {i}\n" for i in own)
+            packed = gzip.compress(text.encode()) if layout == "packed" else text.encode()
+            (tmp_path / f"{split}.csv{'.gz' * (layout == 'packed')}").write_bytes(packed)
+    prepared = opened(tmp_path)
+    assert everything(prepared) == ALL
+    assert [prepared.source("valid")[i]["caption"] for i in range(3)] == [f"caption {i}" for i in range(9, COUNT)]
+    assert "splits by the tables' names: " in prepared.described
+    more = tmp_path / "other.csv"
+    if layout != "in folders":
+        more.write_text("image,caption\n")
+        with pytest.raises(UserError, match="other.csv.*: name the one to read$"):
+            opened(tmp_path)
+
+
+def test_tables_of_splits_that_are_not_alike(tmp_path):
+    (tmp_path / "train.csv").write_text("image,caption\n1.png,a\n")
+    (tmp_path / "test.csv").write_text("image,caption,n\n1.png,a,1\n")
+    with pytest.raises(UserError, match=r"train.csv and .*test.csv have other columns \(n\): name one"):
+        opened(tmp_path)
+
+
+def test_pictures_by_whole_paths(tmp_path):
+    folder(tmp_path / "d", {f"img/{i}.png": pixels(i) for i in range(COUNT)})
+    text = "image,caption\n" + "".join(f"{tmp_path}/d/img/{i}.png,caption {i}\n" for i in range(COUNT))
+    (tmp_path / "d" / "p.csv").write_text(text)
+    assert everything(opened(tmp_path / "d")) == ALL
+    (tmp_path / "p.csv").write_text(text)
+    assert everything(opened(tmp_path / "p.csv", images=[str(tmp_path / "d")])) == ALL
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "p.csv").write_text(text)
+    with pytest.raises(
+        UserError, match=r"line 2: the picture '/.*/0.png' lies outside of .*/e: set PairData.images to"
+    ):
+        opened(tmp_path / "e")
+
+
+def test_what_img2dataset_writes_beside_its_tars(tmp_path):
+    for k in range(2):
+        members = [(f"{i}.{kind}", raw) for i in range(6) for kind, raw in
+                   (("png", encoded(pixels(6 * k + i))), ("txt", f"caption {6 * k + i}".encode()))]  # fmt: skip
+        tar(tmp_path / f"0000{k}.tar", *members)
+        (tmp_path / f"0000{k}_stats.json").write_text("{}")
+        (tmp_path / f"0000{k}.parquet").write_bytes(b"")
+    prepared = opened(tmp_path)
+    assert everything(prepared) == ALL
+    assert "2 files of .json left out, 2 files of .parquet left out" in prepared.described
+    (tmp_path / "captions.csv").write_text("image,caption\n")
+    with pytest.raises(UserError, match=r"holds captions.csv, 00000.tar: name the one to read, or write wds:"):
+        opened(tmp_path)

@@ -27,6 +27,15 @@ def scenes(text=("caption",), **settings):
     return PairData(shapes=Shapes(size=16, **{"scenes": 24, "valid_scenes": 4} | settings), text=text, label="pair")
 
 
+def of(tokenizer):
+    return dataclasses.replace(scenes(), tokenizer=tokenizer)
+
+
+def test_the_tokenizer_of_the_parts_is_theirs():
+    assert mixture(parts=(of("bpe:9"), of("bpe:9"))).tokenizer == "bpe:9" and mixture().tokenizer == "bytes"
+    assert mixture(tokenizer="bpe:8").tokenizer == "bpe:8"
+
+
 def mixture(**changes):
     parts = scenes(), scenes(("a photo of a {class}.",), scenes=12, seed=1)
     return PairMixture(**{"parts": parts} | changes)
@@ -91,6 +100,14 @@ def test_batches_may_be_of_one_data_set_by_turns():
     "make, text",
     [
         (lambda: PairMixture(parts=(scenes(),)), "PairMixture.parts are 1: give two PairData or more"),
+        (
+            lambda: mixture(parts=(scenes(), of("bpe:9"))),
+            "has one tokenizer, and bpe:9 and bytes are named: keep to one",
+        ),
+        (
+            lambda: mixture(parts=(of("bpe:9"), of("bpe:9")), tokenizer="bpe:8"),
+            "and bpe:8 and bpe:9 are named: keep to",
+        ),
         (lambda: mixture(weights=(1.0,)), "PairMixture.weights are 1 for 2 parts: give each one"),
         (lambda: mixture(weights=(1.0, 1.0), alternate=True), "alternate takes parts by turns: leave PairMixture.weig"),
         (lambda: mixture(parts=(scenes(), dataclasses.replace(scenes(), channels=1))), "differ in channels"),

@@ -96,7 +96,10 @@ def test_a_table_may_name_two_pictures(tmp_path):
 @pytest.mark.parametrize(
     "make, text",
     [
-        (lambda path: opened("shapes", second="right"), "a second picture is read from tables alone, not from shapes"),
+        (
+            lambda path: opened("shapes", second="right"),
+            "PairData.second='right' says nothing of shapes, only of tsv, csv",
+        ),
         (lambda path: OBJECTIVE.check_data(opened("shapes")), "NLVR tells true from false, and shapes has 8 classes"),
         (lambda path: OBJECTIVE.preprocess({"image": pixels(0), "captions": ("a",)}, None, 0, False), "reads two pict"),
     ],

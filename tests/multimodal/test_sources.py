@@ -129,7 +129,7 @@ def write(tmp_path, text):
         (
             lambda d: write(d, "image\tcaption\n0.png\ta\n../0.png\tb\n"),
             {},
-            r"line 3: the picture '../0.png' lies outside of PairData.images",
+            r"line 3: the picture '../0.png' lies outside of .*: set PairData.images to the folders",
         ),
         (lambda d: (d / "pairs.tsv").write_bytes(b"image\tcaption\n\xff\tb\n"), {}, r"is not UTF-8 \(byte 14\)"),
         (None, {"images": ["no.zip"]}, r"no.zip of PairData.images is not there: name the zip file or folder"),
@@ -284,8 +284,10 @@ def test_pairs_that_may_not_be_read(tmp_path, monkeypatch):
     def denied(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(type(path), "read_text", denied)
-    with pytest.raises(UserError, match=r"^tsv:.*: .*pairs.tsv cannot be read \(Permission denied\)$"):
+    monkeypatch.setattr("t5like.files.open_file", denied)
+    with pytest.raises(
+        UserError, match=r"pairs.tsv: cannot be read \(.*Permission denied.*\): mend it, or leave it out$"
+    ):
         opened(f"tsv:{path}")
 
 
@@ -356,7 +358,7 @@ def test_tfds_captions_are_read_without_tensorflow(tmp_path):
     [
         (
             "shape",
-            r"^unknown source of pairs 'shape': did you mean 'shapes'\? choose from shapes, tsv, csv, beside, wds, tf",
+            r"^unknown source of pairs 'shape': did you mean 'shapes'\? choose from shapes, tsv, csv, parquet, besi",
         ),
         ("shapes:3", r"nothing comes after shapes$"),
         ("tsv:", r"names no place: write tsv:PATH"),

@@ -151,7 +151,7 @@ def test_what_a_path_holds_is_no_guess(tmp_path):
         opened(tmp_path / "a/0.png")
     both = plain(tmp_path / "b")
     shard(tmp_path / "b/t.tar", 0, 4)
-    with pytest.raises(UserError, match=r"b' holds pairs.tsv, t.tar: name the one to read$"):
+    with pytest.raises(UserError, match=r"b' holds pairs.tsv, t.tar: name the one to read, or write wds:"):
         opened(tmp_path / "b")
     (tmp_path / "b/t.tar").unlink()
     assert opened(tmp_path / "b").fingerprint == opened(both).fingerprint

@@ -90,6 +90,14 @@ def test_classes_may_be_names(tmp_path):
         opened(tmp_path / "t.tar", classes=["dog", "bird"])
 
 
+@pytest.mark.parametrize("label", [lambda i: f"{i / 7:.2f}", lambda i: f"id{i}", str])
+def test_numbers_and_ids_in_cls_are_no_classes(label, tmp_path):
+    members = [m for i in range(24) for m in (*pair(f"{i}", i), (f"{i}.cls", label(i).encode()))]
+    prepared = opened(tar(tmp_path / "t.tar", *members))
+    assert prepared.classes is None and {r["label"] for r in everything(prepared).values()} == {-1}
+    assert "24 .cls that are no label left out" in prepared.described
+
+
 def test_a_class_that_nobody_can_read_ends_nothing(tmp_path):
     labels = [b"", b"\xff\xfe", b"1", b"0", b"x" * 999, b"-7"]
     members = [m for i in range(6) for m in (*pair(f"{i}", i), (f"{i}.cls", labels[i]))]

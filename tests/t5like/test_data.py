@@ -226,6 +226,18 @@ def test_same_bytes_whatever_the_workers(folder, tmp_path, many_jobs):
     assert one.fingerprint == two.fingerprint
 
 
+def test_data_that_cannot_be_used_leave_nothing_behind(tmp_path, monkeypatch):
+    """Of a failed preparation nothing is kept that would refuse the mended one: other settings, other data."""
+    monkeypatch.setattr(P, "JOB_BYTES", 1)
+    (tmp_path / "in").mkdir()
+    for k in range(3):
+        (tmp_path / "in" / f"{k}.txt").write_bytes(b"some words " * 99 + b"\xff" * (k == 2))
+    with pytest.raises(UserError, match=r"2.txt is not UTF-8"):
+        make(tmp_path / "in", tmp_path / "out", invalid_utf8="refuse")
+    assert not [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(("done-", "plan"))]
+    assert make(tmp_path / "in", tmp_path / "out").meta["invalid_utf8"]["bytes"] == 1
+
+
 def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch):
     whole = files(make(folder, tmp_path / "whole").directory)
     out, job, calls = tmp_path / "out", P.WINDOWS.job, []

@@ -197,6 +197,32 @@ def test_what_cannot_be_read_is_one_line(name, content, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_settings_that_say_nothing_of_a_source_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"x" * 99)
+    with pytest.raises(UserError, match=r"holds no records with fields, of which field='body' would be one$"):
+        texts_of(tmp_path, field="body")
+    with pytest.raises(UserError, match=r"holds no file of .py that --extensions names: correct or leave it out$"):
+        texts_of(tmp_path, extensions=(".txt", "py"))
+    with pytest.raises(UserError, match=r"extensions=.py are of files, and source stdlib is none: leave them out$"):
+        texts_of("stdlib", extensions=(".py",))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize(
+    "harm", [lambda raw: raw + b"more than there was", lambda raw: raw[:-9], lambda raw: raw + raw[:-9]]
+)
+def test_what_is_packed_ends_where_its_file_does(ending, harm, tmp_path):
+    """Bytes behind an end, and an end that is not there, are no end."""
+    whole = PACKED[ending](jsonl())
+    for name, content in (("a.jsonl", jsonl()), ("b.tar", tarred({"a.jsonl": jsonl()}))):
+        (tmp_path / f"{name}{ending}").write_bytes(harm(PACKED[ending](content)))
+        with pytest.raises(UserError, match=rf"{name}{ending}.*: cannot be read "):
+            texts_of(tmp_path / f"{name}{ending}")
+    padded = bytes(512) if ending != ".zst" else b""  # as tapes are
+    (tmp_path / f"c.jsonl{ending}").write_bytes(whole + whole + padded)
+    assert texts_of(tmp_path / f"c.jsonl{ending}") == TEXTS * 2
+
+
 @pytest.mark.parametrize("name, wanted", [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow")])
 def test_a_package_that_is_missing_is_named(name, wanted, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(b"(\xb5/\xfd")

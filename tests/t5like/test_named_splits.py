@@ -69,6 +69,33 @@ def test_a_name_alone_says_nothing(tmp_path):
     assert said(make(tmp_path / "in", tmp_path / "alone", valid=0.0), "train") == {"dev", "test"}
 
 
+def test_test_data_are_not_trained_on_without_a_word(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, split in (("wiki_dev.txt", "dev"), ("a.txt", "train")):
+        (tmp_path / "in" / name).write_text("\n".join(WORDS[split]))
+    make(tmp_path / "in", tmp_path / "out", progress=True)
+    assert "splits     wiki_dev.txt is trained on, since nothing beside is called train: exc" in capsys.readouterr().err
+    (tmp_path / "in" / "a.txt").rename(tmp_path / "in" / "test.txt")
+    with pytest.raises(
+        UserError, match=r"holds test.txt, wiki_dev.txt and no file of train: add that, or name the one"
+    ):
+        make(tmp_path / "in", tmp_path / "none")
+    make(tmp_path / "in" / "test.txt", tmp_path / "named", progress=True)
+    assert "splits" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"valid_glob='\*' holds out all of it: name fewer files$"):
+        make(tmp_path / "in", tmp_path / "all", valid_glob="*")
+
+
+def test_labels_that_differ_in_case_or_not_at_all_are_told(tmp_path, capsys):
+    for labels, told in ((("Pos", "neg", "pos"), "'Pos', 'pos' differ in case alone: if they mean one class, write"),
+                         (("yes",), "all labels are 'yes': of one class there is nothing to tell apart")):  # fmt: skip
+        records = [json.dumps({"text": f"text {k}", "label": labels[k % len(labels)]}) for k in range(24)]
+        (tmp_path / f"{len(labels)}.jsonl").write_text("\n".join(records))
+        recipe = TextRecords(str(tmp_path / f"{len(labels)}.jsonl"))
+        prepare(recipe, tmp_path / f"out{len(labels)}", workers=1, kind=RECORDS)
+        assert f"warning    {told}" in capsys.readouterr().err
+
+
 def test_lists_and_fields_that_say_a_split(tmp_path, capsys):
     lists = {split: [{"text": t} for t in words] for split, words in WORDS.items()}
     (tmp_path / "a.json").write_text(json.dumps(lists))

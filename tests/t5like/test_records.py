@@ -179,7 +179,7 @@ def test_stretches_of_a_file_give_all_lines_once_with_their_numbers(tmp_path, mo
          r"field 'qestion', only question, answer, score$"),
         ({"target": "{answer.text} {why.0}"}, r"SOURCE:1 has no field 'why.0', only question, answer, score$"),
         ({"label": "kind"}, r"SOURCE:1 has no field 'kind', only question, answer, score$"),
-        ({"label": "score"}, r"SOURCE:1 has 0.5 in 'score', which is no class: a name or a whole number is$"),
+        ({"label": "score"}, r"SOURCE:1 has 0.5 in 'score', which is no class: set label_kind to 'number' for a"),
         ({"input": "{answer}"}, r"SOURCE:1 has an object in 'answer', not a text: name what is in it, as in "
          r"{answer.text}$"),
         ({"split": "question"}, r"SOURCE:1 has 'a' in 'question', which is none of train, training, valid,"),
@@ -190,6 +190,9 @@ def test_stretches_of_a_file_give_all_lines_once_with_their_numbers(tmp_path, mo
         ({"input": ""}, r"TextRecords.input is not set: give a template of fields"),
         ({"valid": 1.0}, r"valid=1.0: the held-out share of records must lie in \[0, 1\)"),
         ({"valid_glob": "dev*"}, r"no file or split matches valid_glob='dev\*'; it has \S+\.jsonl$"),
+        ({"columns": ["a", "b"]}, r"holds no table without names, of which columns=\('a', 'b'\) would be some$"),
+        ({"roles": ["a", "b"]}, r"TextRecords.roles is of dialogues: set TextRecords.turns to the field of"),
+        ({"turn": "{text}"}, r"TextRecords.turn is of dialogues: set TextRecords.turns"),
         ({"exclude": "*"}, r"nothing is left to train on, only nothing: check exclude and valid_glob$"),
     ],
 )  # fmt: skip
@@ -198,6 +201,34 @@ def test_mistakes_name_the_record_and_the_field(settings, message, tmp_path):
     with pytest.raises(UserError, match=message.replace("SOURCE", str(path))):
         build(path, tmp_path / "out", **({"input": "{question}"} | settings))
     assert not (tmp_path / "out" / "meta.json").exists()
+
+
+REALS = [f"{i / 7:.3f}" for i in range(40)]
+LABELS = {
+    "real numbers": (
+        REALS,
+        r"its labels in 'y' are 40 distinct real numbers, such as 0.\d+, which are no classes: set",
+    ),
+    "decimal commas": ([f"{i},5" for i in range(40)], r"40 distinct real numbers, such as \d+,5, which are no classes"),
+    "stars": ([f"{i % 9 / 2}" for i in range(40)], r"9 distinct real numbers, such as 0.5, which are no classes: set"),
+    "ids": ([f"user{i}" for i in range(40)], r"40 distinct values in 40 records, such as 'user0', which are no cl"),
+}
+
+
+@pytest.mark.parametrize("values, message", LABELS.values(), ids=LABELS)
+def test_labels_that_are_no_classes(values, message, tmp_path):
+    """A regression's target and a column of ids are not counted as so many classes; twenty of one are classes."""
+    lines = [f'text number {i},"{value}"' for i, value in enumerate(values)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,y", *lines]))
+    with pytest.raises(UserError, match=message):
+        build(tmp_path / "a.csv", tmp_path / "out", input="{text}", label="y")
+    if message.startswith("9"):  # as numbers of JSON, of which every second is a whole one
+        jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "y": float(v)} for i, v in enumerate(values)])
+        with pytest.raises(
+            UserError, match=r"of its records cannot be used, such as .* has 0.5 in 'y', which is no cl"
+        ):
+            build(tmp_path / "a.jsonl", tmp_path / "out2", input="{text}", label="y")
+        assert build(tmp_path / "a.jsonl", tmp_path / "out3", input="{text}", label="y", label_kind="number")
 
 
 @pytest.mark.parametrize(

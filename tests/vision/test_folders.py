@@ -118,3 +118,18 @@ def test_the_identity_of_a_folder_is_its_content(tmp_path, monkeypatch):
     assert opened(shutil.copytree(place, tmp_path / "elsewhere")).fingerprint == wanted
     (place / "a/0.png").write_bytes((place / "a/0.png").read_bytes()[::-1])  # as long as before
     assert opened(place).fingerprint != wanted
+
+
+def test_folders_that_say_a_split_twice_and_accents_in_two_forms(tmp_path):
+    """seg_train/seg_train/CLASS, as in archives packed twice; an accent as a Mac writes it and as others do."""
+    classes = {"train": ("caf\xe9", "pub"), "test": ("cafe\u0301", "pub")}
+    files = {
+        f"seg_{split}/seg_{split}/{name}/{i}.png": pixels(i)
+        for split in classes
+        for name in classes[split]
+        for i in range(3)
+    }
+    prepared = opened(folder(tmp_path / "d", files))
+    assert prepared.classes == ("caf\xe9", "pub")
+    assert {s: len(prepared.source(s)) for s in ("train", "test")} == {"train": 6, "test": 6}
+    assert [r["label"] for r in records(prepared, "test")] == [0, 0, 0, 1, 1, 1]

@@ -166,11 +166,26 @@ def test_labels_that_are_not_of_train_or_not_there_are_told(tmp_path):
     assert len(opened(tmp_path / "b.npz", classes=list("abcd")).classes) == 4
 
 
+def test_a_number_for_each_picture_is_no_class(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.stack([pixels(i) for i in range(24)]), labels=np.arange(24))
+    with pytest.raises(UserError, match=r"labels of train holds 24 distinct values in 24 records, .*: give one number"):
+        opened(tmp_path / "a.npz")
+    assert opened(tmp_path / "a.npz", labels=False).classes is None
+
+
+@pytest.mark.parametrize("setting", ["image_field", "label_field"])
+def test_a_setting_that_says_nothing_of_a_source_is_refused(setting, tmp_path):
+    folder(tmp_path, {f"{'ab'[i % 2]}/{i}.png": pixels(i) for i in range(6)})
+    for source in (tmp_path, "digits", "shapes"):
+        with pytest.raises(UserError, match=rf"ImageData.{setting}='x' says nothing of .*, only of parquet, tfds: lea"):
+            opened(source, **{setting: "x"})
+
+
 @pytest.mark.parametrize(
     "name, fix",
     [
         ("a.npy", "nor a .tar: save its arrays by numpy.savez"),
-        ("a.parquet", "nor a .tar: write its pictures to files in a folder for each class"),
+        ("a.csv", "nor a .tar: write its pictures to files in a folder for each class"),
     ],
 )
 def test_files_that_are_no_source_say_what_to_do(name, fix, tmp_path):
@@ -259,6 +274,7 @@ def cut(path, by):
         ({"a/1.png": b"", "a/2.png": b"x"}, r"none of 2 pictures looked at can be read, such as .*a/1.png"),
         ({"test/a/1.png": b"", "val/a/1.png": b""}, r"holds test and val and no folder train: add it"),
         ({"a/1.png": pixels(0)}, r"has 1 picture, none of which can be held out: add some"),
+        ({f"{i}/1.png": pixels(i) for i in range(9)}, r"has 9 pictures, .*: each is alone in its class, so add some"),
     ],
 )  # fmt: skip
 def test_bad_folders(tmp_path, files, message):
@@ -424,9 +440,10 @@ def test_broken_archives(tmp_path):
             opened(place)
         with pytest.raises(UserError, match=rf"{kind}:.*gone: no such file"):
             opened(f"{kind}:{tmp_path}/gone")
-    for kind in ("tar", "tar.gz"):
+    for kind, length in (("tar", 1), ("tar.gz", 1), ("tar.xz", 1), ("tar.bz2", 2)):
         place = tarred(tmp_path / f"e.{kind}", SPLIT)
-        place.write_bytes(place.read_bytes()[: place.stat().st_size // 2 + 100])
+        raw = place.read_bytes()
+        place.write_bytes(raw[: len(raw) // 2 + 100] if length == 1 else raw + b"and more")
         with pytest.raises(UserError, match=rf"e.{kind} cannot be read as a tar file \(.*\): pack or fetch it again"):
             opened(place)
     with pytest.raises(UserError, match="tar:.*gone: no such file"):

@@ -21,6 +21,7 @@ from launch.run.experiment import Init
 from launch.run.program import Program
 from launch.storage import manifest
 from launch.storage.checkpoint import Checkpoints
+from multimodal.data import PairData
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
@@ -29,6 +30,7 @@ from paradigm.optim import AdamW
 from paradigm.schedule import Linear
 from tests import contract, miniatures
 from tests.launch import small
+from vision.data import ImageData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,6 +396,19 @@ def test_sources_that_are_no_plain_paths_are_left_to_the_recipe(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "meta.json").write_text("{}")
     data.look(FilesData(source="/gone/since"), tmp_path / "data")  # what was prepared is used
+
+
+@pytest.mark.parametrize("recipe", [ImageData, PairData])
+def test_every_kind_of_source_that_is_a_file_is_looked_at(recipe, tmp_path):
+    """KIND:PATH of each that a recipe names: what is there is left to its reader, what is not there is told."""
+    with pytest.raises(UserError) as error:
+        recipe(source="none").build(progress=False)
+    kinds = set(str(error.value).partition("choose from ")[2].split(", ")) - {"digits", "shapes", "tfds"}
+    assert kinds >= {"folder", "parquet"} if recipe is ImageData else kinds >= {"csv", "wds", "beside"}
+    for kind in kinds:
+        data.look(recipe(source=f"{kind}:{tmp_path}"), tmp_path / "data")
+        with pytest.raises(UserError, match=f"source='{kind}:{tmp_path}/none': no such file or directory"):
+            data.look(recipe(source=f"{kind}:{tmp_path}/none"), tmp_path / "data")
 
 
 @pytest.mark.parametrize("method", ["train", "valid"])

@@ -1,0 +1,32 @@
+"""Which labels are classes: by one rule for every reader, since any column of values can be counted as some."""
+
+import re
+
+from paradigm.errors import UserError
+
+_NUMBER = re.compile(r"[-+]?(\d+[.,]?\d*|[.,]\d+)(e[-+]?\d+)?|nan", re.IGNORECASE)
+FEWEST = 20  # records with a class of their own each that are no longer taken for a small set
+
+
+def no_classes(names, records):
+    """What labels that are no classes are, for a person: real numbers, or about one for each record; "" of classes.
+
+    names: the distinct ones, of text or numbers. records: how many have one.
+    """
+    words = list(map(str, names))
+    if len(words) > 1 and all(map(_NUMBER.fullmatch, words)):
+        if reals := [word for word in words if _is_real(word)]:
+            return f"{len(words):,} distinct real numbers, such as {reals[0]}"
+    if records >= FEWEST and len(words) > 0.9 * records:
+        return f"{len(words):,} distinct values in {records:,} records, such as {words[0][:40]!r}"
+    return ""
+
+
+def _is_real(word):
+    return word.lower() != "nan" and not float(word.replace(",", ".")).is_integer()
+
+
+def check_classes(names, records, where, fix):
+    """Raises UserError where labels are no classes (see `no_classes`). where: of them. fix: what to do."""
+    if found := no_classes(names, records):
+        raise UserError(f"{where} holds {found}, which are no classes: {fix}")
