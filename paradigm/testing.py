@@ -9,7 +9,7 @@ Each takes an objective, an optimizer where one is needed, and `batch_of(step)`,
 Nearly all of the time goes into compiling, so a step is compiled once for all the checks that run it: with
 `UnitStep()` as the optimizer and no settings, `check_resume` runs the step of `check_microbatches` and `check_abstract`
 reads the program of `check_sharding` (of as many microbatches), as long as an objective's checks come one after the
-other. `check_shapes` compiles nothing.
+other. `check_batches`, `check_shapes` and `check_weights` compile no step.
 """
 
 import dataclasses
@@ -153,6 +153,11 @@ def check_sharding(objective, batch_of, mesh="mixed", relative=1e-5, microbatche
         assert_trees_close(gradients(objective, batch_of, phase, microbatches, mesh_of(mesh)), whole, relative)
 
 
+def check_batches(objective, batch_of):
+    """What `check_shapes` needs no trace for: batches are as batch_spec says, and twice the rows are twice the work."""
+    _specs(objective, batch_of)
+
+
 def check_shapes(objective, batch_of, mesh="mixed"):
     """What of `check_abstract` needs no compiler: batches are as batch_spec says, rules lay out every matrix on a mesh,
     and each phase's step traces there."""
@@ -194,11 +199,23 @@ def check_weights(objective, batch_of):
     """A term's weight may depend on the batch and never on the parameters: the step takes it as known in advance."""
     from paradigm.objective import Context
 
-    state = _start(objective, UnitStep())
+    params, extra = _drawn(objective)
     for phase, first in objective.phases().items():
         ctx = Context(jnp.int32(first), 0, True, phase)
         batch = jax.tree.map(jnp.asarray, batch_of(first))
         batch = {**batch, **objective.paired(batch)}
         weights = jax.jit(lambda params, extra: objective.loss(params, extra, batch, ctx).weights)
-        one, two = (weights(jax.tree.map(lambda x, s=s: s * x, state.params), state.extra) for s in (1.0, 1.7))
+        one, two = (weights(jax.tree.map(lambda x, s=s: s * x, params), extra) for s in (1.0, 1.7))
         assert_trees_equal(one, two)
+
+
+def _drawn(objective):
+    """Any (params, extra) of the objective's shapes, by numpy: no program has to be compiled that draws good ones."""
+    shapes = jax.eval_shape(lambda: init_state(objective, UnitStep(), 0))
+    random = np.random.default_rng(0)
+
+    def draw(x):
+        whole = not jnp.issubdtype(x.dtype, jnp.floating)
+        return np.zeros(x.shape, x.dtype) if whole else np.abs(0.1 * random.normal(size=x.shape)).astype(x.dtype)
+
+    return jax.tree.map(draw, (shapes.params, shapes.extra))

@@ -2,8 +2,10 @@
 
     globals().update(contract.tests({"mae": contract.Case(mae(), BATCH, "patches", masked)}))
 
-Sharding and cutting are mostly the mechanism's, and their programs the dearest: in `make test` one objective of a kind
-goes through them, that of STANDS_FOR; in `make test-all` each does, on every mesh.
+Resume, sharding and cutting are mostly the mechanism's, and their programs the dearest: in `make test` one objective of
+a kind goes through them, that of STANDS_FOR; in `make test-all` each does, on every mesh. What compiles no step each
+goes through in both; that each step traces on a mesh is seen in `make test` where its toy run is
+(tests/launch/test_configs.py).
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from paradigm.testing import (
     assert_trees_close,
     assert_trees_equal,
     check_abstract,
+    check_batches,
     check_microbatches,
     check_resume,
     check_shapes,
@@ -36,6 +39,7 @@ __all__ = [
     "assert_trees_close",
     "assert_trees_equal",
     "check_abstract",
+    "check_batches",
     "check_microbatches",
     "check_resume",
     "check_shapes",
@@ -49,7 +53,7 @@ __all__ = [
     "tests",
 ]
 
-# What of an objective has to come out right on a mesh and in microbatches -> who shows it in `make test`.
+# What of an objective has to come out right resumed, on a mesh, in microbatches -> who shows it in `make test`.
 STANDS_FOR = {
     # a mean over tokens or patches, by what reads them
     "encoder": "masked_lm",
@@ -128,7 +132,7 @@ def tests(cases: dict[str, Case]) -> dict[str, Callable]:
     every = those(lambda name, case: not case.variant)
     stand_ins = those(lambda name, case: STANDS_FOR[case.kind] == name)
 
-    @every
+    @stand_ins
     def test_resume(name):
         check_resume(cases[name].objective, UnitStep(), cases[name].batch_of)
 
@@ -146,6 +150,11 @@ def tests(cases: dict[str, Case]) -> dict[str, Callable]:
         check_sharding(case.objective, case.masked, mesh, microbatches=case.microbatches)
 
     @every
+    def test_batches(name):
+        check_batches(cases[name].objective, cases[name].batch_of)
+
+    @pytest.mark.slow
+    @one_by_one("name", list(cases))
     def test_shapes(name):
         check_shapes(cases[name].objective, cases[name].batch_of)
 

@@ -333,17 +333,15 @@ def test_a_toy_of_it_trains_and_evaluates(run, tmp_path):
 
 @pytest.mark.parametrize("run", [run for run in FIRST.values() if run not in WHOLE])
 def test_a_toy_of_each_objective_starts_at_chance(run, tmp_path, monkeypatch):
-    """As its command makes it, up to the first step, which is traced alone: tests/contract.py compiles one of each."""
-    monkeypatch.setitem(SHRINK, "Experiment", SHRINK["Experiment"].replace("data:2,fsdp:2,tensor:2", "data:1"))
+    """As its command makes it, up to the first step, which is traced alone, on a mesh: tests/contract.py compiles one
+    of a kind. The state is drawn and evaluated by one device."""
     toy, _ = toy_of(run, tmp_path)
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: devices)
     for moco in ("MoCoV1", "MoCoV2"):  # the teacher is the encoder: a key is like its query
         monkeypatch.setitem(CHANCE, moco, pytest.approx(0.0, abs=0.5))
     evaluators = (e if first_with(type(e)) == run else OnlyChecked(e) for e in toy.evaluators)
     prepared = build(toy, tmp_path / "data")
     e = with_classes(bound(dataclasses.replace(toy, evaluators=tuple(evaluators))), prepared)
-    validate(e, 1)
+    validate(e, len(jax.devices()))
     program = Program(e, make_mesh(e.mesh))
     names = set()
     with program.context():
@@ -352,6 +350,10 @@ def test_a_toy_of_each_objective_starts_at_chance(run, tmp_path, monkeypatch):
                 e.objective, e.optimizer, phase=phase, microbatches=e.microbatches, clip=e.clip, ema=e.ema
             )
             names |= {f"train/{name}" for name in jax.eval_shape(step, program.state, batch)[1]}
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    e = dataclasses.replace(e, mesh="data:1")
+    program = Program(e, make_mesh(e.mesh))
     metrics, _ = Evaluation(program, Data(e, tmp_path / "data", prepared)).run(program.init())
     assert not undocumented(names - {"train/bad_step"} | set(metrics))  # which is written as bad_steps
     knows_nothing(run, e.objective, metrics)

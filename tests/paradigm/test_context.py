@@ -40,10 +40,15 @@ def short_blocks(monkeypatch):
     monkeypatch.setattr(attention_kernels, "BLOCK", 8)
 
 
+BIASED = [*((name, "by distance") for name in MASKS), ("all", "array"), ("prefix", "none")]
+PLAIN = [("causal, packed", "by distance"), ("all", "array"), ("prefix", "none")]  # the mask is one array there
+
+
 @pytest.mark.parametrize(
-    "mask, bias", [*((name, "by distance") for name in MASKS), ("all", "array"), ("prefix", "none")]
+    "kernel, mask, bias",
+    [*(("blocks", *pair) for pair in BIASED)]
+    + [pytest.param("plain", *pair, marks=[pytest.mark.slow] * (pair not in PLAIN)) for pair in BIASED],
 )
-@pytest.mark.parametrize("kernel", ["plain", "blocks"])
 def test_attention_is_that_of_one_device(short_blocks, kernel, mask, bias):
     """Four parts, and in blocks two blocks of queries in each; heads that share keys, and a bias' own gradient."""
     q, k, v, g = (draw(i, 4, heads, LENGTH, 8) for i, heads in enumerate((HEADS, 2, 2, HEADS)))

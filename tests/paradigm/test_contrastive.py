@@ -1,5 +1,6 @@
 """Pairwise losses against loops over rows and keys: value, gradient, masks, tiles, meshes and memory."""
 
+import functools
 import math
 
 import jax
@@ -96,10 +97,11 @@ def close(ours, theirs, rtol=1e-5):
     np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=rtol, atol=rtol * np.abs(theirs).max() + 1e-9)
 
 
-def with_gradient(loss, cotangent, *args):
-    """(values, correct, *gradients of sum(values * cotangent)), the order of the slow versions."""
-    f = lambda *args: (lambda out: (jnp.sum(out[0] * cotangent), out))(loss(*args))
-    gradients, out = jax.jit(jax.grad(f, argnums=tuple(range(len(args))), has_aux=True))(*args)
+@functools.partial(jax.jit, static_argnames=("loss", "tile"))
+def with_gradient(loss, tile, cotangent, mask, *args):
+    """(values, correct, *gradients of sum(values * cotangent)), the order of the slow versions. One program a shape."""
+    f = lambda *args: (lambda out: (jnp.sum(out[0] * cotangent), out))(loss(*args, mask, tile=tile))
+    gradients, out = jax.grad(f, argnums=tuple(range(len(args))), has_aux=True)(*args)
     return *out, *gradients
 
 
@@ -117,7 +119,7 @@ masked = pytest.mark.parametrize("mask_of", [np.ones, ragged])
 @everywhere
 def test_nt_xent_equals_a_loop(B, D, tile, mask_of, scale):
     (a, b, _), mask, cotangent = example(B, B, D), mask_of(B), cotangent_of(2, B)
-    ours = with_gradient(lambda a, b, s: nt_xent(a, b, s, mask, tile=tile), cotangent, a, b, scale)
+    ours = with_gradient(nt_xent, tile, cotangent, mask, a, b, scale)
     for x, y in zip(ours, slow_nt_xent(a, b, scale, mask, cotangent), strict=True):
         close(x, y)
 
@@ -127,17 +129,20 @@ def test_nt_xent_equals_a_loop(B, D, tile, mask_of, scale):
 @everywhere
 def test_info_nce_equals_a_loop(B, D, tile, mask_of, scale):
     (q, k, _), mask, cotangent = example(B, B, D), mask_of(B), cotangent_of(B)
-    ours = with_gradient(lambda q, k, s: info_nce(q, k, s, mask, tile=tile), cotangent, q, k, scale)
+    ours = with_gradient(info_nce, tile, cotangent, mask, q, k, scale)
     for x, y in zip(ours, slow_info_nce(q, k, scale, mask, cotangent), strict=True):
         close(x, y)
+
+
+def against_a_queue(q, k, scale, positives, mask, tile):
+    return info_nce(q, k, scale, mask, positives, tile=tile)
 
 
 @masked
 @pytest.mark.parametrize("B,N,D,tile", [(5, 11, 4, 3), (5, 11, 4, None), (6, 2, 3, 1)])
 def test_a_queue_of_negatives_equals_a_loop(B, N, D, tile, mask_of):
     (q, k, positives), mask, cotangent = example(B, N, D), mask_of(N), cotangent_of(B)
-    loss = lambda q, k, s, p: info_nce(q, k, s, mask, p, tile=tile)
-    ours = with_gradient(loss, cotangent, q, k, 5.0, positives)
+    ours = with_gradient(against_a_queue, tile, cotangent, mask, q, k, 5.0, positives)
     for x, y in zip(ours, slow_queue(q, k, 5.0, mask, cotangent, positives), strict=True):
         close(x, y)
 
@@ -147,8 +152,7 @@ def test_a_queue_of_negatives_equals_a_loop(B, N, D, tile, mask_of):
 @everywhere
 def test_sigmoid_pairs_equal_a_loop(B, D, tile, mask_of, scale, bias):
     (a, b, _), mask, cotangent = example(B, B, D), mask_of(B), cotangent_of(B)
-    loss = lambda a, b, s, t: sigmoid_pairs(a, b, s, t, mask, tile=tile)
-    ours = with_gradient(loss, cotangent, a, b, scale, bias)
+    ours = with_gradient(sigmoid_pairs, tile, cotangent, mask, a, b, scale, bias)
     for x, y in zip(ours, slow_sigmoid(a, b, scale, bias, mask, cotangent), strict=True):
         close(x, y)
 
@@ -210,10 +214,10 @@ def test_every_product_sums_in_float32():
 # ---- On a mesh -------------------------------------------------------------------------------------------------------
 
 LOSSES = {
-    "nt_xent": lambda a, b, scale, bias, mask: nt_xent(a, b, scale, mask, tile=2),
-    "info_nce": lambda a, b, scale, bias, mask: info_nce(a, b, scale, mask, tile=2),
-    "queue": lambda a, b, scale, bias, mask: info_nce(a, unit(24, 8, seed=7), scale, None, b, tile=2),
-    "sigmoid_pairs": lambda a, b, scale, bias, mask: sigmoid_pairs(a, b, scale, bias, mask, tile=2),
+    "nt_xent": lambda a, b, scale, bias, mask, tile: nt_xent(a, b, scale, mask, tile=tile),
+    "info_nce": lambda a, b, scale, bias, mask, tile: info_nce(a, b, scale, mask, tile=tile),
+    "queue": lambda a, b, scale, bias, mask, tile: info_nce(a, unit(24, 8, seed=7), scale, None, b, tile=tile),
+    "sigmoid_pairs": lambda a, b, scale, bias, mask, tile: sigmoid_pairs(a, b, scale, bias, mask, tile=tile),
 }
 
 
@@ -223,7 +227,7 @@ def test_sharded_equals_one_device(name, mesh):
     B = 24
     a, b, _ = example(B, B, 8)
     cotangent = cotangent_of(*((2, B) if name == "nt_xent" else (B,)))
-    whole = lambda *args: with_gradient(lambda *x: LOSSES[name](*x, ragged(B)), cotangent, *args)
+    whole = lambda *args: with_gradient(LOSSES[name], 2, cotangent, ragged(B), *args)
     args = a, b, np.float32(6.0), np.float32(-2.0)
     expected = whole(*args)
     mesh = contract.mesh_of(mesh)

@@ -63,31 +63,27 @@ def losses(workdir):
 
 
 def test_they_equal_one_process(tmp_path):
-    """Stopped at step 4 and gone on; each process starts there with its own half of the next batch."""
-    loop.train(small.experiment(total_steps=8), tmp_path / "one")
-    for steps in (4, 8):
-        finish(start(tmp_path / "two", steps), tmp_path / "two")
-    first, second = (re.search(r"rows (\[.*?\])", log)[1] for log in logs(tmp_path / "two"))
-    assert (first, second) == (str([*range(64, 72)]), str([*range(72, 80)]))
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one.keys() == two.keys() == {4, 8}
+    """Two begin, one process goes on on another mesh, and two end the run, on devices that are no neighbours in the
+    batch, as on a torus: a process's hold the first and the third quarter. Each reads its own rows and no others."""
+    loop.train(small.experiment(total_steps=12), tmp_path / "one")
+    workdir, rows = tmp_path / "two", lambda: [re.search(r"rows (\[.*?\])", log)[1] for log in logs(tmp_path / "two")]
+    finish(start(workdir, 4, "--mesh=fsdp:4"), workdir)
+    assert rows() == [str([*range(8)]), str([*range(8, 16)])]
+    loop.train(small.experiment(total_steps=8, mesh="data:2,fsdp:2,tensor:2"), workdir)
+    finish(start(workdir, 12, "--interleave"), workdir)
+    held = (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)
+    assert rows() == [str([8 * 16 + row for row in mine]) for mine in held]
+    one, two = losses(tmp_path / "one"), losses(workdir)
+    assert one.keys() == two.keys() == {4, 8, 12}
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
-    shown = logs(tmp_path / "two")[1]
+    pick = lambda at: {row["step"]: row["valid/loss"] for row in small.rows(at) if "valid/loss" in row}
+    one, two = pick(tmp_path / "one"), pick(workdir)
+    np.testing.assert_allclose([two[n] for n in (6, 12)], [one[n] for n in (6, 12)], rtol=1e-5)
+    shown = logs(workdir)[1]
     assert "process 1 of 2 · 2 of 4 devices" in shown and "mesh data:4 fsdp:1 tensor:1 · python 3" in shown
 
 
-def test_devices_that_are_no_neighbours_in_the_batch(tmp_path):
-    """As on a torus: a process's devices hold the first and the third quarter; it reads those rows and no others."""
-    loop.train(small.experiment(total_steps=8), tmp_path / "one")
-    finish(start(tmp_path / "two", 8, "--interleave"), tmp_path / "two")
-    first, second = (re.search(r"rows (\[.*?\])", log)[1] for log in logs(tmp_path / "two"))
-    assert (first, second) == (str([0, 1, 2, 3, 8, 9, 10, 11]), str([4, 5, 6, 7, 12, 13, 14, 15]))
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    np.testing.assert_allclose([two[n] for n in (4, 8)], [one[n] for n in (4, 8)], rtol=1e-5)
-    pick = lambda workdir: [row["valid/loss"] for row in small.rows(workdir) if "valid/loss" in row]
-    np.testing.assert_allclose(pick(tmp_path / "two"), pick(tmp_path / "one"), rtol=1e-5)
-
-
+@pytest.mark.slow
 def test_saved_by_four_gone_on_by_one_and_by_two(tmp_path):
     """Four processes save on one mesh; one process, then two, go on on others. Same examples, same losses."""
     loop.train(small.experiment(total_steps=12), tmp_path / "one")
