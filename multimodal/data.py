@@ -15,7 +15,7 @@ from multimodal.sources import open_pairs
 from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
-from paradigm.records import check_readable
+from paradigm.records import Prepared, check_readable
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
@@ -108,7 +108,14 @@ class PairData:
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         refuse = self.on_broken == "refuse"
         prepared = PreparedPairs(
-            self.source, opened.splits, opened.classes, self.channels, tokenizer, fingerprint, refuse, opened.note
+            name=self.source,
+            splits=opened.splits,
+            classes=opened.classes,
+            channels=self.channels,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            refuse=refuse,
+            note=opened.note,
         )
         check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
@@ -157,8 +164,8 @@ def _sample(train, tokenizer):
                 return
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedPairs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedPairs(Prepared):
     """Pairs, opened.
 
     splits: name -> source (without what `source` adds): train, valid, and test and others where the data bring them.

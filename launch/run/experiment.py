@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from paradigm import schedule
+from paradigm import records, schedule
 from paradigm.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def with_classes(experiment: Experiment, prepared=None) -> Experiment:
         return experiment
     if prepared is None:
         with tempfile.TemporaryDirectory() as directory:
-            prepared = experiment.data.build(pathlib.Path(directory, "data"), experiment.objective.raw_length, False)
-            return with_classes(experiment, prepared)
+            path, window = pathlib.Path(directory, "data"), experiment.objective.raw_length
+            return with_classes(experiment, records.build(experiment.data, path, window, False))
     experiment.objective.check_data(prepared)
     return bound(experiment, classes=prepared.classes)
 
