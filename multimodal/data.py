@@ -15,7 +15,7 @@ from multimodal.sources import open_pairs
 from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
-from paradigm.records import Prepared, check_readable
+from paradigm.records import Prepared, Subset, check_readable, share_of
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
@@ -46,6 +46,8 @@ class PairData:
     group: column whose lines are held out together. split: column that says train, valid or test; '' takes one of that
         name, if it says so. valid: share of the groups that is held out where nothing else is. valid_glob: names of tar
         files to hold out instead.
+    fraction: the share of the training pairs that is used, of each class as large a one where they have a label, drawn
+        by fraction_seed: a smaller fraction is a part of a larger one. A tokenizer is learnt from all.
     tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the training captions); or the path of
         one (see t5like/tokenizers).
     channels: 3 or 1. on_broken: a pair without its picture or its text is 'replace'd by another, counted and named, or
@@ -68,6 +70,8 @@ class PairData:
     split: str = ""
     valid: float = 0.05
     valid_glob: str = ""
+    fraction: float = 1.0
+    fraction_seed: int = 0
     tokenizer: str = "bytes"
     channels: int = 3
     on_broken: str = "replace"
@@ -89,6 +93,8 @@ class PairData:
             raise UserError(f"PairData.channels={self.channels}: choose 3 (colour) or 1 (grey)")
         if not 0 < self.valid < 1:
             raise UserError(f"PairData.valid={self.valid}: the held-out share must lie in (0, 1)")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"PairData.fraction={self.fraction}: a share of the training pairs lies in (0, 1]")
         if not 0 < self.max_pixels <= PILLOW_PIXELS:
             raise UserError(f"PairData.max_pixels={self.max_pixels}: it must lie in 1 .. {PILLOW_PIXELS:,}")
 
@@ -105,11 +111,17 @@ class PairData:
         opened = open_pairs(self, cache_dir)
         tokenizer = self.learn(opened.splits["train"], cache_dir, progress)
         settings = (opened.digest, self.channels, bool(self.label), opened.classes, tokenizer.fingerprint)
+        splits = opened.splits
+        if self.fraction < 1:
+            train = splits["train"]
+            chosen = share_of(len(train), self.fraction, self.fraction_seed, train.read_labels())
+            splits = {**splits, "train": SomePairs(train, chosen)}
+            settings += (self.fraction, self.fraction_seed)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         refuse = self.on_broken == "refuse"
         prepared = PreparedPairs(
             name=self.source,
-            splits=opened.splits,
+            splits=splits,
             classes=opened.classes,
             channels=self.channels,
             tokenizer=tokenizer,
@@ -146,6 +158,13 @@ class PairData:
         storage.commit(aside, directory / _TOKENIZER)
         storage.replace(meta, f"{json.dumps(wanted)}\n".encode())  # last: it says that the tokenizer is whole
         return tokenizer
+
+
+class SomePairs(Subset):
+    """Some pairs of a source."""
+
+    def captions(self, position):
+        return self.source.captions(int(self.positions[position]))
 
 
 def _sample(train, tokenizer):
