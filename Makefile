@@ -58,9 +58,10 @@ golden: venv  # the flat form of every run file, after a change of defaults that
 PARITY = .venv-parity
 parity: venv  # runs the reference implementations live and writes the goldens of tests/parity
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
-	$(PARITY)/bin/pip install --quiet torch transformers peft safetensors numpy
+	$(PARITY)/bin/pip install --quiet torch transformers peft open_clip_torch safetensors numpy
 	$(PY) -m tests.parity.make --reference=$(PARITY)/bin/python
 	$(PY) -m tests.parity.peft --reference=$(PARITY)/bin/python
+	$(PY) -m tests.parity.coca --reference=$(PARITY)/bin/python
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info

@@ -32,11 +32,11 @@ def main(argv):
     from launch.aot.report import report
     from launch.aot.topology import parse_topology
     from launch.run import registry
-    from launch.run.experiment import bound, with_classes
+    from launch.run.experiment import bound, completed
 
     topology = parse_topology(TOPOLOGY.value, SLICES.value)
     devices = topology.devices()
-    experiment = with_classes(bound(registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)))
+    experiment = completed(bound(registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)))
     if MESH.value == "search":
         found = search.search(experiment, topology, devices, lambda line: print(line, flush=True))
         print("\n".join(search.table(found["search"])))

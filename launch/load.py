@@ -27,7 +27,7 @@ def load(workdir, step=None):
     import jax
 
     from launch.run import registry
-    from launch.run.data import labels_of, vocabulary_of_run
+    from launch.run.data import labels_of, tokenizer_of, vocabulary_of_run
     from launch.run.experiment import bound
     from launch.storage import filesystem
     from launch.storage.workdir import open_run
@@ -39,7 +39,7 @@ def load(workdir, step=None):
     step, arrays, meta = checkpoints.arrays(step, only=("params", "extra"))
     where = checkpoints.directory / str(step)
     experiment = registry.parse_text(meta["config"], name=f"the configuration in {where}")
-    experiment = bound(experiment, vocabulary_of_run(workdir), labels_of(workdir))
+    experiment = bound(experiment, vocabulary_of_run(workdir), labels_of(workdir), tokenizer_of(workdir))
     e = experiment
     wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema, freeze=e.freeze))
     place = lambda abstract, found: jax.tree.map(jax.numpy.asarray, trees.merge_strict(abstract, found, str(where)))

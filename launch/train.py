@@ -107,7 +107,7 @@ def main(argv):
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     found = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
     if DRY_RUN.value:
-        found = experiment.with_classes(experiment.bound(found))
+        found = experiment.completed(experiment.bound(found))
         experiment.validate(found, dry_run.stand_in_devices(found.mesh))
         print(dry_run.report(found))
         return

@@ -15,7 +15,7 @@ from multimodal.sources import open_pairs
 from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
-from paradigm.records import check_readable
+from paradigm.records import Prepared, Subset, check_readable, share_of
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
@@ -46,6 +46,8 @@ class PairData:
     group: column whose lines are held out together. split: column that says train, valid or test; '' takes one of that
         name, if it says so. valid: share of the groups that is held out where nothing else is. valid_glob: names of tar
         files to hold out instead.
+    fraction: the share of the training pairs that is used, of each class as large a one where they have a label, drawn
+        by fraction_seed: a smaller fraction is a part of a larger one. A tokenizer is learnt from all.
     tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the training captions); or the path of
         one (see t5like/tokenizers).
     channels: 3 or 1. on_broken: a pair without its picture or its text is 'replace'd by another, counted and named, or
@@ -68,6 +70,8 @@ class PairData:
     split: str = ""
     valid: float = 0.05
     valid_glob: str = ""
+    fraction: float = 1.0
+    fraction_seed: int = 0
     tokenizer: str = "bytes"
     channels: int = 3
     on_broken: str = "replace"
@@ -89,6 +93,8 @@ class PairData:
             raise UserError(f"PairData.channels={self.channels}: choose 3 (colour) or 1 (grey)")
         if not 0 < self.valid < 1:
             raise UserError(f"PairData.valid={self.valid}: the held-out share must lie in (0, 1)")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"PairData.fraction={self.fraction}: a share of the training pairs lies in (0, 1]")
         if not 0 < self.max_pixels <= PILLOW_PIXELS:
             raise UserError(f"PairData.max_pixels={self.max_pixels}: it must lie in 1 .. {PILLOW_PIXELS:,}")
 
@@ -105,10 +111,23 @@ class PairData:
         opened = open_pairs(self, cache_dir)
         tokenizer = self.learn(opened.splits["train"], cache_dir, progress)
         settings = (opened.digest, self.channels, bool(self.label), opened.classes, tokenizer.fingerprint)
+        splits = opened.splits
+        if self.fraction < 1:
+            train = splits["train"]
+            chosen = share_of(len(train), self.fraction, self.fraction_seed, train.read_labels())
+            splits = {**splits, "train": SomePairs(train, chosen)}
+            settings += (self.fraction, self.fraction_seed)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         refuse = self.on_broken == "refuse"
         prepared = PreparedPairs(
-            self.source, opened.splits, opened.classes, self.channels, tokenizer, fingerprint, refuse, opened.note
+            name=self.source,
+            splits=splits,
+            classes=opened.classes,
+            channels=self.channels,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            refuse=refuse,
+            note=opened.note,
         )
         check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
@@ -141,6 +160,13 @@ class PairData:
         return tokenizer
 
 
+class SomePairs(Subset):
+    """Some pairs of a source."""
+
+    def captions(self, position):
+        return self.source.captions(int(self.positions[position]))
+
+
 def _sample(train, tokenizer):
     """Captions to learn a vocabulary from, of pairs in a shuffled order, to a bound."""
     budget = max(1 << 20, SAMPLE_PER_ID * int(tokenizer.partition(":")[2]))
@@ -157,8 +183,8 @@ def _sample(train, tokenizer):
                 return
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedPairs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedPairs(Prepared):
     """Pairs, opened.
 
     splits: name -> source (without what `source` adds): train, valid, and test and others where the data bring them.

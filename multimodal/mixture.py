@@ -9,6 +9,7 @@ import numpy as np
 from multimodal.data import PairData, PreparedPairs
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
+from paradigm.records import Prepared
 from t5like.tokenizers import vocabulary_of
 
 
@@ -56,20 +57,24 @@ class PairMixture:
         beside = lambda k: None if cache_dir is None else pathlib.Path(cache_dir) / str(k)
         plain = [dataclasses.replace(part, tokenizer="bytes") for part in self.parts]
         built = [part.build(beside(k), window, progress, workers) for k, part in enumerate(plain)]
-        mixed = MixedPairs(tuple(built), self.weights, self.alternate)
+        mixed = MixedPairs(parts=tuple(built), weights=self.weights, alternate=self.alternate)
         own = dataclasses.replace(self.parts[0], tokenizer=self.tokenizer)
         tokenizer = own.learn(mixed.source("train"), cache_dir, progress)
         parts = tuple(dataclasses.replace(one, tokenizer=tokenizer) for one in built)
         return dataclasses.replace(mixed, parts=parts)
 
 
-@dataclasses.dataclass(frozen=True)
-class MixedPairs:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixedPairs(Prepared):
     """Prepared pairs of one tokenizer, read together; what PreparedPairs is for one of them."""
 
     parts: tuple[PreparedPairs, ...]
     weights: tuple[Any, ...]
     alternate: bool
+
+    @property
+    def name(self):
+        return " and ".join(one.name for one in self.parts)
 
     @property
     def tokenizer(self):

@@ -10,8 +10,9 @@
     PATH              one of these, by what is there
 
 A record is {"image": uint8 [h, w, C], "label": int, -1 for none, "captions": tuple of str}; a source also gives
-`captions(position)` alone and `name(position)`. The first two raise for a pair that is broken. Sources can be pickled:
-files are opened by whichever process reads them.
+`captions(position)` alone and `name(position)`. The first two raise for a pair that is broken. `read_labels()` gives
+int [n], the label of each, or None where there are none. Sources can be pickled: files are opened by whichever process
+reads them.
 """
 
 import dataclasses
@@ -139,13 +140,20 @@ class ShapesPairs:
     def __getitem__(self, position):
         record = self.scenes[position]
         if self.pairs:
-            record["label"] = record["labels"]["colour"] * len(SHAPES) + record["labels"]["shape"]
+            record["label"] = _pair_of(record["labels"])
         captions = self._captions(record["caption"], record["labels"])
         return {"image": record["image"], "label": record["label"], "captions": captions}
 
     def captions(self, position):
-        scene = self.scenes.shapes.scene(self.scenes.start + position)
+        scene = self._scene(position)
         return self._captions(scene.caption, scene.labels)
+
+    def read_labels(self):
+        number = _pair_of if self.pairs else lambda labels: labels[self.scenes.shapes.label]
+        return np.array([number(self._scene(position).labels) for position in range(len(self))], np.int32)
+
+    def _scene(self, position):
+        return self.scenes.shapes.scene(self.scenes.start + position)
 
     def _captions(self, caption, labels):
         named = f"{list(COLOURS)[labels['colour']]} {SHAPES[labels['shape']]}"
@@ -153,6 +161,11 @@ class ShapesPairs:
 
     def name(self, position):
         return self.scenes.name(position)
+
+
+def _pair_of(labels):
+    """The number of a colour and a shape among all pairs of them."""
+    return labels["colour"] * len(SHAPES) + labels["shape"]
 
 
 def _open_shapes(place, recipe, cache_dir):

@@ -97,6 +97,9 @@ class TablePairs:
             raise ValueError("it has no text")
         return found
 
+    def read_labels(self):
+        return None if self.table.labels is None else self.table.labels[self.rows]
+
     def name(self, position):
         row = self.rows[position]
         return f"{self.table.path} line {self.table.lines[row]} ({self.table.names[row]})"

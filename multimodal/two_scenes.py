@@ -7,6 +7,8 @@ reads the sentence and no picture is at chance; a picture's partner is chosen fo
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from paradigm.dataset import generators
 from vision.synthetic_scenes import COLOURS, SHAPES
 
@@ -59,6 +61,9 @@ class TwoScenes:
 
     def captions(self, position):
         return (self.made(position)[0],)
+
+    def read_labels(self):
+        return np.array([self.made(position)[1] for position in range(len(self))], np.int32)
 
     def name(self, position):
         return self.scenes.name(position)

@@ -94,6 +94,9 @@ class TarPairs:
             raise ValueError(f"it has no text{f' in {self.text}, only in ' + ', '.join(fields) if fields else ''}")
         return tuple(dict.fromkeys(texts))
 
+    def read_labels(self):
+        return np.asarray(self.index.rows[self.chosen, LABEL])
+
     def texts(self, position):
         """The texts that stand in files of their own: tuple of str."""
         row = self.row(position)

@@ -86,8 +86,7 @@ class Architecture(nn.Module, kw_only=True):
     @nn.nowrap
     def shared(self, **changes):
         """These fields as keyword arguments for a module inside."""
-        names = (f.name for f in dataclasses.fields(Architecture) if f.name not in ("parent", "name"))
-        return {**{name: getattr(self, name) for name in names}, **changes}
+        return {**{name: getattr(self, name) for name in SHARED}, **changes}
 
     @property
     def key_heads(self):
@@ -137,3 +136,8 @@ class Architecture(nn.Module, kw_only=True):
         """Dropout on x [B, L, D], or on attention weights [B, H, L, S], in this architecture's style."""
         rate = self.dropout if rate is None else rate
         return drop(x, keys, site, rate, (x.ndim - 2,) if self.dropout_style == "t5" else ())
+
+
+# Listed here: while a scan or remat makes a class below this one, Flax takes fields out of it, and steps are traced in
+# several threads.
+SHARED = tuple(f.name for f in dataclasses.fields(Architecture) if f.name not in ("parent", "name"))

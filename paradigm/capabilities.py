@@ -72,7 +72,18 @@ class SentenceScoring(HasModel):
         raise NotImplementedError
 
 
-class Generating(SentenceScoring, TextScoring):
+class Continuing(HasModel):
+    """Gives each token of a text that goes on from another a probability, from left to right."""
+
+    can = "say how probable a text is after another"
+
+    def continued(self, prompt, ids):
+        """How the model is asked for the tokens of `ids` behind those of `prompt`, lists of ids without start or end: a
+        Row (t5like/decode/likelihood.py) whose targets are `ids`."""
+        raise NotImplementedError
+
+
+class Generating(SentenceScoring, Continuing, TextScoring):
     """Predicts a text from left to right. model: a Decoder. prefix: whether it sees a prompt both ways.
 
     Its batches hold `inputs`, `targets` and `segments` int32 [B, L] (t5like/corrupt.py); targets are what is scored.

@@ -289,7 +289,15 @@ class Dataset:
         batch = {}
         for row, (record, rng) in enumerate(zip(records, rngs)):
             record = spare if record is None else record
-            prepared = self.preprocess(record, rng, step if self.train else FINAL, self.train)
+            try:
+                prepared = self.preprocess(record, rng, step if self.train else FINAL, self.train)
+            except KeyError as error:
+                if error.args[0] in record:
+                    raise
+                raise UserError(
+                    f"{type(self.preprocess).__name__} reads {error}, and {_name(self.sources[0], 0)} holds "
+                    f"{', '.join(map(str, record))}: set Experiment.data to what the objective is trained on"
+                ) from error
             if not batch:
                 batch = {k: np.empty((len(rows),) + np.shape(v), np.asarray(v).dtype) for k, v in prepared.items()}
             for name, value in prepared.items():

@@ -12,6 +12,36 @@ from paradigm.errors import UserError
 from paradigm.tfds import array_records
 
 
+class Prepared:
+    """What a recipe's `build` gives: data, opened. All that a run, and an objective's `check_data`, may read of them.
+
+    name: what messages call them. tokenizer: of their text; None where there is none. classes: names of the labels, by
+    number; () or None where there are none. repeats: how often a record stands in a row in training (see
+    paradigm.dataset.Repeated). A dataclass below it takes its fields by keyword, since these are defaults.
+    """
+
+    name = ""
+    tokenizer = None
+    classes = ()
+    repeats = 1
+
+    def source(self, split="train"):
+        """The records of a split, a source (see paradigm/dataset.py). Raises UserError where there is no such split."""
+        raise NotImplementedError
+
+
+def build(recipe, directory, window, progress):
+    """What a recipe gives, prepared in a directory if need be: a Prepared. Raises UserError where it is something else.
+
+    window: tokens of a window that the objective reads; None where it reads none. progress: whether to tell of it.
+    """
+    prepared = recipe.build(directory, window=window, progress=progress)
+    if not isinstance(prepared, Prepared):
+        found = f"{type(recipe).__name__}.build gave a {type(prepared).__name__}"
+        raise UserError(f"{found}: let that inherit paradigm.records.Prepared")
+    return prepared
+
+
 class Shards:
     """The raw records of some ArrayRecord files, one file after the other, in any order.
 

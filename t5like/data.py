@@ -8,6 +8,7 @@ from typing import Any
 
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
+from paradigm.records import Prepared
 from paradigm.storage import expand
 from t5like.prepare import prepare, same_corpus
 from t5like.sources import EXTENSIONS
@@ -152,15 +153,19 @@ class TextMixture:
                     f"the texts in {one.directory} and {built[0].directory} are not of one tokenizer: prepare the "
                     f"first alone, and the others with --tokenizer={built[0].directory / 'tokenizer'}"
                 )
-        return MixedText(tuple(built), self.weights)
+        return MixedText(parts=tuple(built), weights=self.weights)
 
 
-@dataclasses.dataclass(frozen=True)
-class MixedText:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixedText(Prepared):
     """Prepared texts of one tokenizer, read together; what PreparedText is for one of them."""
 
     parts: tuple[PreparedText, ...]
     weights: tuple[Any, ...]
+
+    @property
+    def name(self):
+        return " and ".join(one.name for one in self.parts)
 
     @property
     def tokenizer(self):

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.records import Shards, Subset, share_of
+from paradigm.records import Prepared, Shards, Subset, share_of
 from paradigm.storage import expand
 from t5like import labels
 from t5like.prepare import prepare, same_corpus
@@ -151,7 +151,7 @@ class TextRecords:
             )
 
 
-class PreparedRecords:
+class PreparedRecords(Prepared):
     """A prepared directory of records, opened.
 
     classes: names of the labels, by number; () for none. label_kind. tokenizer. meta: what meta.json says. fingerprint:
@@ -166,6 +166,10 @@ class PreparedRecords:
         self.fingerprint = self.meta["fingerprint"]
         self.label_kind = self.meta["settings"]["label_kind"]
         check_shards(self.directory, self.meta)
+
+    @property
+    def name(self):
+        return str(self.directory)
 
     @functools.cached_property
     def tokenizer(self):

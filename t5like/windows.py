@@ -13,14 +13,14 @@ import pathlib
 import numpy as np
 
 from paradigm.errors import UserError
-from paradigm.records import Shards
+from paradigm.records import Prepared, Shards
 from t5like.tokenizers import load_tokenizer
 
 FORMATS = {"windows": "paradigm-text-1", "records": "paradigm-text-records-2"}
 META = "meta.json"
 
 
-class PreparedText:
+class PreparedText(Prepared):
     """A prepared directory, opened.
 
     window: tokens a window. tokenizer. meta: what meta.json says (counts of documents, tokens, bytes, padding).
@@ -35,6 +35,10 @@ class PreparedText:
         self.window = self.meta["settings"]["window"]
         self.fingerprint = self.meta["fingerprint"]
         check_shards(self.directory, self.meta)
+
+    @property
+    def name(self):
+        return str(self.directory)
 
     @functools.cached_property
     def tokenizer(self):

@@ -10,7 +10,7 @@ import numpy as np
 from paradigm.dataset import mix64
 from paradigm.errors import UserError, choose
 from paradigm.names import SPLITS
-from paradigm.records import Subset, check_readable, held_out, share_of
+from paradigm.records import Prepared, Subset, check_readable, held_out, share_of
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.sources import Reading, open_source
 from vision.synthetic_scenes import Shapes
@@ -97,15 +97,23 @@ class ImageData:
         bare = {s: int(np.sum(source.labels < 0)) for s, source in opened.splits.items() if _has_labels(source)}
         told = [opened.note, *(f"{n:,} of {split} without a label" for split, n in bare.items() if n)]
         note = "; ".join(filter(None, told))
-        prepared = PreparedImages(self.source, splits, opened.classes, self.channels, fingerprint, note, self.repeats)
+        prepared = PreparedImages(
+            name=self.source,
+            splits=splits,
+            classes=opened.classes,
+            channels=self.channels,
+            fingerprint=fingerprint,
+            note=note,
+            repeats=self.repeats,
+        )
         check_readable(prepared.source("valid"), f"{self.source}, what is held out")
         if progress:
             print(prepared.described, file=sys.stderr)
         return prepared
 
 
-@dataclasses.dataclass(frozen=True)
-class PreparedImages:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedImages(Prepared):
     """Pictures, opened.
 
     splits: name -> source (without what `source` adds). classes: names of the labels, or None. channels: of every

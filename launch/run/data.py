@@ -10,6 +10,7 @@ import numpy as np
 
 from launch.run.loader import batches
 from launch.storage.sync import at_hand
+from paradigm import records
 from paradigm.dataset import Dataset, Repeated
 from paradigm.errors import UserError
 from paradigm.records import sample, spread
@@ -42,15 +43,14 @@ class Data:
     def __init__(self, experiment, directory, prepared=None):
         objective, size, seed = experiment.objective, experiment.batch_size, experiment.seed
         prepared = prepared or build(experiment, directory)
-        self.tokenizer = getattr(prepared, "tokenizer", None)
+        self.tokenizer = prepared.tokenizer
         self.vocabulary = self.tokenizer and self.tokenizer.vocabulary
-        where = getattr(prepared, "directory", "")
-        same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {where}".rstrip())
+        same(objective.data_vocabulary, self.vocabulary, "the run", f"the data {prepared.name}".rstrip())
         for line in objective.check_data(prepared):
             print(line, file=sys.stderr, flush=True)
-        self.labels = getattr(prepared, "classes", ()) or ()
-        train, times = prepared.source("train"), getattr(prepared, "repeats", 1)
-        train = Repeated(train, times) if times > 1 else train
+        self.labels = prepared.classes or ()
+        train = prepared.source("train")
+        train = Repeated(train, prepared.repeats) if prepared.repeats > 1 else train
         self.train = Dataset(train, objective.preprocess, size, seed)
         if said := self.train.check_copies(objective):
             print(f"warning: {said}", file=sys.stderr, flush=True)
@@ -155,10 +155,10 @@ def build(experiment, directory):
     """
     recipe, window = experiment.data, experiment.objective.raw_length
     if jax.process_count() == 1:
-        return recipe.build(directory, window=window, progress=True)
+        return records.build(recipe, directory, window, True)
     from jax.experimental import multihost_utils
 
     if jax.process_index() == 0:
-        recipe.build(directory, window=window, progress=True)
+        records.build(recipe, directory, window, True)
     multihost_utils.sync_global_devices("data are prepared")
-    return recipe.build(directory, window=window, progress=False)
+    return records.build(recipe, directory, window, False)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from paradigm import schedule
+from paradigm import records, schedule
 from paradigm.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,14 +101,22 @@ class Experiment:
         for name in SCHEDULED:
             object.__setattr__(self, name, schedule.for_run(getattr(self, name), self.total_steps))
 
+    @property
+    def lacks_words(self):
+        """Whether its adaptation names a text that no tokenizer has read (see `completed`)."""
+        return self.adapt is not None and self.adapt.lacks_words
 
-def bound(experiment: Experiment, vocabulary=None, classes=()) -> Experiment:
+
+def bound(experiment: Experiment, vocabulary=None, classes=(), tokenizer=None) -> Experiment:
     """The experiment with its objective for the vocabulary of its data, or for the one that a checkpoint names.
 
     vocabulary: t5like.vocabulary.Vocabulary, of a run whose data may be elsewhere; None asks the data. Where they don't
     know, or have no text, the objective stays as it is; to bind twice changes nothing. classes: names of the labels
-    that a run was trained with; () leaves an objective that lacks them as it is (see `with_classes`).
+    that a run was trained with; () leaves an objective that lacks them as it is (see `completed`). tokenizer: reads the
+    text that an adaptation names.
     """
+    if tokenizer is not None and experiment.lacks_words:
+        experiment = dataclasses.replace(experiment, adapt=experiment.adapt.worded(tokenizer.encode))
     objective = experiment.objective
     if vocabulary is None:
         vocabulary = recipe_vocabulary(experiment.data)
@@ -119,20 +127,23 @@ def bound(experiment: Experiment, vocabulary=None, classes=()) -> Experiment:
     return experiment if objective is experiment.objective else dataclasses.replace(experiment, objective=objective)
 
 
-def with_classes(experiment: Experiment, prepared=None) -> Experiment:
-    """The experiment with as many classes as its data have, where its objective does not know.
+def completed(experiment: Experiment, prepared=None) -> Experiment:
+    """The experiment with what its data alone can say, where it does not know: how many classes there are, and the
+    tokens of the text that an adaptation begins as.
 
     prepared: what its recipe has built; None builds it in a directory that is removed again. Raises UserError for data
     that the objective cannot be trained on.
     """
-    if not experiment.objective.lacks_classes:
+    if not (experiment.objective.lacks_classes or experiment.lacks_words):
         return experiment
     if prepared is None:
         with tempfile.TemporaryDirectory() as directory:
-            prepared = experiment.data.build(pathlib.Path(directory, "data"), experiment.objective.raw_length, False)
-            return with_classes(experiment, prepared)
+            path, window = pathlib.Path(directory, "data"), experiment.objective.raw_length
+            return completed(experiment, records.build(experiment.data, path, window, False))
     experiment.objective.check_data(prepared)
-    return bound(experiment, classes=prepared.classes)
+    if experiment.lacks_words and prepared.tokenizer is None:
+        raise UserError("PromptTuning.text is read by the tokenizer of a run's data, and these have none: leave it out")
+    return bound(experiment, classes=prepared.classes, tokenizer=prepared.tokenizer)
 
 
 def recipe_vocabulary(recipe):

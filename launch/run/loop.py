@@ -24,7 +24,7 @@ import jax
 from launch.run.data import LABELS, Data, build, look, named_sources
 from launch.run.distributed import Peers
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import at_default, bound, flatten, validate, warnings, with_classes
+from launch.run.experiment import at_default, bound, completed, flatten, validate, warnings
 from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches, reading_threads
 from launch.run.mesh import make_mesh, slice_count
@@ -43,6 +43,14 @@ from t5like.vocabulary import same
 
 STAND_INS = ("0", "1")  # for the names of classes until the data are there: no axis of a mesh depends on them
 UNHURRIED = 10  # so many times the bound of a step, for an evaluation or a save
+
+
+class AnyTokenizer:
+    """Stands for the tokenizer of the data until they are there: no shape depends on the ids that soft tokens
+    begin as."""
+
+    def encode(self, text):
+        return [0] * bool(text.strip())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +114,7 @@ def train(
                 if wrong := list(wrong_parts(experiment)):
                     raise UserError("; ".join(wrong))
                 experiment = bound(experiment)
-                validate(bound(experiment, classes=STAND_INS), jax.device_count())
+                validate(bound(experiment, classes=STAND_INS, tokenizer=AnyTokenizer()), jax.device_count())
                 inits = sources(experiment, init_from, init_partly_from)
                 closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
@@ -119,9 +127,9 @@ def train(
                 look(experiment.data, files.local / "data")
                 peers.share(files.workdir)
                 prepared = None
-                if experiment.objective.lacks_classes:  # shapes then wait for the data
+                if experiment.objective.lacks_classes or experiment.lacks_words:  # shapes then wait for the data
                     prepared = build(experiment, files.local / "data")
-                    experiment = with_classes(experiment, prepared)
+                    experiment = completed(experiment, prepared)
                 return _train(experiment, files, prepared, config, inits, profile, imports or {}, watch, closing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

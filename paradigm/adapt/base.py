@@ -33,6 +33,7 @@ class Adaptation:
     is_random = False  # whether it draws from the keys of a call
     lengthens = False  # whether it puts further tokens, or keys, before those of a text
     shift = 0  # how far it moves the positions of a text
+    lacks_words = False  # whether it names a text whose tokens are still to be found; see `worded`
     trains_kernels = False  # whether most kernels of a body are trained
 
     def __post_init__(self):
@@ -46,6 +47,11 @@ class Adaptation:
     def trained(self):
         """Regexes of the base's parameters that it trains, heads aside."""
         return self.train
+
+    def worded(self, encode):
+        """The same with the tokens of the text that it names; itself where there is none. encode(text) -> ids."""
+        del encode
+        return self
 
     def interceptor(self, name):
         """What flax.linen.intercept_methods takes while the body of this name is called."""

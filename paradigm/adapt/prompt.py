@@ -39,7 +39,9 @@ class PromptTuning(Adaptation):
     length: how many. place: input, layers or attention (see above).
     start: random (normal of deviation `std`), or vocabulary, embeddings of tokens drawn from the 5000 first ids
         (section 3.2 of Lester et al.); what is trained is then the difference from these.
-    tokens: ids, of a text that says what the task is, to begin with; repeated, or cut, to `length` as in peft.
+    text: what the task is, in words whose tokens they begin as (peft's PromptTuningInit.TEXT): in a run by the
+        tokenizer of its data, without an id before or behind it; repeated, or cut, to `length` as in peft. tokens: its
+        ids themselves.
     std: 0.5 and less keep to the size of embeddings; 1.0 is peft's.
     where: regex on the stacks' names: '^text/' of two towers, 'decoder' of an encoder-decoder, whose encoder alone has
         them unless it says so.
@@ -48,6 +50,7 @@ class PromptTuning(Adaptation):
     length: int = 20
     place: str = "input"
     start: str = "random"
+    text: str = ""
     tokens: tuple[int, ...] = ()
     std: float = 0.02
     where: str = ""
@@ -66,8 +69,21 @@ class PromptTuning(Adaptation):
         choose("PromptTuning.start", self.start, dict.fromkeys(("random", "vocabulary")))
         if self.length < 1:
             raise UserError(f"PromptTuning.length={self.length} must be at least 1")
-        if (self.tokens or self.start != "random") and self.place != "input":
+        if self.text and self.tokens:
+            raise UserError("PromptTuning.text and PromptTuning.tokens are two ways to say one thing: give one of them")
+        if (self.text or self.tokens or self.start != "random") and self.place != "input":
             raise UserError(f"PromptTuning: tokens begin as embeddings at the input, not with place={self.place!r}")
+
+    @property
+    def lacks_words(self):
+        return bool(self.text)
+
+    def worded(self, encode):
+        if not self.text:
+            return self
+        if not (ids := tuple(map(int, encode(self.text)))):
+            raise UserError(f"PromptTuning.text={self.text!r} has no tokens: write what the task is")
+        return dataclasses.replace(self, text="", tokens=ids)
 
     @property
     def soft_tokens(self):
@@ -158,6 +174,8 @@ class PromptTuning(Adaptation):
         """[1, P, D] as a stack reads them, with their positions in a text."""
         shape, model = (self.length, module.d_model), module.parent
         text = hasattr(model, "placed")
+        if self.text:
+            raise UserError("PromptTuning.text has not been read: a run's data do, else adapt.worded(tokenizer.encode)")
         if not self.tokens and self.start == "random":
             soft = module.param(SOFT, nn.initializers.normal(self.std), shape, jnp.float32)
         elif not text:

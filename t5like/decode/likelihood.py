@@ -42,9 +42,20 @@ class Row(NamedTuple):
         return self._replace(places=[place], targets=[target], visible=visible)
 
 
+def longest_of(row):
+    """Positions that a Row takes, of the encoder or the decoder."""
+    return max(len(row.read), len(row.inputs))
+
+
 def causal_row(ids, vocabulary, inputs=()):
     """A text from left to right, each token from those before it (and from `inputs`)."""
     return Row([vocabulary.start, *ids[:-1]], range(len(ids)), ids, inputs)
+
+
+def joined_row(prompt, ids, vocabulary, prefix=False):
+    """A text behind its prompt in one row, as a Decoder reads them; `prefix`: the prompt is seen both ways."""
+    whole, skip = causal_row([*prompt, *ids], vocabulary), len(prompt)
+    return Row(whole.read, whole.places[skip:], ids, visible=(skip + 1) if prefix else 0)
 
 
 def hidden_rows(ids, hider):
@@ -71,7 +82,7 @@ def log_probs(objective, variables, sentences):
     """
     rows = [objective.sentence(list(ids)) for ids in sentences]
     for ids, asked in zip(sentences, rows):
-        if max((max(len(row.read), len(row.inputs)) for row in asked), default=0) > (most := room(objective)):
+        if max(map(longest_of, asked), default=0) > (most := room(objective)):
             raise UserError(f"a sentence of {len(ids)} tokens, and the model has {most} learned positions")
     found = iter(scores(objective, variables, [row for asked in rows for row in asked], objective.known))
     each = [[-next(found)[0] for _ in asked] for asked in rows]
@@ -80,13 +91,12 @@ def log_probs(objective, variables, sentences):
 
 def scores(objective, variables, rows, vocabulary):
     """[(nll float32 [m], correct bool [m]) of each Row]: of its targets, over the ids of the vocabulary."""
-    size = lambda row: max(len(row.read), len(row.inputs))
     wide = lambda lengths: min(rounded(max(lengths)), room(objective))
-    order, found, start = sorted(range(len(rows)), key=lambda i: size(rows[i])), [None] * len(rows), 0
+    order, found, start = sorted(range(len(rows)), key=lambda i: longest_of(rows[i])), [None] * len(rows), 0
     while start < len(rows):  # neighbours are of a length
-        length, left = wide([size(rows[order[start]])]), len(rows) - start
+        length, left = wide([longest_of(rows[order[start]])]), len(rows) - start
         count = min(max(1, TOKENS // length), 1 << (left - 1).bit_length())
-        some = [i for i in order[start : start + count] if size(rows[i]) <= length]
+        some = [i for i in order[start : start + count] if longest_of(rows[i]) <= length]
         start, asked = start + len(some), [rows[i] for i in some]
         arrays = _arrays(asked, whole_rows(count), wide, isinstance(objective.model, EncoderDecoder))
         nll, correct = jax.device_get(_scored(objective, variables, vocabulary.size, **arrays))
@@ -156,10 +166,14 @@ def score_rows(objective, variables, prompts, continuations, vocabulary, prefix=
     def row(prompt, text):
         if encoder:
             return causal_row([*text], vocabulary, [*prompt, vocabulary.end])
-        whole, skip = causal_row([*prompt, *text], vocabulary), len(prompt)
-        return Row(whole.read, whole.places[skip:], text, visible=(skip + 1) if prefix else 0)
+        return joined_row(prompt, text, vocabulary, prefix)
 
-    found = scores(objective, variables, [row(p, c) for p, c in zip(prompts, continuations)], vocabulary)
+    return totals(objective, variables, [row(p, c) for p, c in zip(prompts, continuations)], vocabulary)
+
+
+def totals(objective, variables, rows, vocabulary):
+    """The Score of each Row."""
+    found = scores(objective, variables, rows, vocabulary)
     return [Score(-float(nll.sum()), len(nll), bool(correct.all())) for nll, correct in found]
 
 

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from paradigm.capabilities import SentenceScoring
+from paradigm.capabilities import Continuing, SentenceScoring
 from paradigm.objective import MAIN
 from t5like.decode.blanks import ByMask
 from t5like.decode.likelihood import Row, hidden_rows, mask_of
@@ -28,7 +28,7 @@ from t5like.objectives.base import SequenceToSequence, TextObjective, padding_sh
 
 
 @dataclasses.dataclass(frozen=True)
-class Bart(SequenceToSequence, SentenceScoring, ByMask, TextObjective):
+class Bart(SequenceToSequence, SentenceScoring, Continuing, ByMask, TextObjective):
     """Restoring a window of text from a noisy one.
 
     model: an EncoderDecoder. length: tokens of targets and, at most, of inputs, ends included. infill, mean_span,
@@ -67,11 +67,22 @@ class Bart(SequenceToSequence, SentenceScoring, ByMask, TextObjective):
         return {"hidden": batch["hidden"]}
 
     def sentence(self, ids):
-        v = self.known
-        front = [] if v.bos is None else [v.bos]
-        before = [v.end if front else v.start, *front]  # as t5like/denoise.py starts a decoder
+        v, (front, before) = self.known, self._opening
         ask = lambda text, t: Row([*before, *ids[:t]], [len(before) + t - 1], [ids[t]], [*front, *text, v.end])
         return [ask(text, t) for text, t in hidden_rows(ids, mask_of(v))]
+
+    def continued(self, prompt, ids):
+        v, (front, before) = self.known, self._opening
+        written = [*before, *prompt]
+        places = range(len(written) - 1, len(written) - 1 + len(ids))
+        return Row([*written, *ids[:-1]], places, ids, [*front, *prompt, mask_of(v), v.end])
+
+    @property
+    def _opening(self):
+        """(ids before a text in the encoder, and in the decoder, as t5like/denoise.py starts it)."""
+        v = self.known
+        front = [] if v.bos is None else [v.bos]
+        return front, [v.end if front else v.start, *front]
 
     def loss(self, params, extra, batch, ctx):
         loss = super().loss(params, extra, batch, ctx)

@@ -6,13 +6,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Generating, HasModel, SentenceScoring, TextScoring, inheritors
+from paradigm.capabilities import Continuing, Generating, HasModel, SentenceScoring, TextScoring, inheritors
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from paradigm.records import sample
 from t5like.decode.blanks import BySentinels
-from t5like.decode.likelihood import Row, causal_row, hidden_rows
+from t5like.decode.likelihood import Row, causal_row, hidden_rows, joined_row
 from t5like.models import PARTITION_RULES
 from t5like.scoring import score_text
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
@@ -153,6 +153,9 @@ class LeftToRight(Generating):
     def sentence(self, ids):
         return [causal_row(ids, self.known)]
 
+    def continued(self, prompt, ids):
+        return joined_row(prompt, ids, self.known, self.prefix)
+
     @property
     def partition_rules(self):
         return PARTITION_RULES
@@ -204,14 +207,20 @@ class SequenceToSequence(HasModel):
         return {"model": self.model.flops(batch, source, length)}
 
 
-class Blanks(SentenceScoring, BySentinels):
-    """How a model that writes what sentinels hide is asked to fill blanks, and for a sentence: each token is one."""
+class Blanks(SentenceScoring, Continuing, BySentinels):
+    """How a model that writes what sentinels hide is asked to fill blanks, for a sentence, each token of which is one,
+    and for what goes on from a text, behind which one stands."""
 
     def sentence(self, ids):
         v = self.known
         rows = hidden_rows(ids, v.sentinels[0])
         decoder = [v.start, v.sentinels[0]], [1]
         return [Row(*decoder, [ids[t]], [*self.front, *text, v.end]) for text, t in rows]
+
+    def continued(self, prompt, ids):
+        v, blank = self.known, self.known.sentinels[0]
+        places = range(1, 1 + len(ids))
+        return Row([v.start, blank, *ids[:-1]], places, ids, [*self.front, *prompt, blank, v.end])
 
 
 class HiddenTokens:

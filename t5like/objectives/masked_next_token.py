@@ -20,7 +20,7 @@ from paradigm.capabilities import Generating
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.corrupt import NextTokenWindows, shifted
-from t5like.decode.likelihood import causal_row, hidden_rows, mask_of
+from t5like.decode.likelihood import causal_row, hidden_rows, joined_row, mask_of
 from t5like.masking import Masking
 from t5like.models import PARTITION_RULES, Decoder
 from t5like.objectives.base import TextObjective, text_spec
@@ -124,6 +124,9 @@ class MaskedNextToken(Generating, TextObjective):
         if self.causal:
             return [causal_row(ids, v)]
         return [causal_row(text, v).at(t, ids[t], len(ids)) for text, t in hidden_rows(ids, mask_of(v))]
+
+    def continued(self, prompt, ids):
+        return joined_row(prompt, ids, self.known)
 
     @property
     def partition_rules(self):

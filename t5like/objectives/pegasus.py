@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import SentenceScoring
+from paradigm.capabilities import Continuing, SentenceScoring
 from paradigm.objective import MAIN
 from t5like.decode.blanks import ByGap
 from t5like.decode.likelihood import causal_row
@@ -29,7 +29,7 @@ from t5like.objectives.base import SequenceToSequence, TextObjective, padding_sh
 
 
 @dataclasses.dataclass(frozen=True)
-class Pegasus(SequenceToSequence, SentenceScoring, ByGap, TextObjective):
+class Pegasus(SequenceToSequence, SentenceScoring, Continuing, ByGap, TextObjective):
     """Writing the sentences that were taken out of a text.
 
     model: an EncoderDecoder. length, target_length, ratio, choice: see t5like/gap_sentences.py; 512 and 256 in the
@@ -66,6 +66,9 @@ class Pegasus(SequenceToSequence, SentenceScoring, ByGap, TextObjective):
 
     def sentence(self, ids):
         return [causal_row(ids, self.known, [self.known.mask, self.known.end])]  # the one that was taken out
+
+    def continued(self, prompt, ids):
+        return causal_row(ids, self.known, [*prompt, self.known.mask, self.known.end])
 
     def loss(self, params, extra, batch, ctx):
         loss = super().loss(params, extra, batch, ctx)

@@ -14,8 +14,9 @@ writes the spans.
          + 10 E[ -log p(targets[t] | read, targets[<t]) + z_loss log(Z_t)^2 ]
 
 After tau steps span corruption goes on alone, on the same weights (gin_configs/objectives/spactor.gin: Stages). There
-is no public code: rates, weights and tau rest on the paper's text (sections 2 and 3). G has a share of the encoder's
-layers at its width, which is this project's choice, the model's table of tokens, and an output of its own.
+is no public code: rates, weights and tau are after the paper's text (sections 2 and 3), not checked against it number
+by number. G has a share of the encoder's layers at its width, which is this project's choice, the model's table of
+tokens, and an output of its own.
 """
 
 import dataclasses

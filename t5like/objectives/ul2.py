@@ -111,12 +111,18 @@ class UL2(Blanks, TextObjective):
         return {"prompts": [asked["inputs"][0][:-1]], "prefix": True}  # what is read both ways, in the same row
 
     def sentence(self, ids):
-        rows = super().sentence(ids)
+        return [self._read(row) for row in super().sentence(ids)]
+
+    def continued(self, prompt, ids):
+        return self._read(super().continued(prompt, ids))
+
+    def _read(self, row):
+        """A Row of an EncoderDecoder as the model takes it: by a Decoder what is read and what is written, in one."""
         if not self._noise.joined:
-            return rows
-        join = lambda start, given, wanted: [start, *given, *wanted]  # what is read and what is written, in one row
-        one = lambda row: join(row.read[0], row.inputs[:-1], row.read[1:])
-        return [Row(one(row), [len(row.inputs)], row.targets, (), len(row.inputs)) for row in rows]
+            return row
+        given = row.inputs[:-1]
+        places = [len(given) + place for place in row.places]
+        return Row([row.read[0], *given, *row.read[1:]], places, row.targets, visible=1 + len(given))
 
     def loss(self, params, extra, batch, ctx):
         loss = self._way.loss(self, params, extra, batch, ctx)

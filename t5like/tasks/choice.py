@@ -2,9 +2,10 @@
 
     choice = argmax_c sum_t log p(c[t] | x, c[<t])        or, by length, of its mean over c's tokens
 
-over the texts c of a record to choose from, after its context x. Nothing is trained. With `shots` other records stand
-before x, each with its right text: in-context learning (section 2.1, "few-shot"; examples are drawn anew for each
-record, 2.4).
+over the texts c of a record to choose from, after its context x. What an EncoderDecoder reads of x is what it was
+trained to write c for, such as x and a sentinel (capabilities.Continuing). Nothing is trained. With `shots` other
+records stand before x, each with its right text: in-context learning (section 2.1, "few-shot"; examples are drawn anew
+for each record, 2.4).
 """
 
 import dataclasses
@@ -13,19 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from paradigm.capabilities import Generating
+from paradigm.capabilities import Continuing
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from paradigm.records import spread
 from t5like import tables
-from t5like.decode import score_rows
+from t5like.decode.likelihood import longest_of, totals
+from t5like.decode.steps import room
 from t5like.rows import lookup
 
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice(Evaluator):
-    """How often a Decoder finds the right one of some texts the most probable, over the records of a file.
+    """How often a model finds the right one of some texts the most probable, over the records of a file.
 
     records: a TextRecords, of which source, input, label, columns, valid_glob, exclude and split are read; all of its
         records are asked. input: the context's template.
@@ -50,7 +52,7 @@ class MultipleChoice(Evaluator):
     between: str = "\n\n"
     seed: int = 0
 
-    needs = Generating
+    needs = Continuing
 
     def __post_init__(self):
         object.__setattr__(self, "choices", tuple(self.choices))  # gin gives lists
@@ -65,7 +67,13 @@ class MultipleChoice(Evaluator):
 
     def check(self, objective, data):
         super().check(objective, data)
-        self.questions()
+        own = self.part(objective).objective
+        rows, _ = self._rows(own, data)
+        if (longest := max(map(longest_of, rows))) > (most := room(own)):
+            raise UserError(
+                f"MultipleChoice.length={self.length}: a context and its choice take {longest} positions, and the "
+                f"model has {most} learned ones: shorten it"
+            )
         if self.shots > (there := len(self._pool) - (self.shown is None)):
             raise UserError(f"MultipleChoice.shots={self.shots}, and there are {there} records to show: ask for fewer")
 
@@ -93,19 +101,11 @@ class MultipleChoice(Evaluator):
 
     def run(self, objective, variables, data):
         """(numbers, a text "choices")."""
-        part, asked, encode = self.part(objective), self.questions(), data.tokenizer.encode
-        rows, stood = [], []
-        for number, (context, texts, _) in enumerate(asked):
-            own, choices = encode(context), [encode(text) for text in texts]
-            before = [encode(text) for text in self.examples(number)]
-            while before and sum(map(len, before)) + len(own) + max(map(len, choices)) > self.length:
-                before.pop(0)
-            rows += [self._row([*sum(map(list, before), []), *own], choice) for choice in choices]
-            stood.append(len(before))
-        known, own = part.objective.data_vocabulary, part.variables(variables)
-        found = score_rows(part.objective, own, *zip(*rows), known, part.objective.prefix)
+        part, asked = self.part(objective), self.questions()
+        rows, stood = self._rows(part.objective, data)
+        found = totals(part.objective, part.variables(variables), rows, part.objective.data_vocabulary)
         total = np.array([score.log_likelihood for score in found]).reshape(len(asked), -1)
-        mean = total / np.array([len(chosen) for _, chosen in rows]).reshape(total.shape)
+        mean = total / np.array([score.tokens for score in found]).reshape(total.shape)
         right = np.array([answer for *_, answer in asked])
         shown = [f"{context[-200:]!r}\n  model: {texts[int(s.argmax())]!r}  truth: {texts[answer]!r}"
                  for (context, texts, answer), s in zip(asked[:8], total)]  # fmt: skip
@@ -113,7 +113,22 @@ class MultipleChoice(Evaluator):
         numbers |= {"choice_shots": float(np.mean(stood))} if self.shots else {}
         return {**numbers, "choice_chance": 1 / len(self.choices)}, [Artefact("choices", "text", "\n".join(shown))]
 
-    def _row(self, context, text):
+    def _rows(self, objective, data):
+        """([Row of each choice of each question], how many shots stand before each question)."""
+        asked, encode, rows, stood = self.questions(), data.tokenizer.encode, [], []
+        for number, (context, texts, _) in enumerate(asked):
+            own, choices = encode(context), [encode(text) for text in texts]
+            if not all(map(len, choices)):
+                raise UserError(f"MultipleChoice: a choice after {context[-80:]!r} is empty: there is nothing to score")
+            before = [encode(text) for text in self.examples(number)]
+            while before and sum(map(len, before)) + len(own) + max(map(len, choices)) > self.length:
+                before.pop(0)
+            context = [*sum(map(list, before), []), *own]
+            rows += [objective.continued(*self._cut(context, list(choice))) for choice in choices]
+            stood.append(len(before))
+        return rows, stood
+
+    def _cut(self, context, text):
         """(ids of a context, ids of a text to choose), the context without its beginning where both are too long."""
         text = text[: self.length - 1]
         return context[max(0, len(context) + len(text) - self.length) :], text

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm.capabilities import Rewriting
+from paradigm.capabilities import Continuing, Rewriting
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
 from t5like.decode import Sampling, decode_rows
+from t5like.decode.likelihood import causal_row, joined_row
 from t5like.models import Decoder, EncoderDecoder
 from t5like.objectives.base import TextObjective, text_spec
 from t5like.scoring import score_text
@@ -75,7 +76,7 @@ class ReadTexts:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextToText(Rewriting, TextTask, TextObjective):
+class TextToText(Rewriting, Continuing, TextTask, TextObjective):
     """Texts from texts.
 
     model: an EncoderDecoder or a Decoder. length: tokens of an input, its end among them, and a Decoder's start.
@@ -161,6 +162,12 @@ class TextToText(Rewriting, TextTask, TextObjective):
         return decode_rows(
             self, variables, prompts, new or self.target_length, sampling or Sampling(), self.known, seed, **how
         )
+
+    def continued(self, prompt, ids):
+        read = self.preprocess.kept(prompt)
+        if self.causal:
+            return joined_row(read.tolist(), ids, self.known, self.prefix)
+        return causal_row(ids, self.known, read)
 
     def throughput(self, batch_spec):
         return "tokens", batch_spec["targets"].size + (0 if self.causal else batch_spec["encoder_inputs"].size)

@@ -175,6 +175,7 @@ REFUSED = {
         LoRA(train=("norms/scale",)): "LoRA.train: 'norms/scale' matches no parameter",
         LinearProbe(): "LinearProbe trains heads alone, and NextToken has none beside model",
         PromptTuning(length=17): "PromptTuning.length=17 and 8 tokens do not fit into the model's 24 learned positions",
+        PromptTuning(length=2, text="what it is"): "PromptTuning.text has not been read: a run's data do",
         PromptTuning(length=2, tokens=(5, 400)): "PromptTuning.tokens: the model has ids from 0 to 383",
     },
     "llama": {
@@ -217,6 +218,8 @@ def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():
     (lambda: PromptTuning(length=0), "PromptTuning.length=0"),
     (lambda: PromptTuning(place="inputs"), "PromptTuning.place 'inputs': did you mean 'input'"),
     (lambda: PromptTuning(place="attention", tokens=(1,)), "tokens begin as embeddings at the input"),
+    (lambda: PromptTuning(text="a", tokens=(1,)), "PromptTuning.text and PromptTuning.tokens are two ways to say one"),
+    (lambda: PromptTuning(text=" ").worded(str.split), "PromptTuning.text=' ' has no tokens: write what the task is"),
 ])  # fmt: skip
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):

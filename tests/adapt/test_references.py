@@ -258,4 +258,5 @@ def test_soft_tokens_that_begin_as_words():
     longer = np.concatenate([[[7, 9, 5, 7]], tokens], 1)
     wanted = model.apply({"params": base}, longer)[0][:, 4:]
     np.testing.assert_allclose(apply(objective, p, tokens), wanted, rtol=1e-4, atol=1e-5)
+    assert dataclasses.replace(adapt, tokens=(), text="7 9 5").worded(str.split) == adapt
     assert len(set(PromptTuning(start="vocabulary").ids(6000))) == 20

@@ -5,11 +5,12 @@ import json
 
 from launch.run.experiment import Experiment
 from paradigm import optim
+from paradigm.records import Prepared
 from tests import miniatures
 
 
 @dataclasses.dataclass(frozen=True)
-class NumbersData:
+class NumbersData(Prepared):
     """A recipe of `train` and `valid` records of six numbers."""
 
     train: int = 100

@@ -1,6 +1,7 @@
 """An adapted run from its base run to merged weights: what it starts from, trains, saves, resumes and refuses."""
 
 import functools
+import json
 import shutil
 
 import jax
@@ -13,8 +14,10 @@ from launch.run import loop, registry
 from launch.run.catalogue import by_kind
 from launch.storage.checkpoint import Checkpoints
 from paradigm import trees
+from paradigm.adapt import PromptTuning
 from paradigm.errors import UserError
 from t5like import hf
+from t5like.tokenizers import ByteTokenizer
 from tests import contract
 
 BASE = """
@@ -109,6 +112,19 @@ def test_it_resumes_bit_for_bit_and_refuses_another_base(places, tmp_path):
         other.save(0, jax.tree.map(lambda x: 2 * x, jax.device_get(done.state.frozen)), {})
     with pytest.raises(UserError, match="frozen is not what checkpoint 3 was made with .* put back the frozen"):
         half(params=["Experiment.total_steps = 4"])
+
+
+def test_soft_tokens_begin_as_a_text_that_the_datas_tokenizer_reads(places, tmp_path):
+    """Trained, evaluated and loaded by the same ids."""
+    words = PROMPT + "PromptTuning.text = 'a fox'\n"
+    run(tmp_path / "run", places / "other.txt", words, init_from=str(places / "base"))
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert load(tmp_path / "run").experiment.adapt == PromptTuning(
+        length=8, tokens=tuple(ByteTokenizer().encode("a fox"))
+    )
+    assert evaluate(tmp_path / "run")[1]["valid/loss"] == last["valid/loss"]
+    with pytest.raises(UserError, match="PromptTuning.text=' ' has no tokens"):
+        run(tmp_path / "empty", places / "other.txt", PROMPT + "PromptTuning.text = ' '\n")
 
 
 def test_what_it_refuses(places, tmp_path):

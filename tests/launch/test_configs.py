@@ -13,7 +13,7 @@ import pytest
 from launch.run import loop, registry
 from launch.run.data import Data, build
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import abstract_params, bound, validate, with_classes
+from launch.run.experiment import abstract_params, bound, completed, validate
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
 from paradigm.capabilities import parts
@@ -340,7 +340,7 @@ def test_a_toy_of_each_objective_starts_at_chance(run, tmp_path, monkeypatch):
         monkeypatch.setitem(CHANCE, moco, pytest.approx(0.0, abs=0.5))
     evaluators = (e if first_with(type(e)) == run else OnlyChecked(e) for e in toy.evaluators)
     prepared = build(toy, tmp_path / "data")
-    e = with_classes(bound(dataclasses.replace(toy, evaluators=tuple(evaluators))), prepared)
+    e = completed(bound(dataclasses.replace(toy, evaluators=tuple(evaluators))), prepared)
     validate(e, len(jax.devices()))
     program = Program(e, make_mesh(e.mesh))
     names = set()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from launch import evaluate, load
 from launch.run import loop, registry
-from launch.run.experiment import bound, with_classes
+from launch.run.experiment import bound, completed
 from paradigm.errors import UserError
 from t5like.models import gpt
 from t5like.records import TextRecords
@@ -58,7 +58,7 @@ def test_classes_follow_a_prepared_directory(table, tmp_path):
     params = [*TEXT, f"TextRecords.source = '{tmp_path / 'prepared'}'"]
     finished = train(CLASSIFY, params, tmp_path / "run")  # whose tokenizer takes the place of the run file's
     assert finished.state.params["classifier"]["output"]["kernel"].shape == (16, 3)
-    experiment = with_classes(bound(registry.parse(CLASSIFY, params)))  # as a dry run has it
+    experiment = completed(bound(registry.parse(CLASSIFY, params)))  # as a dry run has it
     assert experiment.objective.classes == 3
 
 

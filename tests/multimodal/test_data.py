@@ -153,6 +153,37 @@ def test_a_learnt_tokenizer_is_kept(tmp_path):
         opened("shapes", tmp_path / "data", **settings | {"tokenizer": "sentencepiece:321"})
 
 
+def test_a_fraction_is_balanced_nested_and_of_the_seed(tmp_path):
+    """Of a table, tar files and drawn scenes: of each class as large a share, the held-out pairs as they were."""
+    labels = ["a"] * 5 + ["b"] * 15 + ["c"] * 40
+    folder(tmp_path, {f"{i}.png": pixels(i) for i in range(60)})
+    lines = [(f"{i}.png", f"caption {i}", label) for i, label in enumerate(labels)]
+    source = table(tmp_path, ("image", "caption", "kind"), *lines)
+    how = {"label": "kind", "valid": 0.1}
+    whole = opened(source, **how)
+    counts = np.bincount([whole.source()[i]["label"] for i in range(len(whole.source()))])
+    chosen = {}
+    for share, seed in ((0.2, 0), (0.6, 0), (0.2, 1), (0.01, 0)):
+        prepared = opened(source, fraction=share, fraction_seed=seed, **how)
+        train = prepared.source("train")
+        found = [train[i] for i in range(len(train))]
+        assert np.bincount([r["label"] for r in found]).tolist() == [max(1, round(share * n)) for n in counts]
+        assert [train.captions(i) for i in range(len(train))] == [r["captions"] for r in found]
+        assert f"{found[0]['caption'].split()[1]}.png" in train.name(0)
+        chosen[share, seed] = {r["caption"] for r in found}
+        assert len(prepared.source("valid")) == len(whole.source("valid"))
+        assert prepared.fingerprint != whole.fingerprint and f"{len(found)} train" in prepared.described
+    assert chosen[0.01, 0] < chosen[0.2, 0] < chosen[0.6, 0] and chosen[0.2, 0] != chosen[0.2, 1]
+    with pytest.raises(UserError, match=r"PairData.fraction=2: a share of the training pairs lies in \(0, 1\]"):
+        PairData(fraction=2)
+
+
+@pytest.mark.parametrize("label", ["", "pair", "truth"])
+def test_labels_of_drawn_pairs_are_known_without_drawing(label):
+    source = PairData(shapes=Shapes(size=8, scenes=12, valid_scenes=2), label=label).build(progress=False).source()
+    assert source.records.read_labels().tolist() == [source[i]["label"] for i in range(12)]
+
+
 def test_fingerprints_change_with_what_is_read(tmp_path):
     path = plain(tmp_path)
     changes = ({}, {"channels": 1}, {"valid": 0.5}, {"text": ["{caption}!"]}, {"label": "caption"})

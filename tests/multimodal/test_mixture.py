@@ -90,6 +90,14 @@ def test_every_pair_says_which_data_set_it_is_of():
     assert batch.keys() == objective.batch_spec(12).keys()
 
 
+def test_an_objective_asks_a_mixture_what_it_asks_one_data_set():
+    """NLVR reads name, classes and records of either."""
+    truths = mixture(parts=(dataclasses.replace(scenes(), label="truth"),) * 2).build(progress=False)
+    assert tiny.nlvr().check_data(truths) == ("NLVR: 'true' is true and 'false' false",)
+    with pytest.raises(UserError, match="NLVR tells true from false, and shapes and shapes has 72 classes"):
+        tiny.nlvr().check_data(mixture().build(progress=False))
+
+
 def test_batches_may_be_of_one_data_set_by_turns():
     source = mixture(alternate=True).build(progress=False).source("train")
     dataset = Dataset(source, lambda example, *_: {"source": np.int32(example["source"])}, 4)

@@ -82,6 +82,8 @@ def test_classes_may_be_names(tmp_path):
     prepared = opened(tar(tmp_path / "t.tar", *members))
     assert prepared.classes == ("cat", "dog") and "classes by .cls: cat, dog" in prepared.described
     assert {text: r["label"] for text, r in everything(prepared).items()} == {f"caption {i}": i % 2 for i in range(6)}
+    train = prepared.source("train")
+    assert train.records.read_labels().tolist() == [train[i]["label"] for i in range(len(train))]
     again = [opened(tmp_path / "t.tar", tmp_path / "cache") for _ in range(2)]
     assert again[0].classes == again[1].classes == ("cat", "dog")
     named = opened(tmp_path / "t.tar", tmp_path / "cache", classes=["dog", "cat"])

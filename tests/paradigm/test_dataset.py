@@ -318,6 +318,21 @@ def test_errors():
         len(Dataset(Numbers(5), Noise(), 4))
 
 
+def test_data_of_another_kind_than_the_objective_reads():
+    class Letters(Noise):
+        def __call__(self, example, rng, step, train):
+            return {"y": example["y"]}
+
+    class Mistaken(Noise):
+        def __call__(self, example, rng, step, train):
+            return {}[next(iter(example))]
+
+    with pytest.raises(UserError, match="^Letters reads 'y', and numbers.bin record 0 holds x: set Experiment.data to"):
+        Dataset(Numbers(5), Letters(), 4).batch(0)
+    with pytest.raises(KeyError):  # not of the record: a mistake of ours
+        Dataset(Numbers(5), Mistaken(), 4).batch(0)
+
+
 class Contrasting:
     contrasts = True
 

@@ -1,6 +1,8 @@
 """The stack: who sees whom by gradient; scanned, unrolled and recomputed alike; dropout by example; its parts."""
 
 import re
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from paradigm import rng, trees
+from paradigm.architecture import Architecture
 from paradigm.attention import MASKED, AttentionMask, RelativeBias, attend, relative_buckets
 from paradigm.cpu_gradients import gated_gelu, gelu, product
 from paradigm.errors import UserError, choose
 from paradigm.layers import lookup
 from paradigm.partition import BATCH, constrain
-from paradigm.transformer import Stack
+from paradigm.transformer import MLP, Stack
 from tests import contract
 
 LENGTH, WIDTH = 10, 16
@@ -359,3 +362,27 @@ def test_errors_name_the_mistake(fields, text):
 def test_choose_without_a_near_name():
     with pytest.raises(UserError, match="^unknown size 'zzz': choose from a, b$"):
         choose("size", "zzz", {"a": 1, "b": 2})
+
+
+def test_settings_are_shared_while_another_thread_makes_a_class():
+    """As a scan or a remat does, in which Flax takes fields out of the classes above and puts them back."""
+    module, before, failed, done = MLP(d_model=4, heads=1, d_ff=8), sys.getswitchinterval(), [], threading.Event()
+
+    def share():
+        while not done.is_set():
+            try:
+                module.shared()
+            except RuntimeError as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=share)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(500):
+            type("Below", (Architecture,), {"__annotations__": {}, "__module__": __name__})
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    assert not failed

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from paradigm.errors import UserError
-from t5like.models import gpt
-from t5like.objectives import NextToken
+from t5like.bart import bart
+from t5like.models import gpt, t5
+from t5like.objectives import UL2, Bart, MaskedNextToken, NextToken, Pegasus, PrefixLM, SpanCorruption
 from t5like.records import TextRecords
 from t5like.tasks import TextToText
 from t5like.tasks.choice import MultipleChoice
@@ -68,6 +69,72 @@ def test_choices_by_likelihood(tmp_path):
         MultipleChoice(records, ("{a}", "{b}"), ("x", "y")).check(objective, data)
     with pytest.raises(UserError, match="1 choices and 0 classes: give two choices or more"):
         MultipleChoice(records, ("{a}",))
+
+
+T5 = t5("tiny", None, layers=1, d_model=16, heads=2, d_ff=32)
+LEARNED = bart("tiny", layers=1, d_model=16, heads=2, d_ff=32, max_length=40)
+V = ByteTokenizer(extra_ids=4, specials=("mask",)).vocabulary
+X, S, E, M = V.sentinels[0], V.start, V.end, V.mask
+
+
+@pytest.mark.parametrize(
+    "objective, encoder, decoder, visible",
+    [
+        (NextToken(GPT, 16), [], [S, 7, 8], 0),
+        (PrefixLM(GPT, 16), [], [S, 7, 8], 3),
+        (MaskedNextToken(GPT, 16), [], [S, 7, 8], 0),
+        (SpanCorruption(T5, 32), [7, 8, X, E], [S, X], 0),
+        (UL2(T5, 32, (("r", None, 3.0, 0.15, 1.0),)), [7, 8, X, E], [S, X], 0),
+        (UL2(GPT, 32, (("r", None, 3.0, 0.15, 1.0),)), [], [S, 7, 8, X, X], 4),
+        (Bart(LEARNED, 32), [7, 8, M, E], [S, 7, 8], 0),
+        (Pegasus(T5, 32, 16), [7, 8, M, E], [S], 0),
+        (TextToText(T5, 16, 8), [7, 8, E], [S], 0),
+        (TextToText(GPT, 16, 8, prefix=True), [], [S, 7, 8, E], 4),
+    ],
+)
+def test_what_goes_on_from_a_text_is_asked_as_in_training(objective, encoder, decoder, visible):
+    """A text [9, 10] behind [7, 8]: what the encoder reads, and the decoder before the first of them."""
+    row = objective.bind(V).continued([7, 8], [9, 10])
+    assert [*row.inputs] == encoder and [*row.read] == [*decoder, 9] and row.visible == visible
+    assert [*row.targets] == [9, 10] and [*row.places] == [len(decoder) - 1, len(decoder)]
+
+
+def test_an_encoder_decoder_chooses_and_is_shown_examples(tmp_path):
+    """Against a loop over the choices, each behind what the encoder reads of the shots and the question."""
+    rows = [{"q": f"q{k}=", "right": "ab" if k % 2 else "cd"} for k in range(4)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    objective = SpanCorruption(T5, 32).bind(TOKENIZER.vocabulary)
+    variables = {"params": jax.jit(objective.init)(jax.random.key(0))}
+    records, data = TextRecords(str(path), "{q}", label="right"), types.SimpleNamespace(tokenizer=TOKENIZER)
+    evaluator = MultipleChoice(records, ("ab", "cd"), length=32, shots=2, between=";")
+    evaluator.check(objective, data)
+    numbers, _ = evaluator.run(objective, variables, data)
+    v, found = TOKENIZER.vocabulary, []
+    logits_of = jax.jit(lambda *read: objective.apply("model", variables, *read))
+    for k, row in enumerate(rows):
+        read = [*TOKENIZER.encode("".join(evaluator.examples(k)) + row["q"]), v.sentinels[0], v.end]
+        sums = []
+        for choice in ("ab", "cd"):
+            ids = [*TOKENIZER.encode(choice)]
+            logits = logits_of(np.int32([read]), np.int32([[v.start, v.sentinels[0], *ids]]))
+            logs = np.asarray(jax.nn.log_softmax(logits[0][0]))[1:]
+            sums.append(sum(logs[t, i] for t, i in enumerate(ids)))
+        found.append(("ab", "cd")[int(np.argmax(sums))] == row["right"])
+    assert numbers["choice"] == np.mean(found) and numbers["choice_shots"] == 2.0
+
+
+def test_choices_that_a_model_has_no_room_for(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"q": "q" * 60, "right": "a", "none": ""}))
+    records = TextRecords(str(path), "{q}", label="right")
+    data = types.SimpleNamespace(tokenizer=ByteTokenizer(extra_ids=4, specials=("mask",)))
+    objective = Bart(LEARNED, 32).bind(V)
+    with pytest.raises(UserError, match="MultipleChoice.length=39: .* take 40 positions, and the model has 38 learned"):
+        MultipleChoice(records, ("a", "b"), length=39).check(objective, data)
+    MultipleChoice(records, ("a", "b"), length=37).check(objective, data)
+    with pytest.raises(UserError, match="MultipleChoice: a choice after 'q+' is empty"):
+        MultipleChoice(records, ("a", "{none}"), ("a", "b")).check(objective, data)
 
 
 def test_shots_stand_before_what_is_asked(tmp_path):

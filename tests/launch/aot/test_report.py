@@ -15,7 +15,7 @@ import pytest
 from launch.aot import hlo, report, table, topology
 from launch.aot.topology import parse_topology
 from launch.run import registry
-from launch.run.experiment import bound, with_classes
+from launch.run.experiment import bound, completed
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.optim import Adafactor, AdamW
@@ -258,7 +258,7 @@ def test_two_slices_cross_the_network():
 @pytest.mark.parametrize("run", SMOKE)
 def test_no_gather_of_any_objective_is_larger_than_a_layer_or_a_leaf(run):
     """What is cut over eight devices comes together layer by layer, never all at once."""
-    experiment = with_classes(bound(registry.parse([run])))
+    experiment = completed(bound(registry.parse([run])))
     found = report.report(experiment, parse_topology("cpu:8"), jax.devices(), "fsdp:8")
     state = jax.eval_shape(lambda: init_state(experiment.objective, experiment.optimizer, 0))
     stacks, single = {}, [0]

@@ -12,6 +12,7 @@ from paradigm.combine import Alternate, Stages
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
 from paradigm.objective import Loss, Term
+from paradigm.records import Prepared
 from paradigm.schedule import FINAL, Linear
 from paradigm.step import make_eval_step
 from t5like.tokenizers import ByteTokenizer
@@ -68,6 +69,31 @@ def test_a_run_reads_data_of_its_own_vocabulary_alone(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
+class Bare:
+    """A recipe that keeps to no contract."""
+
+    def build(self, cache_dir, window=None, progress=True):
+        return self
+
+
+def test_what_a_recipe_builds_keeps_to_the_contract(tmp_path):
+    with pytest.raises(UserError, match="^Bare.build gave a Bare: let that inherit paradigm.records.Prepared$"):
+        Data(small.experiment(data=Bare()), tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice(small.NumbersData):
+    repeats: int = 2
+    classes: tuple = ("few", "many")
+
+
+def test_a_run_takes_repeats_and_classes_as_data_give_them(tmp_path):
+    data, plain = (Data(small.experiment(data=recipe), tmp_path) for recipe in (Twice(), small.NumbersData()))
+    assert data.train.times == 2 and data.labels == ("few", "many")
+    assert plain.train.times == 1 and plain.labels == ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Fill:
     """preprocess: every number is the schedule's value at the step."""
 
@@ -118,7 +144,7 @@ def test_evaluators_can_remember_by_data_and_read_it_again(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorted:
+class Sorted(Prepared):
     """A recipe of validation records that are sorted: 300 of each of ten classes, one class after the other.
 
     parts: of a mixture that they are spread over. broken: every so many cannot be read.
