@@ -16,7 +16,7 @@ from paradigm.capabilities import ImageFeatures
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.augment import Augment
 from vision.partition import PARTITION_RULES
-from vision.preprocess import PreprocessImage
+from vision.preprocess import PreprocessImage, told_of_size
 from vision.views import draw_views, view_groups
 
 
@@ -93,6 +93,10 @@ class ImageObjective(ImageFeatures, Objective):
     def model(self):
         """The Flax module that a notebook asks for."""
         return self.encoder
+
+    def check_data(self, prepared):
+        """As of any objective: a line where pictures lose most of what they show by being read so small."""
+        return told_of_size(prepared.source("train"), self.host_image_size)
 
     @property
     def preprocess(self):
