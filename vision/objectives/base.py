@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from paradigm import trees
 from paradigm.capabilities import ImageFeatures
+from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.augment import Augment
 from vision.partition import PARTITION_RULES
@@ -89,6 +90,15 @@ class ImageObjective(ImageFeatures, Objective):
         x, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
         return x, moments
 
+    def check_crops(self):
+        """Raises UserError for a view of more pixels than the host hands over, which would show nothing more."""
+        largest, name = max(view.size for sizes, _ in self.groups for view in sizes), type(self).__name__
+        if largest > self.host_image_size:
+            raise UserError(
+                f"{name}: a crop of {largest} pixels is larger than the pictures of {self.host_image_size}: make "
+                f"the crop smaller, or set {name}.host_image_size"
+            )
+
     @property
     def model(self):
         """The Flax module that a notebook asks for."""
@@ -96,6 +106,7 @@ class ImageObjective(ImageFeatures, Objective):
 
     @property
     def preprocess(self):
+        self.check_crops()
         return PreprocessImage(self.host_image_size, self.encoder.channels)
 
     def batch_spec(self, batch_size, phase=MAIN):
