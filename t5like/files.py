@@ -20,7 +20,7 @@ import zlib
 
 from paradigm import archives, tfds
 from paradigm.errors import UserError
-from paradigm.names import splits_by_path, without_shard
+from paradigm.names import is_hidden, splits_by_path, without_shard
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 UNPACKS_TO = 4  # times its size: text shrinks to about a quarter
@@ -73,11 +73,6 @@ def is_packed(name):
 
 def is_container(name):
     return ending(name) == ".zip" or ending(name) in _TARS
-
-
-def is_hidden(name):
-    """Whether a file is none of its folder's data: a dot begins a part of its name, or a Mac put it beside another."""
-    return any((p.startswith(".") and p.strip(".")) or p == "__MACOSX" for p in pathlib.PurePosixPath(name).parts)
 
 
 def walk(root, wanted):

@@ -61,7 +61,8 @@ def split_text(recipe, listing):
     check_patterns(recipe.source, "exclude", recipe.exclude, listing.pieces)
     pieces = [p for p in listing.pieces if not matches(p.names, recipe.exclude)]
     if not pieces:
-        raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing")
+        others = f" but {listing.left}: name what is text with --extensions" if listing.left else ""
+        raise UserError(f"source {recipe.source}: exclude={recipe.exclude!r} leaves nothing{others}")
     check_patterns(recipe.source, "valid_glob", recipe.valid_glob, pieces)
     name = lambda p: p.names[-1] if p.kind == "splits" else p.names[0]
     own = [p for p in pieces if not matches(p.names, recipe.valid_glob)]

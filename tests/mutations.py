@@ -51,6 +51,8 @@ ROWS = (
     ("t5like/windows.py", "(0 if begins else 1), 0)", "(0 if around else 1), 0)", "t5like/test_shifted_windows", "fill_their_windows"),
     ("t5like/windows.py", "np.where(places + 1 < ends, places + 1, starts)", "(places + 1) % len(self.windows)", "t5like/test_shifted_windows", "rotated_file"),
     # texts that are too short, and programs that were compiled meanwhile
+    ("t5like/objectives/base.py", "[*self.front, *prompt, blank, v.end]", "[*self.front, *prompt, v.end]", "t5like/test_written", "asked_as_in_training"),
+    ("t5like/objectives/ul2.py", "visible=1 + len(given)", "visible=len(given)", "t5like/test_written", "asked_as_in_training"),
     ("t5like/objectives/base.py", "if short.all():", "if short.any():", "t5like/test_short_texts", "most_texts"),
     ("t5like/objectives/simcse.py", "- ends < self._least", "< self._least", "t5like/test_short_texts", "all_too_short"),
     ("paradigm/combine.py", "return [line for _, part in self.parts for line in part.check_data(prepared)]", "return []", "t5like/test_short_texts", "all_too_short"),

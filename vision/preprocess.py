@@ -6,6 +6,9 @@ import numpy as np
 from PIL import Image
 
 from paradigm.errors import UserError
+from paradigm.records import spread
+
+LOOKED, FAR = 16, 4  # pictures that are looked at, and how many times as large as they are read is worth a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,3 +81,20 @@ def resize_to_square(image, size):
         return np.asarray(Image.fromarray(image).resize((size, size), how))
     planes = [Image.fromarray(np.ascontiguousarray(image[:, :, c])).resize((size, size), how) for c in range(channels)]
     return np.stack([np.asarray(p) for p in planes], axis=-1)
+
+
+def told_of_size(source, size):
+    """A line where the pictures of a source are far larger than the `size` pixels a side at which they are read; else
+    none. Of some that can be read, spread over it."""
+    sides = []
+    for place in spread(len(source), min(LOOKED, len(source))).tolist():
+        try:
+            sides.append(source[place]["image"].shape[:2])
+        except Exception:  # a broken one, which is told when its turn comes
+            continue
+    if not sides or (middle := float(np.median(np.max(sides, 1)))) < FAR * size:
+        return ()
+    return (
+        f"warning: pictures of about {middle:.0f} pixels a side ({len(sides)} looked at) are read at {size}: make the "
+        "encoder's image_size larger, unless that is meant",
+    )

@@ -99,6 +99,7 @@ def test_rows_cut_along_their_length_equal_one_device(name, mesh):
     contract.check_sharding(OBJECTIVES[name], batch_of(name), mesh, microbatches=2)
 
 
+@pytest.mark.slow  # tests/paradigm/test_contract.py has objectives by turns
 def test_one_decoder_learns_by_turns():
     """Objective and architecture are chosen apart: one set of weights, causal and prefix steps by turns."""
     parts = (("causal", OBJECTIVES["next_token"]), ("prefix", OBJECTIVES["prefix_lm"]))

@@ -203,6 +203,9 @@ def test_settings_that_say_nothing_of_a_source_are_refused(tmp_path):
         texts_of(tmp_path, field="body")
     with pytest.raises(UserError, match=r"holds no file of .py that --extensions names: correct or leave it out$"):
         texts_of(tmp_path, extensions=(".txt", "py"))
+    (tmp_path / "b.devtest").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"exclude='a.txt' leaves nothing but 1 file of .devtest: name what is text wi"):
+        make(tmp_path, tmp_path / "out", exclude="a.txt")
     with pytest.raises(UserError, match=r"extensions=.py are of files, and source stdlib is none: leave them out$"):
         texts_of("stdlib", extensions=(".py",))
 

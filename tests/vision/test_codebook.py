@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from tests.compiled import compiled
 from tests.vision import tiny
 from tests.vision.test_tokenizer import vq, vq_kd
 from vision.codebook import Codebook
@@ -24,8 +25,8 @@ def test_the_most_used_codes_are_shown_with_their_patches():
     """Three rows; the first patch of the first is the first of the pictures' that has the most frequent id."""
     objective = vq()
     variables, picture = shown(objective, count=3, patches=2)
-    images = objective.view({name: x[:4] for name, x in tiny.batch_of()(0).items()})
-    ids = np.asarray(objective.ids(variables, images)).reshape(-1)
+    images = compiled(objective.view, {name: x[:4] for name, x in tiny.batch_of()(0).items()})
+    ids = np.asarray(compiled(objective.ids, variables, images)).reshape(-1)
     used = np.bincount(ids, minlength=8)
     rows = min(3, (used > 0).sum())
     cell = 96 + 2  # a patch of 4 pixels, each 24 wide, and a gap

@@ -56,7 +56,7 @@ def test_the_loss_is_the_official_one(version, layers, temperature):
     extra = compiled(objective.init_extra, params, jax.random.key(3))
     extra["teacher"]["params"] = jax.tree.map(lambda x: 0.9 * x + 0.01, params)
     loss = jax.jit(objective.loss)(params, extra, batch, CTX)
-    query, key = objective.augment_views(batch, CTX)
+    query, key = compiled(objective.augment_views, batch, CTX)
     q, k = (
         embedded(objective, tree, view, layers) for tree, view in ((params, query), (extra["teacher"]["params"], key))
     )
@@ -79,7 +79,7 @@ def test_the_gradient_is_the_official_one():
     params = tiny.params(objective)
     extra = compiled(objective.init_extra, params, jax.random.key(3))
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, extra, batch, CTX).value()))(params)
-    query, key = objective.augment_views(batch, CTX)
+    query, key = compiled(objective.augment_views, batch, CTX)
     k, queue = embedded(objective, extra["teacher"]["params"], key, 2), np.float64(extra["queue"])
     pooled = np.float64(compiled(objective.features, {"params": params}, query)[0])
 
@@ -131,7 +131,7 @@ def test_batch_norm_of_the_teacher_is_its_own():
     objective = moco(encoder=tiny.small_resnet())
     state, _ = contract.run(objective, SGD(0.0), BATCH, 0, 1)
     student, teacher = state.extra["batch_stats"], state.extra["teacher"]
-    for view, stats in zip(objective.augment_views(BATCH(0), CTX), (student, teacher["batch_stats"])):
+    for view, stats in zip(compiled(objective.augment_views, BATCH(0), CTX), (student, teacher["batch_stats"])):
         variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
         _, seen = compiled(objective.encoder.apply, variables, view, train=True, mutable=["moments"])
         wanted = 0.1 * seen["moments"]["stem"]["norm"]["mean"]

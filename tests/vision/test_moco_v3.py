@@ -117,7 +117,7 @@ def test_either_view_is_asked_for_the_other_of_the_teacher():
     extra["teacher"]["params"] = teacher
     seen, _ = compiled(objective.encode, params, extra, batch, CTX)
     for name, tree in (("online", params), ("teacher", teacher)):
-        for i, view in enumerate(objective.augment_views(batch, CTX)):
+        for i, view in enumerate(compiled(objective.augment_views, batch, CTX)):
             wanted, _ = compiled(objective.features, {"params": tree}, view)
             np.testing.assert_allclose(seen[name][:, i], wanted, atol=1e-5)
     assert np.abs(seen["teacher"] - seen["online"]).max() > 0.1
@@ -171,7 +171,7 @@ def test_the_teacher_follows_the_new_weights_by_the_schedule():
 def test_running_statistics_of_student_and_teacher():
     objective = moco(encoder=tiny.small_resnet(), momentum=0.0)
     state, _ = contract.run(objective, AdamW(0.0), BATCH, 0, 1)
-    a, b = objective.augment_views(BATCH(0), CTX)
+    a, b = compiled(objective.augment_views, BATCH(0), CTX)
     variables = {"params": state.params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
     moments = [
         compiled(objective.encoder.apply, variables, x, train=True, mutable=["moments"])[1]["moments"] for x in (a, b)

@@ -270,16 +270,16 @@ def test_the_student_does_not_see_what_is_hidden():
     """By gradient: a hidden patch's pixels reach no output of the student, all of the teacher's."""
     objective, batch = small(IBOT, mask_probability=1.0), BATCH(0)
     params, extra, ctx = started(objective)
-    mask = np.asarray(objective.draw_masks(batch, ctx))
+    mask = np.asarray(compiled(objective.draw_masks, batch, ctx))
     counts = mask.sum(-1)
     assert counts.min() >= 1 and counts.max() <= objective.hidden_patches == 9 and mask.shape == (8, 2, 16)
-    views = objective.augment_views(batch, ctx)
+    views = compiled(objective.augment_views, batch, ctx)
 
     def reached(views):
         tokens, patches = objective._large_views({"params": params}, views, ctx, None, mask)
         return jnp.sum(jnp.sin(tokens)) + jnp.sum(jnp.sin(patches))
 
-    slope = np.abs(jax.grad(reached)(views[:2])[0]).sum(-1).reshape(8, 4, 4, 4, 4).sum((2, 4)).reshape(8, 16)
+    slope = np.abs(jax.jit(jax.grad(reached))(views[:2])[0]).sum(-1).reshape(8, 4, 4, 4, 4).sum((2, 4)).reshape(8, 16)
     np.testing.assert_array_equal(slope > 0, ~mask[:, 0])
 
 

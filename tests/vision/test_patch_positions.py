@@ -9,6 +9,7 @@ from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests import contract
+from tests.compiled import compiled
 from tests.vision import tiny
 from vision.objectives import PatchPositions
 from vision.patches import patchify, unpatchify
@@ -29,7 +30,7 @@ def test_loss_is_the_papers_and_a_patch_sees_the_context_and_itself():
     objective, batch = places(mask_ratio=0.5), tiny.masked(3)
     params = tiny.params(objective)
     loss = jax.jit(lambda p, image: objective.loss(p, {}, {**batch, "image": image}, CTX))
-    images, seen = np.asarray(objective.view(batch)), objective.context(CTX.keys("mask", batch["index"]))
+    images, seen = np.asarray(compiled(objective.view, batch)), objective.context(CTX.keys("mask", batch["index"]))
     assert np.all(seen.sum(1) == 8)
     looks = lambda row: AttentionMask(keys=seen[row][None])
     read = jax.jit(lambda image, looks: objective.encoder.apply({"params": params["encoder"]}, image, attention=looks))

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -7,6 +8,10 @@ import pytest
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from tests.vision import tiny
+from tests.vision.pictures import folder, opened, pixels
+from tests.vision.test_simclr import simclr
+from vision.objectives import Classify
 from vision.preprocess import PreprocessImage, resize_to_square
 
 
@@ -88,3 +93,16 @@ def test_it_prepares_batches_in_workers():
     assert batch["label"][0] == 4 and batch["mask"].tolist() == [1, 0, 0, 0]
     code = "import vision.preprocess, vision.data, sys; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("make", [simclr, lambda: Classify(encoder=tiny.encoder(), augment=tiny.views(), classes=2)])
+def test_pictures_that_are_read_far_smaller_are_told(make, tmp_path):
+    """Large photographs in a run for digits: most of what they show is lost without a word."""
+    files = {f"{'ab'[i % 2]}/{i}.png": pixels(i, 70, 96) for i in range(8)} | {"a/x.png": b"broken"}
+    prepared, objective = opened(folder(tmp_path / "d", files)), make()
+    [line] = objective.check_data(prepared)
+    assert line.startswith("warning: pictures of about 96 pixels a side (")
+    assert line.endswith(
+        f" are read at {objective.host_image_size}: make the encoder's image_size larger, unless that is meant"
+    )
+    assert not dataclasses.replace(objective, host_image_size=32).check_data(prepared)

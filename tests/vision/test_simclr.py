@@ -96,7 +96,7 @@ def test_running_statistics_follow_both_views():
     state, _ = contract.run(objective, LARS(0.0), BATCH, 0, 1)
     assert set(state.extra["batch_stats"]) == {"encoder", "projector"}
     params = jax.tree.map(jnp.asarray, state.params)  # a learning rate of 0 left them as they were
-    a, b = objective.augment_views(BATCH(0), CTX)
+    a, b = compiled(objective.augment_views, BATCH(0), CTX)
     variables = {"params": params["encoder"], "batch_stats": state.extra["batch_stats"]["encoder"]}
     _, seen = compiled(objective.encoder.apply, variables, jnp.concatenate([a, b]), train=True, mutable=["moments"])
     got = state.extra["batch_stats"]["encoder"]["stem"]["norm"]
@@ -108,7 +108,7 @@ def test_evaluation_draws_views_and_keeps_running_statistics():
     objective, batch = simclr(augment=VIEWS), BATCH(0)
     params = tiny.params(objective)
     extra = compiled(objective.init_extra, params, jax.random.key(0))
-    a, b = objective.augment_views(batch, CTX.replace(train=False))
+    a, b = compiled(objective.augment_views, batch, CTX.replace(train=False))
     assert np.abs(a - b).max((1, 2, 3)).min() > 0.1
     loss = compiled(objective.loss, params, extra, batch, CTX.replace(train=False))
     assert not loss.stats and np.isfinite(loss.value())

@@ -58,7 +58,7 @@ def test_one_crop_at_two_sizes():
 def test_views_are_encoded_size_by_size():
     o, batch = objective(((BIG, 2), (SMALL, 3)), dropout=0.3), tiny.batch_of()(0)
     variables = {"params": tiny.params(o)}
-    views, shapes = o.augment_views(batch, CTX), []
+    views, shapes = compiled(o.augment_views, batch, CTX), []
 
     class Noting(ImageObjective):
         def apply(self, name, variables, x, **how):
@@ -78,7 +78,7 @@ def test_moments_count_each_view_once():
     o = dataclasses.replace(objective(((BIG, 1), (SMALL, 3))), encoder=tiny.small_resnet())
     batch, params = tiny.batch_of()(0), tiny.params(o)
     variables = {"params": params, **compiled(o.init_extra, params, jax.random.key(0))}
-    views = o.augment_views(batch, CTX)
+    views = compiled(o.augment_views, batch, CTX)
     _, moments = compiled(o.encode_views, variables, views, batch["index"], CTX)
     big, small = (compiled(o.encode_views, variables, v, batch["index"], CTX)[1] for v in (views[:1], views[1:]))
     for name, x in moments.items():

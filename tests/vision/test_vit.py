@@ -348,7 +348,12 @@ def batch_of(step):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"positions": "learned", "registers": 1, "pool": "mean"}, {"dropout": 0.1, "grid_bias": "layers"}],
+    [
+        {"positions": "learned", "registers": 1, "pool": "mean"},
+        pytest.param(
+            {"dropout": 0.1, "grid_bias": "layers"}, marks=pytest.mark.slow
+        ),  # BEiT has a grid's bias on a mesh
+    ],
 )
 @contract.every_mesh
 def test_sharded_equals_one_device(fields, mesh):

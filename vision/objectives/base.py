@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from paradigm import trees
 from paradigm.capabilities import ImageFeatures
+from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.augment import Augment
 from vision.partition import PARTITION_RULES
-from vision.preprocess import PreprocessImage
+from vision.preprocess import PreprocessImage, told_of_size
 from vision.views import draw_views, view_groups
 
 
@@ -89,13 +90,27 @@ class ImageObjective(ImageFeatures, Objective):
         x, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)
         return x, moments
 
+    def check_crops(self):
+        """Raises UserError for a view of more pixels than the host hands over, which would show nothing more."""
+        largest, name = max(view.size for sizes, _ in self.groups for view in sizes), type(self).__name__
+        if largest > self.host_image_size:
+            raise UserError(
+                f"{name}: a crop of {largest} pixels is larger than the pictures of {self.host_image_size}: make "
+                f"the crop smaller, or set {name}.host_image_size"
+            )
+
     @property
     def model(self):
         """The Flax module that a notebook asks for."""
         return self.encoder
 
+    def check_data(self, prepared):
+        """As of any objective: a line where pictures lose most of what they show by being read so small."""
+        return told_of_size(prepared.source("train"), self.host_image_size)
+
     @property
     def preprocess(self):
+        self.check_crops()
         return PreprocessImage(self.host_image_size, self.encoder.channels)
 
     def batch_spec(self, batch_size, phase=MAIN):

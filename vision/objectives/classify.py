@@ -64,7 +64,7 @@ class Classify(ClassifyingPictures, OnClasses, ImageObjective):
 
     def check_data(self, prepared):
         self.check_classes(prepared, prepared.name)
-        return ()
+        return super().check_data(prepared)
 
     def paired(self, batch):
         return pair(batch) if self.mixup or self.cutmix else {}

@@ -31,11 +31,7 @@ class MultiCrop(ImageObjective):
                 f"{name}: the first two views are the targets and must be of one size, and augment gives {sizes} "
                 "pixels: begin with (Augment, 2), or with two Augments of one size"
             )
-        if max(sizes) > self.host_image_size:
-            raise UserError(
-                f"{name}: a crop of {max(sizes)} pixels is larger than the pictures of {self.host_image_size}: make "
-                f"the crop smaller, or set {name}.host_image_size"
-            )
+        self.check_crops()
         if self.prototypes < 2:
             raise UserError(f"{name}.prototypes={self.prototypes}: to choose between takes two at least, and many more")
 
