@@ -263,7 +263,7 @@ ROWS = (
     ("vision/probe.py", "augment=mild(objective.views[0])", "augment=objective.views[0]", "vision/test_probe", "mild_views"),
     ("multimodal/captions.py", 'before = "" if self.split == "valid" else', 'before = "" if self.split else', "multimodal/test_captioners", "scored_and_shown"),
     ("multimodal/fields.py", "len(found := one((IMAGE, *_PLAIN[IMAGE]))) == 1", "len(found := one((IMAGE, *_PLAIN[IMAGE]))) >= 1", "multimodal/test_tables", "cannot_be_read"),
-    ("multimodal/tables.py", "not all(split_of(row[header.index(found.split)]) for row in rows)", "not any(split_of(row[header.index(found.split)]) for row in rows)", "multimodal/test_tables", "plain_names"),
+    ("multimodal/columns.py", "not all(split_of(row[header.index(found.split)]) for row in rows)", "not any(split_of(row[header.index(found.split)]) for row in rows)", "multimodal/test_tables", "plain_names"),
     ("paradigm/probing.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),
     ("t5like/sources.py", "for file in sorted(files):", "for file in files:", "t5like/test_sources", "file_system"),
     ("t5like/baselines.py", "i * size // wanted", "i", "t5like/test_baselines", "spread"),
@@ -292,6 +292,15 @@ ROWS = (
     ("t5like/labels.py", "if not math.isfinite(number)", "if math.isnan(number)", "t5like/test_named_splits", "no_numbers"),
     ("multimodal/tables.py", "(whole if whole.any() else True)", "True", "multimodal/test_listed", "lines_without_a_picture"),
     ("multimodal/fields.py", 'fits[0] if len(fits) == 1 else ""', 'fits[0] if fits else ""', "multimodal/test_listed", "by_a_form"),
+    # files, labels and settings of a first hour
+    ("paradigm/archives.py", "if not first and raw[: len(self._mark)]", "if first and raw[: len(self._mark)]", "t5like/test_formats", "packed_ends"),
+    ("paradigm/classes.py", "len(words) > 0.9 * records", "len(words) > records", "t5like/test_records", "no_classes"),
+    ("vision/embedded.py", "bisect.bisect_right(table.ends, row)", "bisect.bisect_left(table.ends, row)", "vision/test_embedded", "every_picture"),
+    ("vision/embedded.py", "kept[file, k] = self.table", "kept[file, 0] = self.table", "vision/test_embedded", "every_picture"),
+    ("multimodal/tables.py", "split=recipe.split or _SPLIT", 'split=""', "multimodal/test_listed", "tables_of_splits"),
+    ("t5like/likelihood.py", "for k in spread(len(records), count)", "for k in range(count)", "t5like/test_sentences", "fair_part"),
+    ("t5like/unknown.py", "ids == vocabulary.unk", "ids == vocabulary.pad", "t5like/test_data", "does_not_know"),
+    ("launch/run/data.py", "parquet tsv csv beside wds", "tsv", "launch/run/test_loop", "every_kind_of_source"),
 )  # fmt: skip
 
 
