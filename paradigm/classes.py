@@ -15,7 +15,8 @@ def no_classes(names, records):
     """
     words = list(map(str, names))
     if len(words) > 1 and all(map(_NUMBER.fullmatch, words)):
-        if reals := [word for word in words if _is_real(word)]:
+        lists = any("," in word and set(words).issuperset(word.split(",")) for word in words)  # "1,2" beside 1 and 2
+        if reals := [word for word in words if _is_real(word) and not (lists and "," in word)]:
             return f"{len(words):,} distinct real numbers, such as {reals[0]}"
     if records >= FEWEST and len(words) > 0.9 * records:
         return f"{len(words):,} distinct values in {records:,} records, such as {words[0][:40]!r}"

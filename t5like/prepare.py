@@ -26,7 +26,7 @@ from paradigm.dataset import serve_parent
 from paradigm.errors import UserError
 from paradigm.records import hash_of
 from paradigm.storage import commit, expand, here
-from t5like import sources
+from t5like import sources, unknown
 from t5like.held_out import split_text
 from t5like.shards import (
     Interrupted,
@@ -137,6 +137,7 @@ def summary(meta):
         lines.append(f"splits     {meta['splits']}")
     if n := meta.get("without", {}).get("records", 0):
         lines.append(f"left out   {n:,} records without a text, such as {meta['without']['first']}")
+    lines += unknown.told(meta, "tokens")
     bad = meta["invalid_utf8"]
     if bad["bytes"]:
         lines.append(
@@ -303,7 +304,8 @@ def _job(recipe, pieces, held_out, plan, out, job, jobs):
                         bad["documents"], bad["bytes"] = bad["documents"] + 1, bad["bytes"] + replaced
                         bad["first"] = bad["first"] or name
                     if text:
-                        shards[split].add(np.append(tokenizer.encode(text), np.int32(v.end)), len(part))
+                        ids = tokenizer.encode(text)
+                        shards[split].add(np.append(ids, np.int32(v.end)), len(part), unknown.count_in(ids, v))
         written = {s: shard.close() for s, shard in shards.items()}
         record = {"plan": digest(plan), "invalid_utf8": bad, **_told_without(without), **written}
         write_json(out / record_name(job, jobs), record)
@@ -319,16 +321,17 @@ class _Windows(Shard):
     """Joins documents, cuts them into windows and writes them."""
 
     def __init__(self, path, window, dtype, pad):
-        super().__init__(path, documents=0, bytes=0, tokens=0, windows=0, padding=0)
+        super().__init__(path, documents=0, bytes=0, tokens=0, windows=0, padding=0, unknown=0)
         self.window, self.dtype, self.pad = window, dtype, pad
         self.tokens, self.starts = np.zeros(0, np.int32), np.zeros(0, np.int64)  # not yet written
 
-    def add(self, tokens, text_bytes):
+    def add(self, tokens, text_bytes, unknown):
         self.starts = np.append(self.starts, len(self.tokens))
         self.tokens = np.concatenate([self.tokens, tokens])
         self.counts["documents"] += 1
         self.counts["bytes"] += text_bytes
         self.counts["tokens"] += len(tokens)
+        self.counts["unknown"] += unknown
         whole = len(self.tokens) // self.window * self.window
         for begin in range(0, whole, self.window):
             self._cut(begin, begin + self.window)
@@ -357,7 +360,7 @@ def _meta(plan, records):
             for p in parts
             if p["file"]
         ]
-        counts[split] = {k: sum(p["counts"][k] for p in parts) for k in parts[0]["counts"]}
+        counts[split] = {k: sum(p["counts"].get(k, 0) for p in parts) for k in parts[0]["counts"]}
     bad = [r["invalid_utf8"] for r in records]
     bad = {
         "documents": sum(b["documents"] for b in bad),
@@ -377,6 +380,8 @@ def _too_little(recipe, meta):
         if n := meta.get("without", {}).get("records", 0):
             return f"all of its {n:,} records have null for a text"
         return "it is empty: there is no text in it"
+    if wrong := unknown.complaint(meta, recipe.tokenizer, "tokens"):
+        return wrong
     if recipe.valid_glob and not train["documents"]:
         return f"valid_glob={recipe.valid_glob!r} holds out all of it: name fewer files"
     if train["tokens"] < recipe.window:

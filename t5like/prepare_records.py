@@ -21,7 +21,7 @@ from paradigm.classes import no_classes
 from paradigm.errors import UserError
 from paradigm.names import SPLIT_OF, SPLITS, few
 from paradigm.records import hash_of
-from t5like import guess, labels, rows, tables
+from t5like import guess, labels, rows, tables, unknown
 from t5like.prepare import SAMPLE_PER_ID, Kind, told_of_source
 from t5like.shards import Shard, digest, errors_as_user_errors, record_name, shard_name, write_json
 from t5like.tokenizers import load_tokenizer
@@ -164,8 +164,8 @@ class _Examples(Shard):
     """Encodes examples and writes them."""
 
     def __init__(self, path, tokenizer, dtype, kind):
-        counts = dict.fromkeys(("records", "input_tokens", "target_tokens", "longest_input", "longest_target"), 0)
-        super().__init__(path, **counts, classes={}, **{name: {} for name in LENGTHS})
+        counts = ("records", "input_tokens", "target_tokens", "longest_input", "longest_target", "unknown")
+        super().__init__(path, **dict.fromkeys(counts, 0), classes={}, **{name: {} for name in LENGTHS})
         self.tokenizer, self.dtype, self.kind, self.waiting = tokenizer, dtype, kind, []
 
     def add(self, example):
@@ -184,6 +184,7 @@ class _Examples(Shard):
             c = self.counts
             c["records"] += 1
             c["input_tokens"], c["target_tokens"] = c["input_tokens"] + len(a), c["target_tokens"] + len(b)
+            c["unknown"] += sum(unknown.count_in(ids, self.tokenizer.vocabulary) for ids in (a, b))
             c["longest_input"] = max(c["longest_input"], len(a))
             c["longest_target"] = max(c["longest_target"], len(b))
             for name, length in zip(LENGTHS, (len(a), len(b), len(a) + len(b))):
@@ -315,6 +316,8 @@ def _complaint(recipe, meta):
     seen, broken = collections.Counter(), meta["broken"]
     for split in ("train", "valid"):
         seen.update(meta["counts"][split]["classes"])
+    if wrong := unknown.complaint(meta, recipe.tokenizer, "input_tokens", "target_tokens"):
+        return wrong
     if recipe.label_kind == "class" and (found := no_classes(seen, seen.total())):
         return f"its labels in {recipe.label!r} are {found}, which are no classes: {tables.REAL}"
     if broken["records"] > 0.1 * seen.total() and (
@@ -339,6 +342,7 @@ def summary(meta):
     said = [f"{name} {asked[name]}" for name in ("input", "target", "label", "split", "group") if asked[name]]
     lines = [*told_of_source(meta), f"fields     {', '.join(said)}"]
     lines.append(f"tokenizer  {meta['settings']['tokenizer']}: {meta['vocab_size']:,} ids")
+    lines += unknown.told(meta, "input_tokens", "target_tokens")
     for split in SPLITS:
         c = meta["counts"][split]
         if c["records"]:

@@ -296,6 +296,15 @@ ROWS = (
     ("t5like/labels.py", "if not math.isfinite(number)", "if math.isnan(number)", "t5like/test_named_splits", "no_numbers"),
     ("multimodal/tables.py", "(whole if whole.any() else True)", "True", "multimodal/test_listed", "lines_without_a_picture"),
     ("multimodal/fields.py", 'fits[0] if len(fits) == 1 else ""', 'fits[0] if fits else ""', "multimodal/test_listed", "by_a_form"),
+    # files, labels and settings of a first hour
+    ("paradigm/archives.py", "if not first and raw[: len(self._mark)]", "if first and raw[: len(self._mark)]", "t5like/test_formats", "packed_ends"),
+    ("paradigm/classes.py", "len(words) > 0.9 * records", "len(words) > records", "t5like/test_records", "no_classes"),
+    ("vision/embedded.py", "bisect.bisect_right(table.ends, row)", "bisect.bisect_left(table.ends, row)", "vision/test_embedded", "every_picture"),
+    ("vision/embedded.py", "kept[file, k] = self.table", "kept[file, 0] = self.table", "vision/test_embedded", "every_picture"),
+    ("multimodal/tables.py", "split=recipe.split or _SPLIT", 'split=""', "multimodal/test_listed", "tables_of_splits"),
+    ("t5like/likelihood.py", "for k in spread(len(records), count)", "for k in range(count)", "t5like/test_sentences", "fair_part"),
+    ("t5like/unknown.py", "ids == vocabulary.unk", "ids == vocabulary.pad", "t5like/test_data", "does_not_know"),
+    ("launch/run/data.py", "parquet tsv csv beside wds", "tsv", "launch/run/test_loop", "every_kind_of_source"),
 )  # fmt: skip
 
 

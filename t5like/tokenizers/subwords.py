@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import re
 
 from paradigm.errors import UserError
 from paradigm.storage import expand
@@ -28,6 +29,7 @@ _SPELLED = {  # special tokens that say by their names what they are, where no c
     "sep": ("[SEP]", "<sep>"),
 }
 _SPACE = "\u2581"
+_LONG = re.compile(r"(\S{10000})(?=\S)")  # the library takes the square of a word's length, as of a genome's, to learn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,9 +324,9 @@ def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, special
 
 
 def _taken(texts, max_bytes):
-    """Texts in order until so many characters are taken."""
+    """Texts in order until so many characters are taken, without words so long that learning would not end."""
     for text in texts:
-        yield text[:max_bytes]
+        yield _LONG.sub(r"\1 ", text[:max_bytes])
         max_bytes -= len(text)
         if max_bytes <= 0:
             return

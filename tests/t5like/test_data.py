@@ -226,6 +226,29 @@ def test_same_bytes_whatever_the_workers(folder, tmp_path, many_jobs):
     assert one.fingerprint == two.fingerprint
 
 
+def test_what_the_tokenizer_does_not_know_is_told(tmp_path):
+    """A vocabulary of other letters, and words too long for WordPiece: ids of nothing, which a loss does not mind."""
+    (tmp_path / "a.txt").write_text("some of these words in a row " * 99)
+    make(tmp_path / "a.txt", tmp_path / "a", tokenizer="wordpiece:133")
+    known = dict(tokenizer=str(tmp_path / "a" / "tokenizer"))
+    (tmp_path / "b.txt").write_text("some of these words in a r\u00f8w " * 99)
+    prepared = make(tmp_path / "b.txt", tmp_path / "b", **known)
+    counts = [prepared.meta["counts"][split] for split in ("train", "valid")]
+    assert sum(c["unknown"] for c in counts) == 99
+    total = sum(c["tokens"] for c in counts)
+    assert f"unknown    99 of the {total:,} tokens ({9900 / total:.2g} %) stand for what it" in P.summary(prepared.meta)
+    (tmp_path / "c.txt").write_text("\u044f \u0442\u0443\u0442 " * 99)
+    with pytest.raises(
+        UserError, match=r"of its .* tokens are unknown to the tokenizer .*: take one that is of such te"
+    ):
+        make(tmp_path / "c.txt", tmp_path / "c", **known)
+    genome = "".join(np.random.default_rng(0).choice(list("acgt"), 30_000))
+    (tmp_path / "d.txt").write_text(genome)
+    with pytest.raises(UserError, match=r"of its . tokens are unknown to the tokenizer wordpiece:300: take one"):
+        make(tmp_path / "d.txt", tmp_path / "d", tokenizer="wordpiece:300")
+    assert make(tmp_path / "d.txt", tmp_path / "e", tokenizer="bpe:400").meta["counts"]["train"]["windows"]
+
+
 def test_data_that_cannot_be_used_leave_nothing_behind(tmp_path, monkeypatch):
     """Of a failed preparation nothing is kept that would refuse the mended one: other settings, other data."""
     monkeypatch.setattr(P, "JOB_BYTES", 1)

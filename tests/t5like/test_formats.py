@@ -211,15 +211,16 @@ def test_settings_that_say_nothing_of_a_source_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
-@pytest.mark.parametrize(
-    "harm", [lambda raw: raw + b"more than there was", lambda raw: raw[:-9], lambda raw: raw + raw[:-9]]
-)
+@pytest.mark.parametrize("harm", ["more", "cut", "cut in a second stream"])
 def test_what_is_packed_ends_where_its_file_does(ending, harm, tmp_path):
     """Bytes behind an end, and an end that is not there, are no end."""
-    whole = PACKED[ending](jsonl())
+    whole, behind = PACKED[ending](jsonl()), r"\(something else stands behind its end\)"
     for name, content in (("a.jsonl", jsonl()), ("b.tar", tarred({"a.jsonl": jsonl()}))):
-        (tmp_path / f"{name}{ending}").write_bytes(harm(PACKED[ending](content)))
-        with pytest.raises(UserError, match=rf"{name}{ending}.*: cannot be read "):
+        raw = PACKED[ending](content)
+        raw = {"more": raw + b"more than there was", "cut": raw[:-9]}.get(harm, raw + raw[:-9])
+        (tmp_path / f"{name}{ending}").write_bytes(raw)
+        said = behind if harm == "more" and ending in (".bz2", ".xz") else ""
+        with pytest.raises(UserError, match=rf"{name}{ending}.*: cannot be read {said}"):
             texts_of(tmp_path / f"{name}{ending}")
     padded = bytes(512) if ending != ".zst" else b""  # as tapes are
     (tmp_path / f"c.jsonl{ending}").write_bytes(whole + whole + padded)

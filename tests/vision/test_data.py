@@ -162,7 +162,10 @@ def test_the_fingerprint_changes_with_the_records(tmp_path):
         ({"valid": 0.0}, r"^ImageData.valid=0.0: the held-out share of train must lie in \(0, 1\)$"),
         ({"on_broken": "refsue"}, r"^unknown ImageData.on_broken 'refsue': did you mean 'refuse'\?"),
         ({"max_pixels": 10**9}, r"ImageData.max_pixels=1000000000: it must lie in 1 .. 178,956,970"),
-        ({"classes": ("a",)}, r"ImageData.classes names numbered labels, of idx and npz; digits has names of its own"),
+        (
+            {"classes": ("a",)},
+            r"ImageData.classes names numbered labels, of idx, npz and Parquet; digits has names of its own",
+        ),
     ],
 )
 def test_bad_settings(settings, message):
