@@ -8,6 +8,7 @@ import pytest
 from paradigm import trees
 from paradigm.attentive import Attentive
 from paradigm.errors import UserError
+from tests.compiled import compiled
 from vision.vit import vit
 
 WIDTH, HEADS = 8, 2
@@ -36,7 +37,7 @@ def gelu(x):
 def test_by_loops(queries, block):
     module, p = made(Attentive(queries, block))
     segments = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    found = np.asarray(module.apply({"params": p}, X, segments)[0])
+    found = np.asarray(compiled(module.apply, {"params": p}, X, segments)[0])
     attention, wanted = p["attention"], np.zeros((2, WIDTH))
     project = lambda name, x: np.einsum("d,dhk->hk", x, attention[name]["kernel"]) + attention[name]["bias"]
     for b in range(2):
@@ -60,14 +61,14 @@ def test_by_loops(queries, block):
 def test_padding_says_nothing():
     module, p = made(Attentive(2))
     segments = np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]])
-    to = jax.grad(lambda x: jnp.sum(jnp.sin(module.apply({"params": p}, x, segments)[0])))(X)
+    to = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(module.apply({"params": p}, x, segments)[0]))))(X)
     assert ((np.abs(to).max(-1) > 0) == (segments > 0))[0].all() and not np.any(to[1, 1:])
 
 
 def test_it_begins_as_the_official_code_does():
     """Deviation 0.02, but for what ends a branch, and biases of 0."""
     module = Attentive(block=True).module(vit("tiny", 8, 4, d_model=128, heads=4))
-    params = module.init(jax.random.key(0), np.zeros((1, 1, 128), np.float32))["params"]
+    params = compiled(module.init, jax.random.key(0), np.zeros((1, 1, 128), np.float32))["params"]
     for name, x in trees.named_leaves(params):
         if name.endswith(("kernel", "queries")):
             last = name in ("attention/out/kernel", "mlp/down/kernel")

@@ -14,6 +14,7 @@ from paradigm.errors import UserError
 from paradigm.partition import shardings
 from paradigm.rope import LinearScaling, rope_angles
 from paradigm.transformer import MLP, PARTITION_RULES, Attention, Stack
+from tests.compiled import compiled
 
 LENGTH, WIDTH, HEADS = 7, 16, 4
 CAUSAL = AttentionMask(causal=True)
@@ -215,7 +216,7 @@ def test_keys_are_not_repeated_on_the_way(block):
     mask = AttentionMask(keys=jnp.array([[1] * 9, [1] * 5 + [0] * 4]))
     run = lambda q, k, v: attend(q, k, v, mask, bias, 0.5, lambda p, start: p * jnp.arange(9) / 9, block)
     with_repeats = lambda q, k, v: run(q, jnp.repeat(k, 3, 1), jnp.repeat(v, 3, 1))
-    grads = lambda f: jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2))(q, k, v)
+    grads = lambda f: jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2)))(q, k, v)
     for a, b in zip((run(q, k, v), *grads(run)), (with_repeats(q, k, v), *grads(with_repeats))):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert "[2,6,9,8]" in str(jax.make_jaxpr(with_repeats)(q, k, v))  # keys for all heads
@@ -229,7 +230,7 @@ def test_sharded_grouped_heads():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
         cut = jax.jit(jax.grad(loss))(jax.device_put(params, shardings(params, PARTITION_RULES, mesh)))
-    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(jax.grad(loss)(params)), strict=True):
+    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(jax.jit(jax.grad(loss))(params)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(b).max())))
 
 
@@ -254,7 +255,8 @@ def test_window_by_gradient(causal):
     module, x = stack(layers=1), stream()
     params, mask = params_of(module), AttentionMask(causal=causal, window=3)
     direction = jax.random.normal(jax.random.key(2), (WIDTH,))
-    slope = jax.jacobian(lambda x0: outputs(module, params, x.at[0].set(x0), mask=mask)[0] @ direction)(x[0])
+    outs = lambda x0: outputs(module, params, x.at[0].set(x0), mask=mask)[0] @ direction
+    slope = jax.jit(jax.jacobian(outs))(x[0])
     distance = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
     wanted = (distance < 3) & (distance >= 0) if causal else np.abs(distance) < 3
     assert ((np.abs(np.asarray(slope)).max(-1) > 0) == wanted).all()
@@ -309,7 +311,7 @@ def test_dropouts_may_differ(hidden, weights, drops):
     fields = dict(dropout=hidden, attention_dropout=weights)
     module = Attention(d_model=WIDTH, heads=HEADS, d_ff=24, **fields)
     params = jax.tree.map(lambda x: x[0], params_of(stack())["layers"]["attention"])
-    run = lambda keys: module.apply({"params": params}, stream(), CAUSAL, keys=keys)[0]
+    run = lambda keys: _outputs(module, params, stream(), keys, CAUSAL)
     assert (np.abs(run(keys()) - run(None)).max() > 0.01) == drops
     assert stack(**fields).is_random and stack(drop_path=0.1).is_random and not stack().is_random
 
@@ -337,7 +339,7 @@ def test_layers_alternate_between_local_and_global(batch):
         )
         tree = jax.tree.map(lambda leaf, n=n: leaf[n : n + 1], params["layers"])
         seen = AttentionMask(window=None if whole else 2)
-        _, more = one.apply({"params": {"layers": tree, "norm": params["norm"]}}, y, seen)
+        _, more = compiled(one.apply, {"params": {"layers": tree, "norm": params["norm"]}}, y, seen)
         y = more["layers"][0]
     scale = params["norm"]["scale"]
     y = y / jnp.sqrt(jnp.mean(y**2, -1, keepdims=True) + 1e-6) * scale

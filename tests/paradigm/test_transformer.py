@@ -21,6 +21,7 @@ from paradigm.layers import lookup
 from paradigm.partition import BATCH, constrain
 from paradigm.transformer import MLP, Stack
 from tests import contract
+from tests.compiled import compiled
 
 LENGTH, WIDTH = 10, 16
 
@@ -36,11 +37,11 @@ def stream(batch=3, length=LENGTH, seed=0):
 def seen(mask, **fields):
     """bool [L, S]: whether the output at t depends on the input at s, read off the gradient for row 0."""
     module, x = stack(**fields), stream()
-    params = module.init(jax.random.key(1), x, mask)
+    params = jax.jit(module.init)(jax.random.key(1), x, mask)
     # Each output position is a random direction, so that no dependence cancels (a norm's outputs sum to little).
     direction = jax.random.normal(jax.random.key(2), (WIDTH,))
     outputs = lambda x0: module.apply(params, x.at[0].set(x0), mask)[0][0] @ direction
-    return np.abs(np.asarray(jax.jacobian(outputs)(x[0]))).max(-1) > 0
+    return np.abs(np.asarray(jax.jit(jax.jacobian(outputs))(x[0]))).max(-1) > 0
 
 
 @pytest.mark.parametrize("positions", ["relative", "rope", "none"])
@@ -126,8 +127,8 @@ def test_scanned_is_unrolled():
 
 def test_unrolled_compiles_to_no_loop():
     x, mask = stream(), AttentionMask(causal=True)
-    compiled = lambda m: jax.jit(lambda p: m.apply({"params": p}, x, mask)[0]).lower(params_of(m)).as_text()
-    assert "stablehlo.while" in compiled(stack()) and "stablehlo.while" not in compiled(stack(scan=False))
+    lowered = lambda m: jax.jit(lambda p: m.apply({"params": p}, x, mask)[0]).lower(params_of(m)).as_text()
+    assert "stablehlo.while" in lowered(stack()) and "stablehlo.while" not in lowered(stack(scan=False))
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -186,13 +187,15 @@ def test_dropout_belongs_to_the_example(style):
     module = stack(dropout=0.3, dropout_style=style)
     params, x = params_of(module), stream(4)
     keys = rng.per_example(jax.random.key(4), jnp.stack([jnp.zeros(4, jnp.uint32), jnp.arange(4, dtype=jnp.uint32)], 1))
-    run = lambda rows: module.apply({"params": params}, x[rows], AttentionMask(causal=True), keys=keys[rows])[0]
+    run = jax.jit(
+        lambda rows: module.apply({"params": params}, x[rows], AttentionMask(causal=True), keys=keys[rows])[0]
+    )
     whole, order = run(jnp.arange(4)), jnp.array([2, 0, 3, 1])
     np.testing.assert_allclose(run(order), whole[order], atol=1e-5)
     np.testing.assert_allclose(run(jnp.array([3])), whole[3:], atol=1e-5)
-    still = module.apply({"params": params}, x, AttentionMask(causal=True))[0]
+    still = compiled(module.apply, {"params": params}, x, AttentionMask(causal=True))[0]
     assert np.abs(whole - still).max() > 0.1
-    same = module.apply({"params": params}, x, AttentionMask(causal=True), keys=keys[jnp.zeros(4, int)])[0]
+    same = compiled(module.apply, {"params": params}, x, AttentionMask(causal=True), keys=keys[jnp.zeros(4, int)])[0]
     assert np.abs(same[1] - whole[1]).max() > 0.1  # other keys, another mask
 
 
@@ -201,7 +204,7 @@ def test_layers_draw_different_masks():
     module = stack(dropout=0.5, layers=3, scan=False)
     params = trees.named_map(lambda name, x: 0 * x if "attention/out" in name else x, params_of(module))
     keys = rng.per_example(jax.random.key(4), jnp.zeros((3, 2), jnp.uint32))
-    _, intermediates = module.apply({"params": params}, stream(), AttentionMask(), keys=keys)
+    _, intermediates = compiled(module.apply, {"params": params}, stream(), AttentionMask(), keys=keys)
     added = np.diff(intermediates["layers"], axis=0)[:, 0]  # [2, L, D], of the second and the third
     dropped = np.isclose(added, 0).all(1)
     assert (dropped[0] != dropped[1]).any() and 0.2 < np.mean(dropped) < 0.8
@@ -257,7 +260,7 @@ def test_relative_bias_is_a_lookup_by_pair(length, source, offset):
 
     own = lambda table: bias.apply({"params": {"embedding": table}}, positions, source, True).expand()
     np.testing.assert_array_equal(own(table), by_pair(table))
-    slope = lambda f: jax.grad(lambda table: jnp.sin(f(table)).sum())(table)
+    slope = lambda f: jax.jit(jax.grad(lambda table: jnp.sin(f(table)).sum()))(table)
     np.testing.assert_allclose(slope(own), slope(by_pair), rtol=1e-5, atol=1e-6)
 
 
@@ -316,8 +319,8 @@ def test_compute_dtype():
     module = stack(dtype=jnp.bfloat16)
     params = params_of(module)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    y, _ = module.apply({"params": params}, stream(), AttentionMask(causal=True))
-    full, _ = stack().apply({"params": params}, stream(), AttentionMask(causal=True))
+    y, _ = compiled(module.apply, {"params": params}, stream(), AttentionMask(causal=True))
+    full, _ = compiled(stack().apply, {"params": params}, stream(), AttentionMask(causal=True))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), full, atol=0.15)
 

@@ -12,7 +12,8 @@ from t5like.models import Encoder, gpt, t5
 from t5like.tokenizers import ByteTokenizer
 from tests.t5like.test_decode import INPUTS, MODELS, NEVER, NEW, SMALL, VOCAB, alone, arguments, ended_by, forward
 
-every_kind = pytest.mark.parametrize("name", ["t5", "rope", "gpt2", "prefix"])
+# "prefix" is "rope" that sees its prompt whole.
+every_kind = pytest.mark.parametrize("name", ["t5", pytest.param("rope", marks=pytest.mark.slow), "gpt2", "prefix"])
 
 
 def log_p(name, prompt, text):

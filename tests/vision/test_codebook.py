@@ -15,7 +15,7 @@ DATA = tiny.Opened(None, batch={name: np.asarray(x) for name, x in tiny.batch_of
 
 def shown(objective, **settings):
     params = tiny.params(objective)
-    variables = objective.variables(params, objective.init_extra(params, jax.random.key(1)))
+    variables = objective.variables(params, compiled(objective.init_extra, params, jax.random.key(1)))
     numbers, (picture,) = Codebook(images=4, **settings).run(objective, variables, DATA)
     assert numbers == {} and picture.name == "codebook"
     return variables, picture.value

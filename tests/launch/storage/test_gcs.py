@@ -76,6 +76,14 @@ def whole(tmp_path_factory):
     return jax.device_get(loop.train(experiment(), workdir).state), small.rows(workdir)
 
 
+@pytest.fixture(scope="module")
+def objects(emulator):
+    """{name: content} of the whole run in the bucket: a test puts it where it needs one."""
+    loop.train(experiment(), "gs://bucket/objects")
+    found = emulator.buckets["bucket"].items()
+    return {name.removeprefix("objects/"): content for name, (_, content) in found if name.startswith("objects/")}
+
+
 def rows(url):
     lines = filesystem.as_path(f"{url}/metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "speed"} for line in lines]
@@ -125,7 +133,7 @@ def test_it_equals_the_run_on_a_disk(emulator, whole):
     assert names == [name.removeprefix("plain/") for name in emulator.names("plain/") if "/state/" not in name]
 
 
-@pytest.mark.parametrize("step", [2, 5, 9, 11])
+@pytest.mark.parametrize("step", [2, 5, 9, pytest.param(11, marks=pytest.mark.slow)])
 def test_killed_and_gone_on(emulator, whole, step, monkeypatch):
     """At 2 nothing is saved yet; at 5 and 11 rows after the checkpoint were lost with the machine; 9 is being saved."""
     url = f"gs://bucket/killed{step}"
@@ -195,20 +203,20 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_no_whole_checkpoint_is_passed_over(emulator, whole, damage, caplog):
-    url, objects, prefix = f"gs://bucket/{damage}", emulator.buckets["bucket"], f"{damage}/checkpoints/12/"
-    loop.train(experiment(), url)
+def test_what_is_no_whole_checkpoint_is_passed_over(emulator, whole, objects, damage, caplog):
+    url, there, prefix = f"gs://bucket/{damage}", emulator.buckets["bucket"], f"{damage}/checkpoints/12/"
+    there |= {f"{damage}/{name}": (next(emulator.generations), content) for name, content in objects.items()}
     name, act = DAMAGES[damage]
-    generation, content = objects.pop(prefix + name)
+    generation, content = there.pop(prefix + name)
     if act:
-        objects[prefix + name] = (generation, act(content))
-    objects[f"{prefix}state/left"] = (generation, b"by a save that was interrupted")
-    before = dict(objects)
+        there[prefix + name] = (generation, act(content))
+    there[f"{prefix}state/left"] = (generation, b"by a save that was interrupted")
+    before = dict(there)
     assert Checkpoints(f"{url}/checkpoints").steps() == [3, 6, 9] + [12] * (name != "manifest.json")
-    assert Checkpoints(f"{url}/checkpoints").find() == 9 and objects == before  # a reader removes nothing
+    assert Checkpoints(f"{url}/checkpoints").find() == 9 and there == before  # a reader removes nothing
     assert ("checkpoint 12 is damaged" in caplog.text) == (damage != "unfinished")
     assert_ends_like(whole, url)
-    assert f"{prefix}state/left" not in objects
+    assert f"{prefix}state/left" not in there
 
 
 @pytest.mark.slow
