@@ -77,7 +77,10 @@ def prepare(recipe, out, workers=None, progress=True, kind=None, engine=None):
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a directory for what is prepared")
     if kind is WINDOWS and recipe.window is None:
-        raise UserError("window is not set: give the tokens a window (568 for span corruption with 512 inputs)")
+        raise UserError(
+            "window is not set, and no objective that reads windows of text says it: give the tokens a window (568 for "
+            "span corruption with 512 inputs)"
+        )
     recipe = kind.complete(recipe)
     settings = recipe.settings
     if (out / META).exists():

@@ -75,7 +75,8 @@ class WithCaptions(ImageObjective):
     @functools.cached_property
     def preprocess(self):
         if self.vocabulary is None:
-            raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
+            name = type(self).__name__
+            raise UserError(f"{name} has no vocabulary yet: objective.bind(vocabulary) gives it one, a run's data do")
         image = super().preprocess
         return PreprocessPair(image, self.length, self.tokenizer, self.vocabulary, self.starts, self.sources)
 

@@ -49,7 +49,10 @@ class TextModel(Architecture, kw_only=True):
 
     def setup(self):
         if self.vocab_size is None:
-            raise UserError("the model has no vocab_size: objective.bind(vocabulary) gives it one, or set it")
+            raise UserError(
+                "the model has no vocab_size: objective.bind(vocabulary) gives it one, in a run that of its data, where"
+                " they are text; or set it"
+            )
         self.embed = Embed(self.vocab_size, self.embed_features, self.embed_std, self.dtype, self.table_rows)
         if self.positions == "learned":
             std = self.embed_std if self.position_std is None else self.position_std

@@ -67,7 +67,8 @@ class OnText(Objective):
     def known(self):
         """The vocabulary. Raises UserError before `bind`."""
         if self.vocabulary is None:
-            raise UserError(f"{type(self).__name__} has no vocabulary yet: objective.bind(vocabulary) gives it one")
+            name = type(self).__name__
+            raise UserError(f"{name} has no vocabulary yet: objective.bind(vocabulary) gives it one, a run's data do")
         return self.vocabulary
 
     def groups(self, batch):

@@ -164,10 +164,8 @@ class TextToText(Rewriting, Continuing, TextTask, TextObjective):
         )
 
     def continued(self, prompt, ids):
-        read = self.preprocess.kept(prompt)
-        if self.causal:
-            return joined_row(read.tolist(), ids, self.known, self.prefix)
-        return causal_row(ids, self.known, read)
+        read = [*prompt, self.known.end]  # whole: who asks says how long it may be
+        return joined_row(read, ids, self.known, self.prefix) if self.causal else causal_row(ids, self.known, read)
 
     def throughput(self, batch_spec):
         return "tokens", batch_spec["targets"].size + (0 if self.causal else batch_spec["encoder_inputs"].size)
