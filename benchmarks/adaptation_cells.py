@@ -18,11 +18,11 @@ class Method:
 METHODS = (
     Method("from scratch", "", (1e-3, 3e-3)),
     Method("full fine-tuning", "full", (3e-4, 1e-3, 3e-3)),
-    Method("linear probe", "linear_probe", (5e-2, 2e-1)),
-    Method("BitFit", "bitfit", (2e-2, 5e-2), biases=True),
-    Method("LoRA", "lora", (1e-2, 3e-2)),
-    Method("adapters (Pfeiffer)", "pfeiffer", (1e-2, 3e-2)),
-    Method("prefix tuning, VPT", "prefix", (2e-2, 1e-1), pictures="vpt_deep"),
+    Method("linear probe", "linear_probe", (5e-3, 2e-2)),
+    Method("BitFit", "bitfit", (5e-3, 2e-2, 5e-2), biases=True),
+    Method("LoRA", "lora", (3e-3, 1e-2, 3e-2)),
+    Method("adapters (Pfeiffer)", "pfeiffer", (3e-3, 1e-2, 3e-2)),
+    Method("prefix tuning, VPT", "prefix", (1e-2, 3e-2, 1e-1), pictures="vpt_deep"),
 )
 
 

@@ -138,10 +138,11 @@ def tests(run, name, seed):
 SETTING = """
 Every run read {tokens:.2f} million tokens, {steps} steps of {batch} windows of 128, of 23 British novels (28 MB; *Hard
 Times* is held out), in one SentencePiece vocabulary of 4,096 ids. All models are of one kind (layers x width stand
-beside them): rotary positions, RMSNorm, gated SiLU, one table for tokens and output. All have one optimizer and one
-schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in short runs at 0.02 and 0.04. What differs is
-the objective, and with it what of the text is predicted (a masked model: 15 %) and the model FLOPs of a run, three
-times those of the forward products, as the step itself counts them. Run files: gin_configs/runs/small/text_*.gin.
+beside them): rotary positions, RMSNorm, gated SiLU, one table for tokens and output; encoders norm what they embed, as
+BERT's do. All have one optimizer and one schedule: Muon, a cosine from 0.02, which next_token and masked_lm chose in
+short runs at 0.02 and 0.04. What differs is the objective, and with it what of the text is predicted (a masked model:
+15 %) and the model FLOPs of a run, three times those of the forward products, as the step itself counts them. Run
+files: gin_configs/runs/small/text_*.gin.
 """
 HARDWARE = """
 Hardware: {processor}, 2 cores, float32. Minutes are those of the training steps alone, on a machine that others used
