@@ -22,7 +22,7 @@ import time
 
 from absl import flags
 
-from benchmarks.compare import cell, command, curve, evaluate, table, there, train
+from benchmarks.compare import cell, command, curve, evaluate, save, table, there, train
 from benchmarks.machine import processor
 from launch.results import runs as results
 from launch.run import cli
@@ -162,7 +162,7 @@ sentences none. CLINC150: accuracy in percent of a linear probe of the mean of t
 def write(out, root):
     """language.md and language.png of all that has ended."""
     found = {name: ended(root, name) for name in (*(run.name for run in RUNS), *MASKING, *MATCHED)}
-    (out / "language.md").write_text("\n".join(report(found)))
+    save(out / "language.md", "\n".join(report(found)))
     picture(found, out / "language.png")
 
 

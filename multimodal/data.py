@@ -39,7 +39,7 @@ class PairData:
         otherwise the one form by which every line names a picture that is there.
     second: column of a second picture, or its form, of which a sentence speaks too (NLVR2); of shapes, label = 'truth'
         draws both.
-    images, test_images: zip files or folders with a tsv's pictures; those of the latter are for the test splits alone.
+    images, test_images: zip files or folders with a table's pictures; those of the latter are for test splits alone.
     label: column or feature that tells a picture's class; of shapes, 'pair' is the colour and shape of the largest,
         'truth' whether a sentence is true of two scenes (two_scenes.py), and otherwise Shapes.label decides. classes:
         names of the numbers that tar files have; their .cls may hold names as well.
@@ -53,7 +53,8 @@ class PairData:
     channels: 3 or 1. on_broken: a pair without its picture or its text is 'replace'd by another, counted and named, or
         'refuse'd. max_pixels: a larger picture is refused unread. shapes: settings of the source of that name.
 
-    Pictures are read where they lie. A run keeps a learnt tokenizer and the index of tar files.
+    A setting that says nothing of a kind of source is refused for it (multimodal/sources.py). Pictures are read where
+    they lie. A run keeps a learnt tokenizer and the index of tar files.
     """
 
     source: str = "shapes"

@@ -20,7 +20,8 @@ from vision.synthetic_scenes import Shapes
 class ImageData:
     """Which pictures a run reads.
 
-    source: digits, shapes, idx:DIR, npz:FILE, folder:DIR, zip:FILE, tar:FILE, tfds:NAME or a path (vision/sources.py).
+    source: digits, shapes, idx:DIR, npz:FILE, folder:DIR, zip:FILE, tar:FILE, parquet:PATH, tfds:NAME or a path
+    (vision/sources.py).
     channels: 3 or 1; pictures of other modes are converted. valid: share of train that is held out where the data bring
     neither a split for validation nor one for tests: in each class those with the smallest hashes (of the pixels in
     arrays, else of the name). Data with a test split alone are validated on it, as MNIST is. hold_out: hold that share
@@ -28,9 +29,10 @@ class ImageData:
     class as large a one, drawn by fraction_seed: a smaller fraction is a part of a larger one. labels: False reads
     none, so that none are needed. on_broken: a picture that cannot be read is 'replace'd by another, counted and named,
     or 'refuse'd. max_pixels: a larger one is refused unread. classes: names of numbered labels. image_field,
-    label_field: of tfds records. regions: the folder with a map for each picture, grey or palette numbers of classes,
-    255 for none: images/train/x.jpg has masks/train/x.png with regions='masks', and train/images/x.jpg has
-    train/masks/x.png; of `shapes`, shape or colour. shapes: settings of the source of that name.
+    label_field: of tfds records, and columns of Parquet, where the only one of pictures need not be named. regions: the
+    folder with a map for each picture, grey or palette numbers of classes, 255 for none: images/train/x.jpg has
+    masks/train/x.png with regions='masks', and train/images/x.jpg has train/masks/x.png; of `shapes`, shape or colour.
+    shapes: settings of the source of that name.
 
     repeats: how many views of a picture stand in a batch, drawn apart (DeiT's repeated augmentation has 3): an epoch is
     as many times longer.
