@@ -151,7 +151,7 @@ too: compare FLOPs.
 MEANING = """
 Bits per byte are of the held-out bytes that the objective predicts: only those that predict the same compare. Beside
 them is what counting words (unigram) or pairs of words (bigram) in the training text reaches on the same bytes. BLiMP:
-of the first {pairs} pairs of each of its 67 paradigms, percent whose good sentence the model finds likelier (chance 50;
+of {pairs} pairs of each of its 67 paradigms, percent whose good sentence the model finds likelier (chance 50;
 the standard error of 1,340 pairs is 1.4), a causal one by likelihood, a masked one by pseudo-likelihood, as one that
 writes what is hidden, with each token hidden in turn (pegasus writes the whole sentence); empty where a model gives
 sentences none. CLINC150: accuracy in percent of a linear probe of the mean of the tokens' last hidden states,
