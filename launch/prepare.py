@@ -98,7 +98,6 @@ def main(argv):
 
     from launch.run import beam
     from t5like.prepare import prepare
-    from t5like.prepare_records import RECORDS
 
     engine = beam.engine(argv[1:]) if ENGINE.value == "beam" else None
 
@@ -124,7 +123,6 @@ def main(argv):
             columns=tuple(COLUMNS.value),
             **shared,
         )
-        prepare(recipe, OUT.value, workers=WORKERS.value, kind=RECORDS, engine=engine)
     else:
         recipe = TextData(
             window=WINDOW.value,
@@ -133,7 +131,7 @@ def main(argv):
             invalid_utf8=INVALID_UTF8.value,
             **shared,
         )
-        prepare(recipe, OUT.value, workers=WORKERS.value, engine=engine)
+    prepare(recipe, OUT.value, workers=WORKERS.value, engine=engine)
 
 
 if __name__ == "__main__":

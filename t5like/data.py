@@ -11,6 +11,7 @@ from paradigm.errors import UserError
 from paradigm.records import Prepared
 from paradigm.storage import expand
 from t5like.prepare import prepare, same_corpus
+from t5like.prepare_windows import WINDOWS
 from t5like.sources import EXTENSIONS
 from t5like.tokenizers import is_learnt, vocabulary_of
 from t5like.tokenizers.base import checked_specials
@@ -57,6 +58,11 @@ class TextData:
             raise UserError(f"invalid_utf8={self.invalid_utf8!r}: choose 'replace' or 'refuse'")
         if self.window is not None and self.window < 2:
             raise UserError(f"window={self.window}: a window holds at least 2 tokens")
+
+    @property
+    def kind(self):
+        """What it is prepared as (see prepare)."""
+        return WINDOWS
 
     @property
     def settings(self):

@@ -1,6 +1,6 @@
 """Records with fields become shards of examples: two texts as tokens, a class, and the fields themselves.
 
-As for windows (prepare.py), parts are dealt to jobs by size alone and the bytes do not depend on the workers. An
+As for windows, parts are dealt (prepare.py) to jobs by size alone and the bytes do not depend on the workers. An
 example is stored as two uint32 (tokens of either text), the tokens in the smallest unsigned type that holds the
 vocabulary, and JSON: {"label": as labels.py reads it or null, "fields": {...}}, with "words", the place of each one's
 first token, where a text is read word by word.

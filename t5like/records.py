@@ -95,6 +95,11 @@ class TextRecords:
             raise UserError(f"valid={self.valid}: the held-out share of records must lie in [0, 1)")
 
     @property
+    def kind(self):
+        """What it is prepared as (see prepare)."""
+        return RECORDS
+
+    @property
     def settings(self):
         """What meta.json keeps of it."""
         kept = {k: v for k, v in dataclasses.asdict(self).items() if not k.startswith("fraction")}
@@ -119,9 +124,9 @@ class TextRecords:
             self._agree(prepared)
             return prepared
         if (pathlib.Path(cache_dir) / META).exists():  # a run keeps what it began with, whatever became of the source
-            same_corpus(cache_dir, self._filled(read_meta(pathlib.Path(cache_dir), "records")["settings"]), RECORDS)
+            same_corpus(cache_dir, self._filled(read_meta(pathlib.Path(cache_dir), "records")["settings"]))
         else:
-            prepare(self, cache_dir, workers, progress, RECORDS)
+            prepare(self, cache_dir, workers, progress)
         return PreparedRecords(cache_dir, self.fraction, self.fraction_seed)
 
     def _filled(self, there):

@@ -10,7 +10,9 @@ from paradigm.errors import UserError
 from t5like import prepare as P
 from t5like.data import TextData
 from t5like.prepare_records import RECORDS
+from t5like.prepare_windows import WINDOWS
 from t5like.records import TextRecords
+from t5like.shards import shard_name
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def files(directory):
 
 
 def windows(corpus):
-    return TextData(str(corpus / "corpus"), window=32, valid=0.2), P.WINDOWS
+    return TextData(str(corpus / "corpus"), window=32, valid=0.2), WINDOWS
 
 
 def records(corpus):
@@ -59,11 +61,11 @@ def dies_in_the_middle(*arguments):
     out, job = pathlib.Path(arguments[4]), arguments[5]
     if job == 3 and not (out.parent / "died").exists():
         (out.parent / "died").touch()
-        (out / f"{P.shard_name('train', job, arguments[6])}.1234abcd.tmp").write_bytes(b"half")
+        (out / f"{shard_name('train', job, arguments[6])}.1234abcd.tmp").write_bytes(b"half")
         raise MemoryError("the worker is gone")
     with open(out.parent / "jobs", "a") as file:
         file.write(f"{job}\n")
-    return P._job(*arguments)
+    return WINDOWS.job(*arguments)
 
 
 def test_a_job_that_dies_is_done_again_and_nothing_is_half_there(corpus, engine):

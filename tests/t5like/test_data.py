@@ -16,11 +16,13 @@ import pytest
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
+from paradigm.records import hash_of
 from paradigm.schedule import Linear
-from t5like import held_out
+from t5like import data, held_out
 from t5like import prepare as P
 from t5like.corrupt import NextTokenWindows, SpanNoise
 from t5like.data import TextData, TextMixture
+from t5like.prepare_windows import WINDOWS, summary
 from t5like.tokenizers import ByteTokenizer
 from t5like.windows import PreparedText, decode_window, encode_window
 from tests.t5like.corpora import documents, files, make, text, windows
@@ -100,7 +102,7 @@ def test_validation_by_glob_and_exclude(folder, tmp_path):
 
 
 def test_some_document_is_always_held_out(folder, tmp_path):
-    hashes = {path: P.hash_of(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt")}
+    hashes = {path: hash_of(path.relative_to(folder).as_posix()) for path in folder.rglob("*.txt")}
     for path in [path for path, value in hashes.items() if value < 0.05]:
         path.unlink()
     nearest = min((path for path in hashes if path.exists()), key=hashes.get)
@@ -175,7 +177,7 @@ def test_of_a_large_corpus_long_documents_are_split_and_short_ones_chosen_by_has
         [end] = [h for h in held if long.endswith(h) and h not in texts]
         assert long[: -len(end)] in train and 0.09 < len(end) / len(long) < 0.1
     assert 40 < sum(t in held for t in texts[:600]) < 80
-    assert "of those above" in P.summary(prepared.meta)
+    assert "of those above" in summary(prepared.meta)
 
 
 def test_one_line_of_megabytes_can_teach_a_vocabulary(tmp_path):
@@ -236,7 +238,7 @@ def test_what_the_tokenizer_does_not_know_is_told(tmp_path):
     counts = [prepared.meta["counts"][split] for split in ("train", "valid")]
     assert sum(c["unknown"] for c in counts) == 99
     total = sum(c["tokens"] for c in counts)
-    assert f"unknown    99 of the {total:,} tokens ({9900 / total:.2g} %) stand for what it" in P.summary(prepared.meta)
+    assert f"unknown    99 of the {total:,} tokens ({9900 / total:.2g} %) stand for what it" in summary(prepared.meta)
     (tmp_path / "c.txt").write_text("\u044f \u0442\u0443\u0442 " * 99)
     with pytest.raises(
         UserError, match=r"of its .* tokens are unknown to the tokenizer .*: take one that is of such te"
@@ -263,7 +265,7 @@ def test_data_that_cannot_be_used_leave_nothing_behind(tmp_path, monkeypatch):
 
 def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch):
     whole = files(make(folder, tmp_path / "whole").directory)
-    out, job, calls = tmp_path / "out", P.WINDOWS.job, []
+    out, job, calls = tmp_path / "out", WINDOWS.job, []
 
     def fails_at_the_fourth(*args):
         calls.append(args[5])
@@ -271,7 +273,7 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
             raise KeyboardInterrupt
         return job(*args)
 
-    monkeypatch.setattr(P, "WINDOWS", P.WINDOWS._replace(job=fails_at_the_fourth))
+    monkeypatch.setattr(data, "WINDOWS", WINDOWS._replace(job=fails_at_the_fourth))
     with pytest.raises(KeyboardInterrupt):
         make(folder, out)
     assert not (out / "meta.json").exists() and len(list(out.glob("done-*"))) == 3
@@ -287,7 +289,7 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
         b"half"
     )
     calls.clear()
-    monkeypatch.setattr(P, "WINDOWS", P.WINDOWS._replace(job=lambda *args: calls.append(args[5]) or job(*args)))
+    monkeypatch.setattr(data, "WINDOWS", WINDOWS._replace(job=lambda *args: calls.append(args[5]) or job(*args)))
     make(folder, out)
     jobs = int(damaged.name.split("-of-")[1][:5])
     assert jobs > 5 and calls == [1, *range(3, jobs)]
@@ -297,7 +299,7 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
 
 
 def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, many_jobs, monkeypatch):
-    out, job = tmp_path / "out", P.WINDOWS.job
+    out, job = tmp_path / "out", WINDOWS.job
 
     def fails_at_the_second(*args):
         if args[5] == 1:
@@ -305,7 +307,7 @@ def test_an_unfinished_directory_of_other_settings_is_refused(folder, tmp_path, 
         return job(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(P, "WINDOWS", P.WINDOWS._replace(job=fails_at_the_second))
+        patch.setattr(data, "WINDOWS", WINDOWS._replace(job=fails_at_the_second))
         make(folder, out)
     before = files(out)
     with pytest.raises(

@@ -16,6 +16,7 @@ from paradigm.errors import UserError
 from t5like import prepare as P
 from t5like import sources
 from t5like.prepare_records import RECORDS
+from t5like.prepare_windows import summary
 from t5like.records import PreparedRecords, TextRecords
 from tests.t5like.corpora import documents, make, text
 
@@ -292,7 +293,7 @@ def test_the_summary_says_what_was_read_and_what_was_not(tmp_path):
         (source / f"{i}.jsonl").write_text(json.dumps({"body": text(i)}) + "\n")
     (source / "p.png").write_bytes(b"x")
     (source / ".hidden.txt").write_text("x")
-    said = P.summary(make(source, tmp_path / "out", field="body", valid=0.1).meta)
+    said = summary(make(source, tmp_path / "out", field="body", valid=0.1).meta)
     assert "read       40 files of .jsonl\nleft out   1 file of .png, 1 hidden file\n" in said
     assert "text       of records: their field 'body'\n" in said
     assert re.search(r"held out   [\d.]+ % of the bytes: documents by a hash of their names", said)

@@ -10,8 +10,8 @@ import pytest
 
 from paradigm import tfds
 from paradigm.errors import UserError
-from t5like import prepare as P
 from t5like import sources
+from t5like.prepare_windows import summary
 from tests.t5like.corpora import documents, make, text
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -187,7 +187,7 @@ def test_invalid_utf8_is_replaced_and_counted_or_refused(folder, tmp_path):
     (folder / "b" / "01.txt").write_bytes(b"ok \xff\xfe " + b"fine " * 50)
     prepared = make(folder, tmp_path / "out")
     assert prepared.meta["invalid_utf8"] == {"documents": 2, "bytes": 52, "first": "a/00.txt"}
-    assert "replaced   52 bytes that are not UTF-8, in 2 documents (the first: a/00.txt)" in P.summary(prepared.meta)
+    assert "replaced   52 bytes that are not UTF-8, in 2 documents (the first: a/00.txt)" in summary(prepared.meta)
     texts = documents(prepared, "train") + documents(prepared, "valid")
     assert "caf\ufffd au lait " * 50 in texts
     with pytest.raises(UserError, match=r"00.txt is not UTF-8 \(byte 0xe9 at offset 3\): mend it, or pass --invalid"):
