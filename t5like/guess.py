@@ -14,7 +14,7 @@ import re
 
 from paradigm.errors import UserError
 from paradigm.names import SPLIT_OF, few
-from t5like import stdlib_records, tables
+from t5like import rows, stdlib_records, tables
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,29}")
 _TEXTS, _LABELS = ("text", "sentence"), ("label", "intent", "class")
@@ -45,7 +45,8 @@ def complete(recipe):
     text, context, label = (_one(fields, names) for names in (texts, contexts, labels))
     if len(text) != 1:
         which = f"{' and '.join(text)} may be it" if text else f"none is called {' or '.join(texts)}"
-        more, example = "", (text or fields)[0]
+        inside = [field for field in fields if field.lower().rpartition(".")[2] in texts]
+        more, example = "", (text or inside or fields)[0]
         if part.kind in ("tsv", "csv") and not recipe.columns:
             more = "; without a header, name its columns (TextRecords.columns, --columns)"
             example = example if all(_NAME.fullmatch(field) for field in fields) else texts[0]  # no header, it seems
@@ -76,7 +77,11 @@ def _fields(recipe):
         for name, record in tables.read(part, recipe.columns):
             if isinstance(record, dict) and record:
                 says = [f for f in _one(record, ("split",)) if str(record[f]).strip().lower() in SPLIT_OF]
-                return list(record), says[0] if says and not by_files else "", part
+                return (
+                    [*dict.fromkeys([*record, *rows.fields_of(record)])],
+                    says[0] if says and not by_files else "",
+                    part,
+                )
             broken, first = broken + 1, first or f"{name} {record or 'is empty'}"
     what = f"none of its {broken:,} records can be used: {first}" if broken else "there is no record to train on in it"
     raise UserError(f"source {recipe.source}: {what}")

@@ -120,6 +120,12 @@ def lookup(record, field):
     return value
 
 
+def fields_of(record):
+    """The names by which a record's fields are read, those in an object with dots."""
+    for name, value in record.items():
+        yield from (f"{name}.{key}" for key in value) if isinstance(value, dict) and value else (name,)
+
+
 class Missing(ValueError):
     """A record without a field."""
 

@@ -391,7 +391,7 @@ def _text_in(record, field, where):
         return None
     text, has = None, f"a {type(record).__name__}, not an object"
     if isinstance(record, dict):
-        has = ", ".join(_fields(record)) or "none"
+        has = ", ".join(rows.fields_of(record)) or "none"
         try:
             text = rows.lookup(record, field)
         except rows.Missing:
@@ -403,12 +403,6 @@ def _text_in(record, field, where):
             f"{where} has no text in {field!r} (it has {has}): name the right one with --field, or --exclude the file"
         )
     return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
-
-
-def _fields(record):
-    """The names by which a record's fields are read, those in an object with dots."""
-    for name, value in record.items():
-        yield from (f"{name}.{key}" for key in value) if isinstance(value, dict) else (name,)
 
 
 def array_record_rows(piece):
