@@ -74,19 +74,30 @@ def open_pairs(recipe, cache_dir=None):
     if kind not in _OPENERS and (os.sep in recipe.source or expand(recipe.source).exists()):
         kind, place = _guess(recipe.source)
     opener = choose("source of pairs", kind, _OPENERS)
-    for setting, kinds in _READ_BY.items():
-        value, default = getattr(recipe, setting), getattr(type(recipe), setting)
-        if value != default and kind not in kinds.split() and (setting, value, kind) != ("label", PAIR, "wds"):
-            raise UserError(
-                f"PairData.{setting}={value!r} says nothing of {kind}, only of {few(kinds.split())}: leave it out"
-            )
+    unread = list(_unread(recipe, kind))
+    if unread and (kind != "shapes" or "second" in unread):
+        given = " and ".join(f"PairData.{name}={getattr(recipe, name)!r}" for name in unread)
+        if len(unread) > 1:
+            raise UserError(f"{given} say nothing of {kind}: leave them out, or set them to what PairData has")
+        raise UserError(f"{given} says nothing of {kind}, only of {few(_READ_BY[unread[0]].split())}: leave it out")
     if (kind == "shapes") == bool(place):
         fix = "nothing comes after shapes" if place else f"it names no place: write {kind}:PATH"
         raise UserError(f"PairData.source={recipe.source!r}: {fix}")
     try:
-        return opener(place, recipe, cache_dir)
+        opened = opener(place, recipe, cache_dir)
     except OSError as error:
         raise UserError(f"{recipe.source}: {error.filename} cannot be read ({error.strerror})") from error
+    if unread:  # shapes stand in for the files of any run
+        opened = dataclasses.replace(opened, note=f"{opened.note}; not read: {', '.join(unread)}".removeprefix("; "))
+    return opened
+
+
+def _unread(recipe, kind):
+    """Names of settings that say nothing of a kind of source."""
+    for setting, kinds in _READ_BY.items():
+        value, default = getattr(recipe, setting), getattr(type(recipe), setting)
+        if value != default and kind not in kinds.split() and (setting, value, kind) != ("label", PAIR, "wds"):
+            yield setting
 
 
 def _guess(source):

@@ -76,7 +76,6 @@ def test_mistakes_are_one_line(rows, settings, message, tmp_path):
 
 SETTINGS = {
     "wds": ("group", "split", "image", "label", "second", "images", "image_suffix"),
-    "shapes": ("group", "split", "image", "separator", "classes", "valid_glob", "valid", "images"),
     "beside": ("images", "image_suffix", "classes", "valid_glob"),
     "tsv": ("classes", "valid_glob"),
 }
@@ -87,11 +86,20 @@ def test_a_setting_that_says_nothing_of_a_source_is_refused(kind, setting, tmp_p
     files = {f"{i}.{end}": raw for i in range(8) for end, raw in (("png", encoded(pixels(i))), ("txt", b"a caption"))}
     source = {
         "wds": lambda: tar(tmp_path / "x.tar", *files.items()),
-        "shapes": lambda: "shapes",
         "beside": lambda: zipped(tmp_path / "x.zip", files),
         "tsv": lambda: plain(tmp_path),
     }[kind]()
-    opened(source) if kind != "shapes" else None
+    opened(source)
     value = {"images": ["x"], "classes": ["x"], "valid": 0.3}.get(setting, "x")
     with pytest.raises(UserError, match=rf"^PairData.{setting}=.* says nothing of {kind}, only of .*: leave it out$"):
         opened(source, **{setting: value})
+
+
+def test_all_of_them_are_named_at_once_and_scenes_that_stand_in_for_files_tell_of_them(tmp_path):
+    settings = {"group": "base", "images": ["x"], "separator": "|"}
+    source = tar(tmp_path / "x.tar", *((f"{i}.{end}", raw) for i in range(8)
+                 for end, raw in (("png", encoded(pixels(i))), ("txt", b"a caption"))))  # fmt: skip
+    message = r"PairData.images=.* and PairData.group='base' say nothing of wds: leave them out"
+    with pytest.raises(UserError, match=message):
+        opened(source, **settings)
+    assert "not read: separator, images, group" in opened("shapes", **settings).note
