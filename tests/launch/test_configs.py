@@ -92,7 +92,7 @@ SHRINK |= {
     "SigLIP": "width = 16",
     "SILC": "width = 16, prototypes = 8, hidden = 16, bottleneck = 16",
     "SILCSigmoid": "width = 16, prototypes = 8, hidden = 16, bottleneck = 16",
-    "PairData": "source = 'shapes', tokenizer = 'bytes', label = 'pair'",
+    "PairData": "source = 'shapes', tokenizer = 'bytes', label = 'pair', text = ('caption',)",
     "Retrieval": "pairs = 20, random = False",
     "ZeroShot": "images = 20, random = False",
     "Retrieved": "pairs = 20",
