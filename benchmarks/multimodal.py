@@ -54,6 +54,7 @@ APART = tuple(  # each colour and each shape is seen, never these together
 SCENES = (
     "PairData.source = 'shapes'",
     "PairData.label = 'pair'",
+    "PairData.text = ('caption',)",
     "PairData.tokenizer = 'sentencepiece:340'",
     "PairData.shapes = @Shapes()",
     "Shapes.size = 40",
