@@ -77,11 +77,8 @@ def _fields(recipe):
         for name, record in tables.read(part, recipe.columns):
             if isinstance(record, dict) and record:
                 says = [f for f in _one(record, ("split",)) if str(record[f]).strip().lower() in SPLIT_OF]
-                return (
-                    [*dict.fromkeys([*record, *rows.fields_of(record)])],
-                    says[0] if says and not by_files else "",
-                    part,
-                )
+                names = dict.fromkeys([*record, *rows.fields_of(record)])
+                return list(names), says[0] if says and not by_files else "", part
             broken, first = broken + 1, first or f"{name} {record or 'is empty'}"
     what = f"none of its {broken:,} records can be used: {first}" if broken else "there is no record to train on in it"
     raise UserError(f"source {recipe.source}: {what}")
