@@ -2,7 +2,7 @@
 
     python -m launch.compile --gin_file=runs/gpt_1b_c4.gin --topology=v5e:16x16 --mesh=data:1,fsdp:-1,tensor:1
     python -m launch.compile --gin_file=runs/gpt_1b_c4.gin --topology=v5e:16x16 --mesh=search   # which mesh is fastest?
-    python -m launch.compile --table                             # docs/pods.md: every pod run on the usual topologies
+    python -m launch.compile --table                             # docs/pods.md: every pod run on its own pod
 
 No accelerator and no data are needed, only the compiler (pip install -e '.[aot]'); cpu:N needs nothing and shows how
 the partitioner cuts the step. A table names the terms of the step that need the most time and the lines of source that
@@ -25,7 +25,7 @@ def main(argv):
     if TABLE.value:
         from launch.aot import table
 
-        sys.exit(table.write(GIN_FILE.value, MISSING.value))
+        sys.exit(table.write(GIN_FILE.value, MISSING.value, TOPOLOGY.value))
     if not GIN_FILE.value or not TOPOLOGY.value:
         raise UserError("--gin_file and --topology are required, as in --gin_file=runs/demo.gin --topology=v5e:2x4")
     from launch.aot import search, terms

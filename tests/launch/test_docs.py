@@ -33,7 +33,8 @@ def test_commands_exist(page):
 
 def test_the_rows_of_pods_are_of_todays_run_files():
     rows = table.load()
-    assert rows and table.PAGE.read_text() == table.page(dict(sorted(rows.items())))
+    page = table.PAGE.read_text()
+    assert rows and page == table.page(dict(sorted(rows.items())), page)
     old = sorted({row["run"] for row in rows.values() if not table.is_of_today(row)})
     assert not old, "python -m launch.compile --table " + " ".join(f"--gin_file={run}" for run in old)
     assert all(row["fits"] for row in rows.values())

@@ -211,12 +211,26 @@ def test_the_page_has_a_row_for_each():
     found = {"run": "runs/x.gin", "fits": True, "topology": "v5e:16x16", "mesh": "data:256", "flops": 1e15}
     found |= {"hbm_per_chip": 1 << 34, "arguments": 1 << 30, "temporaries": 1 << 31}
     found |= {"collectives": {"all-reduce": {"count": 3, "bytes": 1 << 20, "largest": 1}}}
-    found |= {"roofline": {"step_seconds": 0.1, "without_overlap": 0.2, "bound": "memory", "mfu": 0.5}}
+    found |= {"settings": {"batch_size": "512"}}
+    line = {"step_seconds": 0.1, "without_overlap": 0.2, "estimate": 0.125, "bound": "memory", "mfu": 0.5}
+    found |= {"roofline": line}
     lost = {"run": "runs/y.gin", "fits": False, "topology": "v5e:16x16", "error": "error: no"}
     page = table.page({"a": found, "b": lost})
-    row = "| x | v5e:16x16 | data:256 | yes | 16 GiB | 1 GiB | 2 GiB | 1e+15 | 100 ms | 200 ms | memory | 50 % | "
-    assert row + "all-reduce 1 MiB |" in page
+    row = "| x | v5e:16x16 | data:256 | 2 | yes | 16 GiB | 1 GiB | 2 GiB | 1e+15 | 100 ms | 200 ms | 125 ms | memory | "
+    assert row + "50 % | 40 % | all-reduce 1 MiB |" in page
     assert all(line.count("|") == len(table.COLUMNS) + 1 for line in page.splitlines() if line.startswith("|"))
+
+
+def test_the_page_keeps_what_a_person_wrote_below_it():
+    before = table.page({}) + "\n## Notes\n\nOf a person.\n"
+    assert table.page({}, before) == before and "Notes" not in table.page({}, "another page")
+
+
+def test_a_run_has_a_row_on_the_slice_that_its_mesh_names_and_on_those_it_has_rows_of():
+    assert table.topologies("runs/t5_small_c4.gin", {}) == ["v5e:4x4"]
+    assert table.topologies("runs/t5_xxl_c4.gin", {}) == ["v5e:16x16"]
+    rows = {"a": {"run": "runs/t5_small_c4.gin", "topology": "v5p:4x4x4"}}
+    assert table.topologies("runs/t5_small_c4.gin", rows) == ["v5p:4x4x4"]
 
 
 tpu = pytest.mark.skipif(
