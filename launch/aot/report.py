@@ -141,8 +141,8 @@ def roofline(cost, flops, topology):
 
 def fitting_mesh(experiment, chips):
     """The experiment's own mesh where it fills the chips, else the nearest that does: the axis that spreads the rows
-    takes what tensor leaves, or data does where a dim is too short for more fsdp; where rows run out, tensor takes
-    twice as many, and so on."""
+    takes what tensor leaves, or data does where both spread them or a dim is too short for more fsdp; where rows run
+    out, tensor takes twice as many, and so on."""
     own = parse_mesh(experiment.mesh)
     candidates = [experiment.mesh]
     wide = "fsdp" if own["fsdp"] != 1 else "data"
@@ -150,9 +150,11 @@ def fitting_mesh(experiment, chips):
     kept = f",context:{context}" if context > 1 else ""
     while chips % (tensor * context) == 0 and tensor * context <= chips:
         ways = chips // (tensor * context)
-        candidates.append(f"{wide}:{ways},tensor:{tensor}{kept}")
+        over_one = [f"{wide}:{ways},tensor:{tensor}{kept}"]
+        over_both = []
         if own["fsdp"] > 1 and ways % own["fsdp"] == 0:
-            candidates.append(f"data:{ways // own['fsdp']},fsdp:{own['fsdp']},tensor:{tensor}{kept}")
+            over_both = [f"data:{ways // own['fsdp']},fsdp:{own['fsdp']},tensor:{tensor}{kept}"]
+        candidates += over_both + over_one if own["data"] > 1 else over_one + over_both
         tensor *= 2
     problems = []
     for candidate in candidates:

@@ -182,6 +182,8 @@ def test_a_mesh_for_other_chips_than_the_runs_own():
     assert fit(16, mesh="data:4", batch_size=8) == "data:8,fsdp:1,tensor:2"  # eight rows, and so two chips a row
     # No dim of 32 divides over 64 chips.
     assert fit(64, mesh="data:1,fsdp:16,tensor:1", batch_size=64) == "data:4,fsdp:16,tensor:1"
+    assert fit(16, mesh="data:4,fsdp:2,tensor:1", batch_size=16) == "data:8,fsdp:2,tensor:1"  # fsdp stays
+    assert fit(2, mesh="data:2,fsdp:4,tensor:1", batch_size=16) == "data:1,fsdp:2,tensor:1"
     with pytest.raises(UserError, match="a multiple of 16|does not divide"):
         fit(16, mesh="data:4", batch_size=2)
 
