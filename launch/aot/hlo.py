@@ -176,12 +176,25 @@ class _Program:
         return i.opcode, ""
 
     def _trips(self, i):
-        """How often a while loop turns: as XLA notes it, or the bound that its counter, which starts at 0, is below."""
+        """How often a while loop turns: as XLA notes it, or by the bound that its counter, which starts at 0, is below
+        and what a turn adds to it: 2 where a product goes around a ring of devices both ways."""
         if known := i.attribute(r'known_trip_count[^\d]*"?(\d+)'):
             return int(known)
-        condition = self.computations[i.attribute(r"condition=%?([\w.\-]+)")]
-        bounds = [re.match(r"(\d+)\)", c.rest) for c in condition if c.opcode == "constant"]
-        return max((int(b[1]) for b in bounds if b), default=1)
+        condition, body = (i.attribute(rf"{part}=%?([\w.\-]+)") for part in ("condition", "body"))
+        bounds = [bound for c in self.computations[condition] if (bound := _constant(c)) is not None]
+        return -(-max(bounds, default=1) // self._stride(condition, body))
+
+    def _stride(self, condition, body):
+        """What a turn of a loop adds to the counter that its condition compares; 1 where it is not to be seen."""
+        compared = {name for c in self.computations[condition] if c.opcode == "compare" for name in c.operands}
+        fields = [c for c in self.computations[condition] if c.opcode == "get-tuple-element" and c.name in compared]
+        root = next(b for b in self.computations[body] if b.root)
+        if len(fields) != 1 or root.opcode != "tuple":
+            return 1
+        inside = self._bodies[body]
+        counter = inside[root.operands[int(fields[0].attribute(r"index=(\d+)"))]]
+        added = [_constant(inside[name]) for name in counter.operands] if counter.opcode == "add" else []
+        return next((step for step in added if step), 1)
 
     def _collective(self, where, i):
         kind = i.opcode.removesuffix("-start")
@@ -270,6 +283,12 @@ class _Program:
         if b.opcode == "fusion":
             return self._written(b.attribute(r"calls=%?([\w.\-]+)"))
         return nbytes(body[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else nbytes(b.shape)
+
+
+def _constant(i):
+    """The whole number that an instruction is; None where it is none."""
+    found = re.match(r"(\d+)\)", i.rest) if i.opcode == "constant" else None
+    return found and int(found[1])
 
 
 def _convolution(i, lhs, rhs):

@@ -59,6 +59,41 @@ def test_loops_in_loops_and_the_dearer_branch():
     assert hlo.cost(compiled(fn, X, w).as_text()).flops == (3 * L + 1) * 2 * 8 * D * D
 
 
+# A product over a ring of eight devices, both ways at once, as the TPU's partitioner writes it: two products a turn.
+RING = """HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%condition (p.0: (u32[], f32[16,32], f32[32,64], f32[16,64])) -> pred[] {
+  %bound = u32[] constant(8)
+  %p.0 = (u32[], f32[16,32], f32[32,64], f32[16,64]) parameter(0)
+  %turn.0 = u32[] get-tuple-element(%p.0), index=0
+  ROOT %compare = pred[] compare(%turn.0, %bound), direction=LT
+}
+
+%body (p.1: (u32[], f32[16,32], f32[32,64], f32[16,64])) -> (u32[], f32[16,32], f32[32,64], f32[16,64]) {
+  %p.1 = (u32[], f32[16,32], f32[32,64], f32[16,64]) parameter(0)
+  %turn.1 = u32[] get-tuple-element(%p.1), index=0
+  %step = u32[] constant(2)
+  %next = u32[] add(%turn.1, %step)
+  %x = f32[16,32] get-tuple-element(%p.1), index=1
+  %w = f32[32,64] get-tuple-element(%p.1), index=2
+  %one = f32[16,64] dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %two = f32[16,64] dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %sum = f32[16,64] add(%one, %two)
+  ROOT %t.1 = (u32[], f32[16,32], f32[32,64], f32[16,64]) tuple(%next, %x, %w, %sum)
+}
+
+ENTRY %main (t.0: (u32[], f32[16,32], f32[32,64], f32[16,64])) -> (u32[], f32[16,32], f32[32,64], f32[16,64]) {
+  %t.0 = (u32[], f32[16,32], f32[32,64], f32[16,64]) parameter(0)
+  ROOT %while.0 = (u32[], f32[16,32], f32[32,64], f32[16,64]) while(%t.0), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize("step, turns", [(2, 4), (1, 8), (3, 3)])
+def test_a_loop_turns_as_often_as_its_counter_and_what_is_added_to_it_say(step, turns):
+    assert hlo.cost(RING.replace("constant(2)", f"constant({step})")).flops == turns * 2 * (2 * 16 * 32 * 64)
+
+
 @pytest.mark.parametrize("how", [
     dict(window_strides=(2, 2), padding="SAME"),
     dict(window_strides=(1, 1), padding="VALID"),
