@@ -24,6 +24,7 @@ FREE = set(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "opt-barrier domain".split()
 )
+SHARED = "1"  # the channel of all that shard_map's functions write (jax's COLLECTIVE_CHANNEL_ID)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +211,8 @@ class _Program:
         size = self.devices_per_slice
         crosses = bool(size) and any(len({member // size for member in group}) > 1 for group in groups)
         channel = None if kind == "collective-permute" else i.attribute(r"channel_id=(\d+)")  # permutes may share one
-        key = channel or f"{where}/{i.name}"
         begins, line = i.opcode.endswith("-start") or i.name in self._begun(where), self._line(where, i)
+        key = f"{kind} of {line}" if channel == SHARED else channel or f"{where}/{i.name}"
         return Collective(kind, key, payload, devices, crosses, begins=begins, line=line, arrays=len(i.operands))
 
     def _begun(self, where):

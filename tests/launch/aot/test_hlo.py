@@ -225,6 +225,17 @@ def test_each_turn_of_a_ring_counts():
     assert hlo.by_kind(hlo.cost(text).collectives) == {"collective-permute": {"count": 3, "bytes": 96, "largest": 32}}
 
 
+def test_what_shard_map_writes_shares_a_channel_and_each_of_it_counts():
+    """Keys, values and a gradient by one channel: told from another by kind and line; what stands twice counts once."""
+    line = 'channel_id=1, replica_groups={{0,1}}, dimensions={0}, metadata={op_name="own/%s" stack_frame_id=%d}'
+    lines = ["HloModule jit_step, num_partitions=2", "", "ENTRY %main (x: f32[8]) -> f32[16] {"]
+    lines += ["  %x = f32[8]{0} parameter(0)", f"  %s = f32[4]{{0}} reduce-scatter(%x), {line % ('gather', 3)}"]
+    for n, frame in enumerate((3, 4, 4)):
+        lines.append(f"  {'ROOT ' * (n == 2)}%g.{n} = f32[16]{{0}} all-gather(%x), {line % ('gather', frame)}")
+    found = hlo.by_kind(hlo.cost("\n".join([*lines, "}"])).collectives)
+    assert {kind: one["count"] for kind, one in found.items()} == {"all-gather": 2, "reduce-scatter": 1}
+
+
 @pytest.mark.parametrize("text, groups", [
     ("replica_groups={{0,1},{2,3}}, x", [[0, 1], [2, 3]]),
     ("replica_groups=[2,2]<=[4], x", [[0, 1], [2, 3]]),
