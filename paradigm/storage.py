@@ -47,6 +47,11 @@ def is_storage(error):
     return isinstance(error, OSError) or _library(error) in CLIENTS
 
 
+def unreadable(error):
+    """The onerror of os.walk, which else leaves out without a word what it cannot read. Raises UserError."""
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): mend its rights, or leave it out") from error
+
+
 def _library(error):
     return type(error).__module__.split(".")[0]
 

@@ -21,6 +21,7 @@ import zlib
 from paradigm import archives, tfds
 from paradigm.errors import UserError
 from paradigm.names import is_hidden, splits_by_path, without_shard
+from paradigm.storage import unreadable
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 UNPACKS_TO = 4  # times its size: text shrinks to about a quarter
@@ -111,9 +112,12 @@ def walk(root, wanted):
 
 
 def _below(root):
-    """(name, path) of the files of a folder, those of linked folders too; links may go round in circles."""
+    """(name, path) of the files of a folder, those of linked folders too; links may go round in circles.
+
+    Raises UserError for a folder that cannot be read: os.walk would leave it out without a word.
+    """
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
             folders[:] = []
             continue

@@ -73,7 +73,7 @@ def _fields(recipe):
     broken, first = 0, None
     parts = tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns).pieces
     by_files = any(part.split != "train" or part.kind == "splits" for part in parts)
-    for part in parts:
+    for part in sorted(parts, key=lambda part: part.split != "train"):  # what is trained on says what is meant
         for name, record in tables.read(part, recipe.columns):
             if isinstance(record, dict) and record:
                 says = [f for f in _one(record, ("split",)) if str(record[f]).strip().lower() in SPLIT_OF]

@@ -253,18 +253,18 @@ def _job(recipe, parts, held_out, plan, out, job, jobs):
     """Writes the shards of one job, then its record, and returns the record."""
     out = pathlib.Path(out)
     tokenizer = load_tokenizer(out / "tokenizer")
-    broken = {"records": 0, "first": []}
-    kind = recipe.label_kind
+    broken, kind = {"records": 0, "first": [], "of": {}}, recipe.label_kind  # of: split of parts -> [number, one]
     shards = {s: _Examples(out / shard_name(s, job, jobs), tokenizer, plan["dtype"], kind) for s in SPLITS}
     with errors_as_user_errors(out), contextlib.ExitStack() as stack:
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)
         for part in parts:
+            of = broken["of"].setdefault(part.split, [0, ""])
             for name, example in examples(recipe, part):
                 if isinstance(example, Example):
                     shards[held_out(example)].add(example)
                 else:
-                    broken["records"] += 1
+                    broken["records"], of[:] = broken["records"] + 1, [of[0] + 1, of[1] or f"{name} {example}"]
                     if len(broken["first"]) < NAMED:
                         broken["first"].append(f"{name} {example}")
         record = {"plan": digest(plan), "broken": broken, **{s: shard.close() for s, shard in shards.items()}}
@@ -303,8 +303,23 @@ def _meta(plan, records):
         "classes": classes,
         "counts": counts,
         "broken": broken,
+        "nothing_in": _nothing_in(plan, records, counts),
         "shards": shards,
     }
+
+
+def _nothing_in(plan, records, counts):
+    """{split: why} of the splits that have files and no record to use, where files say the split."""
+    found = {}
+    for of in (r["broken"]["of"] for r in records):
+        for split, (count, first) in of.items():
+            before = found.get(split, [0, ""])
+            found[split] = [before[0] + count, before[1] or first]
+    why = lambda split, count, first: (
+        f"none of its {count:,} {split} records can be used: {first}" if count else f"its {split} files hold no record"
+    )
+    by_files = not plan["settings"]["split"]
+    return {split: why(split, *of) for split, of in found.items() if by_files and not counts[split]["records"]}
 
 
 def _complaint(recipe, meta):
@@ -316,6 +331,8 @@ def _complaint(recipe, meta):
     seen, broken = collections.Counter(), meta["broken"]
     for split in ("train", "valid"):
         seen.update(meta["counts"][split]["classes"])
+    for why in (why for split, why in meta["nothing_in"].items() if split != "train"):
+        return f"{why}: mend their files, or leave them out (exclude)"
     if wrong := unknown.complaint(meta, recipe.tokenizer, "input_tokens", "target_tokens"):
         return wrong
     if recipe.label_kind == "class" and (found := no_classes(seen, seen.total())):
@@ -363,6 +380,11 @@ def summary(meta):
         if len(whole) == 1:
             lines.append(
                 f"warning    all labels are {meta['classes'][0]!r}: of one class there is nothing to tell apart"
+            )
+        if (numbers := [c for c in meta["classes"] if re.fullmatch(r"-?[0-9]+", c)]) and len(numbers) < len(whole):
+            lines.append(
+                f"warning    the labels {few(numbers, 3)} are numbers and {few(sorted(whole - {*numbers}), 3)} are "
+                "none: if a number stands for a name, write that name"
             )
         alike = collections.defaultdict(list)
         for name in meta["classes"]:

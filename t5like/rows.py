@@ -113,11 +113,16 @@ def lookup(record, field):
             f"has a field named {field!r} and {field.split('.')[0]!r} holds another of that way: rename one"
         )
     value = inside if value is None else value
-    if value is None and field in record:
-        raise Missing(f"has null in {field!r}")
+    if is_null(value) and (value is not None or field in record):
+        raise Missing(f"has {'null' if value is None else 'NaN'} in {field!r}")
     if value is None:
         raise Missing(f"has no field {field!r}, only {', '.join(record) or 'nothing'}")
     return value
+
+
+def is_null(value):
+    """Whether a value stands for none: null, or the NaN that the pandas library has in its place."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def fields_of(record):
@@ -341,6 +346,7 @@ def lines(piece):
                 return
             if not at:
                 check_utf8(raw, place_of(piece))
+                _check_line_ends(raw, place_of(piece))
             at += len(raw)
             line = raw.decode("utf-8", "surrogateescape")
             yield number, line.removeprefix("\ufeff") if number == 1 else line
@@ -350,6 +356,12 @@ def check_utf8(raw, place):
     """UserError for the first bytes of a text in UTF-16 or UTF-32."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raise UserError(f"{place} is UTF-16 by its first bytes: save it as UTF-8")
+
+
+def _check_line_ends(raw, place):
+    """UserError for a file that is one line to all but old Macintoshes."""
+    if b"\n" not in raw and b"\r" in raw.rstrip():
+        raise UserError(f"{place} ends its lines with a carriage return alone: save it with line feeds (\\n)")
 
 
 def _table(piece, columns):

@@ -387,7 +387,7 @@ def _json_text(line, piece, offset):
 def _text_in(record, field, where):
     """The bytes of a record's field, None of null. Raises UserError, with the fields there are, if it is no text."""
     record = {"text": record} if isinstance(record, str) else record
-    if isinstance(record, dict) and field in record and record[field] is None:
+    if isinstance(record, dict) and field in record and rows.is_null(record[field]):
         return None
     text, has = None, f"a {type(record).__name__}, not an object"
     if isinstance(record, dict):

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -97,6 +98,8 @@ def text_of(value, field):
     if isinstance(value, (list, dict)):
         near = next(iter(value), "name") if isinstance(value, dict) else 0
         raise ValueError(f"has an object in {field!r}, not a text: name what is in it, as in {{{field}.{near}}}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"has {json.dumps(value)} in {field!r}, which is no text")
     return json.dumps(value)
 
 
@@ -190,8 +193,12 @@ def _file_parts(source):
 
     found, left = walk(root, kind)
     if not found and root.is_file() and not left:
-        wants = "a header and a line" if ending(root.name) in (".csv", ".tsv", ".tab") else "an object of JSON"
-        more = "no file is in it" if is_container(root.name) else f"it wants {wants} for each record"
+        wants = {".csv": "a header and a line", ".tsv": "a header and a line", ".tab": "a header and a line"}
+        wants |= dict.fromkeys((".jsonl", ".ndjson", ".json"), "an object of JSON")
+        more = (
+            f"it wants {wants[ending(root.name)]} for each record" if ending(root.name) in wants else "it holds nothing"
+        )
+        more = "no file is in it" if is_container(root.name) else more
         raise UserError(f"{root} is empty: {more}")
     if not found:
         raise UserError(

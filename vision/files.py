@@ -15,6 +15,7 @@ import zlib
 from paradigm import archives
 from paradigm.errors import UserError
 from paradigm.names import DANGLING, HIDDEN, is_hidden, kind_of
+from paradigm.storage import unreadable
 from vision.decode_image import suffixes
 
 SAMPLED = 256  # files whose content is looked at to tell a folder from another one of the same names and sizes ...
@@ -58,7 +59,7 @@ class Folder:
     def list(self):
         """(sorted [(name, size)] of every file, {what is left out: how many})."""
         seen, found, without = set(), [], collections.Counter()
-        for folder, folders, files in os.walk(self.root, followlinks=True):
+        for folder, folders, files in os.walk(self.root, onerror=unreadable, followlinks=True):
             real = os.path.realpath(folder)
             without[HIDDEN] += sum(map(is_hidden, [*folders, *files])) * (real not in seen)
             folders[:] = [] if real in seen else sorted(f for f in folders if not is_hidden(f))

@@ -43,7 +43,7 @@ class Config:
         kind: type, or the default's; whole numbers count as numbers.
 
         Raises:
-            UserError: it is needed and missing, or of another type.
+            UserError: it is needed and missing, or of another type; a whole number that is negative, or needed and 0.
         """
         self._known |= {name}
         value = self.entries.get(name)
@@ -54,6 +54,8 @@ class Config:
         kind = kind or (int if default in (_NEEDED, None) else type(default))
         if not (type(value) is kind or (kind is float and type(value) is int)):
             self.refuse(name, f"it is one {kind.__name__} in them")
+        if kind is int and value < (default is _NEEDED):
+            self.refuse(name, f"it is at least {int(default is _NEEDED)} in them")
         return value
 
     def only(self, **supported):

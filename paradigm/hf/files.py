@@ -10,6 +10,7 @@ import numpy as np
 from paradigm import storage, trees
 from paradigm.errors import UserError
 from paradigm.hf.leaves import Absent, Constant
+from paradigm.names import few
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 OPEN_CLIP = ("open_clip_config.json", "open_clip_model.safetensors")  # the same of open_clip, whose settings lie deeper
@@ -49,6 +50,24 @@ def read_json(path):
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
+def _listed(path):
+    """{tensor: its file} of an index of shards. Raises UserError."""
+    index = read_json(path)
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    if not (isinstance(listed, dict) and listed and all(isinstance(file, str) for file in listed.values())):
+        raise UserError(f"{path} has no weight_map, which says the file of each tensor: copy it again")
+    return listed
+
+
+def _without(path, file):
+    """What is wrong with a directory that lacks its tensors."""
+    if (path / PICKLES[file]).exists():
+        return f"{path} holds a pickle, {PICKLES[file]}, which is not loaded: save it again as safetensors"
+    if found := sorted(p.name for p in path.glob("*.safetensors")):
+        return f"{path} holds {few(found, 2)} and no {INDEX}, which says what is in them: copy it too"
+    return f"{path / file} cannot be read as safetensors: there is no such file"
+
+
 class Tensors:
     """The tensors of a directory, over all its shards: name -> shape, kind and, when asked for, the array.
 
@@ -66,18 +85,22 @@ class Tensors:
             import safetensors
         except ImportError:
             raise UserError('reading weights needs safetensors: pip install -e ".[weights]" in the checkout') from None
-        files = [file]
-        if (path / INDEX).exists():
-            files = sorted(set(read_json(path / INDEX)["weight_map"].values()))
-        elif not (path / file).exists() and (path / (pickle := PICKLES[file])).exists():
-            raise UserError(f"{path} holds a pickle, {pickle}, which is not loaded: save it again as safetensors")
+        listed = _listed(path / INDEX) if (path / INDEX).exists() else {}
+        if not listed and not (path / file).exists():
+            raise UserError(_without(path, file))
         self._places = {}
-        for file in files:
+        for shard in sorted({*listed.values()} or {file}):
+            if not (path / shard).exists():
+                raise UserError(f"{path / shard} cannot be read as safetensors: it is missing, and {INDEX} names it")
             try:
-                handle = stack.enter_context(safetensors.safe_open(path / file, framework="numpy"))
+                handle = stack.enter_context(safetensors.safe_open(path / shard, framework="numpy"))
             except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"{path / file} cannot be read as safetensors: {error}") from None
-            self._places |= {rename(key): (handle, key) for key in handle.keys()}
+                raise UserError(f"{path / shard} cannot be read as safetensors: {error}") from None
+            found = {rename(key): (handle, key) for key in handle.keys()}
+            for name, (_, key) in found.items():
+                if name in self._places and listed.get(key) != shard:  # as the library does, which asks the index
+                    found[name] = self._places[name]
+            self._places |= found
         self._places = {name: place for name, place in self._places.items() if not re.fullmatch(ignored, name)}
 
     def __contains__(self, name):
@@ -107,7 +130,7 @@ def load(path, leaves, abstract, tensors):
 
     Raises:
         UserError: a tensor that is missing, left over, or of another shape (its name, the shape wanted, the shape
-            found); two names of one tensor that differ; one that is not the constant that it must be.
+            found); two names of one tensor that differ; one that is not finite, or not the constant that it must be.
     """
     abstract = dict(trees.named_leaves(abstract))
     absent = [leaf for leaf in leaves if isinstance(leaf.how, Absent)]
@@ -120,6 +143,8 @@ def load(path, leaves, abstract, tensors):
             out[name][... if leaf.layer is None else leaf.layer] = leaf.how.value
     for leaf, (first, *others) in stored.items():
         tensor = tensors.read(first)
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: {first} holds {'NaN' if np.isnan(tensor).any() else 'infinity'}: write it again")
         for other in others:
             if not np.array_equal(tensor, tensors.read(other)):
                 raise UserError(f"{path}: {first} and {other} differ, but the model has one matrix for both")

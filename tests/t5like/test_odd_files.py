@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -132,3 +133,66 @@ def test_what_is_empty_says_what_it_wants(tmp_path):
         build(tmp_path / "a.zip")
     with pytest.raises(UserError, match="a.jsonl is empty: it wants an object of JSON for each record$"):
         build(tmp_path / "a.jsonl", "")
+
+
+def jsonl(rows):
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def test_nan_is_no_text(tmp_path):
+    broken = ['{"text": NaN, "label": "a"}', '{"text": Infinity, "label": "a"}']
+    first = build(tmp_path / "a.jsonl", jsonl(ROWS + broken)).meta["broken"]["first"]
+    assert [line.partition(" ")[2] for line in first] == [
+        "has NaN in 'text'",
+        "has Infinity in 'text', which is no text",
+    ]
+
+
+def test_windows_take_nan_for_null(tmp_path):
+    (tmp_path / "a.jsonl").write_text(jsonl([*[{"text": "many words and more of them"}] * 9, '{"text": NaN}']))
+    found = TextData(str(tmp_path / "a.jsonl"), tokenizer="bytes", valid=0.0).build(tmp_path / "out", 16)
+    assert found.meta["counts"]["train"]["documents"] == 9
+
+
+@pytest.mark.parametrize("valid", ['{"sentence": "a", "label": "a"}\n', '{"text": "a"}\n', "\n"])
+def test_a_split_that_holds_nothing_to_use_is_refused(valid, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "train.jsonl").write_text(LINES)
+    (tmp_path / "in" / "valid.jsonl").write_text(valid)
+    with pytest.raises(UserError, match="none of its 1 valid records can be used|its valid files hold no record"):
+        TextRecords(str(tmp_path / "in")).build(tmp_path / "out", workers=1)
+
+
+def test_the_training_records_say_which_fields_are_meant(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "train.jsonl").write_text(LINES)
+    (tmp_path / "in" / "test.jsonl").write_text('{"sentence": "a", "label": "a"}\n')
+    with pytest.raises(UserError, match="none of its 1 test records can be used: .*no field 'text'"):
+        TextRecords(str(tmp_path / "in")).build(tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_lines_that_end_in_a_carriage_return_alone_are_named(name, tmp_path):
+    text = "text,label\rcat,a\r" if name == "a.csv" else LINES.replace("\n", "\r")
+    with pytest.raises(UserError, match="ends its lines with a carriage return alone"):
+        build(tmp_path / name, text)
+
+
+def test_labels_of_two_kinds_are_warned_of(tmp_path, capsys):
+    build(tmp_path / "a.jsonl", jsonl({"text": f"t{i}", "label": [True, False, 0, 1][i % 4]} for i in range(12)))
+    assert "the labels 0, 1 are numbers and false, true are none" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "in" / "locked").mkdir(parents=True)
+    (tmp_path / "in" / "a.jsonl").write_text(LINES)
+    scan = os.scandir
+
+    def refuse(path):  # whoever may read all has no folder that he cannot read
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="locked cannot be read .Permission denied.: mend its rights"):
+        TextRecords(str(tmp_path / "in")).build(tmp_path / "out", workers=1)

@@ -210,8 +210,31 @@ def test_shards_and_half_precision(kind, tmp_path):
     assert found.dtype == np.float32
     assert np.array_equal(found, half["model.embed_tokens.weight"].astype(np.float32))
     (tmp_path / "b.safetensors").unlink()
-    with pytest.raises(UserError, match="b.safetensors cannot be read as safetensors"):
+    with pytest.raises(UserError, match="b.safetensors cannot be read as safetensors: it is missing, and .* names it"):
         read(tmp_path)
+    for index in ({}, [], {"weight_map": {}}, {"weight_map": ["a.safetensors"]}, {"weight_map": {"a": 1}}):
+        (tmp_path / files.INDEX).write_text(json.dumps(index))
+        with pytest.raises(UserError, match="index.json has no weight_map, which says the file of each tensor"):
+            read(tmp_path)
+    (tmp_path / files.INDEX).unlink()
+    with pytest.raises(UserError, match="holds a.safetensors and no model.safetensors.index.json"):
+        read(tmp_path)
+
+
+def test_of_two_tensors_of_one_name_the_index_says_which(tmp_path):
+    golden = cases.load("llama")
+    (tmp_path / files.CONFIG).write_text(json.dumps(golden["config"]))
+    other = {name: x + 1 for name, x in golden["weights"].items()}
+    save_file(golden["weights"], tmp_path / "b.safetensors")
+    found = []
+    for stale in ("a.safetensors", "c.safetensors"):  # before and behind it
+        save_file(other, tmp_path / stale)
+        listed = dict.fromkeys(golden["weights"], "b.safetensors") | {"model.norm.weight": stale}
+        (tmp_path / files.INDEX).write_text(json.dumps({"weight_map": listed}))
+        found.append(read(tmp_path)[1])
+        (tmp_path / stale).unlink()
+    for params in found:
+        assert np.array_equal(params["embed"]["embedding"], golden["weights"]["model.embed_tokens.weight"])
 
 
 def broken(case, match, **changes):
@@ -268,6 +291,10 @@ def broken(case, match, **changes):
         broken("llama", "partial_rotary_factor=0.5 is not", config={"rope_scaling": {"partial_rotary_factor": 0.5}}),
         broken("llama", "rope_scaling is 'x' and no table", config={"rope_scaling": "x"}),
         broken("llama", "hidden_size='12' is not .*: it is one int", config={"hidden_size": "12"}),
+        broken("llama", "head_dim=-4 is not .*: it is at least 0", config={"head_dim": -4}),
+        broken("llama", "hidden_size=0 is not .*: it is at least 1", config={"hidden_size": 0}),
+        broken("llama", "model.norm.weight holds NaN", **{"model.norm.weight": np.full(12, np.nan, "f4")}),
+        broken("gpt2", "transformer.ln_f.bias holds infinity", **{"transformer.ln_f.bias": np.full(12, np.inf, "f4")}),
         broken("llama", "quantization_config=.* we do not know what this entry does",
                config={"quantization_config": {"bits": 4}}),
     ],
