@@ -88,6 +88,7 @@ ROWS = (
     ("paradigm/rope.py", "b * cos + a * sin", "b * cos - a * sin", "paradigm/test_rope", "differences"),
     ("paradigm/transformer.py", '(0, None))(keys, own["layer"])', '(0, None))(keys, 0 * own["layer"])', "paradigm/test_transformer", "layers_draw"),
     # paradigm: optimizers, schedules, trees
+    ("paradigm/objective.py", "return _traced_first(self, key)", "return self._draw(key)", "paradigm/test_contract", "first_parameters"),
     ("paradigm/optim.py", "1.0 if rows else 0.0)", "1.0)", "paradigm/test_optim", "decays_by_default"),
     ("paradigm/optim.py", 'return jnp.asarray(step, x.dtype) if name == "count"', 'return jnp.asarray(0 * step, x.dtype) if name == "count"', "paradigm/test_optim", "step_is_the_one_given"),
     ("paradigm/optim.py", "leaf.lr_scale * lr", "lr", "paradigm/test_optim", "lr_scale_reaches"),
