@@ -1,5 +1,6 @@
 """Which labels are classes: by one rule for every reader, since any column of values can be counted as some."""
 
+import dataclasses
 import re
 
 from paradigm.errors import UserError
@@ -31,3 +32,36 @@ def check_classes(names, records, where, fix):
     """Raises UserError where labels are no classes (see `no_classes`). where: of them. fix: what to do."""
     if found := no_classes(names, records):
         raise UserError(f"{where} holds {found}, which are no classes: {fix}")
+
+
+class OnClasses:
+    """For objectives with a field `classes`: how many there are; None: as many as the data have (`bind_classes`)."""
+
+    @property
+    def lacks_classes(self):
+        return self.classes is None
+
+    def bind_classes(self, count):
+        return dataclasses.replace(self, classes=count) if self.lacks_classes else self
+
+    @property
+    def known_classes(self):
+        """How many classes there are. Raises UserError before the data have said it, and for fewer than two."""
+        name = type(self).__name__
+        if self.classes is None:
+            raise UserError(f"{name}.classes is not set: the data of a run say it, or objective.bind_classes(count)")
+        if self.classes < 2:
+            raise UserError(f"{name}.classes={self.classes}: there is something to tell apart from 2 classes on")
+        return self.classes
+
+    def check_classes(self, prepared, where):
+        """Raises UserError for data of another number of classes than is set, and of fewer than two."""
+        name, found = type(self).__name__, prepared.classes or ()
+        if len(found) < 2:
+            has = f"all are {found[0]!r}" if found else "there are none"
+            raise UserError(f"{name} needs labels of two classes or more, and in {where} {has}")
+        if self.classes not in (None, len(found)):
+            raise UserError(
+                f"{name}.classes={self.classes} and the training records have {len(found)} labels: set it to that, or "
+                "leave it out"
+            )

@@ -6,6 +6,7 @@ the evaluators know objectives only through what stands here.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,6 @@ from flax import linen as nn
 from flax import struct
 
 from paradigm import rng, teacher, trees
-from paradigm.errors import UserError
 from paradigm.schedule import FINAL
 
 MAIN = "main"  # the phase of an objective that has only one
@@ -108,39 +108,6 @@ class Context:
 
 
 EVALUATION = Context(FINAL, train=False)
-
-
-class OnClasses:
-    """For objectives with a field `classes`: how many there are; None: as many as the data have (`bind_classes`)."""
-
-    @property
-    def lacks_classes(self):
-        return self.classes is None
-
-    def bind_classes(self, count):
-        return dataclasses.replace(self, classes=count) if self.lacks_classes else self
-
-    @property
-    def known_classes(self):
-        """How many classes there are. Raises UserError before the data have said it, and for fewer than two."""
-        name = type(self).__name__
-        if self.classes is None:
-            raise UserError(f"{name}.classes is not set: the data of a run say it, or objective.bind_classes(count)")
-        if self.classes < 2:
-            raise UserError(f"{name}.classes={self.classes}: there is something to tell apart from 2 classes on")
-        return self.classes
-
-    def check_classes(self, prepared, where):
-        """Raises UserError for data of another number of classes than is set, and of fewer than two."""
-        name, found = type(self).__name__, prepared.classes or ()
-        if len(found) < 2:
-            has = f"all are {found[0]!r}" if found else "there are none"
-            raise UserError(f"{name} needs labels of two classes or more, and in {where} {has}")
-        if self.classes not in (None, len(found)):
-            raise UserError(
-                f"{name}.classes={self.classes} and the training records have {len(found)} labels: set it to that, or "
-                "leave it out"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +239,15 @@ class Objective:
 
     def _first(self, key):
         """name -> the module's first variables."""
+        if not isinstance(key, jax.core.Tracer):
+            return self._draw(key)
+        try:
+            hash(self)
+        except TypeError:  # settings that gin gave as lists
+            return self._draw(key)
+        return _traced_first(self, key)
 
+    def _draw(self, key):
         def first(name, module, inputs):
             make = lambda: module.init(rng.fold(key, name), *(inputs if isinstance(inputs, tuple) else (inputs,)))
             if not self._adapts(name):
@@ -390,6 +365,13 @@ class Objective:
     def throughput(self, batch_spec):
         """(unit, number) of what a batch of this spec is counted in when speed is told: "tokens" for text."""
         return "examples", batch_spec["mask"].size
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _traced_first(objective, key):
+    """Traced once, though a run asks five times before its first step: for shapes, twice, and numbers, and in `init`
+    and `init_extra` each."""
+    return objective._draw(key)
 
 
 def rows_spec(batch_size):

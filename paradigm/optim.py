@@ -139,9 +139,9 @@ class Optimizer:
         Raises:
             UserError: a rule that matches no parameter.
         """
-        state = {}
+        state, lr = {}, self.learning_rate_at(0)
         for leaf, p in zip(self.leaves(params), jax.tree.leaves(params), strict=True):
-            moments = self._per_layer(leaf, self._init_one, 0)(p)
+            moments = self._per_layer(leaf, self._init_one, lr, 0)(p)
             state |= {f"{moment}/{leaf.name}": x for moment, x in moments.items()}
         return trees.nested(state)
 
@@ -154,10 +154,11 @@ class Optimizer:
         """
         stored, updates, state = dict(trees.named_leaves(opt_state)), [], {}
         leaves, treedef = jax.tree.flatten(params)
+        lr = self.learning_rate_at(step)
         for leaf, g, p in zip(self.leaves(params), jax.tree.leaves(grads), leaves, strict=True):
             names = {moment: f"{moment}/{leaf.name}" for moment in opt_state}
             own = {moment: stored[name] for moment, name in names.items() if name in stored}
-            u, own = self._per_layer(leaf, self._update_one, step)(g, own, p)
+            u, own = self._per_layer(leaf, self._update_one, lr, step)(g, own, p)
             updates.append(u.astype(p.dtype))
             state |= {names[moment]: x for moment, x in own.items()}
         return jax.tree.unflatten(treedef, updates), trees.nested(state)
@@ -192,22 +193,22 @@ class Optimizer:
     def _view(self, leaf, x):
         return leaf.view(x) if self.sees_matrices else x
 
-    def _per_layer(self, leaf, fn, step):
-        """fn(leaf, step, *arrays of one layer), over the layers of a stack."""
+    def _per_layer(self, leaf, fn, lr, step):
+        """fn(leaf, lr, step, *arrays of one layer), over the layers of a stack."""
         if isinstance(leaf.lr_scale, tuple):
-            one = lambda scale, *arrays: fn(dataclasses.replace(leaf, lr_scale=scale), step, *arrays)
+            one = lambda scale, *arrays: fn(dataclasses.replace(leaf, lr_scale=scale), lr, step, *arrays)
             return functools.partial(jax.vmap(one), jnp.array(leaf.lr_scale))
-        one = functools.partial(fn, leaf, step)
+        one = functools.partial(fn, leaf, lr, step)
         return jax.vmap(one) if leaf.stacked else one
 
-    def _transform(self, leaf, step):
-        return self.transform(leaf, leaf.lr_scale * self.learning_rate_at(step), step)
+    def _transform(self, leaf, lr, step):
+        return self.transform(leaf, leaf.lr_scale * lr, step)
 
-    def _init_one(self, leaf, step, p):
-        return _kept(self._transform(leaf, step).init(self._view(leaf, p)), p)
+    def _init_one(self, leaf, lr, step, p):
+        return _kept(self._transform(leaf, lr, step).init(self._view(leaf, p)), p)
 
-    def _update_one(self, leaf, step, g, own, p):
-        tx, shape, g, p = self._transform(leaf, step), p.shape, self._view(leaf, g), self._view(leaf, p)
+    def _update_one(self, leaf, lr, step, g, own, p):
+        tx, shape, g, p = self._transform(leaf, lr, step), p.shape, self._view(leaf, g), self._view(leaf, p)
         updates, state = tx.update(g, _filled(tx.init(p), own, step), p)
         return updates.reshape(shape), {m: x.reshape(own[m].shape) for m, x in _fields(state).items() if m in own}
 

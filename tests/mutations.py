@@ -88,9 +88,10 @@ ROWS = (
     ("paradigm/rope.py", "b * cos + a * sin", "b * cos - a * sin", "paradigm/test_rope", "differences"),
     ("paradigm/transformer.py", '(0, None))(keys, own["layer"])', '(0, None))(keys, 0 * own["layer"])', "paradigm/test_transformer", "layers_draw"),
     # paradigm: optimizers, schedules, trees
+    ("paradigm/objective.py", "return _traced_first(self, key)", "return self._draw(key)", "paradigm/test_contract", "first_parameters"),
     ("paradigm/optim.py", "1.0 if rows else 0.0)", "1.0)", "paradigm/test_optim", "decays_by_default"),
     ("paradigm/optim.py", 'return jnp.asarray(step, x.dtype) if name == "count"', 'return jnp.asarray(0 * step, x.dtype) if name == "count"', "paradigm/test_optim", "step_is_the_one_given"),
-    ("paradigm/optim.py", "leaf.lr_scale * self.learning_rate_at(step)", "self.learning_rate_at(step)", "paradigm/test_optim", "lr_scale_reaches"),
+    ("paradigm/optim.py", "leaf.lr_scale * lr", "lr", "paradigm/test_optim", "lr_scale_reaches"),
     ("paradigm/optim.py", "max(1, columns / rows) ** 0.5", "max(1, rows / columns) ** 0.5", "paradigm/test_optim", "Muon or muon"),
     ("paradigm/optim.py", "trust if leaf.rows else", "trust if True else", "paradigm/test_optim", "lars"),
     ("paradigm/schedule.py", "xp.minimum(n / warmup, 1)", "xp.minimum((n + 1) / warmup, 1)", "paradigm/test_schedule", "equal_optax"),

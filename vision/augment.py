@@ -102,10 +102,16 @@ class Augment:
             float32 [B, size, size, C], normalised.
         """
         size = self._side()
-        draws = iter(jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys).T)  # one call, one row a decision
-        take = lambda n: jnp.stack([next(draws) for _ in range(n)])  # [n, B]
-        happens = lambda probability: next(draws) < probability
-        between = lambda low, high: low + (high - low) * next(draws)
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys).T  # one call, one row a decision
+        taken = 0
+
+        def take(n):  # [n, B]
+            nonlocal taken
+            taken += n
+            return draws[taken - n : taken]
+
+        happens = lambda probability: take(1)[0] < probability
+        between = lambda low, high: low + (high - low) * take(1)[0]
 
         sizes, place = take(2 * ATTEMPTS).reshape(2, ATTEMPTS, -1), take(2)
         box = (

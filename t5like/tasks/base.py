@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paradigm.classes import OnClasses
 from paradigm.errors import UserError
-from paradigm.objective import OnClasses
 from t5like.models import PARTITION_RULES, Decoder, Encoder, EncoderDecoder
 from t5like.objectives.base import OnText
 from t5like.records import PreparedRecords

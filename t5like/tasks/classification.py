@@ -27,8 +27,9 @@ import numpy as np
 from paradigm import attentive
 from paradigm.attentive import Attentive
 from paradigm.capabilities import Classifying
+from paradigm.classes import OnClasses
 from paradigm.errors import UserError, choose
-from paradigm.objective import MAIN, Loss, OnClasses, Term, divide, rows_spec
+from paradigm.objective import MAIN, Loss, Term, divide, rows_spec
 from t5like.models import Decoder, Encoder, EncoderDecoder
 from t5like.tasks import heads
 from t5like.tasks.base import Reading, TextTask, reading_spec

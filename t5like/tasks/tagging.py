@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm.capabilities import Tagging
-from paradigm.objective import MAIN, Loss, OnClasses, Term, rows_spec
+from paradigm.classes import OnClasses
+from paradigm.objective import MAIN, Loss, Term, rows_spec
 from t5like.tasks import heads
 from t5like.tasks.base import Reading, TextTask, reading_spec
 

@@ -1,17 +1,20 @@
 """The contract of objective and step, proven on five miniatures."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from paradigm import optim, partition, rng
 from paradigm.combine import Alternate, Stages, Sum
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.objective import Context, Loss, Term
+from paradigm.objective import Context, Loss, Objective, Term
 from paradigm.schedule import FINAL, Linear
 from paradigm.step import cut, init_state, make_eval_step, make_train_step, uncut
 from tests import contract, miniatures
@@ -95,6 +98,41 @@ def test_the_weights_cost_nothing():
         flops[n] = step.lower(state, objective.batch_spec(64)).compile().cost_analysis()["flops"]
     # The scan's body is counted once, so two parts show about half; another forward pass would add a third.
     assert flops[2] < 0.75 * flops[1]
+
+
+class Layer(nn.Module):
+    """One matrix, which tells that it is called."""
+
+    tell: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        self.tell("called")
+        return nn.Dense(4, name="dense")(x), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneLayer(Objective):
+    tell: Callable
+    setting: Any = ()
+
+    def modules(self):
+        return {"model": (Layer(self.tell), jnp.ones((1, 3)))}
+
+
+def test_first_parameters_are_traced_once_by_all_who_ask_for_them():
+    calls = []
+    make = lambda: init_state(OneLayer(calls.append), OPTIMIZER, 0)
+    shapes, again, state = jax.eval_shape(make), jax.eval_shape(make), jax.jit(make)()
+    assert len(calls) == 1
+    assert shapes == again == jax.eval_shape(lambda: state)
+    drawn = OneLayer(calls.append).init(rng.key(0, "params"))  # what nobody traces
+    contract.assert_trees_close(state.params, drawn, 1e-6)
+    other = jax.jit(lambda: init_state(OneLayer(calls.append), OPTIMIZER, 1))()
+    assert np.abs(other.params["model"]["dense"]["kernel"] - drawn["model"]["dense"]["kernel"]).max() > 0.1
+    calls.clear()
+    jax.eval_shape(lambda: init_state(OneLayer(calls.append, [1]), OPTIMIZER, 0))  # a list has no hash
+    assert len(calls) == 2
 
 
 def test_cut_and_uncut_are_inverse():

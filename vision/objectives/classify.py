@@ -17,9 +17,10 @@ from flax import linen as nn
 
 from paradigm.attentive import Attentive
 from paradigm.capabilities import ClassifyingPictures
+from paradigm.classes import OnClasses
 from paradigm.errors import UserError
 from paradigm.layers import Dense
-from paradigm.objective import EVALUATION, Loss, OnClasses, Term
+from paradigm.objective import EVALUATION, Loss, Term
 from vision.mixing import ENTRIES, erase, mix, pair
 from vision.objectives.base import ImageObjective
 
