@@ -3,11 +3,10 @@
     python -m benchmarks.adaptation --bases=DIR --workdir=/tmp/adaptation --clinc=DIR --wnut=DIR --text=PREPARED
     python -m benchmarks.adaptation ... --snips=DIR --parallel=FILE.tsv --summaries=FILE.zip --photos=FILE.zip
 
---bases holds pre-trained runs, as many tokens or pictures as each has read: masked_lm/0 (runs/small/base_encoder.gin),
-next_token/0 and span_corruption/0, an encoder, a decoder and an encoder-decoder of one vocabulary (the workdir of
-benchmarks.language, or longer runs of runs/small/text_*.gin, of any width), and eurosat/NAME/0, vision transformers
-(that of benchmarks.vision). What is not there leaves its cells empty; `launch.convert --format=checkpoint` makes small
-ones.
+--bases holds pre-trained runs, as many tokens or pictures as each has read: masked_lm/0, next_token/0 and
+span_corruption/0, an encoder, a decoder and an encoder-decoder of one vocabulary (runs/small/base_encoder.gin,
+base_decoder.gin and base_encoder_decoder.gin, or others of any width), and eurosat/NAME/0, vision transformers (that of
+benchmarks.vision). What is not there leaves its cells empty; `launch.convert --format=checkpoint` makes small ones.
 --text is where the text of the first three lies prepared on this machine, for what is forgotten; they know another
 place, where they were made elsewhere.
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.vision --photos=FILE.zip --workdir=DIR                           every objective, one seed
     python -m benchmarks.vision --photos=FILE.zip --workdir=DIR --only=mae,dino --seeds=3 two more of these
+    python -m benchmarks.vision --photos=FILE.zip --workdir=DIR --part=studies            the smaller questions
 
 --photos holds train/ and test/ folders by class (EuroSAT), --images the four idx files of Fashion-MNIST, for a second
 and shorter table. Each run is an ordinary one: `launch.train` on runs/small/NAME.gin, then `launch.evaluate` with the
@@ -19,6 +20,7 @@ from absl import flags
 
 from benchmarks.compare import cell, chosen, curves, evaluate, save, table, there, train
 from benchmarks.machine import processor
+from benchmarks.vision_studies import FLOPS, MAIN, STUDIES, UNIT, variant
 from launch.run import cli, registry
 from launch.run.experiment import bound
 from paradigm.storage import expand
@@ -27,10 +29,12 @@ HIDDEN = ("mae", "simmim", "beit", "maskfeat", "data2vec", "i_jepa", "aim")
 JOINT = ("simclr", "moco_v3", "byol", "barlow_twins", "vicreg", "swav", "dino", "ibot", "dinov2")
 OLD = ("supervised", "mae", "simclr", "moco_v2", "moco_v3")  # on grey pictures
 PROBES = {"knn": "k-NN", "linear": "linear", "linear_10pct": "10 % of labels", "linear_1pct": "1 %"}
-TUNED = 3  # how many of the best by the linear probe are fine-tuned, beside supervised and random init
 WHOLE = ("Probes.train_images = None", "Probes.test_images = None")
 GREY = ("size = 28", "patch = 7", "channels = 1", "mean = (0.286,)", "std = (0.353,)")  # of its training pictures
 CLASSES = 10  # of land, and of clothes
+UNTRAINED = "untrained "  # before the name of a run: its backbone as it was drawn
+STUDIED = dict.fromkeys(run.removeprefix(UNTRAINED) for study in STUDIES for run in study.rows.values())
+TUNED = (*MAIN, *(run for study in STUDIES if study.finetune for run in study.rows.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +54,17 @@ def main(argv):
     sets = [Data("eurosat", "EuroSAT", f"zip:{there(PHOTOS.value)}", ("supervised", *HIDDEN, *JOINT))]
     if IMAGES.value:
         sets.append(Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", OLD, GREY))
-    only = chosen(ONLY.value, tuple(dict.fromkeys(run for data in sets for run in data.runs)))
+    asked = {data: [*(data.runs if "objectives" in PART.value else ())] for data in sets}
+    asked[sets[0]] += STUDIED if "studies" in PART.value else ()
+    only = chosen(ONLY.value, tuple(dict.fromkeys(run for runs in asked.values() for run in runs)))
     tell = lambda *what: print(" · ".join(map(str, what)), f"· {time.time() - start:.0f} s", flush=True)
     for seed in range(SEEDS.value):
         for data in sets:
-            wanted = [run for run in only if run in data.runs]
-            for run in wanted:
+            for run in (run for run in only if run in asked[data]):
                 tell(data.name, run, f"seed {seed}")
                 probe(root, data, run, seed)
                 write(root, sets)
-            if data is sets[0] and TUNE.value:
-                for run in best(root, data, wanted, seed):
+                if data is sets[0] and TUNE.value and run in TUNED:
                     tell("fine-tune", run, f"seed {seed}")
                     finetune(root, data, run, seed)
                     write(root, sets)
@@ -71,27 +75,27 @@ def place(root, data, run, seed):
     return root / data.name / run / str(seed)
 
 
+def trained(root, data, run, seed):
+    """Where a run is, trained; what it begins with before it."""
+    kind, workdir = variant(run), place(root, data, run, seed)
+    own = [f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}", *data.bindings, *bindings(data, run)]
+    own += GIN_PARAM.value
+    if kind.reads:
+        own.append(f"Init.path = '{trained(root, data, kind.reads, seed)}'")
+    train(kind.run, workdir, own)
+    return workdir
+
+
 def probe(root, data, run, seed):
     """Trains a run and probes it, unless that is done already."""
     workdir = place(root, data, run, seed)
     if not (workdir / "scores.json").exists():
-        own = [f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}", *data.bindings, *GIN_PARAM.value]
-        if run == "beit":  # reads the ids of a tokenizer
-            train("vq", place(root, data, "vq", seed), own)
-            own.append(f"Init.path = '{place(root, data, 'vq', seed)}'")
-        train(run, workdir, own)
-    random = run == "supervised"  # the untrained backbone, which all share, is measured once a seed
+        trained(root, data, run, seed)
+    random = run in ("supervised", "supervised_resnet")  # an untrained backbone, which all share, once a seed
     how = (f"Probes.methods = {tuple(PROBES)}", f"Probes.seed = {seed}", f"Probes.random = {random}")
     evaluate(workdir, "scores", (*WHOLE, *how))
-    if random:  # as the curves are measured
+    if run == "supervised":  # as the curves are measured
         evaluate(workdir, "start", ("Probes.random = True", f"Probes.seed = {seed}"))
-
-
-def best(root, data, runs, seed):
-    """The runs to fine-tune: supervised, with random init, and those of the highest linear probe."""
-    linear = {run: scores["linear"] for run in data.runs for scores in found(root, data, run, "scores", seed)}
-    highest = sorted(linear.keys() - {"supervised"}, key=linear.get)[: -TUNED - 1 : -1]
-    return [run for run in ("supervised", *highest) if run in runs]
 
 
 def finetune(root, data, run, seed):
@@ -109,15 +113,25 @@ def found(root, data, run, name, *seeds):
 
 
 def values(root, data, run, key):
-    """A number of every seed that has it; of the untrained backbone for the name 'random init'."""
-    if run == "random init":
-        run, key = "supervised", f"random/{key}"
+    """A number of every seed that has it."""
+    if run.startswith(UNTRAINED):
+        run, key = run.removeprefix(UNTRAINED), f"random/{key}"
     return [row[key] for name in ("scores", "finetune") for row in found(root, data, run, name) if key in row]
+
+
+def bindings(data, run):
+    """What a run sets beside its file."""
+    if run.endswith(FLOPS):
+        base = run.removesuffix(FLOPS)
+        steps = round(setting(data, UNIT).total_steps * cost(data, UNIT)[1] / cost(data, base)[1])
+        return (*variant(base).bindings, f"Experiment.total_steps = {steps}")
+    return variant(run).bindings
 
 
 def setting(data, run):
     """The Experiment of a run."""
-    return bound(registry.parse([f"runs/small/{run}.gin"], [*data.bindings, *GIN_PARAM.value]), classes=range(CLASSES))
+    own = [*data.bindings, *bindings(data, run), *GIN_PARAM.value]
+    return bound(registry.parse([f"runs/small/{variant(run).run}.gin"], own), classes=range(CLASSES))
 
 
 def cost(data, run, unit=1.0):
@@ -167,7 +181,8 @@ def report(root, sets):
         "",
         f"    python -m benchmarks.vision --photos=FILE.zip --images=DIR --workdir=DIR{flags_given}",
         "",
-        "makes one seed of everything; `--only=mae,dino --seeds=3` adds to these rows. A row's run by itself is",
+        "makes one seed of everything; `--only=mae,dino --seeds=3` adds to these rows, `--part=studies` makes the last",
+        "tables alone. A row's run by itself is",
         "`python -m launch.train --gin_file=runs/small/NAME.gin`, as the header of that file says.",
         "",
         f"Hardware: {processor()}, 2 cores, float32.",
@@ -175,20 +190,45 @@ def report(root, sets):
     ]
     for data in sets:
         keys = PROBES | ({"finetune": "fine-tune"} if data is sets[0] else {})
-        _, unit = cost(data, "supervised")
-        rows = []
-        for run in ("random init", *data.runs):
-            count = len(values(root, data, run, "knn"))
-            if count:
-                views, share = ("", 0) if run == "random init" else cost(data, run, unit)
-                cells = [cell(values(root, data, run, key)) for key in keys]
-                rows.append([run, str(count), views, f"{share:.2g}", *cells])
-        if rows:
-            lines += [f"## {data.title}", "", *INTRODUCTIONS[data.name], ""]
-            lines += table(["objective", "n", "views", "compute", *keys.values()], rows)
-        if data is sets[0] and rows:
-            lines += ["![k-NN accuracy while training](vision.png)", ""]
+        rows = {"random init": f"{UNTRAINED}supervised", **{run: run for run in data.runs}}
+        if shown := compared(root, data, "objective", rows, keys):
+            lines += [f"## {data.title}", "", *INTRODUCTIONS[data.name], "", *shown]
+            if data is sets[0]:
+                lines += ["![k-NN accuracy while training](vision.png)", "", *ranks(root, data)]
+    for study in STUDIES:
+        keys = PROBES | ({"finetune": "fine-tune"} if study.finetune else {})
+        there = {title: run for title, run in study.rows.items() if values(root, sets[0], run, "knn")}
+        if len(there) > 1:
+            lines += [f"### {study.title}", "", *study.text, "", *compared(root, sets[0], study.first, there, keys)]
     return "\n".join(lines)
+
+
+def compared(root, data, first, rows, keys):
+    """A table of the runs that are there: {first cell: run}. keys: {score: its column}. [] of none."""
+    _, unit = cost(data, "supervised")
+    lines = []
+    for title, run in rows.items():
+        if count := len(values(root, data, run, "knn")):
+            views, share = ("", 0) if run.startswith(UNTRAINED) else cost(data, run, unit)
+            cells = [cell(values(root, data, run, key)) for key in keys]
+            lines.append([title, str(count), views, f"{share:.2g}", *cells])
+    return table([first, "n", "views", "compute", *keys.values()], lines) if lines else []
+
+
+def ranks(root, data):
+    """A paragraph on whether two ways of asking put the objectives in one order."""
+    from scipy.stats import spearmanr
+
+    scores = {run: [values(root, data, run, key) for key in ("linear", "finetune")] for run in data.runs}
+    both = {run: [*map(statistics.mean, found)] for run, found in scores.items() if all(found) and run != "supervised"}
+    if len(both) < 4:
+        return []
+    linear, tuned = zip(*both.values())
+    found = f"{spearmanr(linear, tuned).statistic:.2f}"
+    text = (
+        f"The linear probe and fine-tuning put these {len(both)} in orders whose correlation (Spearman's) is {found}:"
+    )
+    return [text, f"{', '.join(both)}.", ""]
 
 
 INTRODUCTIONS = {
@@ -208,8 +248,9 @@ if __name__ == "__main__":
     IMAGES = flags.DEFINE_string("images", None, "Where Fashion-MNIST's idx files are; left out when not given.")
     WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go and stay.", required=True)
     SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
+    PART = flags.DEFINE_multi_enum("part", ["objectives", "studies"], ["objectives", "studies"], "What is run.")
     ONLY = flags.DEFINE_list("only", None, "These objectives alone, in this order; what the others reached is kept.")
-    TUNE = flags.DEFINE_boolean("finetune", True, "Fine-tune the best as well.")
+    TUNE = flags.DEFINE_boolean("finetune", True, "Fine-tune those of several seeds as well.")
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 500'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)

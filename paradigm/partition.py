@@ -28,8 +28,9 @@ BATCH = ("data", "fsdp")  # the axes that a batch's rows are spread over
 def constrain(x, *axes, partial=False):
     """`x` with its trailing dims laid over these mesh axes; x itself where there is no mesh with data, fsdp and tensor.
 
-    partial: each dim by itself: axes that the mesh lacks, or that do not divide the dim, are left out. So is always
-    CONTEXT: what is decoded token by token has one position, and few meshes have that axis.
+    partial: each dim by itself: axes that the mesh lacks, or that do not divide the dim, are left out. So are always
+    CONTEXT, since what is decoded token by token has one position, and few meshes have that axis, and BATCH: a step's
+    rows divide (launch refuses a batch whose do not), those that an evaluator looks at need not.
 
     BATCH stands first for activations: constrain(x_BxLxD, BATCH, CONTEXT, None). A model must say so after each matrix
     product whose kernel is cut over fsdp: left to itself on a mesh of all three axes, XLA's partitioner (jaxlib 0.10.2
@@ -39,7 +40,7 @@ def constrain(x, *axes, partial=False):
     if mesh.empty or not (partial or set(AXES) <= set(mesh.axis_names)):
         return x
     spec = _trailing(axes, x.ndim)
-    own = lambda size, axis: _fitting(size, axis, mesh) if partial or axis == CONTEXT else axis
+    own = lambda size, axis: _fitting(size, axis, mesh) if partial or axis in (CONTEXT, BATCH) else axis
     spec = P(*(own(size, axis) for size, axis in zip(x.shape, spec)))
     return jax.lax.with_sharding_constraint(x, spec)
 

@@ -102,6 +102,8 @@ ROWS = (
     ("paradigm/adapt/base.py", 'path[-1] == "bias" and path[1] != "head"', 'path[-1] == "bias"', "adapt/test_methods", "bitfit_wants"),
     ("paradigm/adapt/lora.py", '(None, ("tensor", "fsdp?"))', '(None, "tensor")', "launch/test_adapt", "in_proportion"),
     ("paradigm/partition.py", "constrain(x, *map(_firm, axes), partial=True)", "x", "paradigm/test_partition", "computed_with"),
+    ("paradigm/partition.py", "axis in (CONTEXT, BATCH)", "axis == CONTEXT", "paradigm/test_partition", "need_not_divide"),
+    ("benchmarks/vision.py", "/ cost(data, base)[1])", "/ cost(data, UNIT)[1])", "launch/test_pages", "smaller_questions"),
     ("paradigm/attentive.py", "AttentionMask(keys=segments)", "AttentionMask()", "paradigm/test_attentive", "by_loops or padding"),
     ("multimodal/few_shot.py", "jnp.exp(-beta * (1 - x @ keys.T))", "jnp.exp(-beta * (1 + x @ keys.T))", "multimodal/test_few_shot", "by_loops"),
     ("multimodal/few_shot.py", "order >= max(self.shots)", "order >= 0", "multimodal/test_few_shot", "what_names_do_not"),

@@ -50,7 +50,7 @@ SHRINK = {
     "resnet": "depth = 'tiny', stem = 'small', image_size = 16",
     "MAE": "decoder_width = 16, decoder_layers = 1, decoder_heads = 2, mask_ratio = 0.5",
     "Data2Vec": "top = 1",
-    "VQ": "decoder_width = 16, decoder_heads = 2",
+    **dict.fromkeys(("VQ", "DVAE"), "decoder_width = 16, decoder_heads = 2"),
     "IJEPA": "predictor_width = 16, predictor_layers = 1, predictor_heads = 2",
     "beit_views": "token_size = 16",
     "image_gpt": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
@@ -245,7 +245,7 @@ CHANCE = {
 }
 CHANCE_OF_RUN = {
     "runs/small/simmim.gin": 2.3,  # this and the next: digits in the mean and deviation of photographs
-    "runs/small/vq.gin": 7.0,
+    **dict.fromkeys(("runs/small/vq.gin", "runs/small/dvae.gin"), 7.0),
     "runs/small/data2vec.gin": 0.5,  # a first prediction of variance 1, as the target's: (1 + 1) / (2 beta)
 }
 

@@ -33,7 +33,14 @@ def bench(monkeypatch, tmp_path):
 
     def run(module, **values):
         given = {"WORKDIR": tmp_path / "runs", "OUT": tmp_path / "out", "SEEDS": 1, "ONLY": None, "GIN_PARAM": []}
-        given |= {"PHOTOS": tmp_path, "IMAGES": None, "TUNE": True, "EMOJI": tmp_path, "DATA": ["emoji", "shapes"]}
+        given |= {
+            "PHOTOS": tmp_path,
+            "IMAGES": None,
+            "TUNE": True,
+            "PART": ["objectives"],
+            "EMOJI": tmp_path,
+            "DATA": ["emoji", "shapes"],
+        }
         for name, value in (given | values).items():
             monkeypatch.setattr(module, name, SimpleNamespace(value=value), raising=False)
         monkeypatch.setattr(module, "train", train)
@@ -52,7 +59,7 @@ def test_the_page_of_pictures(bench):
     calls, rows = bench(vision, ONLY=["mae", "supervised", "beit", "simclr"])
     trained = [run for what, run, _ in calls if what == "train"]
     assert trained == ["mae", "supervised", "vq", "beit", "simclr"]  # in the order that was asked for
-    assert [run for what, run, _ in calls if what == "finetune"] == ["supervised", "mae", "simclr", "beit"]
+    assert [run for what, run, _ in calls if what == "finetune"] == ["mae", "supervised", "beit", "simclr"]
     assert set(rows) == {"objective", "random init", "mae", "supervised", "beit", "simclr"}
     assert rows["mae"].split(" | ")[1:3] == ["1", "1"] and "70.0" in rows["mae"] and "±" not in rows["mae"]
     assert "25.0" in rows["random init"]
@@ -60,6 +67,25 @@ def test_the_page_of_pictures(bench):
     assert calls == [("train", "mae", "1"), ("scores", "mae", "1"), ("finetune", "mae", "1")]
     assert rows["mae"].split(" | ")[1] == "2" and "70.5 ± 0.7" in rows["mae"] and rows["beit"].split(" | ")[1] == "1"
     assert bench(vision, ONLY=["mae", "supervised", "beit", "simclr"])[0] == []
+
+
+def test_the_smaller_questions_of_the_page_of_pictures(bench, tmp_path):
+    names = ["mae_25", "mae", "mae_then_supervised", "beit_dvae", "moco_v2_256", "simclr", "dino_flops"]
+    calls, rows = bench(vision, ONLY=names, PART=["studies"])
+    trained = [run for what, run, _ in calls if what == "train"]
+    assert trained == ["mae", "mae", "mae", "supervised", "dvae", "beit", "moco_v2", "simclr", "dino"]
+    assert [run for what, run, _ in calls if what == "finetune"] == ["mae_25", "mae", "simclr"]
+    assert "25 %" in rows and "75 %" in rows and "90 %" not in rows
+    assert float(rows["dino"].split(" | ")[3]) == float(rows["simclr"].split(" | ")[3]) == 2  # its unit's FLOPs
+    page = (tmp_path / "out" / "vision.md").read_text()
+    assert "How much to hide" in page and "How many keys" not in page  # one row is no comparison
+
+
+def test_each_run_of_a_question_is_one(bench):
+    bench(vision, ONLY=["supervised"], TUNE=False)
+    data = vision.Data("eurosat", "", "", ())
+    for run in vision.STUDIED:
+        assert vision.cost(data, run)[1] > 0, run
 
 
 def test_notes_below_a_page_stay(bench, tmp_path):

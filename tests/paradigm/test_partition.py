@@ -103,6 +103,13 @@ def test_factored_moments_drop_the_reduced_axis():
     assert tuple(partition._inherited("v_col/layers/kernel", (8, 8), square)) == (None, "tensor")
 
 
+@pytest.mark.parametrize("rows, shares", [(8, 2), (179, 179)])
+def test_rows_that_an_evaluator_looks_at_need_not_divide(rows, shares):
+    with jax.set_mesh(contract.mesh_of("mixed")):
+        laid = partition.constrain_rows(jnp.ones((rows, 2)))
+    assert laid.sharding.shard_shape(laid.shape) == (shares, 2)
+
+
 def test_constrain_is_the_identity_without_a_mesh():
     x = np.ones((4, 2), F32)
     assert partition.constrain(x, partition.BATCH, None) is x
