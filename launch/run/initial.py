@@ -71,6 +71,7 @@ def initial_state(program, checkpoints, inits=()):
     given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
         found, found_stats, where, vocabulary = _read(init, program.experiment.objective, given)
+        theirs = sorted({name.split("/")[0] for name in found})
         if program.experiment.objective.adapt is not None:
             found, behind = _of_bodies(program.experiment.objective, found, wanted)
             if behind:
@@ -79,7 +80,7 @@ def initial_state(program, checkpoints, inits=()):
         try:
             matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
         except UserError as error:
-            raise UserError(f"{_other_kinds(init, program.experiment.objective)}{error}") from None
+            raise UserError(f"{_other_kinds(init, program.experiment.objective, theirs)}{error}") from None
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
@@ -183,9 +184,9 @@ def _matched(init, found, wanted, where, alone):
     return {name: found[name] for name in report.matched}, f"matching parameters ({report}) of {where}"
 
 
-def _other_kinds(init, objective):
-    """The beginning of an error where a directory of the transformers library's has modules of other kinds than the
-    objective's: "PATH is a Decoder, and NextToken's model an Encoder: "."""
+def _other_kinds(init, objective, theirs):
+    """The beginning of an error where a source has modules of other kinds than the objective's, or of other names
+    alone (`theirs`): "PATH holds a Decoder, and NextToken's model is an Encoder: "."""
     path, own = filesystem.as_path(init.path), objective.modules()
     found = pretrained.read(path)[0] if pretrained.is_pretrained(path) and not peft.is_adapter(path) else {}
     named = lambda module: f"a{'n' * (type(module).__name__[0] in 'AEIO')} {type(module).__name__}"
@@ -193,7 +194,12 @@ def _other_kinds(init, objective):
         if name in own and type(own[name][0]) is not type(module):
             whose = f"{type(objective).__name__}'s {name}"
             return f"{init.path} holds {named(module)}, and {whose} is {named(own[name][0])}: "
-    return ""
+    if not own or own.keys() & set(theirs):
+        return ""
+    told = lambda name, module: f"{name} ({type(module).__name__})" if module is not None else name
+    has = ", ".join(told(name, found.get(name)) for name in theirs)
+    mine = ", ".join(told(name, module) for name, (module, _) in own.items())
+    return f"{init.path} is of another kind: it holds {has}, and {type(objective).__name__} has {mine}: "
 
 
 def _is_new(objective, name):

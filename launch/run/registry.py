@@ -158,7 +158,8 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     with _in_one_line(sources[-1][1] if sources else "--gin_param"):
         gin.finalize()
         experiment = gin.get_configurable("Experiment")()
-    if wrong := list(slips.wrong_kinds(experiment)):
+    parts = [getattr(experiment, field.name) for field in dataclasses.fields(experiment)]  # `validate` sees to its own
+    if wrong := [*slips.wrong_kinds(experiment)] or [*slips.wrong_values(parts)]:
         raise UserError("; ".join(wrong))
     _refuse_unread(set().union(*map(_bound, params)), _bound(gin.operative_config_str()))
     return experiment

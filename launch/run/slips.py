@@ -1,6 +1,7 @@
 """What people mistype in gin files, in plain words with the fix: gin's own errors speak of nodes and tokens."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -115,6 +116,46 @@ def wrong_kinds(value, name: str = "") -> Iterator[str]:
             yield f"{owner}.{field.name} = {_shown(given)} {_advice(given, kinds)}"
         else:
             yield from wrong_kinds(given)
+
+
+_SIZES = "(.*_)?(width|heads|size|patch|hidden|output|bottleneck|d_model|d_ff)"
+_RANGES = (  # settings of one name mean one thing, whoever has them; the first that fits counts
+    (r"(.*_)?(dropout|drop_path|smoothing|b1|b2)", "from 0 to below 1", lambda x: 0 <= x < 1),
+    (r"(.*_)?momentum|mask_ratio", "from 0 to 1", lambda x: 0 <= x <= 1),
+    (r"top_p|decay_rate", "above 0 and at most 1", lambda x: 0 < x <= 1),
+    (rf"{_SIZES}|top_k|clipping_threshold|trust_coefficient", "above 0", lambda x: x > 0),
+    (r"(.*_)?(weight|temperature|learning_rate|decay|eps|std|z_loss|beta|seed)", "0 or more", lambda x: x >= 0),
+    (r"redundancy|invariance|variance|covariance|koleo|detection|spans|contrastive|captioning|distillation",
+     "0 or more", lambda x: x >= 0),
+)  # fmt: skip
+_FROM_THE_END = r"(.*_)?layer|asked_as"  # whole numbers that count from the end where they are negative
+
+
+def wrong_values(value) -> Iterator[str]:
+    """What is wrong with numbers, at any depth, that no setting of their name can have: a dropout of 1.5, a negative
+    count, infinity. A constructor says what more it wants."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from wrong_values(item)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return
+    for field in dataclasses.fields(value):
+        if not field.init or (hasattr(value, "clone") and field.name in ("parent", "name")):
+            continue
+        given = getattr(value, field.name)
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            yield from wrong_values(given)
+        elif said := _wrong_number(field.name, given):
+            yield f"{type(value).__name__}.{field.name} = {given} must be {said}"
+
+
+def _wrong_number(name: str, value) -> str:
+    if not math.isfinite(value):
+        return "a finite number"
+    for pattern, said, holds in _RANGES:
+        if re.fullmatch(pattern, name):
+            return "" if holds(value) else said
+    return "0 or more" if isinstance(value, int) and value < 0 and not re.fullmatch(_FROM_THE_END, name) else ""
 
 
 def wrong_kind(owner, name: str, value) -> str:

@@ -187,13 +187,19 @@ def _read_lora(config, model, tensors, path):
     config.only(bias="none", lora_bias=False, modules_to_save=None, use_qalora=False)
     if config.entries.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
         config.refuse("init_lora_weights", "it changes the base's weights")
-    alphas = {"alpha_pattern": config.get("alpha_pattern", {}, dict)}["alpha_pattern"]
-    config.get("rank_pattern", {}, dict)
+    alphas, said = config.get("alpha_pattern", {}, dict), {rank, *config.get("rank_pattern", {}, dict).values()}
     own, ranks, scales = {}, {}, {}
     for module, parts in _by_module(tensors, path).items():
         leaf = model.leaf(module, path)
         table = "lora_embedding_A" in parts
-        a, b = (parts[name] for name in (("lora_embedding_A", "lora_embedding_B") if table else ("lora_A", "lora_B")))
+        names = ("lora_embedding_A", "lora_embedding_B") if table else ("lora_A", "lora_B")
+        if parts.keys() != (has := {*names, *["lora_magnitude_vector"] * dora}):
+            raise UserError(f"{path}: {module} has {', '.join(sorted(parts))}, where its config says a LoRA with "
+                            f"use_dora={dora}, of {', '.join(sorted(has))}: save it again")  # fmt: skip
+        a, b = (parts[name] for name in names)
+        if len(a) not in said:  # the scale is by the rank
+            ours = " or ".join(map(str, sorted(said)))
+            raise UserError(f"{path}: {module} is of rank {len(a)}, and its config says {ours}: save it again")
         own_alpha = next((x for key, x in alphas.items() if re.fullmatch(rf"(.*\.)?({key})", module)), alpha)
         scale = own_alpha / (len(a) ** 0.5 if stabilized else len(a))
         shapes, inputs = [model.kernel(p, leaf.layer).shape for p in leaf.paths], _inputs(leaf)

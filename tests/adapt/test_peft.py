@@ -88,12 +88,21 @@ def changed(directory, **entries):
     ({"peft_type": "LOHA"}, "peft_type in .* is 'LOHA'; those that are read: LORA, IA3, PROMPT_TUNING, PREFIX_TUNING"),
     ({"bias": "all"}, "a LORA adapter with bias='all' is not one of our models"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' .* it changes the base's weights"),
+    ({"r": 7, "rank_pattern": {}}, r"is of rank \d, and its config says 7: save it again"),
+    ({"use_dora": True}, "use_dora=True, of lora_A, lora_B, lora_magnitude_vector: save it again"),
     ({"new_thing": 3}, "new_thing=3 .* we do not know what this entry does"),
 ])  # fmt: skip
 def test_settings_that_are_not_ours(entries, message, tmp_path):
     modules, params = parity.base("gpt2_lora", tmp_path / "base")
     directory = changed(parity.released("gpt2_lora", tmp_path / "theirs"), **entries)
     with pytest.raises(UserError, match=message):
+        peft.read(directory, modules, FAMILIES, params)
+
+
+def test_magnitudes_that_the_config_does_not_say_are_not_left_out(tmp_path):
+    modules, params = parity.base("clip_dora", tmp_path / "base")
+    directory = changed(parity.released("clip_dora", tmp_path / "theirs"), use_dora=False)
+    with pytest.raises(UserError, match="has lora_A, lora_B, lora_magnitude_vector, where its config says .*=False"):
         peft.read(directory, modules, FAMILIES, params)
 
 

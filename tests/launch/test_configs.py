@@ -20,6 +20,7 @@ from paradigm.capabilities import parts
 from paradigm.evaluator import Evaluator
 from paradigm.objective import Objective
 from paradigm.step import make_train_step
+from t5like import stdlib_records
 from tests.golden.update import HERE, goldens, objective_of, runs
 from tests.launch.test_docs import undocumented, undocumented_in
 
@@ -79,6 +80,7 @@ SHRINK |= {
     "bert": "layers = 1, d_model = 16, heads = 2, d_ff = 32",
     "TextRecords": "tokenizer = 'bytes', specials = ('cls','sep')",
     "TextScores": "count = 2, references = ''",
+    "MultipleChoice": "count = 4",
     "clip_vit": SHRINK["vit"].replace("patch = 4", "patch = 8"),
     "clip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
     "siglip_text": "layers = 1, d_model = 16, heads = 2, d_ff = 32, length = 16",
@@ -282,6 +284,21 @@ class OnlyChecked(Evaluator):
 
     def run(self, objective, variables, data):
         return {}, []
+
+
+@pytest.fixture(autouse=True)
+def little_to_read(monkeypatch):
+    """Records come from one file of Python's standard library, of about 10 kB, for each of twelve modules: reading all
+    took more than half of the time of a toy."""
+    every, root = stdlib_records.files, stdlib_records.root()
+
+    def few(kind):
+        chosen = {}
+        for path in sorted(every(kind), key=lambda path: abs(path.stat().st_size - 10_000)):
+            chosen.setdefault(path.relative_to(root).parts[0], path)
+        return sorted(list(chosen.values())[:12])
+
+    monkeypatch.setattr(stdlib_records, "files", few)
 
 
 def toy_of(run, tmp_path):

@@ -166,3 +166,7 @@ def test_weights_of_another_kind_of_model_are_refused_by_name(run, tmp_path):
     wanted = "hf holds a Decoder, and SpanCorruption's model is an EncoderDecoder: .*hf does not fit the model: model/"
     with pytest.raises(UserError, match=wanted):
         initial_state(program, Checkpoints(tmp_path / "none"), (Init(str(tmp_path / "hf")),))
+    wanted = r"is of another kind: it holds tower, and SpanCorruption has model \(EncoderDecoder\): .* does not fit"
+    with pytest.raises(UserError, match=wanted):  # nor a run, whose modules have other names
+        other = Init(str(tmp_path / "run"), rename=(("^model/", "tower/"),))
+        initial_state(program, Checkpoints(tmp_path / "none"), (other,))

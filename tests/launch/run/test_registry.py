@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 
-from launch.run import registry
+from launch.run import registry, slips
 from paradigm.errors import UserError
+from paradigm.optim import SGD, AdamW, Muon
+from t5like.decode.samples import GenerateSamples
 from tests.miniatures import TwoTerms
 
 GOOD = """
@@ -189,6 +191,27 @@ def test_slips_are_told_in_words_with_their_line(line, text):
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told(line, text):
     assert text in failure(GOOD + line)
+
+
+@pytest.mark.parametrize("value, said", [
+    (AdamW(1e-3, b2=1.5), "AdamW.b2 = 1.5 must be from 0 to below 1"),
+    (AdamW(1e-3, weight_decay=-0.1), "AdamW.weight_decay = -0.1 must be 0 or more"),
+    (AdamW(1e-3, eps=float("inf")), "AdamW.eps = inf must be a finite number"),
+    (Muon(adam_learning_rate=-1.0), "Muon.adam_learning_rate = -1.0 must be 0 or more"),
+    (SGD(0.1, momentum=-0.9), "SGD.momentum = -0.9 must be from 0 to 1"),
+    (GenerateSamples(temperature=-0.1), "GenerateSamples.temperature = -0.1 must be 0 or more"),
+    (GenerateSamples(top_p=0.0), "GenerateSamples.top_p = 0.0 must be above 0 and at most 1"),
+    ((GenerateSamples(), GenerateSamples(count=-1)), "GenerateSamples.count = -1 must be 0 or more"),
+])  # fmt: skip
+def test_a_number_that_no_setting_of_its_name_can_be_is_told(value, said):
+    assert list(slips.wrong_values(value)) == [said]
+
+
+def test_numbers_that_cannot_be_stop_the_parse():
+    registry.register(AdamW)
+    text = GOOD + "Experiment.optimizer = @AdamW()\nAdamW.learning_rate = 0.1\nAdamW.b1 = 1.0"
+    assert failure(text) == "AdamW.b1 = 1.0 must be from 0 to below 1"
+    parse(text, "AdamW.b1 = 0.0")
 
 
 @pytest.mark.parametrize("line", [
