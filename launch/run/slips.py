@@ -133,7 +133,7 @@ _FROM_THE_END = r"(.*_)?layer|asked_as"  # whole numbers that count from the end
 
 def wrong_values(value) -> Iterator[str]:
     """What is wrong with numbers, at any depth, that no setting of their name can have: a dropout of 1.5, a negative
-    count, infinity. A constructor says what more it wants."""
+    count, infinity. A default is its owner's to choose. A constructor says what more it wants."""
     if isinstance(value, tuple | list):
         for item in value:
             yield from wrong_values(item)
@@ -145,7 +145,7 @@ def wrong_values(value) -> Iterator[str]:
         given = getattr(value, field.name)
         if isinstance(given, bool) or not isinstance(given, int | float):
             yield from wrong_values(given)
-        elif said := _wrong_number(field.name, given):
+        elif given != field.default and (said := _wrong_number(field.name, given)):
             yield f"{type(value).__name__}.{field.name} = {given} must be {said}"
 
 

@@ -207,6 +207,12 @@ def test_a_number_that_no_setting_of_its_name_can_be_is_told(value, said):
     assert list(slips.wrong_values(value)) == [said]
 
 
+def test_a_default_is_its_owners_to_choose():
+    from_the_end = dataclasses.make_dataclass("FromTheEnd", [("shift", int, -1)], frozen=True)
+    assert not list(slips.wrong_values(from_the_end()))
+    assert list(slips.wrong_values(from_the_end(-2))) == ["FromTheEnd.shift = -2 must be 0 or more"]
+
+
 def test_numbers_that_cannot_be_stop_the_parse():
     registry.register(AdamW)
     text = GOOD + "Experiment.optimizer = @AdamW()\nAdamW.learning_rate = 0.1\nAdamW.b1 = 1.0"
