@@ -311,7 +311,7 @@ def _meta(plan, records):
 def _nothing_in(plan, records, counts):
     """{split: why} of the splits that have files and no record to use, where files say the split."""
     found = {}
-    for of in (r["broken"]["of"] for r in records):
+    for of in (r["broken"].get("of", {}) for r in records):
         for split, (count, first) in of.items():
             before = found.get(split, [0, ""])
             found[split] = [before[0] + count, before[1] or first]
