@@ -85,7 +85,7 @@ def curves(groups, key, labels, path, levels=(), unit=100.0):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (1 + 5.5 * len(groups), 4.8)
+    size = (1 + 6.5 * len(groups), 4.8)
     figure, axes = plt.subplots(1, len(groups), figsize=size, layout="constrained", sharey=True, squeeze=False)
     names = list(dict.fromkeys(name for runs in groups.values() for name in runs))
     for axis, (title, runs) in zip(axes[0], groups.items()):
@@ -97,7 +97,7 @@ def curves(groups, key, labels, path, levels=(), unit=100.0):
             axis.axhline(level, color="grey", linestyle=":", label=name)
         axis.set(title=title, **labels)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, not over them
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
