@@ -144,7 +144,8 @@ class Rewriting(HasModel):
     can = "write a text for a text"
 
     def rewrite(self, variables, inputs, sampling, seed, new):
-        """Token ids, a list of int arrays, of what is written for each of some lists of ids."""
+        """Token ids, a list of int arrays, of what is written for each of some lists of ids. sampling: or beams, see
+        t5like.decode."""
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ compete for the K best finished ones, and the best K that do not end go on. A ro
 at its present length, is no better than the worst of K finished ones.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -13,9 +14,29 @@ import jax.numpy as jnp
 
 from paradigm.errors import UserError
 from paradigm.partition import constrain
+from t5like.decode.sampled import Sampling
 from t5like.decode.steps import Reader, batch_of, fetched, until, written
 
 _NEVER = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Beams:
+    """How a text is searched for, where a Sampling would draw it token by token: arguments as of `beam_rows`."""
+
+    beams: int = 4
+    length_penalty: float = 1.0
+
+
+def chosen_by(vocab_size, temperature=0.0, top_k=None, top_p=None, beams=1, length_penalty=1.0):
+    """Beams where there is more than one, else a Sampling. Raises UserError for draws and beams at once."""
+    if beams == 1:
+        return Sampling(temperature, top_k, top_p, vocab_size)
+    if temperature:
+        raise UserError(f"beams={beams} searches and temperature={temperature:g} draws: choose one of them")
+    if beams < 1:
+        raise UserError(f"beams={beams}: follow 1 text, which is greedy, or more")
+    return Beams(beams, length_penalty)
 
 
 def _rows(tree, index, axis=0):

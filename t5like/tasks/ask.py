@@ -6,7 +6,7 @@ import numpy as np
 from paradigm.capabilities import Classified
 from paradigm.errors import UserError
 from t5like import labels as kinds
-from t5like.decode import Sampling
+from t5like.decode import chosen_by
 from t5like.tasks.base import batch_of_rows
 from t5like.tasks.evaluators import scores_of, spelt
 
@@ -93,15 +93,16 @@ def answer(objective, variables, tokenizer, labels, question, context):
     return spelt(context, objective.preprocess(row, None, 0, False)["words"], first, last)
 
 
-def rewrite(objective, variables, tokenizer, labels, texts, max_new_tokens=None, seed=0, **sampling):
+def rewrite(objective, variables, tokenizer, labels, texts, max_new_tokens=None, seed=0, **how):
     """What the model writes for each text, in a list; or for one.
 
     Args:
         texts: as the input's template makes them. max_new_tokens: None for as many as a target had. seed: of the draws.
-            sampling: temperature, top_k, top_p of t5like.decode.Sampling. The others as of `classify`.
+            how: temperature, top_k, top_p of t5like.decode.Sampling; or beams, length_penalty of its Beams. The others
+            as of `classify`.
     """
     if isinstance(texts, str):
-        return rewrite(objective, variables, tokenizer, labels, [texts], max_new_tokens, seed, **sampling)[0]
-    how = Sampling(**sampling, vocab_size=tokenizer.vocab_size)
-    found = objective.rewrite(variables, tokenizer.encode_batch(texts), how, seed, max_new_tokens) if texts else []
+        return rewrite(objective, variables, tokenizer, labels, [texts], max_new_tokens, seed, **how)[0]
+    choice = chosen_by(tokenizer.vocab_size, **how)
+    found = objective.rewrite(variables, tokenizer.encode_batch(texts), choice, seed, max_new_tokens) if texts else []
     return [tokenizer.decode(ids) for ids in found]

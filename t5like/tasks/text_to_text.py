@@ -23,7 +23,7 @@ import numpy as np
 from paradigm.capabilities import Continuing, Rewriting
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
-from t5like.decode import Sampling, decode_rows
+from t5like.decode import Beams, Sampling, beam_rows, decode_rows
 from t5like.decode.likelihood import causal_row, joined_row
 from t5like.models import Decoder, EncoderDecoder
 from t5like.objectives.base import TextObjective, text_spec
@@ -155,13 +155,16 @@ class TextToText(Rewriting, Continuing, TextTask, TextObjective):
         return loss.replace(metrics={**loss.metrics, "texts_cut": ((batch["cut"] * mask).sum(), mask.sum())})
 
     def rewrite(self, variables, inputs, sampling=None, seed=0, new=None):
-        """Token ids of what follows each of some inputs' ids, to its end or `new` (None: target_length) tokens."""
+        """Token ids of what follows each of some inputs' ids, to its end or `new` (None: target_length) tokens.
+
+        sampling: Sampling, or Beams for the best text that is found."""
         read = [self.preprocess.kept(tokens) for tokens in inputs]
         prompts, encoder = (read, None) if self.causal else ([[]] * len(read), read)
-        how = {"inputs": encoder, "prefix": self.prefix}
-        return decode_rows(
-            self, variables, prompts, new or self.target_length, sampling or Sampling(), self.known, seed, **how
-        )
+        how, new = {"inputs": encoder, "prefix": self.prefix}, new or self.target_length
+        if isinstance(sampling, Beams):
+            own = dict(beams=sampling.beams, length_penalty=sampling.length_penalty)
+            return [best for [(best, _), *_] in beam_rows(self, variables, prompts, new, self.known, **own, **how)]
+        return decode_rows(self, variables, prompts, new, sampling or Sampling(), self.known, seed, **how)
 
     def continued(self, prompt, ids):
         read = [*prompt, self.known.end]  # whole: who asks says how long it may be

@@ -13,7 +13,7 @@ from paradigm.errors import UserError, choose
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from t5like import rows, tables
-from t5like.decode import Sampling
+from t5like.decode import chosen_by
 
 _ROUGE = ("rouge_score.rouge_scorer", "RougeScorer")
 LIBRARIES = {"exact": None, "bleu": ("sacrebleu", "corpus_bleu"), "chrf": ("sacrebleu", "corpus_chrf"),
@@ -56,13 +56,14 @@ def _of_library(score):
 
 @dataclasses.dataclass(frozen=True)
 class TextScores(Evaluator):
-    """Scores of what the model writes for validation inputs, the most probable token after the other.
+    """Scores of what the model writes for validation inputs: the most probable token after the other, or as is set.
 
     scores: of exact, bleu, chrf, rouge1, rouge2, rougeL. count: texts that are written, spread evenly over the
     validation records. references: the field that holds one or several true texts; "": the target by its template.
-    shown: texts to look at. temperature, top_k, top_p, seed: see t5like.decode.Sampling.
+    shown: texts to look at. temperature, top_k, top_p, seed: see t5like.decode.Sampling. beams, length_penalty: above 1
+    beam, the best text that beam search finds (t5like/decode/beam.py).
 
-    Raises UserError for an unknown score, and for one whose library is not there.
+    Raises UserError for an unknown score, for one whose library is not there, and for draws and beams at once.
     """
 
     scores: tuple[str, ...] = ("exact",)
@@ -72,6 +73,8 @@ class TextScores(Evaluator):
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
     seed: int = 0
 
     needs = Rewriting
@@ -80,6 +83,7 @@ class TextScores(Evaluator):
         object.__setattr__(self, "scores", tuple(self.scores))  # gin gives a list
         for name in self.scores:
             choose("TextScores.scores", name, LIBRARIES)
+        self._choice(None)
 
     def check(self, objective, data):
         super().check(objective, data)
@@ -91,12 +95,11 @@ class TextScores(Evaluator):
         """({score: value}, [Artefact "written"])."""
         part, tokenizer = self.part(objective), data.tokenizer
         own, records = part.variables(variables), data.held_out(self.count, part.phase)
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
-        found = []
+        choice, found = self._choice(tokenizer.vocab_size), []
         for start in range(0, len(records), TOGETHER):
             some = [record["inputs"] for record in records[start : start + TOGETHER]]
             padded = some + [some[-1]] * (TOGETHER - len(some))
-            written = part.objective.rewrite(own, padded, sampling, self.seed + start)
+            written = part.objective.rewrite(own, padded, choice, self.seed + start)
             found += [tokenizer.decode(ids) for ids in written[: len(some)]]
         references = [self._references(record) for record in records]
         shown = [
@@ -104,6 +107,9 @@ class TextScores(Evaluator):
             for record, ours, refs in zip(records[: self.shown], found, references)
         ]
         return text_scores(found, references, self.scores), [Artefact("written", "text", "\n".join(shown))]
+
+    def _choice(self, vocab_size):
+        return chosen_by(vocab_size, self.temperature, self.top_k, self.top_p, self.beams, self.length_penalty)
 
     def _references(self, record):
         fields = record["fields"]

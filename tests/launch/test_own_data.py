@@ -118,8 +118,12 @@ def test_classes_follow_pictures(tmp_path):
         (["Experiment.evaluators = ('x',)"], "Experiment.evaluators = 'x' is no evaluator"),
         (["bert.layers = 0"], "Encoder: layers=0 must be at least 1"),
         (["bert.dropout = 2.0"], r"Encoder: dropout=2.0 must lie in \[0, 1\)"),
-        (["AdamW.learning_rate = -1.0"], "the learning rate of AdamW falls to -1: it must be 0 or more"),
-        (["AdamW.learning_rate = 1e999"], "the learning rate of AdamW is not finite: it is inf at first"),
+        (["AdamW.learning_rate = -1.0"], "AdamW.learning_rate = -1.0 must be 0 or more"),
+        (["AdamW.learning_rate = 1e999"], "AdamW.learning_rate = inf must be a finite number"),
+        (
+            ["AdamW.learning_rate = @Cosine()", "Cosine.peak = -1.0", "Cosine.warmup_steps = 0"],
+            "the learning rate of AdamW falls to -1: it must be 0 or more",
+        ),
         (["TextRecords.source = ' '"], "TextRecords.source is empty: name a file, a folder or another source"),
         (
             ["TextRecords.columns = 'text'"],

@@ -12,6 +12,7 @@ from launch.run.experiment import bound
 from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
 from paradigm.step import init_state
+from t5like.decode import beam_rows
 from t5like.tokenizers import ByteTokenizer
 
 BASES = {"bert": "MaskedLM", "gpt": "NextToken", "t5": "SpanCorruption"}
@@ -129,6 +130,16 @@ def test_a_task_begins_with_the_base_and_answers_in_a_notebook(task, model, base
     else:
         wanted = run.rewrite(["w1 bark now", "a"])
         assert len(wanted) == 2 and run.rewrite("a") == wanted[1] == run.generate("a")
+        part, variables = run.objective, run.variables()
+        read = [part.preprocess.kept(run.tokenizer.encode("w1 bark now"))]
+        given = dict(inputs=read) if model == "t5" else {}
+        prompts = [[]] if given else read
+        [[(best, score), (_, worse)]] = beam_rows(
+            part, variables, prompts, 5, part.known, beams=3, n_best=2, prefix=part.prefix, **given
+        )
+        assert run.rewrite("w1 bark now", beams=3, max_new_tokens=5) == run.tokenizer.decode(best) and score >= worse
+        with pytest.raises(UserError, match="beams=3 searches and temperature=1 draws"):
+            run.rewrite("a", beams=3, temperature=1.0)
     assert all(np.isfinite(value) for value in finished.metrics.values())
 
 
