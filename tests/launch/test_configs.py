@@ -307,9 +307,11 @@ def toy_of(run, tmp_path):
     corpus.mkdir()
     for i in range(8):
         (corpus / f"{i}.txt").write_text(f"The {i}th small cat sat on the mat and looked at the dog. " * 30)
-    used = registry.parse([run]) and set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
+    whole = registry.parse([run])
+    used = set(re.findall(r"^(\w+)\.\w+ =", registry.operative_config(), re.MULTILINE))
     params = [f"{name}.{line}" for name in SHRINK if name in used for line in re.split(r", (?=\w+ =)", SHRINK[name])]
     text = [f"TextData.source = '{corpus}'"] if "TextData" in used else []
+    text += ["Experiment.microbatches = 2"] if whole.microbatches > 2 else []  # of eight rows on four devices
     if (
         "TextData" in used and "'wordpiece:" in registry.operative_config()
     ):  # which has these by itself; a toy's text is of bytes
