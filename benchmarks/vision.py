@@ -197,14 +197,13 @@ def report(root, sets):
                 lines += ["![k-NN accuracy while training](vision.png)", "", *ranks(root, data)]
     for study in STUDIES:
         keys = PROBES | ({"finetune": "fine-tune"} if study.finetune else {})
-        there = {title: run for title, run in study.rows.items() if values(root, sets[0], run, "knn")}
-        if len(there) > 1:
-            lines += [f"### {study.title}", "", *study.text, "", *compared(root, sets[0], study.first, there, keys)]
+        if shown := compared(root, sets[0], study.first, study.rows, keys, least=2):
+            lines += [f"### {study.title}", "", *study.text, "", *shown]
     return "\n".join(lines)
 
 
-def compared(root, data, first, rows, keys):
-    """A table of the runs that are there: {first cell: run}. keys: {score: its column}. [] of none."""
+def compared(root, data, first, rows, keys, least=1):
+    """A table of the runs that are there: {first cell: run}. keys: {score: its column}. [] of fewer than `least`."""
     _, unit = cost(data, "supervised")
     lines = []
     for title, run in rows.items():
@@ -212,7 +211,7 @@ def compared(root, data, first, rows, keys):
             views, share = ("", 0) if run.startswith(UNTRAINED) else cost(data, run, unit)
             cells = [cell(values(root, data, run, key)) for key in keys]
             lines.append([title, str(count), views, f"{share:.2g}", *cells])
-    return table([first, "n", "views", "compute", *keys.values()], lines) if lines else []
+    return table([first, "n", "views", "compute", *keys.values()], lines) if len(lines) >= least else []
 
 
 def ranks(root, data):

@@ -1,10 +1,10 @@
 """Text out of a model: greedy, sampled and beam decoding with a cache, likelihoods of given texts, `infill` and
 `generate`, and two evaluators that show them."""
 
-from t5like.decode.beam import Beams as Beams
 from t5like.decode.beam import beam_rows as beam_rows
 from t5like.decode.beam import beam_search as beam_search
 from t5like.decode.beam import chosen_by as chosen_by
+from t5like.decode.beam import write_rows as write_rows
 from t5like.decode.blanks import spans_of as spans_of
 from t5like.decode.likelihood import Score as Score
 from t5like.decode.likelihood import score as score

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from paradigm.errors import UserError
 from paradigm.partition import constrain
-from t5like.decode.sampled import Sampling
+from t5like.decode.sampled import Sampling, decode_rows
 from t5like.decode.steps import Reader, batch_of, fetched, until, written
 
 _NEVER = -1e9
@@ -30,8 +30,9 @@ class Beams:
 
 def chosen_by(vocab_size, temperature=0.0, top_k=None, top_p=None, beams=1, length_penalty=1.0):
     """Beams where there is more than one, else a Sampling. Raises UserError for draws and beams at once."""
+    sampling = Sampling(temperature, top_k, top_p, vocab_size)
     if beams == 1:
-        return Sampling(temperature, top_k, top_p, vocab_size)
+        return sampling
     if temperature:
         raise UserError(f"beams={beams} searches and temperature={temperature:g} draws: choose one of them")
     if beams < 1:
@@ -151,3 +152,13 @@ def beam_rows(
     found = fetched(beam_search, len(prompts), count, *fixed)
     texts, scores = (x[: len(prompts), :n_best] for x in found)
     return [[(until(row, vocabulary.end), float(score)) for row, score in zip(*one)] for one in zip(texts, scores)]
+
+
+def write_rows(objective, variables, prompts, new, how, vocabulary, seed=0, inputs=None, prefix=False):
+    """What is written behind each prompt, a list of int arrays without eos: drawn by a Sampling, or the best that Beams
+    find. Arguments as of `decode_rows`."""
+    given = {"inputs": inputs, "prefix": prefix}
+    if isinstance(how, Sampling):
+        return decode_rows(objective, variables, prompts, new, how, vocabulary, seed, **given)
+    found = beam_rows(objective, variables, prompts, new, vocabulary, how.beams, how.length_penalty, **given)
+    return [best for [(best, _), *_] in found]

@@ -7,7 +7,7 @@ import numpy as np
 
 from paradigm.capabilities import Infilling
 from paradigm.errors import UserError
-from t5like.decode.beam import Beams, beam_rows, chosen_by
+from t5like.decode.beam import chosen_by, write_rows
 from t5like.decode.blanks import BySentinels
 from t5like.decode.sampled import Sampling, decode_rows
 from t5like.models import Decoder, EncoderDecoder
@@ -99,11 +99,7 @@ def generate(
     _check(objective.model, Decoder, tokenizer, "generate")
     ids = tokenizer.encode(prompt)
     how, v = chosen_by(tokenizer.vocab_size, temperature, top_k, top_p, beams, length_penalty), tokenizer.vocabulary
-    if isinstance(how, Beams):
-        own = dict(beams=how.beams, length_penalty=how.length_penalty, prefix=prefix)
-        [[(found, _), *_]] = beam_rows(objective, variables, [ids], max_new_tokens, v, **own)
-    else:
-        (found,) = decode_rows(objective, variables, [ids], max_new_tokens, how, v, seed, prefix=prefix)
+    (found,) = write_rows(objective, variables, [ids], max_new_tokens, how, v, seed, prefix=prefix)
     return tokenizer.decode(np.r_[ids, found])
 
 

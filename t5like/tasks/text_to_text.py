@@ -23,7 +23,7 @@ import numpy as np
 from paradigm.capabilities import Continuing, Rewriting
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, rows_spec
-from t5like.decode import Beams, Sampling, beam_rows, decode_rows
+from t5like.decode import Sampling, write_rows
 from t5like.decode.likelihood import causal_row, joined_row
 from t5like.models import Decoder, EncoderDecoder
 from t5like.objectives.base import TextObjective, text_spec
@@ -160,11 +160,9 @@ class TextToText(Rewriting, Continuing, TextTask, TextObjective):
         sampling: Sampling, or Beams for the best text that is found."""
         read = [self.preprocess.kept(tokens) for tokens in inputs]
         prompts, encoder = (read, None) if self.causal else ([[]] * len(read), read)
-        how, new = {"inputs": encoder, "prefix": self.prefix}, new or self.target_length
-        if isinstance(sampling, Beams):
-            own = dict(beams=sampling.beams, length_penalty=sampling.length_penalty)
-            return [best for [(best, _), *_] in beam_rows(self, variables, prompts, new, self.known, **own, **how)]
-        return decode_rows(self, variables, prompts, new, sampling or Sampling(), self.known, seed, **how)
+        how = {"inputs": encoder, "prefix": self.prefix}
+        new, sampling = new or self.target_length, sampling or Sampling()
+        return write_rows(self, variables, prompts, new, sampling, self.known, seed, **how)
 
     def continued(self, prompt, ids):
         read = [*prompt, self.known.end]  # whole: who asks says how long it may be
