@@ -15,7 +15,8 @@ and test.jsonl; --parallel is a table with columns en and sv, --summaries SciTLD
 whose data are not given is left out. Each run is an ordinary one: `launch.train` on a file of runs/small with one of
 gin_configs/adapt. A method's rate is the best of its own on a validation split with 10 % of the labels, CLINC150's
 for texts and EuroSAT's for pictures; scores are of the test splits. docs/results/adaptation.md and the picture beside
-it are written anew after each run, of what has run so far; --part=none writes them alone.
+it are written anew after each run, of what has run so far; --part=none writes them alone. What the page has of runs on
+another machine stays.
 """
 
 import dataclasses

@@ -22,7 +22,8 @@ def write(out, work, cells, rates, found):
     out.mkdir(parents=True, exist_ok=True)
     runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
     forgets = {method: work.forgotten(run, ENCODER, method) for method, run in runs.items() if run is not None}
-    picture(found, out / "adaptation.png")
+    if any(run is not None for (task, *_), run in found.items() if task is INTENTS):
+        picture(found, out / "adaptation.png")
     save(out / "adaptation.md", report(work, cells, rates, found, forgets))
 
 
@@ -34,7 +35,6 @@ def scores(found, task, model, method, share, metric):
 
 def report(work, cells, rates, found, forgets):
     """The page, as markdown."""
-    seeds = max((key[-1] for key, run in found.items() if run is not None), default=0) + 1
     lines = [
         "# What an adaptation keeps of a pre-trained model, and what it costs",
         "",
@@ -42,7 +42,7 @@ def report(work, cells, rates, found, forgets):
         "From scratch is the same model, drawn. A row's rate is the best of two or three on a validation split with",
         "a tenth of the labels: of CLINC150 on the first model of text, of EuroSAT on the first of pictures. Scores",
         "are of the test splits (of CLINC150's a fixed sample of 1,280), in percent but for BLEU and chrF:",
-        f"{'one seed' if seeds == 1 else f'{seeds} seeds'}, the mean and the standard deviation of several.",
+        "the mean and the standard deviation where a part has several seeds.",
         "The models of text have no biases: for BitFit they are given some, 0 at first, which changes nothing.",
         LINE,
         f"Hardware: {processor()}, 2 cores, float32. Bases may have been trained elsewhere.",
@@ -51,11 +51,13 @@ def report(work, cells, rates, found, forgets):
         "",
         *bases(work, cells),
     ]
-    there = {(task, model, share) for (task, model, _, share, _), run in found.items() if run is not None}
     for part, title, what in SECTIONS:
-        if there & set(cells[part]):
-            lines += [f"## {title}", "", *what, "", *section(part, work, cells, rates, found, forgets)]
-    return "\n".join([*lines, "![accuracy by labels seen](adaptation.png)", ""])
+        there = {seed for (*cell, _, share, seed), run in found.items() if run and (*cell, share) in cells[part]}
+        if there:
+            count = f"{len(there)} seed{'s' * (len(there) > 1)}."
+            lines += [f"## {title}", "", *what, count, "", *section(part, work, cells, rates, found, forgets)]
+            lines += ["![accuracy by labels seen](adaptation.png)", ""] if part == "labels" else []
+    return "\n".join(lines)
 
 
 SECTIONS = (

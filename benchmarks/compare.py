@@ -1,5 +1,6 @@
 """What comparisons of objectives share: ordinary runs by the command line, kept results, cells of tables, curves."""
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -69,9 +70,54 @@ NOTES = "\n## Notes\n"  # the last heading of a page, below which a person write
 
 
 def save(page, text):
-    """Writes a page anew, but for the notes that a person has put below it."""
-    _, heading, notes = page.read_text().partition(NOTES) if page.exists() else ("", "", "")
-    page.write_text(text + heading + notes)
+    """Writes a page anew. What it has and the new text lacks stays: sections, rows and cells of runs that lie on
+    another machine, and the notes that a person has put below."""
+    old, heading, notes = page.read_text().partition(NOTES) if page.exists() else ("", "", "")
+    page.write_text(joined(old, text) + heading + notes)
+
+
+def joined(old, new):
+    """`new`, and of `old` what it lacks: sections by heading, rows of tables by their first cell, cells that are empty.
+    A table whose columns have changed is the new one alone; what is to go, a person takes out of the page."""
+    before, sections = _sections(old), _sections(new)
+    for heading in before.keys() & sections.keys():
+        tables = {lines[0]: lines for kind, lines in _blocks(before[heading]) if kind}
+        blocks = [_rows(tables.get(lines[0], []), lines) if kind else lines for kind, lines in
+                  _blocks(sections[heading])]  # fmt: skip
+        sections[heading] = [line for lines in blocks for line in lines]
+    return "\n".join(line for lines in _both(before, sections).values() for line in lines)
+
+
+def _both(old, new):
+    """The items of both, `new`'s where both have one; what `old` has alone stays behind what it stood behind."""
+    order, last = list(new), None
+    for key in old:
+        if key not in new:
+            order.insert(order.index(last) + 1 if last is not None else 0, key)
+        last = key
+    return {key: new.get(key, old.get(key)) for key in order}
+
+
+def _sections(text):
+    """{heading, "" of what stands before the first: its lines}."""
+    sections, heading = {}, ""
+    for line in text.split("\n"):
+        heading = line if line.startswith("#") else heading
+        sections.setdefault(heading, []).append(line)
+    return sections
+
+
+def _blocks(lines):
+    """[(whether these are a table, lines)]."""
+    return [(kind, list(block)) for kind, block in itertools.groupby(lines, lambda line: line.startswith("|"))]
+
+
+def _rows(old, new):
+    """Lines of a table, with the rows and cells that only `old` has."""
+    cells = lambda lines: {row[0]: row for row in (line[2:-2].split(" | ") for line in lines[2:])}
+    before, rows = cells(old), cells(new)
+    rows = {key: [x or y for x, y in zip(row, before.get(key, row))] for key, row in rows.items()}
+    return [*new[:2], *(f"| {' | '.join(row)} |" for row in _both(before, rows).values())]
 
 
 def curves(groups, key, labels, path, levels=(), unit=100.0):

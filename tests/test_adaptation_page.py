@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from benchmarks import adaptation_data, adaptation_page
+from benchmarks import adaptation_data, adaptation_page, compare
 from benchmarks.adaptation_cells import CELLS, ENCODER, INTENTS, LAND, METHODS, PICTURES, TUNED
 from launch.results import runs
 
@@ -49,6 +49,21 @@ def test_records_of_requests_and_summaries(tmp_path):
     assert lines(tmp_path / "test" / "scitldr" / "valid.jsonl") == [
         {"abstract": "One. Two.", "summary": "A", "all": ["A", "B"]}
     ]
+
+
+def test_what_a_page_has_of_other_runs_stays(tmp_path):
+    page = lambda *rows: ["| run | knn | tuned |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    old = ["# Page", "", "old words", "", "## A", "", *page(("mae", "1", "5"), ("dino", "2", ""), ("beit", "3", "4")),
+           "## B", "", "of another machine", "", "## C", "", *page(("x", "1", "2"))]  # fmt: skip
+    new = ["# Page", "", "new words", "", "## A", "", *page(("mae", "9", ""), ("beit", "8", "7"), ("vq", "6", "")),
+           "## C", "", "| run | other |", "|---|---|", "| y | 3 |", ""]  # fmt: skip
+    (tmp_path / "page.md").write_text("\n".join(old) + "\n## Notes\n\nby hand\n")
+    compare.save(tmp_path / "page.md", "\n".join(new))
+    rows = page(("mae", "9", "5"), ("dino", "2", ""), ("beit", "8", "7"), ("vq", "6", ""))
+    wanted = [*new[:6], *rows, *old[12:16], *new[12:]]
+    assert (tmp_path / "page.md").read_text() == "\n".join(wanted) + "\n## Notes\n\nby hand\n"
+    compare.save(tmp_path / "page.md", "\n".join(new))  # and once more changes nothing
+    assert (tmp_path / "page.md").read_text() == "\n".join(wanted) + "\n## Notes\n\nby hand\n"
 
 
 def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
