@@ -119,6 +119,6 @@ def test_impossible_ratios_and_sizes():
     with pytest.raises(UserError, match="MAE: an image of 18 x 18 does not divide .* an image_size such as 16"):
         mae(augment=Augment(18), encoder=tiny.encoder().clone(image_size=18))
     with pytest.raises(UserError, match="MAE: a crop of 16 pixels is larger than the pictures of 12: make the crop"):
-        _ = mae(host_image_size=12).preprocess
+        mae(host_image_size=12).batch_spec(8)
     with pytest.raises(UserError, match="MAE: views of 8 pixels, but the encoder reads 16"):
         mae(augment=Augment(8))

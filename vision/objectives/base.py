@@ -110,10 +110,10 @@ class ImageObjective(ImageFeatures, Objective):
 
     @property
     def preprocess(self):
-        self.check_crops()
         return PreprocessImage(self.host_image_size, self.encoder.channels)
 
     def batch_spec(self, batch_size, phase=MAIN):
+        self.check_crops()
         image = (batch_size, self.host_image_size, self.host_image_size, self.encoder.channels)
         return {
             "image": jax.ShapeDtypeStruct(image, jnp.uint8),
