@@ -14,6 +14,7 @@ import pytest
 from paradigm import attention, attention_kernels, cudnn, splash
 from paradigm.attention import AttentionMask, DistanceBias, pad_bias
 from paradigm.errors import UserError
+from paradigm.testing import assert_trees_close
 from paradigm.transformer import Stack
 
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 2, 2, 2, 2, 2, 2, 0, 0]])
@@ -323,8 +324,7 @@ def test_a_stack_in_blocks_is_the_stack(monkeypatch, positions):
     with attention_kernels.use("auto") as picked:
         blocks = run()
     assert list(picked) == ["blocks: the device is a cpu"]
-    for a, b in zip(jax.tree.leaves(blocks), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert_trees_close(blocks, plain, 2e-6)
 
 
 def test_a_bias_by_distance_is_padded_as_an_array_is():
