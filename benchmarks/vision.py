@@ -11,6 +11,7 @@ after every run, of all that is there by then.
 """
 
 import dataclasses
+import functools
 import json
 import re
 import statistics
@@ -128,12 +129,14 @@ def bindings(data, run):
     return variant(run).bindings
 
 
+@functools.cache
 def setting(data, run):
     """The Experiment of a run."""
     own = [*data.bindings, *bindings(data, run), *GIN_PARAM.value]
     return bound(registry.parse([f"runs/small/{variant(run).run}.gin"], own), classes=range(CLASSES))
 
 
+@functools.cache
 def cost(data, run, unit=1.0):
     """(its views of a picture, in words; model FLOPs of all its steps, as a share of `unit`)."""
     experiment = setting(data, run)

@@ -67,8 +67,7 @@ def pytest_collection_finish(session):
 def little_memory_of_other_modules():
     """What is compiled is most of a worker's memory; the next file needs the same small programs again."""
     yield
-    gc.collect()
-    if _resident() > MOST:
+    if _resident() > MOST:  # to look for garbage takes a second with as many objects as there are by then
         jax.clear_caches()
         gc.collect()
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import multimodal, vision
+from benchmarks import compare, multimodal, vision
 from paradigm.errors import UserError
 
 STEPS = (100, 200)
@@ -13,7 +13,8 @@ STEPS = (100, 200)
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
-    """run(module, **flags): the command, with training and evaluation that give a number for each name at once."""
+    """run(module, **flags): the command, with training and evaluation that give a number for each name at once, and
+    pictures that hold none."""
     calls = []
 
     def train(run, workdir, bindings):
@@ -45,6 +46,7 @@ def bench(monkeypatch, tmp_path):
             monkeypatch.setattr(module, name, SimpleNamespace(value=value), raising=False)
         monkeypatch.setattr(module, "train", train)
         monkeypatch.setattr(module, "evaluate", evaluate)
+        monkeypatch.setattr(module, "curves", lambda groups, key, labels, path, *_, **__: path.write_bytes(b""))
         calls.clear()
         module.main([])
         page = next((tmp_path / "out").glob(f"{module.__name__.split('.')[1]}.md")).read_text()
@@ -114,3 +116,19 @@ def test_the_page_of_pairs(bench):
 def test_an_unknown_objective_is_named(bench, module):
     with pytest.raises(UserError, match="--only=made_up: choose from"):
         bench(module, ONLY=["made_up"])
+
+
+def test_a_curve_is_the_mean_of_its_seeds_in_percent(tmp_path):
+    for seed, first in ((0, 0.25), (1, 0.75)):
+        (tmp_path / str(seed)).mkdir()
+        rows = ({"step": 100, "valid/knn": first}, {"step": 150, "train/loss": 1.0}, {"step": 200, "valid/knn": 0.5})
+        (tmp_path / str(seed) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = []
+    axis = SimpleNamespace(
+        plot=lambda *xy, **_: drawn.append(xy), fill_between=lambda x, low, high, **_: drawn.append((low, high))
+    )
+    seeds = [tmp_path / "0", tmp_path / "1"]
+    compare.curve(axis, seeds, "knn", 100.0, label="mae", color="C0")
+    assert drawn == [([100, 200], [50.0, 50.0]), ([25.0, 50.0], [75.0, 50.0])]
+    compare.curves({"hidden": {"mae": seeds}, "views": {"dino": seeds[:1]}}, "knn", {}, tmp_path / "x.png", {"none": 9})
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
