@@ -156,6 +156,7 @@ def open_run(workdir, step=None):
     return checkpoints, found
 
 
+@functools.cache
 def versions():
     """Python's and those of the packages that decide the numbers."""
     found = {"python": platform.python_version()}

@@ -42,7 +42,12 @@ def golden(run: str) -> pathlib.Path:
 
 
 def dump(run: str) -> list[str]:
-    return [f"{name}: {value}\n" for name, value in flatten(bound(registry.parse([run]))).items()]
+    """One setting a line, whatever lies on this machine: the vocabulary of a run elsewhere stays unknown."""
+    experiment = registry.parse([run])
+    read = str(getattr(experiment.data, "tokenizer", ""))
+    if not any(read.startswith(f"{source.path}/") for source in experiment.init):
+        experiment = bound(experiment)
+    return [f"{name}: {value}\n" for name, value in flatten(experiment).items()]
 
 
 def goldens() -> dict[pathlib.Path, str]:
