@@ -60,18 +60,20 @@ class Prototypes(nn.Module):
     """Unit vectors [..., D] -> (scores [..., count], {}): cosines with learned prototypes, in float32.
 
     Parameters kernel [D, count], read as unit vectors whatever its columns' length; with scaled=True scale [count],
-    what the cosines are multiplied by, 1 at first (PyTorch's weight_norm: DINO's norm_last_layer=False).
+    what the cosines are multiplied by, 1 at first (PyTorch's weight_norm: DINO's norm_last_layer=False). std: of the
+    kernel's normal initialiser, which decides how fast the vectors turn.
     """
 
     count: int
     scaled: bool = False
     dtype: Any = jnp.float32
+    std: float = 1.0
 
     @nn.compact
     def __call__(self, x, fixed=False):
         """fixed: bool [], traced perhaps: no gradient reaches the prototypes in this step."""
         held = lambda w: jnp.where(fixed, jax.lax.stop_gradient(w), w)
-        kernel = self.param("kernel", nn.initializers.normal(1.0), (x.shape[-1], self.count), jnp.float32)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.count), jnp.float32)
         unit = l2_normalize(held(kernel).T).T.astype(self.dtype)
         scores = jnp.einsum("...d,dk->...k", x.astype(self.dtype), unit, preferred_element_type=jnp.float32)
         if self.scaled:

@@ -45,6 +45,7 @@ class ViT(Architecture, kw_only=True):
     registers: tokens without a position that are read by nobody afterwards (Darcet et al. 2023, section 2.2).
     mask_token: whether there is one, to stand for patches that are not to be seen (`mask` below; BEiT, SimMIM).
     token_std: of these tokens at first; 0.02 in MAE, 1e-6 in MoCo v3 and DINOv2.
+    scaled_init: see Stack; BEiT divides on residual branches, DINO, iBOT and I-JEPA do not.
     remat, scan: see Stack.
     """
 
@@ -64,6 +65,7 @@ class ViT(Architecture, kw_only=True):
     registers: int = 0
     mask_token: bool = False
     token_std: float = 0.02
+    scaled_init: bool = True
     remat: str = "none"
     scan: bool = True
 
@@ -82,7 +84,8 @@ class ViT(Architecture, kw_only=True):
     @nn.nowrap
     def stack(self, **changes):
         """The blocks; with changes, others of the same kind: a decoder's."""
-        how = {"positions": "none", "layers": self.layers, "remat": self.remat, "scan": self.scan}
+        own = {name: getattr(self, name) for name in ("layers", "scaled_init", "remat", "scan")}
+        how = {"positions": "none", **own}
         return Stack(**self.shared(**how) | changes)
 
     @nn.compact

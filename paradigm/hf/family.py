@@ -17,7 +17,7 @@ from paradigm.storage import expand
 
 # Fields of a module that say how it is initialised, trained or compiled, and not what it computes.
 FREE = frozenset(
-    "init_std embed_std position_std token_std dropout_style drop_path dtype remat scan parent name".split()
+    "init_std embed_std position_std token_std scaled_init dropout_style drop_path dtype remat scan parent name".split()
 )
 # Fields of an Architecture that may be None, or that nothing reads, as what they come to.
 MEANING = {

@@ -116,7 +116,6 @@ def _family(title, kind, architecture, post):
         _model(post),
         _config(kind, architecture, post),
         _leaves(post),
-        free=frozenset({"scaled_init"}),
         irrelevant=_IRRELEVANT,
         ignored=r"model\.(encoder|decoder)\.version",
     )

@@ -112,7 +112,6 @@ def _renamed(name):
 
 
 HOW = {
-    "free": frozenset({"scaled_init"}),
     "meaning": {"head_activation": lambda model: model.head_activation or model.activation},
 }
 BERT = text_family(

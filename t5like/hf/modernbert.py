@@ -127,7 +127,7 @@ MODERNBERT = text_family(
     _model,
     _config,
     _leaves,
-    free=frozenset({"max_length", "scaled_init", "dropout"}),
+    free=frozenset({"max_length", "dropout"}),
     meaning={"head_activation": lambda m: m.head_activation or m.activation},
     irrelevant=(
         *("max_position_embeddings", "initializer_cutoff_factor", "deterministic_flash_attn", "reference_compile"),

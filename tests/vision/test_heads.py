@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.compiled import compiled
-from vision.heads import Head, embedding_std, l2_normalize
+from vision.heads import Head, Prototypes, embedding_std, l2_normalize
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
@@ -46,6 +46,16 @@ def test_unit_vectors():
     np.testing.assert_allclose(l2_normalize(X), X / np.linalg.norm(X, axis=-1, keepdims=True), rtol=1e-6)
     at_zero = jax.jacobian(l2_normalize)(jnp.zeros((1, 4)))
     assert np.isfinite(at_zero).all() and l2_normalize(jnp.ones((1, 4), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_shorter_prototypes_give_the_same_scores_and_turn_faster():
+    short, long = Prototypes(5, std=0.1), Prototypes(5)
+    variables = [compiled(head.init, jax.random.key(0), X) for head in (short, long)]
+    np.testing.assert_allclose(variables[0]["params"]["kernel"], 0.1 * variables[1]["params"]["kernel"], rtol=1e-5)
+    score = lambda head, own: compiled(head.apply, own, X)[0]
+    np.testing.assert_allclose(score(short, variables[0]), score(long, variables[1]), atol=1e-5)
+    turn = lambda head, own: jax.grad(lambda own: head.apply(own, X)[0][0, 0])(own)["params"]["kernel"]
+    np.testing.assert_allclose(turn(short, variables[0]), 10 * turn(long, variables[1]), rtol=1e-3, atol=1e-6)
 
 
 def test_spread_is_zero_for_a_collapse_and_one_for_the_sphere():

@@ -271,6 +271,17 @@ def test_initialisers():
     assert not any(np.abs(x).max() for n, x in leaves.items() if n.endswith("bias"))
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_normal_initialiser_may_be_smaller_on_residual_branches(scaled):
+    """A half of 0.02 with two layers, or DINO's 0.02 everywhere."""
+    model = vit("s", 32, 8, layers=2, init_std=0.02, scaled_init=scaled)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    layers = params["blocks"]["layers"]
+    for x in (layers["attention"]["out"]["kernel"], layers["mlp"]["down"]["kernel"]):
+        assert x.std() == pytest.approx(0.01 if scaled else 0.02, rel=0.03)
+    assert layers["mlp"]["up"]["kernel"].std() == pytest.approx(0.02, rel=0.03)
+
+
 # Parameters without a head, in millions: Dosovitskiy et al. 2021, table 1 (86, 307, 632), Touvron et al. 2021, table 1
 # (5 and 22 with theirs), Zhai et al. 2022, table 2 (1011 and 1843), all of images of 224.
 @pytest.mark.parametrize(

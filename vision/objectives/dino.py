@@ -34,8 +34,9 @@ class DINO(MultiCrop):
     teacher_temperature: Linear(peak=0.04, final=0.07) over the first 30 epochs in the long runs. centre_momentum: see
     above. centring: mean or sinkhorn. hidden, head_layers, bottleneck: of the head. head_std: of its kernels at first,
     the official 0.02 for layers of 2048; None is fan_in ** -0.5, for narrow layers, which 0.02 leaves with outputs
-    that biases soon drown. scaled: prototypes have a learned length (norm_last_layer=False, as for ViT-S).
-    freeze_steps: an epoch. Views: dino_views.
+    that biases soon drown. prototypes_std: of the prototypes at first; they are read as unit vectors, and the shorter
+    they are, the faster they turn (the official nn.Linear's is (3 * bottleneck) ** -0.5). scaled: prototypes have a
+    learned length (norm_last_layer=False, as for ViT-S). freeze_steps: an epoch. Views: dino_views.
 
     The teacher has no dropout and no stochastic depth.
     """
@@ -49,6 +50,7 @@ class DINO(MultiCrop):
     head_layers: int = 3
     bottleneck: int = 256
     head_std: float | None = 0.02
+    prototypes_std: float = 1.0
     scaled: bool = False
     freeze_steps: int = 0
 
@@ -85,7 +87,7 @@ class DINO(MultiCrop):
             head = Head(widths, norm=False, activation="gelu_exact", std=self.head_std, dtype=dtype)
             found[f"{name}projector"] = (head, jnp.zeros((1, self.width_read(name))))
             found[f"{name}prototypes"] = (
-                Prototypes(self.prototypes, self.scaled, dtype), jnp.zeros((1, self.bottleneck))
+                Prototypes(self.prototypes, self.scaled, dtype, self.prototypes_std), jnp.zeros((1, self.bottleneck))
             )  # fmt: skip
         return found
 
