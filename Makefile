@@ -4,6 +4,8 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 WORKDIR ?= workdirs/demo
 ADAPT ?= workdirs/adapt
+# Of the tests, on two cores: one always waits for a disk, a store or a process.
+WORKERS ?= 3
 
 .PHONY: venv demo demo-adapt test test-all lint golden parity clean
 
@@ -43,10 +45,10 @@ demo-adapt: venv  # pre-trains an encoder, adapts it in three ways, and puts the
 	@echo '      --grid=gin_file=adapt/full.gin,adapt/lora.gin --grid=TextRecords.fraction=0.003,0.03    # with ten times the labels'
 
 test: venv
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-all: venv  # slow tests too, compiled as a run is
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -40,9 +40,10 @@ flags.FLAGS.mark_as_parsed()  # grain and absl.logging read flags; pytest never 
 
 
 # A file is one worker's: what takes a minute and more begins first, or one worker works alone at the end.
-LONGEST = ("launch/test_configs", "launch/run/test_two_processes", "t5like/test_contract", "vision/test_beit",
-           "multimodal/test_contract", "vision/test_multi_crop", "launch/run/test_resume", "adapt/test_methods",
-           "launch/storage/test_gcs")  # fmt: skip
+LONGEST = ("launch/test_configs", "launch/storage/test_gcs", "adapt/test_methods", "launch/run/test_two_processes",
+           "multimodal/test_contract", "multimodal/test_captioners", "vision/test_beit", "launch/test_tasks",
+           "paradigm/test_transformer", "t5like/test_sentences", "t5like/test_contract", "launch/run/test_loop",
+           "vision/test_multi_crop", "launch/run/test_resume")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -99,11 +99,11 @@ def train(workdir, task, model, base, source, *params):
     "task, model",
     [
         ("TextClassification", "bert"),
-        ("TextClassification", "gpt"),
+        pytest.param("TextClassification", "gpt", marks=pytest.mark.slow),
         ("TokenTagging", "bert"),
         ("SpanQA", "bert"),
         ("TextToText", "t5"),
-        ("TextToText", "gpt"),
+        pytest.param("TextToText", "gpt", marks=pytest.mark.slow),
     ],
 )
 def test_a_task_begins_with_the_base_and_answers_in_a_notebook(task, model, bases, source, tmp_path, capsys):

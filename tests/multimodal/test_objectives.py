@@ -249,7 +249,7 @@ def test_clip_normalises_before_its_blocks():
 # ---- Locked towers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_locked_tower_does_not_move(microbatches):
     """Neither by its gradient nor by weight decay; all else does."""
     objective, optimizer = tiny.clip(), AdamW(1e-2, weight_decay=0.1)
@@ -276,7 +276,7 @@ def test_the_file_that_locks_the_image_tower_freezes_all_of_it():
     assert names(state.params) == [name for name in every if not name.startswith("encoder/")]
 
 
-@pytest.mark.parametrize("locked", [("encoder",), ("text", "text_head")])
+@pytest.mark.parametrize("locked", [("encoder",), pytest.param(("text", "text_head"), marks=pytest.mark.slow)])
 def test_locked_parameters_get_no_gradient(locked):
     """The others have the gradient that they would have without."""
     objective, optimizer = tiny.siglip(), contract.UnitStep()

@@ -60,7 +60,7 @@ def pairs(objective, p, z, text):
     return total / REAL
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["silc", pytest.param("silc_sigmoid", marks=pytest.mark.slow)])
 def test_the_loss_is_the_papers(name):
     """In value and gradient: two global views and two local ones, the teacher sees the first, the student the last."""
     objective = KINDS[name](distillation=0.5)

@@ -40,7 +40,7 @@ def test_matrices_are_stored_in_half_and_all_else_is_not():
     assert {str(x.dtype) for x in jax.tree.leaves(state.extra["ema"])} == {"float32"}
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_step_from_bfloat16_is_that_from_float32(parts):
     """From the same values: loss and norm of the gradient to bfloat16's rounding of gradients, new parameters within a
     neighbour, and the same bits each time."""

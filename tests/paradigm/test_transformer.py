@@ -131,8 +131,11 @@ def test_unrolled_compiles_to_no_loop():
     assert "stablehlo.while" in lowered(stack()) and "stablehlo.while" not in lowered(stack(scan=False))
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize(
+    "remat, scan",
+    [("full", True), ("dots", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("full", False),
+                                                                                               ("dots", True)))],
+)  # fmt: skip
 def test_remat_changes_nothing_but_what_is_kept(remat, scan):
     plain, again = stack(scan=scan, dropout=0.2), stack(scan=scan, remat=remat, dropout=0.2)
     params, keys = params_of(plain), rng.per_example(jax.random.key(4), jnp.zeros((3, 2), jnp.uint32))

@@ -133,7 +133,9 @@ def test_it_equals_the_run_on_a_disk(emulator, whole):
     assert names == [name.removeprefix("plain/") for name in emulator.names("plain/") if "/state/" not in name]
 
 
-@pytest.mark.parametrize("step", [2, 5, 9, pytest.param(11, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[pytest.mark.slow] * (step in (2, 11))) for step in (2, 5, 9, 11)]
+)
 def test_killed_and_gone_on(emulator, whole, step, monkeypatch):
     """At 2 nothing is saved yet; at 5 and 11 rows after the checkpoint were lost with the machine; 9 is being saved."""
     url = f"gs://bucket/killed{step}"
@@ -202,7 +204,10 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+# How a whole file is told from a damaged one is the manifest's, and tried on a disk (test_checkpoint.py).
+@pytest.mark.parametrize(
+    "damage", [pytest.param(d, marks=[pytest.mark.slow] * (d in ("manifest_cut", "file_gone"))) for d in DAMAGES]
+)
 def test_what_is_no_whole_checkpoint_is_passed_over(emulator, whole, objects, damage, caplog):
     url, there, prefix = f"gs://bucket/{damage}", emulator.buckets["bucket"], f"{damage}/checkpoints/12/"
     there |= {f"{damage}/{name}": (next(emulator.generations), content) for name, content in objects.items()}
@@ -477,7 +482,7 @@ def test_a_store_that_says_nothing_is_not_waited_for(emulator, monkeypatch):
         filesystem._gcs.cache_clear()
 
 
-@pytest.mark.parametrize("case", ["no such bucket", "no credentials"])
+@pytest.mark.parametrize("case", [pytest.param("no such bucket", marks=pytest.mark.slow), "no credentials"])
 def test_the_command_says_it_in_one_line(emulator, tmp_path, case):
     environment = {**os.environ, "HOME": str(tmp_path)}
     if case == "no credentials":
