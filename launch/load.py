@@ -110,18 +110,59 @@ class Run:
 
         return labels_of(self.workdir)
 
-    def classify(self, inputs, which=None):
-        """What each text or picture is taken for: a Classified with the label and the probabilities. A pair of texts is
-        a tuple, a picture uint8 [h, w, C]. As t5like.tasks.ask.classify and vision.ask.classify."""
-        from paradigm.capabilities import ClassifyingPictures, parts
+    def embed(self, inputs, which=None, **how):
+        """Vectors of texts or of pictures uint8 [h, w, C], float32 [n, D]; of one, [D]: of two towers unit vectors in
+        the space that both share, else what the encoder makes of them, which is what probes read. `how` as in
+        t5like.features.embed, for texts."""
+        from paradigm.capabilities import ImageFeatures, PairEmbedding, TextFeatures, ask, parts
 
         for part in parts(self.objective):
+            if isinstance(part.objective, PairEmbedding):
+                from multimodal.ask import embed
+
+                tokenizer = part.objective.tokenizer or self.tokenizer
+                return embed(part.objective, part.variables(self.variables(which)), tokenizer, inputs, **how)
+        if isinstance(inputs, str) or (len(inputs) and isinstance(inputs[0], str)):
+            from t5like.features import embed
+
+            part = ask(TextFeatures, self.objective, "embed", "give it pictures, or load a run on texts")
+            return embed(part.objective, part.variables(self.variables(which)), self.tokenizer, inputs, **how)
+        from vision.ask import embed
+
+        part = ask(ImageFeatures, self.objective, "embed", "give it texts, or load a run on pictures")
+        return embed(part.objective, part.variables(self.variables(which)), inputs, **how)
+
+    def classify(self, inputs, which=None, classes=None, **how):
+        """What each text or picture is taken for: a Classified with the label and the probabilities. A pair of texts is
+        a tuple, a picture uint8 [h, w, C]. As t5like.tasks.ask.classify and vision.ask.classify.
+
+        classes: names to choose among, for a run with two towers, which has none of its own (zero-shot); `how` then as
+        in multimodal.ask.classify."""
+        from paradigm.capabilities import ClassifyingPictures, PairEmbedding, ask, parts
+
+        if classes is not None:
+            from multimodal.ask import classify
+
+            part = ask(PairEmbedding, self.objective, "classify(classes=...)", "leave classes out")
+            tokenizer, variables = part.objective.tokenizer or self.tokenizer, part.variables(self.variables(which))
+            return classify(part.objective, variables, tokenizer, inputs, classes, **how)
+        for part in parts(self.objective):
+            if isinstance(part.objective, PairEmbedding):
+                raise UserError("classify: two towers have no classes of their own: give their names, classes=[...]")
             if isinstance(part.objective, ClassifyingPictures):
                 from vision.ask import classify
 
                 variables = part.variables(self.variables(which))
-                return self._timed(classify, part.objective, variables, self.labels, inputs)
-        return self._asked("classify", "Classifying", inputs, which)
+                return self._timed(classify, part.objective, variables, self.labels, inputs, **how)
+        return self._asked("classify", "Classifying", inputs, which, **how)
+
+    def segment(self, images, which=None):
+        """The class of each pixel of pictures uint8 [h, w, C], int32 [n, H, W]. As vision.ask.segment."""
+        from paradigm.capabilities import Segmenting, ask
+        from vision.ask import segment
+
+        part = ask(Segmenting, self.objective, "segment", "load a run that was trained for it")
+        return segment(part.objective, part.variables(self.variables(which)), images)
 
     def tag(self, words, which=None):
         """[(word, its tag)] of a list of words, or of a text. As t5like.tasks.ask.tag."""

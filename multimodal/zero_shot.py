@@ -178,7 +178,8 @@ class Retrieval(Compared):
 
 
 @functools.lru_cache(maxsize=8)
-def _towers(objective):
+def towers(objective):
+    """(variables, {"image", "aspect"}) -> unit vectors [B, E], and (variables, tokens [B, L]) -> the same of texts."""
     whole = lambda x: constrain(x.astype(jnp.float32), None, None)  # every process has all of it
     return (
         jax.jit(lambda variables, batch: whole(objective.embed_images(variables, objective.view(batch)))),
@@ -188,7 +189,7 @@ def _towers(objective):
 
 def embed_pictures(objective, variables, source):
     """(unit vectors float32 [N, E], labels int32 [N], places int64 [N]) of the pairs of a source that can be read."""
-    embed, xs, labels, places = _towers(objective)[0], [], [], []
+    embed, xs, labels, places = towers(objective)[0], [], [], []
     dataset = Dataset(source, objective.preprocess, min(BATCH, len(source)), train=False)
     for step in range(len(dataset)):
         batch = dataset.batch(step)
@@ -221,7 +222,7 @@ def _random_views(objective, view):
 
 def embed_texts(objective, variables, texts, tokenizer=None):
     """Unit vectors float32 [n, E] of texts. tokenizer: the data's, for an objective without one of its own."""
-    embed, found = _towers(objective)[1], []
+    embed, found = towers(objective)[1], []
     size = min(BATCH, len(texts))
     for start in range(0, len(texts), size):
         tokens = objective.tokenize(texts[start : start + size], tokenizer)

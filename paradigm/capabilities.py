@@ -39,6 +39,16 @@ class TextScoring(Capability):
         raise NotImplementedError
 
 
+class TextFeatures(HasModel):
+    """Reads texts by a model that has a vector for each token. model: an Encoder, a Decoder or an EncoderDecoder.
+
+    known: the vocabulary.
+    """
+
+    can = "encode texts"
+    known: Any
+
+
 class Infilling(HasModel):
     """Writes what blanks of a text hide (t5like/decode/blanks.py)."""
 
@@ -244,8 +254,12 @@ class Segmenting(ImageFeatures):
     classes: int
     names: tuple[str, ...]
 
-    def segment(self, variables, batch):
-        """(found, true) int32 [B, H, W] of a batch's plain view; true is -1 where nothing is labelled."""
+    def segment(self, variables, images):
+        """float32 [B, H, W, C], normalised -> int32 [B, H, W]: the class of each pixel."""
+        raise NotImplementedError
+
+    def regions(self, batch):
+        """int32 [B, H, W]: the true classes of a batch's plain view; -1 where nothing is labelled."""
         raise NotImplementedError
 
 

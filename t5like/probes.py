@@ -8,25 +8,21 @@ beside `random/...`, that of the same model as initialised.
 """
 
 import dataclasses
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paradigm import rng
 from paradigm.attentive import Attentive
-from paradigm.capabilities import HasModel
+from paradigm.capabilities import TextFeatures
 from paradigm.errors import UserError, choose
 from paradigm.evaluator import Evaluator
 from paradigm.probing import attentive, knn, linear
 from paradigm.storage import expand
-from t5like.heads import pooled
-from t5like.models import Decoder, Encoder, EncoderDecoder
+from t5like.features import read
 
 METHODS = ("knn", "linear", "attentive")
-BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +51,7 @@ class TextProbes(Evaluator):
     seed: int = 0
     random: bool = True
 
-    needs = HasModel
+    needs = TextFeatures
 
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(self.methods))
@@ -136,31 +132,6 @@ class TextProbes(Evaluator):
         return self._read(objective, variables, ids, None)
 
     def _read(self, objective, variables, ids, pool):
-        v, model = objective.known, objective.model
+        model = objective.model
         length = min(self.length, model.places) if model.positions == "learned" else self.length
-        front, back = ([i for i in (x,) if i is not None] if isinstance(model, Encoder) else [] for x in (v.cls, v.sep))
-        if isinstance(model, Decoder):
-            front = [v.start]
-        found = []
-        for at in range(0, len(ids), BATCH):
-            tokens = np.full((BATCH, length), v.filler, np.int32)
-            segments = np.zeros((BATCH, length), np.int32)
-            for row, sentence in enumerate(ids[at : at + BATCH]):
-                whole = [*front, *sentence[: length - len(front) - len(back)], *back]
-                tokens[row, : len(whole)], segments[row, : len(whole)] = whole, 1
-            x, real = _encode(objective, self.layer, pool, variables, tokens, segments), len(ids[at : at + BATCH])
-            found.append((np.asarray(x)[:real], segments[:real]))
-        return tuple(map(np.concatenate, zip(*found)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode(objective, layer, pool, variables, tokens, segments):
-    """[B, L] -> float32 [B, D], or [B, L, D] without a pool."""
-    model = objective.model
-    if isinstance(model, EncoderDecoder):
-        x, more, _ = objective.apply("model", variables, tokens, None, segments, method="encode")
-    else:
-        x, more, _ = objective.apply("model", variables, tokens, None, segments, method="hidden")
-        x = more.get("encoded", x)  # before an encoder's head
-    x = x if layer is None else more["layers"][layer]
-    return (x if pool is None else pooled(x, segments, pool)).astype(jnp.float32)
+        return read(objective, variables, ids, length, pool, self.layer)

@@ -30,7 +30,8 @@ class Segments(Evaluator):
         """(numbers, a sheet "segments": picture, truth, found, and which colour is which class)."""
         part = self.part(objective)
         own, classes = part.variables(variables), part.objective.classes
-        segment = jax.jit(lambda v, b: [constrain(x, None, None, None) for x in part.objective.segment(v, b)])
+        both = lambda v, b: (part.objective.segment(v, part.objective.view(b)), part.objective.regions(b))
+        segment = jax.jit(lambda v, b: [constrain(x, None, None, None) for x in both(v, b)])
         table = np.zeros((classes, classes), np.int64)
         for batch in part.batches(data):
             found, true = (np.asarray(x)[batch["mask"] > 0] for x in segment(own, batch))

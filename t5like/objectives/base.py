@@ -6,7 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import Continuing, Generating, HasModel, SentenceScoring, TextScoring, inheritors
+from paradigm.capabilities import Continuing, Generating, SentenceScoring, TextFeatures, TextScoring, inheritors
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
@@ -21,7 +21,7 @@ LOOKED = 64  # windows in which a text's length is looked at before the first st
 
 
 @dataclasses.dataclass(frozen=True)
-class OnText(Objective):
+class OnText(TextFeatures, Objective):
     """Base of all that reads tokens, tasks too. A subclass has the fields `model` and `length`.
 
     vocabulary: of the text, given by `bind`; in a run the data's.
@@ -109,7 +109,7 @@ class OnText(Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextObjective(TextScoring, OnText):
+class TextObjective(OnText, TextScoring):
     """Base of the objectives that predict tokens of text. A subclass has a field `model`."""
 
     def scored(self, batch):
@@ -168,7 +168,7 @@ class LeftToRight(Generating):
         return {"model": self.model.flops(*batch_spec["targets"].shape)}
 
 
-class SequenceToSequence(HasModel):
+class SequenceToSequence:
     """How an EncoderDecoder reads a batch: for the objectives with fields `model` and `z_loss`, and `_noise`, which has
     `raw_length`, `length` (of the encoder's inputs) and `target_length`."""
 

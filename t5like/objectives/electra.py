@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import HasModel
 from paradigm.errors import UserError, choose
 from t5like import heads
 from t5like.masking import Masking
@@ -31,7 +30,7 @@ SHARED = {"embeddings": ("embed", "positions", "token_types"), "none": ()}
 
 
 @dataclasses.dataclass(frozen=True)
-class ELECTRA(HiddenTokens, HasModel, TextObjective):
+class ELECTRA(HiddenTokens, TextObjective):
     """A generator's fakes, to be told from the tokens of the text.
 
     model: the discriminator, an Encoder without head. length, rate, unit, masked, random: see t5like/masking.py; what

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from paradigm.attention import MASKED
-from paradigm.capabilities import HasModel
 from paradigm.errors import UserError
 from paradigm.objective import MAIN, Loss, Term, rows_spec
 from t5like import heads
@@ -62,7 +61,7 @@ class Shuffling:
 
 
 @dataclasses.dataclass(frozen=True)
-class PositionPrediction(HiddenTokens, HasModel, OnText):
+class PositionPrediction(HiddenTokens, OnText):
     """Finds where tokens that have changed places belong.
 
     model: an Encoder without head. length: tokens it reads. rate, unit: of the tokens that are chosen, see

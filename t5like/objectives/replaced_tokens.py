@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paradigm.capabilities import HasModel
 from paradigm.errors import UserError
 from t5like import heads
 from t5like.clusters import Clusters
@@ -27,7 +26,7 @@ from t5like.scoring import score_detection
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplacedTokens(HiddenTokens, HasModel, OnText):
+class ReplacedTokens(HiddenTokens, OnText):
     """Finds the tokens that do not belong.
 
     model: an Encoder without head. length: tokens it reads. rate: share of the tokens that are replaced, a float or a

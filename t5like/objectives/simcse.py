@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm.capabilities import HasModel
 from paradigm.contrastive import info_nce
 from paradigm.errors import UserError, choose
 from paradigm.objective import MAIN, Loss, Term, rows_spec
@@ -70,7 +69,7 @@ class TwoReadings:
 
 
 @dataclasses.dataclass(frozen=True)
-class SimCSE(HasModel, OnText):
+class SimCSE(OnText):
     """Readings of one text attract, those of others repel.
 
     model: an Encoder without head and with dropout, unless there are spans. length: tokens a reading has room for. raw:

@@ -110,6 +110,25 @@ def test_generate(tmp_path):
         images.infill("The <X> sat")
 
 
+def test_embed_texts(tmp_path):
+    """The mean over a text's tokens, however many others it is read with and whatever their length."""
+    make_run(tmp_path, NEXT)
+    run, texts = load(tmp_path), ["Once", "upon a time, and longer than that"]
+    found = run.embed(texts)
+    ids = np.r_[run.objective.known.start, run.tokenizer.encode(texts[0])][None]
+    hidden, _, _ = run.objective.apply("model", run.variables(), ids, None, np.ones_like(ids), method="hidden")
+    np.testing.assert_allclose(found[0], np.asarray(hidden)[0].mean(0), atol=1e-5)
+    np.testing.assert_allclose(run.embed(texts[1]), found[1], atol=1e-5)
+    np.testing.assert_allclose(run.embed(texts[0], pool="cls"), np.asarray(hidden)[0, 0], atol=1e-5)
+    assert run.embed([]).shape == (0, run.model.d_model)
+    with pytest.raises(UserError, match="embed: 'Once.* is of 1601 tokens, and the model has 1024 positions: cut it"):
+        run.embed(["Once", "Once" * 400])
+    with pytest.raises(UserError, match="^embed: NextToken cannot encode pictures, .*: give it texts, or load a run"):
+        run.embed(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="^classify.classes=.*: NextToken cannot embed pictures and texts, .*leave cla"):
+        run.classify("Once", classes=["a", "b"])
+
+
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="absent: no such run directory"):
         load(tmp_path / "absent")
@@ -153,6 +172,13 @@ def test_pictures_are_classified_by_a_run_its_adaptation_and_what_that_is_merged
     assert run.classify(images[1]).chances == pytest.approx(found[1].chances)
     assert run.merged().classify(images[1]).chances == pytest.approx(found[1].chances, abs=1e-5)
     assert run.classify([]) == []
+    wanted, _ = run.objective.features(run.variables(), view)
+    np.testing.assert_allclose(run.embed(images)[1], np.asarray(wanted)[0], atol=1e-5)
+    np.testing.assert_allclose(run.embed(images[1]), np.asarray(wanted)[0], atol=1e-5)
+    with pytest.raises(UserError, match="^embed: Classify cannot encode texts, .*: give it pictures, or load a run on"):
+        run.embed("a bee")
+    with pytest.raises(UserError, match="^segment: Classify cannot segment pictures, Segmentation can"):
+        run.segment(images)
     with pytest.raises(UserError, match="pictures have 1 channels and the encoder reads 3"):
         run.classify(images[0][..., :1])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import multimodal.objectives  # noqa: F401  (an error names those that are imported)
-from multimodal import visualize, zero_shot
+from multimodal import ask, visualize, zero_shot
 from multimodal.preprocess import PreprocessPair
 from multimodal.templates import TEMPLATES, templates
 from multimodal.zero_shot import TIE, Retrieval, ZeroShot, by_chance, class_vectors, ranks
@@ -17,6 +17,7 @@ from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from paradigm.records import Subset
 from t5like.tokenizers import ByteTokenizer
+from tests.multimodal import tiny
 from tests.multimodal.pairs import opened, table
 from tests.vision import tiny as pictures
 from tests.vision.pictures import folder
@@ -316,3 +317,26 @@ def test_how_much_hangs_on_the_wording(data):
     assert found["zero_shot"] == ZeroShot(**how).run(Oracle(), KNOWS, data)[0]["zero_shot"]
     with pytest.raises(UserError, match="ZeroShot.robust compares templates, and there is one"):
         ZeroShot(robust=True)
+
+
+def test_asked_in_a_notebook():
+    """Vectors of pictures and texts, one or many; probabilities of classes are those of the scaled cosines."""
+    clip = tiny.clip()
+    variables = {"params": pictures.params(clip)}
+    images = [np.full((5, 5, 3), k, np.uint8) for k in (10, 250)]
+    seen, written = ask.embed(clip, variables, None, images), ask.embed(clip, variables, None, ["red", "blue"])
+    batch = {"image": np.stack([clip.preprocess.image({"image": x}, None, 0, False)["image"] for x in images])}
+    wanted = clip.embed_images(variables, clip.view({**batch, "aspect": np.ones(2, np.float32)}))
+    np.testing.assert_allclose(seen, wanted, atol=1e-5)
+    np.testing.assert_allclose(written, clip.embed_texts(variables, clip.tokenize(["red", "blue"])), atol=1e-5)
+    for one, all_ in ((images[1], seen), ("blue", written)):
+        np.testing.assert_allclose(ask.embed(clip, variables, None, one), all_[1], atol=1e-5)
+    first, second = ask.classify(clip, variables, None, images, ["red", "blue"], ("plain",))
+    logits = np.exp(variables["params"]["log_scale"]) * seen @ written.T
+    odds = np.exp(logits[:, 0] - logits[:, 1])
+    np.testing.assert_allclose([f.chances["red"] for f in (first, second)], odds / (1 + odds), atol=1e-5)
+    assert first.label == max(first.chances, key=first.chances.get)
+    again = ask.classify(clip, variables, None, images[1], ["red", "blue"], ("plain",))
+    assert again.chances == pytest.approx(second.chances, abs=1e-5)
+    with pytest.raises(UserError, match="^classify: classes='red': give the names of two or more"):
+        ask.classify(clip, variables, None, images, "red")

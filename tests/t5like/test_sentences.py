@@ -21,6 +21,8 @@ from t5like.objectives import UL2, Bart, MaskedLM, MaskedNextToken, NextToken, P
 from t5like.probes import TextProbes
 from t5like.tokenizers import ByteTokenizer
 from tests.t5like.test_masked_lm import FRAMED, VOCAB, example
+from tests.vision.tiny import encoder, views
+from vision.objectives import SimCLR
 
 TINY = {"d_model": 16, "heads": 2, "d_ff": 24, "layers": 2, "init_std": 0.3}
 MODEL = bert("tiny", VOCAB, head=False, **TINY)
@@ -335,5 +337,7 @@ def test_clinc_form_and_what_is_wrong(tmp_path):
     ):
         with pytest.raises(UserError, match=text):
             TextProbes(**{"source": str(path), **how}).check(ENCODER, None)
+    with pytest.raises(UserError, match="^TextProbes: SimCLR cannot encode texts, .*SimCSE.* can: take TextProbes"):
+        TextProbes(str(path)).check(SimCLR(encoder=encoder(), augment=views()), None)
     with pytest.raises(UserError, match="TextProbes.pool"):
         TextProbes(str(path), pool="max")

@@ -14,7 +14,7 @@ from tests import contract
 from tests.compiled import compiled
 from tests.vision import tiny
 from tests.vision.pictures import encoded, folder, opened, pixels, records, zipped
-from vision import segments
+from vision import ask, segments
 from vision.objectives import Segmentation
 from vision.preprocess import PreprocessRegions
 from vision.resnet import resnet
@@ -33,6 +33,11 @@ def batch_of(step):
     regions = draw.integers(0, 3, (8, 5, 5)).repeat(4, 1).repeat(4, 2)
     regions[:, :6] = np.where(draw.random((8, 6, 20)) < 0.5, 255, regions[:, :6])
     return {**batch, "regions": np.uint8(regions)}
+
+
+def segmented(variables, batch):
+    """(found, true) of a batch."""
+    return np.asarray(OBJECTIVE.segment(variables, OBJECTIVE.view(batch))), np.asarray(OBJECTIVE.regions(batch))
 
 
 CASES = {"segmentation": contract.Case(OBJECTIVE, batch_of, "patches")}
@@ -62,6 +67,15 @@ def test_loss_by_loops():
     term = loss.terms["pixels"]
     np.testing.assert_allclose(term.sum, total, rtol=1e-5)
     assert term.weight == count and abs(float(loss.metrics["accuracy"][0]) - right) <= 1
+
+
+def test_asked_in_a_notebook():
+    variables = {"params": tiny.params(OBJECTIVE)}
+    images = [np.uint8(x) for x in batch_of(0)["image"][:2]]
+    found = ask.segment(OBJECTIVE, variables, images)
+    wanted, _ = segmented(variables, {**batch_of(0), "aspect": np.ones(8, np.float32)})
+    np.testing.assert_array_equal(found, wanted[:2])
+    np.testing.assert_array_equal(ask.segment(OBJECTIVE, variables, images[1]), wanted[1])
 
 
 def between(pixel):
@@ -106,7 +120,7 @@ def test_intersection_over_union_by_loops_and_on_a_run(monkeypatch):
     numbers, [artefact] = Segments().run(named, variables, Data())
     union = right = np.zeros(3)
     for step in (0, 1):
-        found, true = (np.asarray(x)[:6] for x in OBJECTIVE.segment(variables, batch_of(step)))
+        found, true = (x[:6] for x in segmented(variables, batch_of(step)))
         pairs = [((found == c), (true == c)) for c in range(3)]
         right = right + [(a & b).sum() for a, b in pairs]
         union = union + [((a | b) & (true >= 0)).sum() for a, b in pairs]
@@ -117,7 +131,7 @@ def test_intersection_over_union_by_loops_and_on_a_run(monkeypatch):
     monkeypatch.setattr(segments, "legend", lambda entries, width: asked.append(entries) or legend(entries, width))
     for objective, words in ((named, named.names), (OBJECTIVE, ("class 0", "class 1", "class 2"))):
         Segments().run(objective, variables, Data())
-        found, true = (np.asarray(x) for x in OBJECTIVE.segment(variables, batch_of(0)))
+        found, true = segmented(variables, batch_of(0))
         seen = [c for c in (0, 1, 2, -1) if (found == c).any() or (true == c).any()]
         assert [text for _, text in asked.pop()] == [(*words, "not labelled")[c] for c in seen] and len(seen) == 4
 

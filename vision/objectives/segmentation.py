@@ -85,9 +85,8 @@ class Segmentation(Segmenting, ImageObjective):
         beyond = [(0, n - m) for n, m in zip(images.shape[1:3], covered)]
         return jnp.pad(logits, ((0, 0), *beyond, (0, 0)), mode="edge"), moments
 
-    def segment(self, variables, batch):
-        """(found, true) int32 [B, H, W] of a batch's plain view; true is -1 where nothing is labelled."""
-        return jnp.argmax(self.scores(variables, self.view(batch))[0], -1), self.regions(batch)
+    def segment(self, variables, images):
+        return jnp.argmax(self.scores(variables, images)[0], -1)
 
     def loss(self, params, extra, batch, ctx):
         view = ctx.keys("view/0", batch["index"]) if ctx.train else None
