@@ -313,6 +313,11 @@ ROWS = (
     ("t5like/likelihood.py", "for k in spread(len(records), count)", "for k in range(count)", "t5like/test_sentences", "fair_part"),
     ("t5like/unknown.py", "ids == vocabulary.unk", "ids == vocabulary.pad", "t5like/test_data", "does_not_know"),
     ("launch/run/data.py", "parquet tsv csv beside wds", "tsv", "launch/run/test_loop", "every_kind_of_source"),
+    # models asked in a notebook
+    ("t5like/features.py", "return [v.start], []", "return [], []", "launch/test_load", "embed_texts"),
+    ("t5like/features.py", "1 << (max(lengths) - 1).bit_length()", "1 << (min(lengths) - 1).bit_length()", "launch/test_load", "embed_texts"),
+    ("multimodal/ask.py", "np.float64(objective.scale(variables[\"params\"])) * cosines", "1.0 * cosines", "multimodal/test_zero_shot", "asked_in_a_notebook"),
+    ("vision/ask.py", "np.argsort(-chances, kind", "np.argsort(chances, kind", "launch/test_load", "pictures_are_classified"),
 )  # fmt: skip
 
 
