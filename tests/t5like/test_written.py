@@ -45,6 +45,28 @@ def test_a_score_whose_library_is_missing_is_refused(score, library, there, monk
         TextScores(("blue",))
 
 
+@pytest.mark.parametrize(
+    "score, text, how",
+    [("rougeL", "Привет, мир", "reads the letters a-z alone, and 100 %"),
+     ("rouge1", "東京は大きい", "reads the letters a-z alone, and 100 %"),
+     ("bleu", "東京は大きい", "takes what stands between spaces for a word, and 100 %")],
+)  # fmt: skip
+def test_a_score_that_cannot_read_the_texts_is_refused(score, text, how):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    data = lambda *texts: types.SimpleNamespace(
+        held_out=lambda count, phase: [{"fields": {"a": t}, "settings": {"target": "{a}"}} for t in texts]
+    )
+    with pytest.raises(UserError, match=f"{score} {how} of the letters of the true texts are others: set"):
+        TextScores((score,)).check(TextToText(GPT), data(text))
+    TextScores((score, "exact")).check(TextToText(GPT), data("ça va bien, mon ami", "viele Grüße"))
+    TextScores(("exact", "chrf")).check(TextToText(GPT), data(text))
+    with pytest.raises(UserError, match="TextScores.references='b': a held-out record has no field 'b', only a"):
+        TextScores(("exact",), references="b").check(TextToText(GPT), data(text))
+    with pytest.raises(UserError, match="TextScores.references='a': a held-out record has an empty list there"):
+        TextScores(("exact",), references="a").check(TextToText(GPT), data([]))
+
+
 def test_choices_by_likelihood(tmp_path):
     rows = [{"q": "two", "a": "ab", "b": "cde", "right": k % 2} for k in range(3)]
     path = tmp_path / "a.jsonl"
