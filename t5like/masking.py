@@ -182,5 +182,8 @@ class Masking:
                     free[i : i + n] = False
                     break
                 n -= 1
-        hidden = np.sort(np.concatenate(hidden)) if hidden else text[:count]  # where every word is longer than that
+        if not hidden:  # every word is longer than that: a part of one, anywhere
+            start = int(rng.integers(len(text) - count + 1))
+            hidden = [text[start : start + count]]
+        hidden = np.sort(np.concatenate(hidden))
         return hidden, rng.random(len(hidden))
