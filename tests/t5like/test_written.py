@@ -159,6 +159,27 @@ def test_choices_that_a_model_has_no_room_for(tmp_path):
         MultipleChoice(records, ("a", "{none}"), ("a", "b")).check(objective, data)
 
 
+def test_labels_are_read_alike_in_all_records(tmp_path):
+    """As of MMLU, whose answer is a place and whose choices may be numbers."""
+
+    def asked(*rows, **how):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        path.write_text("".join(json.dumps({"q": "?", "c": c, "right": right}) + "\n" for c, right in rows))
+        records = TextRecords(str(path), **{"input": "{q}", "label": "right"})
+        return [answer for *_, answer in MultipleChoice(records, ("{c.0}", "{c.1}"), **how).questions()]
+
+    numbers, words = ["1", "0"], ["x", "y"]
+    assert asked((numbers, 1), (words, 0)) == [1, 0]  # the first one's label is a choice of it as well
+    assert asked((numbers, "1"), (["7", "8"], "8")) == [0, 1]
+    assert asked((["0", "1"], 1)) == [1] == asked((numbers, 1), classes=("0", "1"))
+    with pytest.raises(UserError, match=r"may be choices or their numbers: set classes to \('0', '1'\) if they are"):
+        asked((numbers, 1))
+    with pytest.raises(UserError, match="has the label '5', which is none of 0, 1, x, y"):
+        asked((words, 1), (words, 5))
+    with pytest.raises(UserError, match="the TextRecords of .* has no input: set it"):
+        MultipleChoice(TextRecords(str(tmp_path / "0.jsonl"), label="right"), ("{c.0}", "{c.1}")).questions()
+
+
 def test_shots_stand_before_what_is_asked(tmp_path):
     """The same as asking with the examples written out."""
     rows = [{"q": f"q{k}", "a": "ab", "b": "cde", "right": "ab" if k % 3 else "cde"} for k in range(6)]
