@@ -227,9 +227,8 @@ def _split(recipe, listing):
     said = (e.split for p in parts for _, e in examples(recipe, p) if recipe.split and isinstance(e, Example))
     if not recipe.valid or any(p.split == "valid" for p in parts) or "valid" in said:
         return parts, HeldOut()
-    some = itertools.islice(examples(recipe, part), _SURVEYED)
-    keys = [e.key for _, e in some if isinstance(e, Example)]
-    return parts, HeldOut(recipe.valid, min(keys))
+    trained = (e.key for _, e in examples(recipe, part) if isinstance(e, Example) and e.split == "train")
+    return parts, HeldOut(recipe.valid, min(itertools.islice(trained, _SURVEYED)))
 
 
 def _sample(recipe, parts, held_out):
