@@ -366,6 +366,9 @@ def summary(meta):
                 f"{split:10} {c['records']:,} records, {c['input_tokens']:,} tokens of input (the longest "
                 f"{c['longest_input']:,}), {c['target_tokens']:,} of target (the longest {c['longest_target']:,})"
             )
+    empty = sum(meta["counts"][split]["target_lengths"].get("0", 0) for split in ("train", "valid"))
+    if asked["target"] and empty:  # of a csv file a cell that nobody filled
+        lines.append(f"warning    {empty:,} of these have an empty target: if it is not known, leave them out")
     if meta["classes"]:
         shown = ", ".join(meta["classes"][:10]) + ", ..." * (len(meta["classes"]) > 10)
         lines.append(f"label      {asked['label']}: {len(meta['classes']):,} classes ({shown})")

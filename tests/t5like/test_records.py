@@ -124,6 +124,14 @@ def test_empty_inputs_and_bytes_that_are_not_utf8_are_broken(tmp_path):
         assert prepared.meta["broken"]["first"] == [f"{tmp_path}/{name}{p} {w}" for p, w in zip(places, wanted)]
 
 
+def test_empty_targets_are_told(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text,short,split\n" + "a,b,train\n" * 3 + "a,,train\na,,train\na,,test\n")
+    build(tmp_path / "a.csv", tmp_path / "a", True, target="{short}", split="split")
+    assert "warning    2 of these have an empty target: if it is" in capsys.readouterr().err
+    build(tmp_path / "a.csv", tmp_path / "b", True)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_null_in_a_list_is_no_text_and_no_class(tmp_path):
     rows = [{"text": ["a", None], "y": ["k"]}, {"text": "b", "y": ["k", None]}, {"text": ["a", "b"], "y": ["k", "m"]}]
     prepared = build(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", label="y", label_kind="classes")
