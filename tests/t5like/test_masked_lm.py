@@ -144,6 +144,14 @@ def test_a_part_of_a_word_that_is_too_long_is_any_part():
     assert {len(row) for row in rows} == {24} and len({row[0] for row in rows}) > 10
 
 
+@pytest.mark.parametrize("unit", ["token", "span", "word", "ngram"])
+def test_a_window_without_text_hides_nothing(unit):
+    full = example(80) | {"word_starts": np.ones(VOCAB, bool)}
+    full["segments"] = np.zeros(80, np.int32)
+    row = Masking(BARE, 80, 0.3, unit)(full, np.random.default_rng(0), 0, True)
+    assert not row["weights"].any() and not row["text_bytes"]
+
+
 def test_words_need_to_be_known():
     with pytest.raises(UserError, match="needs word_starts"):
         masked(Masking(BARE, LENGTH, 0.3, "word"))
