@@ -42,7 +42,7 @@ class ReadQuestion:
         words = np.full(self.reading.length, -1, np.int32)
         real = starts[starts >= 0]
         inside = np.searchsorted(real, np.arange(kept), side="right") - 1
-        words[begin : begin + kept] = np.where(inside >= 0, np.flatnonzero(starts >= 0)[inside], -1)
+        words[begin : begin + kept] = np.append(np.flatnonzero(starts >= 0), -1)[inside]  # -1 before the first word
         answer = np.zeros(2, np.int32)
         if len(label):  # in training one of several is drawn
             first, last = label[int(rng.integers(len(label))) if train else 0]

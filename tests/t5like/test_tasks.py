@@ -79,6 +79,8 @@ def test_a_word_without_a_piece_has_no_place():
     tokens, starts = encode_words(TOKENIZER, ["ab", "", "cdefghi"])
     example = {"inputs": ids("who"), "targets": tokens, "words": starts, "label": np.int32([[0, 0]])}
     assert SpanQA(BERT, length=12).bind(V).preprocess(example, None, 0, False)["answer"].tolist() == [5, 8]
+    row = question(SpanQA(BERT, length=12).bind(V), ["", ""], [])
+    assert (row["words"] == -1).all()
 
 
 def tagged(objective, text, tags):
@@ -100,7 +102,7 @@ def test_tags_stand_at_first_pieces_and_in_a_decoder_before_the_next_ones():
 
 
 def question(objective, context, answer):
-    tokens, starts = encode_words(TOKENIZER, context.split())
+    tokens, starts = encode_words(TOKENIZER, context.split() if isinstance(context, str) else context)
     example = {"inputs": ids("who"), "targets": tokens, "words": starts, "label": np.int32(answer).reshape(-1, 2)}
     return objective.preprocess(example, np.random.default_rng(0), 0, True)
 
