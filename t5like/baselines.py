@@ -67,8 +67,8 @@ class UnigramBaseline(CountingBaseline):
     def compute(self, part, data):
         v = data.tokenizer.vocabulary
         counts = np.zeros(v.size, np.int64)
-        for tokens, _ in training_windows(data, self.windows):
-            counts += np.bincount(tokens, minlength=v.size)
+        for tokens, segments in training_windows(data, self.windows):
+            counts += np.bincount(tokens[segments > 0], minlength=v.size)  # padding may be an id that spells text
         is_word = v.is_text(np.arange(v.size))
         bits = np.log2(counts[is_word].sum() + is_word.sum()) - np.log2(counts + 1)
         spent = total_bytes = 0.0

@@ -47,6 +47,11 @@ class SpanPlan:
     def targets(self):
         return self.noise + self.spans + 1
 
+    @property
+    def fitted(self):
+        """With no more spans than there are tokens of either kind, as rounding may ask for in a short text."""
+        return dataclasses.replace(self, spans=min(self.spans, self.noise, self.raw - self.noise))
+
 
 def plan_spans(raw, rate, mean_span):
     """The SpanPlan of so many tokens."""
@@ -227,7 +232,7 @@ class SpanNoise:
         read = window(example, plan.raw, rng, train)
         text = np.count_nonzero(example["segments"][read])
         if text < plan.raw:  # the last window of a corpus: its padding is not text to be masked
-            plan = plan_spans(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans)
+            plan = plan_spans(max(text, 2), plan.noise / plan.raw, plan.noise / plan.spans).fitted
         tokens = example["tokens"][read][: plan.raw]
         mask = span_mask(rng, plan)
         v, sentinels = self.vocabulary, np.asarray(self.vocabulary.sentinels)

@@ -124,8 +124,7 @@ class Mixture:
             hidden = np.arange(text) >= text - plan.noise
             given, wanted = tokens[~hidden], tokens[hidden]
         else:
-            plan = dataclasses.replace(plan, spans=min(plan.spans, plan.noise, text - plan.noise))
-            hidden, sentinels = span_mask(rng, plan), np.asarray(v.sentinels)
+            hidden, sentinels = span_mask(rng, plan.fitted), np.asarray(v.sentinels)
             given, wanted = (spans_to_sentinels(tokens, m, sentinels) for m in (hidden, ~hidden))
         given = given if denoiser.mode is None else np.r_[getattr(v, denoiser.mode), given]
         common = {

@@ -17,6 +17,7 @@ from paradigm.names import SPLIT_OF, few
 from t5like import rows, stdlib_records, tables
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,29}")
+_LOOKED = 100  # records of whose fields one reading has to fit
 _TEXTS, _LABELS = ("text", "sentence"), ("label", "intent", "class")
 _NAMES = {  # label_kind: (input, target, label)
     "class": (_TEXTS, (), _LABELS),
@@ -69,17 +70,22 @@ def _filled(recipe, text, target, label):
 
 
 def _fields(recipe):
-    """(names of the fields of the first record, that which says its split or "", the part that holds it)."""
+    """(names of the fields of the first records, that which says their split or "", the part that holds them)."""
     broken, first = 0, None
     parts = tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns).pieces
     by_files = any(part.split != "train" or part.kind == "splits" for part in parts)
     for part in sorted(parts, key=lambda part: part.split != "train"):  # what is trained on says what is meant
+        fields, says, left = {}, [], _LOOKED  # of some records, since one may leave out what it has nothing for
         for name, record in tables.read(part, recipe.columns):
             if isinstance(record, dict) and record:
-                says = [f for f in _one(record, ("split",)) if str(record[f]).strip().lower() in SPLIT_OF]
-                names = dict.fromkeys([*record, *rows.fields_of(record)])
-                return list(names), says[0] if says and not by_files else "", part
-            broken, first = broken + 1, first or f"{name} {record or 'is empty'}"
+                says += [f for f in _one(record, ("split",)) if str(record[f]).strip().lower() in SPLIT_OF]
+                fields, left = fields | dict.fromkeys([*record, *rows.fields_of(record)]), left - 1
+                if not left:
+                    break
+            else:
+                broken, first = broken + 1, first or f"{name} {record or 'is empty'}"
+        if fields:
+            return list(fields), says[0] if says and not by_files else "", part
     what = f"none of its {broken:,} records can be used: {first}" if broken else "there is no record to train on in it"
     raise UserError(f"source {recipe.source}: {what}")
 

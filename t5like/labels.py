@@ -17,11 +17,13 @@ import numpy as np
 
 from paradigm.errors import choose
 from t5like import rows, tables
+from t5like.sentences import UNSPACED
 
 KINDS = ("class", "classes", "number", "tags", "answer")
 NAMED = ("class", "classes", "tags")  # whose names are learnt from the training records
 WORDS = {"tags": "input", "answer": "target"}  # which of the two texts is read word by word
 _WORD = re.compile(r"\S+")
+_UNSPACED = re.compile(UNSPACED)
 
 
 def check_kind(kind):
@@ -31,12 +33,12 @@ def check_kind(kind):
 
 
 def words_of(kind, template, record):
-    """The words of the text that is read word by word: those of a list, or what stands between spaces.
+    """The words of the text that is read word by word: those of a list of tagged ones, or what stands between spaces.
 
     Raises ValueError where the template is no single field's.
     """
     fields = tables.fields_in(template)
-    if len(fields) == 1 and template.strip() == f"{{{fields[0]}}}":
+    if kind == "tags" and len(fields) == 1 and template.strip() == f"{{{fields[0]}}}":
         value = rows.lookup(record, fields[0])
         if isinstance(value, list):
             return [tables.text_of(word, fields[0]) for word in value]
@@ -86,8 +88,14 @@ def _answers(value, field, words):
         if words[start : start + len(text)] != text:
             raise ValueError(f"has the answer {text[:40]!r} in {field!r}, which is not in its context at {start}")
         begin, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
-        touched = [k for k, m in enumerate(_WORD.finditer(words)) if m.start() < end and m.end() > begin]
-        spans.append([touched[0], touched[-1]])
+        touched = [(k, m) for k, m in enumerate(_WORD.finditer(words)) if m.start() < end and m.end() > begin]
+        (first, before), (last, behind) = touched[0], touched[-1]
+        if _UNSPACED.search(words[before.start() : begin] + words[end : behind.end()]):
+            raise ValueError(
+                f"has the answer {text[:40]!r} in {field!r} inside of what stands between spaces in its context, which "
+                "is read as one word: put spaces between words or letters, and count answer_start anew"
+            )
+        spans.append([first, last])
     return spans
 
 
@@ -116,8 +124,8 @@ def encode(kind, label, number):
 def encode_words(tokenizer, words):
     """(ids int32 [n], starts int32 [words]) of words with spaces between.
 
-    starts: where each word's first piece is among the ids; of a word that leaves none, -1. A piece that is the space
-    before the word and nothing else, as of bytes, is not its first.
+    starts: where each word's first piece is among the ids; of a word that leaves none, as "", -1. A piece that is the
+    space before the word and nothing else, as of bytes, is not its first.
     """
     if not words:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
@@ -126,5 +134,5 @@ def encode_words(tokenizer, words):
     lengths = np.array([len(ids) for ids in spaced])
     starts = np.cumsum(lengths) - lengths
     alone = [len(a) == len(b) + 1 and np.array_equal(a[1:], b) for a, b in zip(spaced, plain)]
-    starts = np.where(lengths > 0, starts + np.array(alone), -1)
+    starts = np.where([len(ids) > 0 for ids in plain], starts + np.array(alone), -1)
     return np.concatenate(spaced).astype(np.int32), starts.astype(np.int32)

@@ -50,10 +50,13 @@ class MinimalPairs(Evaluator):
             count = len(records) if self.pairs is None else min(self.pairs, len(records))
             pairs = []
             for number, entry in (records[k] for k in spread(len(records), count)):
-                wanted = f"an object with {self.good!r} and {self.bad!r}"
-                if not isinstance(entry, dict) or not {self.good, self.bad} <= entry.keys():
+                wanted = f"an object with {self.good!r} and {self.bad!r}, two texts"
+                texts = [entry.get(name) for name in (self.good, self.bad)] if isinstance(entry, dict) else [None]
+                if not all(isinstance(text, str) and text for text in texts):
                     raise UserError(f"MinimalPairs: {files.place_of(file)}, line {number} is not {wanted}")
-                pairs.append((entry[self.good], entry[self.bad]))
+                pairs.append(tuple(texts))
+            if not pairs:
+                raise UserError(f"MinimalPairs: {files.place_of(file)} holds no pairs: leave it out")
             name = file.member.rsplit("/", 1)[-1].partition(".jsonl")[0]
             found[file.member if name in found else name] = pairs
         if not found:

@@ -169,8 +169,8 @@ class Masking:
         """As _draw, at most `count` places, by whole words. first: bool [L], which tokens begin a word."""
         apart = first[text].copy()
         apart[1:] |= np.diff(text) > 1
-        apart[0] = True
-        words = np.split(text, np.flatnonzero(apart)[1:])
+        apart[:1] = True
+        words = np.split(text, np.flatnonzero(apart)[1:]) if len(text) else []
         free, hidden, shares = np.ones(len(words), bool), [], WORDS[self.unit]
         for i in rng.permutation(len(words)):
             n = 1 + rng.choice(len(shares), p=shares) if len(shares) > 1 else 1
@@ -182,5 +182,8 @@ class Masking:
                     free[i : i + n] = False
                     break
                 n -= 1
-        hidden = np.sort(np.concatenate(hidden)) if hidden else text[:count]  # where every word is longer than that
+        if not hidden:  # every word is longer than that: a part of one, anywhere
+            start = int(rng.integers(len(text) - count + 1))
+            hidden = [text[start : start + count]]
+        hidden = np.sort(np.concatenate(hidden))
         return hidden, rng.random(len(hidden))

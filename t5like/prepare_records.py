@@ -227,9 +227,8 @@ def _split(recipe, listing):
     said = (e.split for p in parts for _, e in examples(recipe, p) if recipe.split and isinstance(e, Example))
     if not recipe.valid or any(p.split == "valid" for p in parts) or "valid" in said:
         return parts, HeldOut()
-    some = itertools.islice(examples(recipe, part), _SURVEYED)
-    keys = [e.key for _, e in some if isinstance(e, Example)]
-    return parts, HeldOut(recipe.valid, min(keys))
+    trained = (e.key for _, e in examples(recipe, part) if isinstance(e, Example) and e.split == "train")
+    return parts, HeldOut(recipe.valid, min(itertools.islice(trained, _SURVEYED)))
 
 
 def _sample(recipe, parts, held_out):
@@ -367,6 +366,9 @@ def summary(meta):
                 f"{split:10} {c['records']:,} records, {c['input_tokens']:,} tokens of input (the longest "
                 f"{c['longest_input']:,}), {c['target_tokens']:,} of target (the longest {c['longest_target']:,})"
             )
+    empty = sum(meta["counts"][split]["target_lengths"].get("0", 0) for split in ("train", "valid"))
+    if asked["target"] and empty:  # of a csv file a cell that nobody filled
+        lines.append(f"warning    {empty:,} of these have an empty target: if it is not known, leave them out")
     if meta["classes"]:
         shown = ", ".join(meta["classes"][:10]) + ", ..." * (len(meta["classes"]) > 10)
         lines.append(f"label      {asked['label']}: {len(meta['classes']):,} classes ({shown})")

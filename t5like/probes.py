@@ -64,6 +64,8 @@ class TextProbes(Evaluator):
         model = self.part(objective).objective.model
         if self.layer is not None and not -model.layers <= self.layer < model.layers:
             raise UserError(f"TextProbes.layer={self.layer}: the model has layers 0 to {model.layers - 1}")
+        if self.pool == "cls" and isinstance(model, Decoder):
+            raise UserError("TextProbes.pool='cls': a Decoder's first place has seen nothing of the text: set 'mean'")
         self.read()
 
     def read(self):
@@ -79,10 +81,12 @@ class TextProbes(Evaluator):
         path = expand(self.source)
         try:
             if path.is_dir():
-                lines = (path / f"{split}.jsonl").read_text("utf-8").splitlines()
+                lines = (path / f"{split}.jsonl").read_text("utf-8-sig").split("\n")  # and not at U+2028
                 pairs = [(x["text"], str(x["label"])) for x in map(json.loads, filter(str.strip, lines))]
             else:
-                pairs = [(text, str(label)) for text, label in json.loads(path.read_text("utf-8"))[split]]
+                pairs = [(text, str(label)) for text, label in json.loads(path.read_text("utf-8-sig"))[split]]
+            if others := [text for text, _ in pairs if not isinstance(text, str)]:
+                raise TypeError(f"{others[0]!r} is no text")
         except OSError as error:
             raise UserError(f"TextProbes.source: {error.filename} cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -135,6 +135,14 @@ class Missing(ValueError):
     """A record without a field."""
 
 
+class NotUTF8(ValueError):
+    """A record with bytes that are not UTF-8, each a lone surrogate in it."""
+
+    def __init__(self, record):
+        super().__init__("is not UTF-8")
+        self.record = record
+
+
 def parsed(line):
     """The object of JSON that a line is, or the ValueError that says why it is none."""
     if _UNDECODED.search(line):
@@ -168,7 +176,8 @@ def _listed(piece):
             record, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place_of(piece)}: record {number} of its list is not JSON ({error})") from error
-        yield number, ValueError("is not UTF-8") if _UNDECODED.search(text[at:end]) else _an_object(record)
+        record = _an_object(record)
+        yield number, NotUTF8(record) if _UNDECODED.search(text[at:end]) and isinstance(record, dict) else record
         at = end
     if at >= len(text) and listed:
         raise UserError(f"{place_of(piece)}: is cut short: its list of records does not end")
@@ -345,8 +354,7 @@ def lines(piece):
             if piece.end is not None and at >= piece.end:
                 return
             if not at:
-                check_utf8(raw, place_of(piece))
-                _check_line_ends(raw, place_of(piece))
+                check_first_line(raw, place_of(piece))
             at += len(raw)
             line = raw.decode("utf-8", "surrogateescape")
             yield number, line.removeprefix("\ufeff") if number == 1 else line
@@ -358,8 +366,9 @@ def check_utf8(raw, place):
         raise UserError(f"{place} is UTF-16 by its first bytes: save it as UTF-8")
 
 
-def _check_line_ends(raw, place):
-    """UserError for a file that is one line to all but old Macintoshes."""
+def check_first_line(raw, place):
+    """`check_utf8`, and UserError for a file that is one line to all but old Macintoshes."""
+    check_utf8(raw, place)
     if b"\n" not in raw and b"\r" in raw.rstrip():
         raise UserError(f"{place} ends its lines with a carriage return alone: save it with line feeds (\\n)")
 
@@ -374,12 +383,11 @@ def _table(piece, columns):
             skip = False
             continue
         if isinstance(cells, list):
-            if _UNDECODED.search("".join(cells)):
-                cells = ValueError("is not UTF-8")
-            elif len(cells) != len(names):
+            if len(cells) != len(names):
                 cells = ValueError(f"has {len(cells)} column{'s' * (len(cells) != 1)} and the header {len(names)}")
             else:
-                cells = dict(zip(names, cells))
+                record = dict(zip(names, cells))
+                cells = NotUTF8(record) if _UNDECODED.search("".join(cells)) else record
         yield number, cells
 
 

@@ -47,6 +47,7 @@ from t5like.files import (
 EXTENSIONS = (".txt", ".text", ".md", ".rst", ".tex")  # what counts as plain text inside a folder or archive
 PIECE_BYTES = 4 << 20  # longer files of lines or records are read in stretches of about this size
 RECORDS = (".array_record", ".arrayrecord")
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 # Left out of stdlib: installed packages, tests and their data, bundled wheels, and tables that a program wrote.
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "_bundled", "encodings", "entities.py"}
 
@@ -361,6 +362,8 @@ def _read_jsonl(piece):
         for line in file:
             if piece.end is not None and offset >= piece.end:
                 break
+            if not offset:
+                rows.check_first_line(line, place_of(piece))
             if line.strip():
                 yield f"{piece.name}@{offset}", _json_text(line, piece, offset)
             offset += len(line)
@@ -369,6 +372,8 @@ def _read_jsonl(piece):
 def _read_rows(piece):
     for number, record in rows.rows(piece):
         where = f"{place_of(piece)}{': record ' if piece.kind in rows.WITHOUT_LINES else ':'}{number}"
+        if isinstance(record, rows.NotUTF8):  # what becomes of its text is said by invalid_utf8
+            record = record.record
         if isinstance(record, Exception):
             raise UserError(f"{where} {record}")
         yield f"{piece.name}@{number}", _text_in(record, piece.field, where)
@@ -377,7 +382,8 @@ def _read_rows(piece):
 def _json_text(line, piece, offset):
     where = f"{place_of(piece)}: the line at byte {offset}"
     try:
-        record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if not offset else line)
+        line = line.decode("utf-8", "surrogateescape")
+        record = json.loads(line if offset else line.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         fix = "an object a line, or one list of them in a .json: mend or remove it"
         raise UserError(f"{where} is not one JSON object ({error}): it wants {fix}") from error
@@ -399,10 +405,12 @@ def _text_in(record, field, where):
         except ValueError as error:
             raise UserError(f"{where} {error}") from error
     if not isinstance(text, str):
+        has = f"it has {has}" if text is None else f"but a {type(text).__name__}"
         raise UserError(
-            f"{where} has no text in {field!r} (it has {has}): name the right one with --field, or --exclude the file"
+            f"{where} has no text in {field!r} ({has}): name the right one with --field, or --exclude the file"
         )
-    return _no_nul(text.encode("utf-8", errors="replace"))  # JSON can name half a surrogate pair
+    # JSON can name half a surrogate pair; what stands for a byte that is not UTF-8 becomes that byte.
+    return _no_nul(_HALF.sub("?", text).encode("utf-8", "surrogateescape"))
 
 
 def array_record_rows(piece):

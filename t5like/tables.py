@@ -98,7 +98,7 @@ def text_of(value, field):
     if isinstance(value, (list, dict)):
         near = next(iter(value), "name") if isinstance(value, dict) else 0
         raise ValueError(f"has an object in {field!r}, not a text: name what is in it, as in {{{field}.{near}}}")
-    if isinstance(value, float) and not math.isfinite(value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):  # of a list, or of a number
         raise ValueError(f"has {json.dumps(value)} in {field!r}, which is no text")
     return json.dumps(value)
 

@@ -29,10 +29,10 @@ from t5like.rows import lookup
 class MultipleChoice(Evaluator):
     """How often a model finds the right one of some texts the most probable, over the records of a file.
 
-    records: a TextRecords, of which source, input, label, columns, valid_glob, exclude and split are read; all of its
-        records are asked. input: the context's template.
+    records: a TextRecords, of which source, input, label, columns and exclude are read; all of its records are asked.
+        input: the context's template.
     choices: the texts, templates too, one for each class; the label names the right one by its class, in `classes`;
-        with no `classes` it is the choice itself, or its number from 0.
+        with no `classes` it is the choice itself, or its number from 0, in all records alike.
     count: records that are asked, spread evenly. length: tokens of context and choice; longer ones lose their
         beginning.
     shots: records that stand before the one that is asked; where all do not fit into `length`, as many as do. shown: a
@@ -137,7 +137,10 @@ class MultipleChoice(Evaluator):
 @functools.lru_cache(maxsize=4)
 def _read(evaluator, recipe):
     """The questions of all records of a recipe, see `questions`."""
-    found = []
+    for name in ("input", "label"):
+        if not getattr(recipe, name):
+            raise UserError(f"MultipleChoice: the TextRecords of {recipe.source} has no {name}: set it")
+    found, names = [], list(evaluator.classes) or [str(k) for k in range(len(evaluator.choices))]
     listing = tables.list_parts(recipe.source, recipe.valid_glob, recipe.exclude, recipe.columns)
     for part in listing.pieces:
         for name, record in tables.read(part, recipe.columns):
@@ -149,10 +152,19 @@ def _read(evaluator, recipe):
                 label = tables.class_of(lookup(record, recipe.label), recipe.label)
             except ValueError as error:
                 raise UserError(f"MultipleChoice: {name} {error}") from error
-            names = evaluator.classes or (texts if label in texts else [str(k) for k in range(len(texts))])
-            if label not in names:
-                raise UserError(f"MultipleChoice: {name} has the label {label!r}, which is none of {', '.join(names)}")
-            found.append((context, texts, list(names).index(label)))
+            found.append((name, context, texts, label))
     if not found:
         raise UserError(f"MultipleChoice: source {recipe.source} has no record")
-    return tuple(found)
+    # One reading for all records: of numbers to choose from, a label may be the choice in one and its place in another.
+    spelt = not evaluator.classes and all(label in texts for _, _, texts, label in found)
+    placed = all(label in names for *_, label in found)
+    if spelt and placed and any(texts.index(label) != names.index(label) for _, _, texts, label in found):
+        raise UserError(
+            f"MultipleChoice: the labels in {recipe.label!r} of {recipe.source} may be choices or their numbers: set "
+            f"classes to {tuple(names)} if they are numbers, or write the choices in the label otherwise"
+        )
+    for name, _, texts, label in found:
+        if label not in (known := texts if spelt else names):
+            known = known if evaluator.classes else [*known, *texts]
+            raise UserError(f"MultipleChoice: {name} has the label {label!r}, which is none of {', '.join(known)}")
+    return tuple((context, texts, (texts if spelt else names).index(label)) for _, context, texts, label in found)

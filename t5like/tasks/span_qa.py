@@ -37,17 +37,19 @@ class ReadQuestion:
         room = self.reading.length - 3
         question = example["inputs"][: max(room // 2, room - len(example["targets"]))]  # the context is cut before it
         arrays, [_, (begin, kept)] = self.reading(question, example["targets"])
+        arrays["cut"] = np.maximum(arrays["cut"], np.float32(len(question) < len(example["inputs"])))
         starts, label = example["words"], example["label"]
         words = np.full(self.reading.length, -1, np.int32)
         real = starts[starts >= 0]
         inside = np.searchsorted(real, np.arange(kept), side="right") - 1
-        words[begin : begin + kept] = np.where(inside >= 0, np.flatnonzero(starts >= 0)[inside], -1)
+        words[begin : begin + kept] = np.append(np.flatnonzero(starts >= 0), -1)[inside]  # -1 before the first word
         answer = np.zeros(2, np.int32)
         if len(label):  # in training one of several is drawn
             first, last = label[int(rng.integers(len(label))) if train else 0]
             found = np.flatnonzero((words >= first) & (words <= last))
-            whole = last + 1 < len(starts) and kept > starts[last + 1] - 1 or kept == len(example["targets"])
-            if len(found) and whole:
+            following = starts[last + 1 :]
+            end = next(iter(following[following >= 0]), len(example["targets"]))  # of the answer's pieces
+            if len(found) and kept >= end:
                 answer = np.array([found[0], found[-1]], np.int32)
         return {**arrays, "answer": answer, "words": words}
 

@@ -33,11 +33,13 @@ class ReadTagged:
         del rng, step, train
         arrays, [(begin, kept)] = self.reading(example["inputs"])
         starts, label = example["words"], example["label"]
-        ends = np.append(starts[1:], len(example["inputs"])) - 1 if len(starts) else starts
+        own = starts >= 0  # words that left a piece
+        ends = starts.copy()
+        ends[own] = np.append(starts[own], len(example["inputs"]))[1:] - 1
         tags = np.full(self.reading.length, -1, np.int32)
         if len(label):
             places = ends if self.last else starts
-            whole = (starts >= 0) & (places < kept)
+            whole = own & (places < kept)
             tags[begin + places[whole]] = label[whole]
         return {**arrays, "tags": tags}
 

@@ -2,11 +2,13 @@
 
 The definitions are the libraries' own: sacrebleu's corpus scores with its default signatures, rouge-score with Porter's
 stemmer and the best of several references. A score that needs a library is refused before the first step where it is
-missing.
+missing; so are ROUGE, whose words are runs of a-z and 0-9, and BLEU, whose words stand between spaces, for texts that
+they cannot read: even a text that is right would score 0.
 """
 
 import dataclasses
 import importlib
+import re
 
 from paradigm.capabilities import Rewriting
 from paradigm.errors import UserError, choose
@@ -14,11 +16,15 @@ from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from t5like import rows, tables
 from t5like.decode import chosen_by
+from t5like.sentences import UNSPACED
 
 _ROUGE = ("rouge_score.rouge_scorer", "RougeScorer")
 LIBRARIES = {"exact": None, "bleu": ("sacrebleu", "corpus_bleu"), "chrf": ("sacrebleu", "corpus_chrf"),
              "rouge1": _ROUGE, "rouge2": _ROUGE, "rougeL": _ROUGE}  # score: (module, what of it)  # fmt: skip
 TOGETHER = 32  # texts that are written at once
+UNREAD = 1 / 3  # of the references' letters: a score that reads fewer of the others is refused
+_NOT_READ = {"rouge": (re.compile("[^a-z]"), "reads the letters a-z alone"),
+             "bleu": (re.compile(UNSPACED), "takes what stands between spaces for a word")}  # fmt: skip
 
 
 def text_scores(found, references, scores):
@@ -90,6 +96,17 @@ class TextScores(Evaluator):
         for name in self.scores:
             if LIBRARIES[name]:
                 _of_library(name)
+        part = self.part(objective)
+        texts = [text for record in data.held_out(self.count, part.phase) for text in self._references(record)]
+        letters = [letter for text in texts for letter in text.lower() if letter.isalpha()]
+        for name in self.scores:
+            strange, how = _NOT_READ.get(name.rstrip("12L"), (None, ""))
+            share = strange and sum(map(bool, map(strange.match, letters))) / max(len(letters), 1)
+            if share and share > UNREAD:
+                raise UserError(
+                    f"TextScores: {name} {how}, and {100 * share:.0f} % of the letters of the true texts are others: "
+                    "set TextScores.scores to 'chrf' or 'exact'"
+                )
 
     def run(self, objective, variables, data):
         """({score: value}, [Artefact "written"])."""
@@ -113,10 +130,15 @@ class TextScores(Evaluator):
 
     def _references(self, record):
         fields = record["fields"]
-        if not self.references:
-            return [tables.render(record["settings"]["target"], fields)]
-        value = rows.lookup(fields, self.references)
-        return [tables.text_of(one, self.references) for one in (value if isinstance(value, list) else [value])]
+        try:
+            if not self.references:
+                return [tables.render(record["settings"]["target"], fields)]
+            value = rows.lookup(fields, self.references)
+            if value == []:
+                raise ValueError("has an empty list there")
+            return [tables.text_of(one, self.references) for one in (value if isinstance(value, list) else [value])]
+        except ValueError as error:
+            raise UserError(f"TextScores.references={self.references!r}: a held-out record {error}") from error
 
 
 def _line(text):

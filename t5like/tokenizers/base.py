@@ -11,12 +11,13 @@ import re
 import numpy as np
 
 from paradigm.errors import UserError
-from t5like.sentences import sentence_ends
+from t5like.sentences import UNSPACED, sentence_ends
 from t5like.vocabulary import MODES, NAMES, Vocabulary
 
 META = "paradigm_tokenizer.json"  # `tokenizer.json` is a file of the transformers library's
 SENTINEL_NAMES = ("<X>", "<Y>", "<Z>")  # as the T5 paper prints the first three (figure 2)
 _SENTINEL = re.compile(r"<([XYZ])>|<extra_id_(\d+)>")
+_UNSPACED = re.compile(UNSPACED)
 _SILENT = ("pad", "bos", "eos", "cls", "sep")  # what `decode` leaves out
 
 
@@ -116,16 +117,21 @@ class Tokenizer:
     @functools.cached_property
     def sentence_ends(self):
         """bool [vocab_size]: the ids whose text ends a sentence (t5like/sentences.py)."""
-        ids = np.arange(self.text_size)
-        text = self.vocabulary.is_text(ids)
-        ends = sentence_ends(self._decode_text([i], False) if is_text else "" for i, is_text in zip(ids.tolist(), text))
-        return np.pad(ends, (0, self.vocab_size - self.text_size))
+        return np.pad(sentence_ends(self._spelt), (0, self.vocab_size - self.text_size))
+
+    @functools.cached_property
+    def _spelt(self):
+        """The text of each id below text_size by itself; "" of what spells none."""
+        text = self.vocabulary.is_text(np.arange(self.text_size)).tolist()
+        return [self._decode_text([i], False) if is_text else "" for i, is_text in enumerate(text)]
 
     @functools.cached_property
     def word_starts(self):
-        """bool [vocab_size]: ids that begin a word, a space before it included; the first of a text always does."""
+        """bool [vocab_size]: ids that begin a word, a space before it included; the first of a text always does. Where
+        a script has no spaces between words, each id begins one."""
         starts = np.ones(self.vocab_size, bool)
         starts[: self.text_size] = self._text_word_starts()
+        starts[: self.text_size] |= [_UNSPACED.match(text) is not None for text in self._spelt]
         return starts
 
     def _text_word_starts(self):

@@ -47,6 +47,7 @@ def read(out):
 
 def test_sentences():
     assert sentence_ends(["a", "b.", "? ", ".c", "d\n", ""]).tolist() == [False, True, True, False, True, False]
+    assert sentence_ends([*"。！？।؟۔", "文。", "、"]).tolist() == [True] * 7 + [False]
     tokens = np.array([5, DOT, DOT, 6, 7, DOT, 8])
     assert sentences(tokens, ENDS).tolist() == [0, 3, 6, 7]
     assert sentences(tokens, ENDS, np.array([1, 1, 1, 1, 2, 2, 2])).tolist() == [0, 3, 4, 6, 7]

@@ -30,7 +30,7 @@ class Windows:
             segments[length // 3 :] = 2
             tokens[length // 3 - 1] = TOKENIZER.eos_id
             if i == count - 1:
-                tokens[-5:] = segments[-5:] = 0
+                tokens[-5:], segments[-5:] = 120, 0  # an id that spells text, as of a tokenizer without padding
             self.rows.append({"tokens": tokens, "segments": segments, "byte_lengths": TOKENIZER.byte_lengths})
         self.fingerprint = str(seed)
 
@@ -68,13 +68,13 @@ def test_unigram(objective):
     metrics, artefacts = UnigramBaseline().run(objective, None, data)
     counts = dict.fromkeys(range(3, VOCAB - 20), 1)
     for row in data.train.source.rows:
-        for token in row["tokens"].tolist():
+        for token in row["tokens"][row["segments"] > 0].tolist():
             if token > 2:
                 counts[token] += 1
     total, bits, size = sum(counts.values()), 0.0, 0.0
     for batch in data.batches():
         for b in np.flatnonzero(batch["mask"]):
-            row = batch["targets"][b].tolist()
+            row = batch["targets"][b][batch["segments"][b] > 0].tolist()
             for token in row[int(batch["prefix"][b]) if "prefix" in batch else 0 :]:
                 if 2 < token < VOCAB - 20:
                     bits -= math.log2(counts[token] / total)

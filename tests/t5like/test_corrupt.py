@@ -218,6 +218,16 @@ def test_settings_that_cannot_be(settings, message):
         corrupt.SpanNoise(**{"vocabulary": T5, "length": 512, **settings})
 
 
+@pytest.mark.parametrize("rate, mean_span", [(0.5, 1.0), (0.6, 1.5), (0.75, 3.0)])
+def test_a_short_text_has_no_more_spans_than_tokens_to_part_them(rate, mean_span):
+    noise = corrupt.SpanNoise(T5, 33, rate, mean_span)
+    for text in range(2, noise.raw_length):
+        ex = example(noise.raw_length, padding=noise.raw_length - text)
+        out = noise(ex, np.random.default_rng(0), 0, True)
+        read, written = out["encoder_inputs"][out["encoder_segments"] > 0], out["targets"][out["segments"] > 0]
+        assert reconstruct(read.tolist(), written.tolist()) == ex["tokens"][:text].tolist()
+
+
 def test_windows_too_short():
     with pytest.raises(UserError, match="100 tokens but the objective reads 568: prepare the data with window=568"):
         corrupt.SpanNoise(T5, 512)(example(100), np.random.default_rng(0), 0, True)

@@ -180,6 +180,7 @@ def test_nested_fields(tmp_path):
         ),
         ("a.csv", b"title,content\nx,y\n", r"a.csv:2 has no text in 'text' \(it has title, content\): name the right"),
         ("a.tsv", b"title\tcontent\nx\ty\n", r"a.tsv:2 has no text in 'text' \(it has title, content\): name the ri"),
+        ("a.jsonl", b'{"text": ["x"]}', r"has no text in 'text' \(but a list\): name the right one"),
         ("a.csv", b"text,n\nx,1\ny\n", r"a.csv:3 has 1 column and the header 2$"),
         ("a.json", b'[{"text": "x"}, {"text": ', r"a.json: record 2 of its list is not JSON"),
         ("a.json", b'[{"text": "x"}', r"a.json: is cut short: its list of records does not end"),

@@ -42,6 +42,13 @@ def test_a_text_and_a_label_by_their_names(text, label, tmp_path, capsys):
     assert TextRecords(str(tmp_path / "in" / "a.jsonl"), valid=0.0).build(tmp_path / "out").classes == ("a", "b")
 
 
+def test_a_field_may_be_left_out_by_the_first_record(tmp_path):
+    rows = {"text": "one"}, {"text": "two", "label": "a", "split": "train"}, {"text": "three", "split": "test"}
+    found = prepared(tmp_path, lines(*rows))
+    assert texts(found) == [("two", "", 0)] and texts(found, "test") == [("three", "", -1)]
+    assert found.meta["broken"]["records"] == 1  # without a split, and a label
+
+
 def test_words_with_tags_questions_and_replies(tmp_path):
     found = prepared(tmp_path / "tags", "Ann B-p\nsits O\n\nBob B-p\n", "a.conll", label_kind="tags")
     assert found.classes == ("B-p", "O") and texts(found) == [("Ann sits", "", [0, 1]), ("Bob", "", [0])]

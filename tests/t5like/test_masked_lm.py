@@ -137,6 +137,21 @@ def test_words_are_hidden_whole(unit, low, high):
     assert low < np.mean(runs) < high  # words in a row: some meet by chance
 
 
+def test_a_part_of_a_word_that_is_too_long_is_any_part():
+    masking = Masking(BARE, 80, 0.3, "word", masked=1.0, random=0.0)
+    full = example(80) | {"word_starts": np.zeros(VOCAB, bool)}
+    rows = [masking(full, np.random.default_rng(seed), 0, True)["positions"] for seed in range(20)]
+    assert {len(row) for row in rows} == {24} and len({row[0] for row in rows}) > 10
+
+
+@pytest.mark.parametrize("unit", ["token", "span", "word", "ngram"])
+def test_a_window_without_text_hides_nothing(unit):
+    full = example(80) | {"word_starts": np.ones(VOCAB, bool)}
+    full["segments"] = np.zeros(80, np.int32)
+    row = Masking(BARE, 80, 0.3, unit)(full, np.random.default_rng(0), 0, True)
+    assert not row["weights"].any() and not row["text_bytes"]
+
+
 def test_words_need_to_be_known():
     with pytest.raises(UserError, match="needs word_starts"):
         masked(Masking(BARE, LENGTH, 0.3, "word"))

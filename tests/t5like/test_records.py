@@ -124,6 +124,34 @@ def test_empty_inputs_and_bytes_that_are_not_utf8_are_broken(tmp_path):
         assert prepared.meta["broken"]["first"] == [f"{tmp_path}/{name}{p} {w}" for p, w in zip(places, wanted)]
 
 
+def test_empty_targets_are_told(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text,short,split\n" + "a,b,train\n" * 3 + "a,,train\na,,train\na,,test\n")
+    build(tmp_path / "a.csv", tmp_path / "a", True, target="{short}", split="split")
+    assert "warning    2 of these have an empty target: if it is" in capsys.readouterr().err
+    build(tmp_path / "a.csv", tmp_path / "b", True)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_null_in_a_list_is_no_text_and_no_class(tmp_path):
+    rows = [{"text": ["a", None], "y": ["k"]}, {"text": "b", "y": ["k", None]}, {"text": ["a", "b"], "y": ["k", "m"]}]
+    prepared = build(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", label="y", label_kind="classes")
+    assert [r[0] for r in read(prepared)] == ["a, b"] and prepared.classes == ("k", "m")
+    path = f"{tmp_path}/a.jsonl"
+    assert prepared.meta["broken"]["first"] == [f"{path}:{n} has null in '{f}', which is no text" for n, f in
+                                                ((1, "text"), (2, "y"))]  # fmt: skip
+
+
+def test_answers_are_counted_in_words_of_the_text_as_it_is_read(tmp_path):
+    """Of a list of sentences too; and what stands between spaces is no word where a script has none."""
+    how = {"input": "{q}", "target": "{c}", "label": "a", "label_kind": "answer"}
+    row = lambda context, text, start: {"q": "?", "c": context, "a": {"text": text, "answer_start": start}}
+    path = jsonl(tmp_path / "a.jsonl", [row(["Ann sat.", "Bob too."], "Bob", 10), row("東京 に住む", "東京", 0)])
+    source = build(path, tmp_path / "a", **how).source()
+    assert [source[k]["label"].tolist() for k in range(2)] == [[[2, 2]], [[0, 0]]] and len(source[0]["words"]) == 4
+    with pytest.raises(UserError, match="has the answer '東京' in 'a' inside of what stands between spaces in its con"):
+        build(jsonl(tmp_path / "b.jsonl", [row("東京に住む", "東京", 0)]), tmp_path / "b", **how)
+
+
 def test_tsv_has_no_quotes_and_may_have_no_header(tmp_path):
     (tmp_path / "a.tsv").write_text('text\tkind\n"open\tx\n\nthree\tcells\there\na\u2028b\ty\n')
     prepared = build(tmp_path / "a.tsv", tmp_path / "a", target="{kind}")
@@ -292,6 +320,10 @@ def test_held_out_by_a_hash_of_the_input_so_that_duplicates_stay_together(tmp_pa
     for i in range(60):
         jsonl(many / f"{i:02d}.jsonl", [{"text": f"text {i}"}])
     assert 1 <= len(read(build(many, tmp_path / "m", valid=0.01), "valid")) <= 4
+    for k in range(3):  # the record that is held out in any case is none of the test's
+        rows = [{"text": f"{k}, {i}", "split": "train" if i > 30 else "test"} for i in range(36)]
+        some = build(jsonl(tmp_path / f"f{k}.jsonl", rows), tmp_path / f"f{k}", valid=1e-6, split="split")
+        assert [len(read(some, split)) for split in ("train", "valid", "test")] == [4, 1, 31]
     with pytest.raises(UserError, match="all of its 1 records that can be used are held out: add some, or set valid"):
         build(jsonl(tmp_path / "e.jsonl", records[:1]), tmp_path / "e", valid=0.2)
 

@@ -236,6 +236,13 @@ def test_minimal_pairs_are_checked(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "b"}\n{"sentence_good": "a"}\n')
     with pytest.raises(UserError, match="broken.jsonl, line 2 is not an object with 'sentence_good'"):
         MinimalPairs(str(tmp_path)).check(ENCODER, None)
+    for content, message in (
+        ('{"sentence_good": 5, "sentence_bad": "b"}', "broken.jsonl, line 1 is not .* and 'sentence_bad', two texts"),
+        ("\n\n", "broken.jsonl holds no pairs: leave it out"),
+    ):
+        (tmp_path / "broken.jsonl").write_text(content)
+        with pytest.raises(UserError, match=message):
+            MinimalPairs(str(tmp_path)).check(ENCODER, None)
     with pytest.raises(UserError, match="no such file"):
         MinimalPairs(str(tmp_path / "gone")).check(ENCODER, None)
     (tmp_path / "none").mkdir()
@@ -326,12 +333,14 @@ def test_probes_of_labels_that_say_nothing_are_at_chance(tmp_path):
 
 def test_clinc_form_and_what_is_wrong(tmp_path):
     path = tmp_path / "data.json"
-    path.write_text(json.dumps({"train": [["a", "x"], ["b", "y"]], "test": [["c", "y"]], "one": [["a", "x"]]}))
+    none = {"none": [[None, "x"], ["a", "y"]]}
+    path.write_text(json.dumps({"train": [["a", "x"], ["b", "y"]], "test": [["c", "y"]], "one": [["a", "x"]]} | none))
     splits, names = TextProbes(str(path)).read()
     assert names == ["x", "y"] and splits[1][0] == ["c"] and splits[0][1].tolist() == [0, 1]
     for how, text in (
         ({"train": "gone"}, "has no 'gone'"),
         ({"train": "one"}, "have one label"),
+        ({"train": "none"}, "None is no text"),
         ({"layer": 2}, "layers 0 to 1"),
         ({"source": str(tmp_path / "no.json")}, "cannot be read"),
     ):
@@ -339,5 +348,12 @@ def test_clinc_form_and_what_is_wrong(tmp_path):
             TextProbes(**{"source": str(path), **how}).check(ENCODER, None)
     with pytest.raises(UserError, match="^TextProbes: SimCLR cannot encode texts, .*SimCSE.* can: take TextProbes"):
         TextProbes(str(path)).check(SimCLR(encoder=encoder(), augment=views()), None)
+    with pytest.raises(UserError, match="TextProbes.pool='cls': a Decoder's first place has seen nothing"):
+        TextProbes(str(path), pool="cls").check(DECODER, None)
+    for split in ("train", "test"):  # as Windows saves it, and with a separator of lines in a text
+        rows = [{"text": f"a\u2028{k}", "label": k} for k in range(2)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text("\ufeff" + text, "utf-8")
+    assert TextProbes(str(tmp_path)).read()[0][0][0] == ["a\u20280", "a\u20281"]
     with pytest.raises(UserError, match="TextProbes.pool"):
         TextProbes(str(path), pool="max")

@@ -194,6 +194,22 @@ def test_invalid_utf8_is_replaced_and_counted_or_refused(folder, tmp_path):
         make(folder, tmp_path / "refused", invalid_utf8="refuse")
 
 
+@pytest.mark.parametrize("name, form", [
+    ("a.jsonl", b'{"text": "%s \\ud83d"}\n'), ("a.csv", b"text,n\n%s?,1\n"), ("a.json", b'[{"text": "%s?"}]')
+])  # fmt: skip
+def test_invalid_utf8_of_a_record_is_no_other(name, form, tmp_path):
+    (tmp_path / name).write_bytes(form % (b"caf\xe9 au lait " * 50))
+    prepared = make(tmp_path / name, tmp_path / "out", valid=0)
+    assert prepared.meta["invalid_utf8"]["bytes"] == 50 and documents(prepared, "train")[0].startswith("caf\ufffd au")
+    with pytest.raises(UserError, match=rf"{name} \(.*\) is not UTF-8 \(byte 0xe9 at offset 3\): mend it, or pass"):
+        make(tmp_path / name, tmp_path / "refused", invalid_utf8="refuse", valid=0)
+    if name == "a.jsonl":
+        for content, wrong in ((form.decode("latin-1").encode("utf-16"), "is UTF-16"), (b'{"a"}\r{"a"}', "ends its l")):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(UserError, match=f"{name} {wrong}"):
+                make(tmp_path / name, tmp_path / "other", valid=0)
+
+
 def test_a_nul_in_a_record_is_a_bad_byte(tmp_path):
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text(i) + "\0"}) + "\n" for i in range(4)))
     assert make(tmp_path / "x.jsonl", tmp_path / "out", valid=0.3).meta["invalid_utf8"]["bytes"] == 4

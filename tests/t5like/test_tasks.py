@@ -70,8 +70,21 @@ def test_words_speak_through_their_first_piece(learnt):
     assert all(word.startswith(piece.removeprefix("##")) and piece for word, piece in zip(words, first))
 
 
+def test_a_word_without_a_piece_has_no_place():
+    tokens, starts = encode_words(TOKENIZER, ["", "ab", "", "c", ""])
+    assert TOKENIZER.decode(tokens) == " ab  c " and starts.tolist() == [-1, 1, -1, 5, -1]
+    for model, places in ((BERT, [2, 6]), (GPT, [5, 7])):
+        row = tagged(TokenTagging(model, 3, 12).bind(V), ["", "ab", "", "c", ""], [0, 1, 0, 2, 0])
+        assert [i for i, t in enumerate(row["tags"]) if t >= 0] == places and row["tags"][places].tolist() == [1, 2]
+    tokens, starts = encode_words(TOKENIZER, ["ab", "", "cdefghi"])
+    example = {"inputs": ids("who"), "targets": tokens, "words": starts, "label": np.int32([[0, 0]])}
+    assert SpanQA(BERT, length=12).bind(V).preprocess(example, None, 0, False)["answer"].tolist() == [5, 8]
+    row = question(SpanQA(BERT, length=12).bind(V), ["", ""], [])
+    assert (row["words"] == -1).all()
+
+
 def tagged(objective, text, tags):
-    words = text.split()
+    words = text.split() if isinstance(text, str) else text
     tokens, starts = encode_words(TOKENIZER, words)
     return objective.preprocess({"inputs": tokens, "words": starts, "label": np.int32(tags)}, None, 0, True)
 
@@ -89,7 +102,7 @@ def test_tags_stand_at_first_pieces_and_in_a_decoder_before_the_next_ones():
 
 
 def question(objective, context, answer):
-    tokens, starts = encode_words(TOKENIZER, context.split())
+    tokens, starts = encode_words(TOKENIZER, context.split() if isinstance(context, str) else context)
     example = {"inputs": ids("who"), "targets": tokens, "words": starts, "label": np.int32(answer).reshape(-1, 2)}
     return objective.preprocess(example, np.random.default_rng(0), 0, True)
 
@@ -103,6 +116,13 @@ def test_an_answer_is_found_where_it_stands():
     for context, answer in (("in 1912 the old ship", []), ("in 1912 the old ship is lost", [[6, 6]])):
         row = question(objective, context, answer)
         assert row["answer"].tolist() == [0, 0] and spelt(context, row["words"], 0, 0) == ""
+
+
+@pytest.mark.parametrize("asked, cut", [(3, 0), (16, 0), (17, 1)])
+def test_a_question_that_is_cut_is_told(asked, cut):
+    tokens, starts = encode_words(TOKENIZER, ["abcde"])
+    example = {"inputs": ids("q" * asked), "targets": tokens, "words": starts, "label": np.zeros((0, 2), np.int32)}
+    assert SpanQA(BERT, length=24).bind(V).preprocess(example, None, 0, False)["cut"] == cut
 
 
 def test_the_best_span_is_that_of_all_pairs(monkeypatch):

@@ -209,3 +209,13 @@ def test_where_words_begin():
         starts[0] = True
         words = [made.decode(part).strip() for part in np.split(ids, np.flatnonzero(starts)[1:])]
         assert [w for w in words if w] == ["hello", "world", "worlds"], made.kind
+
+
+def test_words_of_scripts_without_spaces():
+    """Each piece of such a text is a word; in others a piece within a word is none."""
+    text = "東京は大きい都市です。 абвг абвгд\n" * 40
+    for made in (tok.train_sentencepiece([text], 280, extra_ids=0), subwords.train_bpe([text], 294, extra_ids=0)):
+        starts = {made._decode_text([i], False).strip(): bool(made.word_starts[i]) for i in made.encode(text).tolist()}
+        assert all(starts[piece] for piece in starts if piece[:1] in tuple("東京は大きい都市です")), made.kind
+        assert not any(starts[piece] for piece in starts if piece[:1] in tuple("бвгд")), made.kind
+        assert made.sentence_ends[made.encode(text)].sum() == 80, made.kind  # full stops and line breaks

@@ -45,6 +45,28 @@ def test_a_score_whose_library_is_missing_is_refused(score, library, there, monk
         TextScores(("blue",))
 
 
+@pytest.mark.parametrize(
+    "score, text, how",
+    [("rougeL", "Привет, мир", "reads the letters a-z alone, and 100 %"),
+     ("rouge1", "東京は大きい", "reads the letters a-z alone, and 100 %"),
+     ("bleu", "東京は大きい", "takes what stands between spaces for a word, and 100 %")],
+)  # fmt: skip
+def test_a_score_that_cannot_read_the_texts_is_refused(score, text, how):
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    data = lambda *texts: types.SimpleNamespace(
+        held_out=lambda count, phase: [{"fields": {"a": t}, "settings": {"target": "{a}"}} for t in texts]
+    )
+    with pytest.raises(UserError, match=f"{score} {how} of the letters of the true texts are others: set"):
+        TextScores((score,)).check(TextToText(GPT), data(text))
+    TextScores((score, "exact")).check(TextToText(GPT), data("ça va bien, mon ami", "viele Grüße"))
+    TextScores(("exact", "chrf")).check(TextToText(GPT), data(text))
+    with pytest.raises(UserError, match="TextScores.references='b': a held-out record has no field 'b', only a"):
+        TextScores(("exact",), references="b").check(TextToText(GPT), data(text))
+    with pytest.raises(UserError, match="TextScores.references='a': a held-out record has an empty list there"):
+        TextScores(("exact",), references="a").check(TextToText(GPT), data([]))
+
+
 def test_choices_by_likelihood(tmp_path):
     rows = [{"q": "two", "a": "ab", "b": "cde", "right": k % 2} for k in range(3)]
     path = tmp_path / "a.jsonl"
@@ -135,6 +157,27 @@ def test_choices_that_a_model_has_no_room_for(tmp_path):
     MultipleChoice(records, ("a", "b"), length=37).check(objective, data)
     with pytest.raises(UserError, match="MultipleChoice: a choice after 'q+' is empty"):
         MultipleChoice(records, ("a", "{none}"), ("a", "b")).check(objective, data)
+
+
+def test_labels_are_read_alike_in_all_records(tmp_path):
+    """As of MMLU, whose answer is a place and whose choices may be numbers."""
+
+    def asked(*rows, **how):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        path.write_text("".join(json.dumps({"q": "?", "c": c, "right": right}) + "\n" for c, right in rows))
+        records = TextRecords(str(path), **{"input": "{q}", "label": "right"})
+        return [answer for *_, answer in MultipleChoice(records, ("{c.0}", "{c.1}"), **how).questions()]
+
+    numbers, words = ["1", "0"], ["x", "y"]
+    assert asked((numbers, 1), (words, 0)) == [1, 0]  # the first one's label is a choice of it as well
+    assert asked((numbers, "1"), (["7", "8"], "8")) == [0, 1]
+    assert asked((["0", "1"], 1)) == [1] == asked((numbers, 1), classes=("0", "1"))
+    with pytest.raises(UserError, match=r"may be choices or their numbers: set classes to \('0', '1'\) if they are"):
+        asked((numbers, 1))
+    with pytest.raises(UserError, match="has the label '5', which is none of 0, 1, x, y"):
+        asked((words, 1), (words, 5))
+    with pytest.raises(UserError, match="the TextRecords of .* has no input: set it"):
+        MultipleChoice(TextRecords(str(tmp_path / "0.jsonl"), label="right"), ("{c.0}", "{c.1}")).questions()
 
 
 def test_shots_stand_before_what_is_asked(tmp_path):
