@@ -63,9 +63,9 @@ class TwoWay(WithCaptions):
         return self.encoder.max_length
 
     def lengths(self, tokens):
-        """int32 [B]: tokens of each row, its end the last."""
-        ends = tokens == self.vocabulary.end
-        return jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
+        """int32 [B]: tokens of each row, its end the last. The start may be the same id."""
+        ends = tokens[:, 1:] == self.vocabulary.end
+        return 1 + jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
 
     def read(self, variables, patches, tokens, name, ctx, index, **how):
         """States [B, L, D] of tokens. name: of the pass, for its dropout."""
