@@ -17,6 +17,7 @@ from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
 from paradigm.records import Prepared, check_readable, share_of
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
+from vision.data import known_labels
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
 
@@ -234,6 +235,10 @@ class PairSource:
         record = self._read(self.records.__getitem__, int(position))
         captions = record["captions"]
         return {**record, "caption": captions[0], "tokens": tuple(self.tokenizer.encode_batch(captions))}
+
+    @property
+    def labels(self):
+        return known_labels(self.records)
 
     def captions(self, position):
         """The captions of a record, without its picture. Raises as reading it does."""

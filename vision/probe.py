@@ -46,6 +46,7 @@ from paradigm.probing import LEARNING_RATES as LEARNING_RATES
 from paradigm.records import Subset
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
+from vision.data import known_labels
 from vision.objectives.classify import Classify
 from vision.objectives.multi_crop import MultiCrop
 
@@ -206,7 +207,8 @@ def features(objective, variables, source):
 
 
 def _some_labels(source, split, count=8):
-    """int [n], the labels of the first `count` records of a source that can be read, if so many are near.
+    """int [n], the labels of a source's records where they are known, else of the first `count` that can be read, if so
+    many are near.
 
     Raises UserError where none is: some broken records are left out when their turn comes, but not all.
     """
@@ -222,7 +224,8 @@ def _some_labels(source, split, count=8):
             break
     if not labels:
         raise UserError(f"none of the first {i + 1} {split} pictures can be read ({last}): the data are damaged")
-    return np.array(labels, np.int64)
+    known = known_labels(source)
+    return np.array(labels, np.int64) if known is None else known
 
 
 def _check_labels(y, y_test):

@@ -263,6 +263,8 @@ def test_labels_that_no_probe_can_use():
     Probes().check(objective, data([4, 3, 3]))
     with pytest.raises(UserError, match="need labels, and 1 of 3 training"):  # before the first step
         Probes().check(objective, data([4, -1, 3]))
+    with pytest.raises(UserError, match="need labels, and 1 of 41 training"):  # one that lies far behind, too
+        Probes().check(objective, data([*[4, 3] * 20, -1]))
     broken = Labelled([None] * 5)
     with pytest.raises(UserError, match=r"^none of the first 5 validation pictures can be read \(record 4: .*damaged$"):
         Probes().check(objective, tiny.Opened(lambda split: broken if split == "valid" else Labelled([1, 2])))
