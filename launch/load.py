@@ -112,7 +112,8 @@ class Run:
 
     def classify(self, inputs, which=None):
         """What each text or picture is taken for: a Classified with the label and the probabilities. A pair of texts is
-        a tuple, a picture uint8 [h, w, C]. As t5like.tasks.ask.classify and vision.ask.classify."""
+        a tuple; a picture is uint8 [h, w, C], one of Pillow's, or the path of its file. As t5like.tasks.ask.classify
+        and vision.ask.classify."""
         from paradigm.capabilities import ClassifyingPictures, parts
 
         for part in parts(self.objective):
@@ -179,7 +180,8 @@ class Run:
         return self._timed(decode.generate, part.objective, variables, self.tokenizer, prompt, **how)
 
     def caption(self, images, prompt="", which=None, **how):
-        """A caption of each picture uint8 [h, w, C], which begins with the prompt. `how` as in multimodal.captions."""
+        """A caption of each picture, given as to `classify`, which begins with the prompt. `how` as in
+        multimodal.captions."""
         from multimodal.captions import caption
         from paradigm.capabilities import Captioning, ask
 

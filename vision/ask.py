@@ -1,11 +1,17 @@
 """Asking a classifier in a notebook: pictures in, labels out."""
 
 import functools
+import os
+import pathlib
 
 import jax
 import numpy as np
+from PIL import Image
 
 from paradigm.capabilities import Classified
+from paradigm.errors import UserError
+from vision.decode_image import decode, pixels_of
+from vision.reading import reason_of
 
 TOGETHER = 32  # pictures at once
 
@@ -15,7 +21,7 @@ def classify(objective, variables, labels, images):
 
     Args:
         objective: ClassifyingPictures. variables: of objective.apply. labels: names of the classes; () for numbers.
-        images: arrays uint8 [h, w, C] of any sizes, or one.
+        images: as of `pictures`.
 
     Returns:
         a Classified for each picture, in a list; or one.
@@ -23,9 +29,8 @@ def classify(objective, variables, labels, images):
     Raises:
         UserError: pictures of other channels than the encoder reads, or of another kind.
     """
-    if isinstance(images, np.ndarray) and images.ndim < 4:
-        return classify(objective, variables, labels, [images])[0]
-    if not len(images):
+    images, alone = pictures(images, objective.encoder.channels)
+    if not images:
         return []
     rows = [objective.preprocess({"image": image}, None, 0, False) for image in images]
     found = []
@@ -36,7 +41,33 @@ def classify(objective, variables, labels, images):
         found += list(np.asarray(_chances(objective)(variables, batch))[: len(some)])
     names = labels or tuple(map(str, range(len(found[0]))))
     each = [{names[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in found]
-    return [Classified(next(iter(named)), named) for named in each]
+    told = [Classified(next(iter(named)), named) for named in each]
+    return told[0] if alone else told
+
+
+def pictures(images, channels):
+    """(a list of arrays, whether one picture was given and not several).
+
+    Args:
+        images: arrays uint8 [h, w, C] of any sizes, Pillow's pictures or paths of files, which are read as data are; or
+            one of these.
+
+    Raises:
+        UserError: a path where no picture is.
+    """
+    alone = isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, np.ndarray) and images.ndim < 4
+    return [_pixels(one, channels) for one in ([images] if alone else images)], alone
+
+
+def _pixels(one, channels):
+    try:
+        if isinstance(one, (str, os.PathLike)):
+            return decode(pathlib.Path(one).expanduser().read_bytes(), str(one), channels)
+        return pixels_of(one, channels) if isinstance(one, Image.Image) else np.asarray(one)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{one} cannot be read as a picture ({getattr(error, 'strerror', None) or reason_of(error)})"
+        ) from None
 
 
 @functools.lru_cache(maxsize=8)
