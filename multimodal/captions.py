@@ -123,7 +123,8 @@ class Captions(Evaluator):
         for step in range(len(dataset)):
             batch = dataset.batch(step)
             prompts = [self.prompt] * len(batch["mask"])
-            texts = write(objective, variables, batch, data.tokenizer, prompts, self._sampling, seed=self.seed)
+            seed = self.seed + step * len(prompts)  # rows of another batch draw by themselves
+            texts = write(objective, variables, batch, data.tokenizer, prompts, self._sampling, seed=seed)
             real = batch["mask"] > 0
             found += [text for text, one in zip(texts, real) if one]
             places += (batch["index"][real].astype(np.int64) @ np.array([1 << 32, 1])).tolist()
