@@ -16,7 +16,6 @@ from PIL import Image, ImageFile
 from paradigm import tfds as prepared_tfds
 from paradigm.errors import UserError
 from tests.vision.pictures import encoded, folder, npz, opened, pixels, records, tarred, zipped
-from vision.ask import pictures
 from vision.decode_image import decode
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -587,17 +586,3 @@ def test_nothing_heavy_is_imported_for_a_source_that_does_not_need_it():
         "sys.exit(([m for m in ('jax', 'sklearn', 'tensorflow', 'tensorflow_datasets') if m in sys.modules] or 0))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_notebook_may_give_arrays_paths_or_pillows_pictures(tmp_path):
-    """Turned and laid on white as a run reads them, which an array of one's own is not."""
-    path, rgba = tmp_path / "a.png", Image.fromarray(np.dstack([pixels(0), np.zeros((6, 9), np.uint8)]))
-    rgba.save(path)
-    for given in (path, str(path), rgba, Image.open(path)):
-        [found], alone = pictures(given, 3)
-        assert alone and found.shape == (6, 9, 3) and (found == 255).all()
-    found, alone = pictures([path, pixels(1)], 3)
-    assert not alone and (found[1] == pixels(1)).all()
-    for lost, said in ((tmp_path / "b.png", "No such file"), (__file__, "cannot identify image file")):
-        with pytest.raises(UserError, match=f"cannot be read as a picture .{said}"):
-            pictures(lost, 3)
