@@ -25,6 +25,8 @@ from launch.run.program import Program
 from launch.run.writers import Console, number
 from launch.storage import filesystem, sync
 from launch.storage.checkpoint import Checkpoints
+from paradigm.capabilities import parts
+from paradigm.classes import OnClasses, check_same
 from paradigm.errors import UserError
 from paradigm.progress import heard_by, timed
 
@@ -48,7 +50,10 @@ def evaluate(workdir, step=None, gin_params=(), adapted=None):
     else:
         state, _ = checkpoints.needed(checkpoints.restore(program.state, step, without=("opt_state",)))
         step = int(state.step)
-    evaluation, console = Evaluation(program, Data(experiment, sync.local(workdir) / "data")), Console(0, 0, "")
+    data = Data(experiment, sync.local(workdir) / "data")
+    if any(isinstance(part.objective, OnClasses) for part in parts(experiment.objective)):
+        check_same(labels_of(workdir), data.labels, "what it is to be evaluated on")
+    evaluation, console = Evaluation(program, data), Console(0, 0, "")
     with contextlib.closing(console), heard_by(console.status):
         metrics, artefacts = evaluation.run(state)
     return step, metrics, artefacts

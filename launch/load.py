@@ -111,30 +111,31 @@ class Run:
         return labels_of(self.workdir)
 
     def embed(self, inputs, which=None, **how):
-        """Vectors of texts or of pictures uint8 [h, w, C], float32 [n, D]; of one, [D]: of two towers unit vectors in
-        the space that both share, else what the encoder makes of them, which is what probes read. `how` as in
-        t5like.features.embed, for texts."""
+        """Vectors of texts or of pictures, float32 [n, D]; of one, [D]: of two towers unit vectors in the space that
+        both share, else what the encoder makes of them, which is what probes read. `how` as in t5like.features.embed,
+        for texts; pictures as in vision.ask.pictures. Where a run reads both, a str is a text."""
         from paradigm.capabilities import ImageFeatures, PairEmbedding, TextFeatures, ask, parts
 
         for part in parts(self.objective):
-            if isinstance(part.objective, PairEmbedding):
+            one, variables = part.objective, part.variables(self.variables(which))
+            if isinstance(one, PairEmbedding):
                 from multimodal.ask import embed
 
-                tokenizer = part.objective.tokenizer or self.tokenizer
-                return embed(part.objective, part.variables(self.variables(which)), tokenizer, inputs, **how)
-        if isinstance(inputs, str) or (len(inputs) and isinstance(inputs[0], str)):
-            from t5like.features import embed
+                return embed(one, variables, one.tokenizer or self.tokenizer, inputs, **how)
+            if isinstance(one, ImageFeatures):
+                from vision.ask import embed
 
-            part = ask(TextFeatures, self.objective, "embed", "give it pictures, or load a run on texts")
-            return embed(part.objective, part.variables(self.variables(which)), self.tokenizer, inputs, **how)
-        from vision.ask import embed
+                return embed(one, variables, inputs, **how)
+            if isinstance(one, TextFeatures):
+                from t5like.features import embed
 
-        part = ask(ImageFeatures, self.objective, "embed", "give it texts, or load a run on pictures")
-        return embed(part.objective, part.variables(self.variables(which)), inputs, **how)
+                return embed(one, variables, self.tokenizer, inputs, **how)
+        return ask(TextFeatures, self.objective, "embed", "load a run with an encoder")
 
     def classify(self, inputs, which=None, classes=None, **how):
         """What each text or picture is taken for: a Classified with the label and the probabilities. A pair of texts is
-        a tuple, a picture uint8 [h, w, C]. As t5like.tasks.ask.classify and vision.ask.classify.
+        a tuple; a picture is uint8 [h, w, C], one of Pillow's, or the path of its file. As t5like.tasks.ask.classify
+        and vision.ask.classify.
 
         classes: names to choose among, for a run with two towers, which has none of its own (zero-shot); `how` then as
         in multimodal.ask.classify."""
@@ -157,7 +158,7 @@ class Run:
         return self._asked("classify", "Classifying", inputs, which, **how)
 
     def segment(self, images, which=None):
-        """The class of each pixel of pictures uint8 [h, w, C], int32 [n, H, W]. As vision.ask.segment."""
+        """The class of each pixel of pictures, int32 [n, H, W]; of one, [H, W]. As vision.ask.segment."""
         from paradigm.capabilities import Segmenting, ask
         from vision.ask import segment
 
@@ -220,7 +221,8 @@ class Run:
         return self._timed(decode.generate, part.objective, variables, self.tokenizer, prompt, **how)
 
     def caption(self, images, prompt="", which=None, **how):
-        """A caption of each picture uint8 [h, w, C], which begins with the prompt. `how` as in multimodal.captions."""
+        """A caption of each picture, given as to `classify`, which begins with the prompt. `how` as in
+        multimodal.captions."""
         from multimodal.captions import caption
         from paradigm.capabilities import Captioning, ask
 

@@ -18,6 +18,7 @@ from paradigm.partition import constrain
 from paradigm.records import Subset
 from t5like.baselines import CountingBaseline, kneser_ney
 from t5like.decode import Sampling, decode_rows
+from vision.ask import pictures
 from vision.probe import BATCH
 
 LEARN = 20_000  # captions that the bigram baseline counts at most
@@ -65,14 +66,14 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
     """Captions of pictures: a list of str.
 
     Args:
-        images: arrays uint8 [h, w, C], or one. prompt: how each begins. temperature, top_k, top_p: see Sampling.
+        images: as of vision.ask.pictures. prompt: how each begins. temperature, top_k, top_p: see Sampling.
         The rest as in `write`.
 
     Raises:
         UserError: pictures of other channels than the encoder reads, and what `write` raises.
     """
-    images = [images] if isinstance(images, np.ndarray) and images.ndim < 4 else list(images)
-    prepared = [objective.preprocess.image({"image": np.asarray(image)}, None, 0, False) for image in images]
+    images, _ = pictures(images, objective.encoder.channels)
+    prepared = [objective.preprocess.image({"image": image}, None, 0, False) for image in images]
     batch = {name: np.stack([one[name] for one in prepared]) for name in ("image", "aspect")}
     sampling = Sampling(temperature, top_k, top_p)
     return write(objective, variables, batch, tokenizer, [prompt] * len(images), sampling, max_new_tokens, seed)
@@ -122,7 +123,8 @@ class Captions(Evaluator):
         for step in range(len(dataset)):
             batch = dataset.batch(step)
             prompts = [self.prompt] * len(batch["mask"])
-            texts = write(objective, variables, batch, data.tokenizer, prompts, self._sampling, seed=self.seed)
+            seed = self.seed + step * len(prompts)  # rows of another batch draw by themselves
+            texts = write(objective, variables, batch, data.tokenizer, prompts, self._sampling, seed=seed)
             real = batch["mask"] > 0
             found += [text for text, one in zip(texts, real) if one]
             places += (batch["index"][real].astype(np.int64) @ np.array([1 << 32, 1])).tolist()

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.sources import open_pairs
+from multimodal.sources import Pairs, open_pairs
 from paradigm import storage
 from paradigm.dataset import feistel, mix64
 from paradigm.errors import UserError, choose
-from paradigm.records import Prepared, Subset, check_readable, share_of
+from paradigm.records import Prepared, check_readable, share_of
 from t5like.tokenizers import get_tokenizer, is_learnt, load_tokenizer, vocabulary_of
+from vision.data import known_labels
 from vision.decode_image import MAX_PIXELS, PILLOW_PIXELS
 from vision.synthetic_scenes import Shapes
 
@@ -116,7 +117,7 @@ class PairData:
         if self.fraction < 1:
             train = splits["train"]
             chosen = share_of(len(train), self.fraction, self.fraction_seed, train.read_labels())
-            splits = {**splits, "train": SomePairs(train, chosen)}
+            splits = {**splits, "train": Pairs(train, chosen)}
             settings += (self.fraction, self.fraction_seed)
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         refuse = self.on_broken == "refuse"
@@ -159,13 +160,6 @@ class PairData:
         storage.commit(aside, directory / _TOKENIZER)
         storage.replace(meta, f"{json.dumps(wanted)}\n".encode())  # last: it says that the tokenizer is whole
         return tokenizer
-
-
-class SomePairs(Subset):
-    """Some pairs of a source."""
-
-    def captions(self, position):
-        return self.source.captions(int(self.positions[position]))
 
 
 def _sample(train, tokenizer):
@@ -241,6 +235,10 @@ class PairSource:
         record = self._read(self.records.__getitem__, int(position))
         captions = record["captions"]
         return {**record, "caption": captions[0], "tokens": tuple(self.tokenizer.encode_batch(captions))}
+
+    @property
+    def labels(self):
+        return known_labels(self.records)
 
     def captions(self, position):
         """The captions of a record, without its picture. Raises as reading it does."""

@@ -30,15 +30,17 @@ from multimodal.zero_shot import (
     Compared,
     at_least_one,
     averaged,
+    check_labelled,
     check_names,
     embed_pictures,
     embed_views,
     sentence_vectors,
 )
 from paradigm import rng
-from paradigm.errors import UserError, choose
+from paradigm.errors import choose
 from paradigm.probing import linear
 from paradigm.records import Subset
+from vision.data import known_labels
 
 METHODS = ("tip", "tip_trained", "linear")
 ALPHA, BETA = 1.17, 1.0
@@ -85,19 +87,21 @@ class FewShot(Compared):
     def check(self, objective, data):
         super().check(objective, data)
         check_names(self, data.records(self.split))
+        for source, split in zip(self.records(data), ("train", self.split)):
+            check_labelled(self, known_labels(source), split)
+
+    def records(self, data):
+        """(what shots are drawn from, what is scored)."""
+        counts = ("train", self.train_images), (self.split, self.test_images)
+        return tuple(Subset.drawn(data.records(split), count, self.seed) for split, count in counts)
 
     def scores(self, objective, variables, data):
-        names = check_names(self, data.records(self.split))
-        train, test = (
-            Subset.drawn(data.records(split), count, self.seed)
-            for split, count in (("train", self.train_images), (self.split, self.test_images))
-        )
+        names, (train, test) = check_names(self, data.records(self.split)), self.records(data)
         x, y, places = embed_pictures(objective, variables, train)
         x_test, y_test, _ = embed_pictures(objective, variables, test)
-        x_test, y_test = x_test[y_test >= 0], y_test[y_test >= 0]
         for split, labels in (("train", y), (self.split, y_test)):
-            if not (labels >= 0).any():
-                raise UserError(f"FewShot: no picture of the {split} split has a label: set PairData.label")
+            check_labelled(self, labels, split)
+        x_test, y_test = x_test[y_test >= 0], y_test[y_test >= 0]
         words = averaged(sentence_vectors(objective, variables, names, self.templates, data.tokenizer))
         scale, order = float(objective.scale(variables["params"])), drawn(y, self.seed)
         chosen = np.flatnonzero((order >= 0) & (order < max(self.shots)))

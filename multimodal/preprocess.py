@@ -10,8 +10,8 @@ L = length):
     cut       float32 [B]            1 where the caption was longer than that and lost its last ids, else 0
     source    int32   [B]            which of several data sets it is of; for objectives that tell them apart alone
 
-Begin, end and padding are the vocabulary's bos (where it has one), end and pad. Objectives that write captions have
-their rows begin with the vocabulary's start, always: the first token is predicted from it.
+Begin, end and padding are the vocabulary's bos (where it has one beside the end), end and pad. Objectives that write
+captions have their rows begin with the vocabulary's start, always: the first token is predicted from it.
 """
 
 import dataclasses
@@ -88,8 +88,10 @@ def to_row(ids, length, vocabulary, starts=False):
     """(int32 [length]: [begin] ids end pad ..., whether ids were left out). The end is kept whatever is cut.
 
     starts: begin with the vocabulary's start, whether or not it has a bos.
+
+    A bos that ends texts too, as GPT-2's does, begins no row without `starts`: the row is read up to its first end.
     """
-    begin = vocabulary.start if starts else vocabulary.bos
+    begin = vocabulary.start if starts else vocabulary.bos if vocabulary.bos != vocabulary.end else None
     first = [] if begin is None else [begin]
     room = length - len(first) - 1
     kept = [*first, *ids[:room], vocabulary.end]

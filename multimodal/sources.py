@@ -225,6 +225,10 @@ class Pairs(Subset):
     def captions(self, position):
         return self.source.captions(int(self.positions[position]))
 
+    def read_labels(self):
+        labels = self.source.read_labels()
+        return None if labels is None else labels[self.positions]
+
 
 def _open_tfds(place, recipe, cache_dir):
     features = sorted(tfds.builder(place).info.features)

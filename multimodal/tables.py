@@ -97,6 +97,10 @@ class TablePairs:
             raise ValueError("it has no text")
         return found
 
+    @property
+    def labels(self):
+        return self.read_labels()
+
     def read_labels(self):
         return None if self.table.labels is None else self.table.labels[self.rows]
 

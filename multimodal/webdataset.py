@@ -94,6 +94,10 @@ class TarPairs:
             raise ValueError(f"it has no text{f' in {self.text}, only in ' + ', '.join(fields) if fields else ''}")
         return tuple(dict.fromkeys(texts))
 
+    @property
+    def labels(self):
+        return self.read_labels()
+
     def read_labels(self):
         return np.asarray(self.index.rows[self.chosen, LABEL])
 

@@ -28,6 +28,7 @@ from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.partition import constrain
 from paradigm.records import Subset
+from vision.data import known_labels
 from vision.probe import BATCH, untrained
 
 TIE = 1e-6  # of cosines in float32
@@ -103,14 +104,15 @@ class ZeroShot(Compared):
     def check(self, objective, data):
         super().check(objective, data)
         check_names(self, data.records(self.split))
+        source = Subset.drawn(data.records(self.split), self.images, self.seed)
+        check_labelled(self, known_labels(source), self.split)
 
     def scores(self, objective, variables, data):
         source = Subset.drawn(data.records(self.split), self.images, self.seed)
         names = check_names(self, data.records(self.split))
         x, y, _ = embed_pictures(objective, variables, source)
+        check_labelled(self, y, self.split)
         x, y = x[y >= 0], y[y >= 0]
-        if not len(y):
-            raise UserError(f"ZeroShot: no picture of the {self.split} split has a label: set PairData.label")
         chosen = np.unique(y) if self.present else np.arange(len(names))
         each = sentence_vectors(objective, variables, [names[k] for k in chosen], self.templates, data.tokenizer)
         right = np.stack([np.arange(len(y)), np.searchsorted(chosen, y)], axis=1)
@@ -257,6 +259,12 @@ def check_names(evaluator, source):
             f"{name}: the data have no names of classes: set PairData.label, or take it from Experiment.evaluators"
         )
     return source.classes
+
+
+def check_labelled(evaluator, labels, split):
+    """Raises UserError where none of these labels, int [n] with -1 for none, is one. None: nobody knows them yet."""
+    if labels is not None and not (labels >= 0).any():
+        raise UserError(f"{type(evaluator).__name__}: no picture of the {split} split has a label: set PairData.label")
 
 
 def check_captions(source):

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from paradigm.errors import UserError
+from paradigm.names import few
 
 _NUMBER = re.compile(r"[-+]?(\d+[.,]?\d*|[.,]\d+)(e[-+]?\d+)?|nan", re.IGNORECASE)
 FEWEST = 20  # records with a class of their own each that are no longer taken for a small set
@@ -32,6 +33,18 @@ def check_classes(names, records, where, fix):
     """Raises UserError where labels are no classes (see `no_classes`). where: of them. fix: what to do."""
     if found := no_classes(names, records):
         raise UserError(f"{where} holds {found}, which are no classes: {fix}")
+
+
+def check_same(trained, found, where):
+    """Raises UserError where data have other classes than those that a model was trained to tell apart, whose numbers
+    then mean something else. trained, found: their names in order; numbers are no names, and say nothing. where: the
+    data."""
+    numbered = lambda names: all(name.isdecimal() for name in names)
+    if trained and found and tuple(trained) != tuple(found) and not (numbered(trained) or numbered(found)):
+        raise UserError(
+            f"other classes: the run tells apart {few(trained)}, and {where} has {few(found)}: evaluate it on data of "
+            "the same classes, by the same names"
+        )
 
 
 class OnClasses:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paradigm.errors import UserError
+from paradigm.errors import UserError, choose
 from t5like.heads import pooled
 from t5like.models import Decoder, Encoder, EncoderDecoder
 
@@ -19,6 +19,13 @@ def ends(objective):
     if isinstance(model, Decoder):
         return [v.start], []
     return tuple([i for i in (x,) if i is not None] if isinstance(model, Encoder) else [] for x in (v.cls, v.sep))
+
+
+def check_pool(model, pool, name):
+    """Raises UserError for an unknown pool, and for the first place of a Decoder."""
+    choose(name, pool, dict.fromkeys(("mean", "cls")))
+    if pool == "cls" and isinstance(model, Decoder):
+        raise UserError(f"{name}='cls': a Decoder's first place has seen nothing of the text: set 'mean'")
 
 
 def read(objective, variables, ids, length, pool="mean", layer=None):
@@ -62,10 +69,14 @@ def embed(objective, variables, tokenizer, texts, pool="mean", layer=None):
     """Vectors of texts, float32 [n, D]; of one, [D]. pool, layer: as of `read`.
 
     Raises:
-        UserError: a text of more tokens than the model has positions, or of none.
+        UserError: what is no text, a text of more tokens than the model has positions or of none, or a pool that the
+            model has not.
     """
     if isinstance(texts, str):
         return embed(objective, variables, tokenizer, [texts], pool, layer)[0]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError("embed: this run reads texts: give a text, or a list of them")
+    check_pool(objective.model, pool, "embed: pool")
     model, ids = objective.model, tokenizer.encode_batch(texts)
     more = sum(map(len, ends(objective)))
     lengths = [len(text) + more for text in ids]

@@ -20,7 +20,7 @@ from paradigm.errors import UserError, choose
 from paradigm.evaluator import Evaluator
 from paradigm.probing import attentive, knn, linear
 from paradigm.storage import expand
-from t5like.features import read
+from t5like.features import check_pool, read
 
 METHODS = ("knn", "linear", "attentive")
 
@@ -64,8 +64,7 @@ class TextProbes(Evaluator):
         model = self.part(objective).objective.model
         if self.layer is not None and not -model.layers <= self.layer < model.layers:
             raise UserError(f"TextProbes.layer={self.layer}: the model has layers 0 to {model.layers - 1}")
-        if self.pool == "cls" and isinstance(model, Decoder):
-            raise UserError("TextProbes.pool='cls': a Decoder's first place has seen nothing of the text: set 'mean'")
+        check_pool(model, self.pool, "TextProbes.pool")
         self.read()
 
     def read(self):

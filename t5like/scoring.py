@@ -9,6 +9,15 @@ from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Loss, Term
 
 
+def output_kernel(model, name, params, adapt=None):
+    """float32 [D, V] with logits == hidden @ it, of a text model and its module's name, what an adaptation makes of it
+    included."""
+    tree = params[name]
+    if adapt is not None and "logits" in tree:
+        (tree,) = adapt.effective({name: tree}, rf"^{name}/logits/").values()
+    return model.output_kernel(tree)
+
+
 def score_text(hidden, kernel, targets, weights, is_text, text_bytes, z_loss, groups=None):
     """Next-token scores of a batch as a Loss.
 

@@ -237,7 +237,7 @@ ROWS = (
     ("vision/data.py", "labels[source.positions]", "labels[: len(source)]", "vision/test_sources", "fraction"),
     # multimodal
     ("multimodal/data.py", "self.fraction_seed, train.read_labels()", "self.fraction_seed, None", "multimodal/test_data", "fraction"),
-    ("multimodal/data.py", "source.captions(int(self.positions[position]))", "source.captions(int(position))", "multimodal/test_data", "fraction"),
+    ("multimodal/sources.py", "source.captions(int(self.positions[position]))", "source.captions(int(position))", "multimodal/test_data", "fraction"),
     ("multimodal/objectives/clip.py", "outwards = ((x >= high) & (g < 0))", "outwards = ((x >= high) & (g > 0))", "multimodal/test_objectives", "clamped_and_can_come_back"),
     ("multimodal/objectives/clip.py", "(to_text + to_image) / 2 * mask", "(to_text + to_text) / 2 * mask", "multimodal/test_objectives", "clip_is_the_papers"),
     ("multimodal/objectives/siglip.py", "jnp.sum(total * mask), rows)", "jnp.sum(total), rows)", "multimodal/test_objectives", "siglip_is_the_papers"),

@@ -59,7 +59,8 @@ def digits(reading):
     """({"train": ArraySource}, classes, digest) of scikit-learn's handwritten digits."""
     images, labels = _digits()
     source = ArraySource(_digit_images, labels if reading.labels else None, "digits", reading.channels)
-    return {"train": source}, tuple(map(str, range(10))), hashlib.sha256(images.tobytes()).hexdigest()
+    classes = tuple(map(str, range(10))) if reading.labels else None
+    return {"train": source}, classes, hashlib.sha256(images.tobytes()).hexdigest()
 
 
 @functools.cache

@@ -1,12 +1,18 @@
 """Asking a model in a notebook: pictures in; labels, vectors, maps of classes out."""
 
 import functools
+import os
+import pathlib
 
 import jax
 import numpy as np
+from PIL import Image
 
 from paradigm.capabilities import Classified
+from paradigm.errors import UserError
+from vision.decode_image import decode, pixels_of
 from vision.preprocess import PreprocessImage
+from vision.reading import reason_of
 
 TOGETHER = 32  # pictures at once
 
@@ -16,43 +22,41 @@ def classify(objective, variables, labels, images):
 
     Args:
         objective: ClassifyingPictures. variables: of objective.apply. labels: names of the classes; () for numbers.
-        images: arrays uint8 [h, w, C] of any sizes, or one.
+        images: as of `pictures`.
 
     Returns:
         a Classified for each picture, in a list; or one.
 
     Raises:
-        UserError: pictures of other channels than the encoder reads, or of another kind.
+        UserError: a path where no picture is, pictures of other channels than the encoder reads, or of another kind.
     """
-    if one(images):
-        return classify(objective, variables, labels, [images])[0]
-    return [classified(row, labels) for row in asked(_chances(objective), objective, variables, images)]
+    rows, alone = asked(_chances(objective), objective, variables, images)
+    found = [classified(row, labels) for row in rows]
+    return found[0] if alone else found
 
 
 def embed(objective, variables, images):
     """float32 [n, D] of pictures, what the encoder pools of their plain view; of one [D]. objective: ImageFeatures; the
     others, and what is raised, as of `classify`."""
-    if one(images):
-        return embed(objective, variables, [images])[0]
-    found = asked(_pooled(objective), objective, variables, images)
-    return np.stack(found) if found else np.zeros((0, objective.encoder.features), np.float32)
+    rows, alone = asked(_pooled(objective), objective, variables, images)
+    found = np.reshape(rows, (len(rows), objective.encoder.features))
+    return found[0] if alone else found
 
 
 def segment(objective, variables, images):
     """int32 [n, H, W] of pictures, the class of each pixel of their plain view, which is what the encoder sees; of one
     [H, W]. objective: Segmenting; the others, and what is raised, as of `classify`."""
-    if one(images):
-        return segment(objective, variables, [images])[0]
-    return asked(_regions(objective), objective, variables, images)
-
-
-def one(images):
-    """Whether it is a picture, and no list of them."""
-    return isinstance(images, np.ndarray) and images.ndim < 4
+    rows, alone = asked(_regions(objective), objective, variables, images)
+    found = np.reshape(rows, (len(rows), objective.views[0].size, objective.views[0].size))
+    return found[0] if alone else found
 
 
 def asked(function, objective, variables, images):
-    """[numpy] of pictures, TOGETHER at a time. function: (variables, {"image", "aspect"}) -> [B, ...]."""
+    """([numpy] of pictures, TOGETHER at a time, and whether one was given and not several).
+
+    function: (variables, {"image", "aspect"}) -> [B, ...]. images: as of `pictures`.
+    """
+    images, alone = pictures(images, objective.encoder.channels)
     prepare = PreprocessImage(objective.host_image_size, objective.encoder.channels)
     rows = [prepare({"image": image}, None, 0, False) for image in images]
     found = []
@@ -61,7 +65,7 @@ def asked(function, objective, variables, images):
         padded = some + [some[-1]] * (TOGETHER - len(some))
         batch = {name: np.stack([row[name] for row in padded]) for name in ("image", "aspect")}
         found += list(np.asarray(function(variables, batch))[: len(some)])
-    return found
+    return found, alone
 
 
 def classified(chances, labels):
@@ -71,6 +75,31 @@ def classified(chances, labels):
     return Classified(next(iter(named)), named)
 
 
+def pictures(images, channels):
+    """(a list of arrays, whether one picture was given and not several).
+
+    Args:
+        images: arrays uint8 [h, w, C] of any sizes, Pillow's pictures or paths of files, which are read as data are; or
+            one of these.
+
+    Raises:
+        UserError: a path where no picture is.
+    """
+    alone = isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, np.ndarray) and images.ndim < 4
+    return [_pixels(one, channels) for one in ([images] if alone else images)], alone
+
+
+def _pixels(one, channels):
+    try:
+        if isinstance(one, (str, os.PathLike)):
+            return decode(pathlib.Path(one).expanduser().read_bytes(), str(one), channels)
+        return pixels_of(one, channels) if isinstance(one, Image.Image) else np.asarray(one)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{one} cannot be read as a picture ({getattr(error, 'strerror', None) or reason_of(error)})"
+        ) from None
+
+
 @functools.lru_cache(maxsize=8)
 def _chances(objective):
     return jax.jit(lambda variables, batch: jax.nn.softmax(objective.logits(variables, objective.view(batch))))
@@ -78,10 +107,8 @@ def _chances(objective):
 
 @functools.lru_cache(maxsize=8)
 def _pooled(objective):
-    def pooled(variables, batch):
-        return objective.features(variables, objective.view(batch))[0].astype(np.float32)
-
-    return jax.jit(pooled)
+    pool = lambda variables, images: objective.features(variables, images)[0].astype(np.float32)
+    return jax.jit(lambda variables, batch: pool(variables, objective.view(batch)))
 
 
 @functools.lru_cache(maxsize=8)

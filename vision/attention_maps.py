@@ -11,7 +11,9 @@ from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.layers import NORMS
 from paradigm.metrics import Artefact
+from vision.probe import check_plain, plain_encoder
 from vision.sheet import sheet
+from vision.vit import ViT
 
 
 def class_attention(encoder, params, layers):
@@ -44,12 +46,15 @@ class AttentionMaps(Evaluator):
         super().check(objective, data)
         encoder = self.part(objective).objective.encoder
         name = type(encoder).__name__
-        if encoder.grid is None or not encoder.class_token or encoder.layers < 2:
+        if not isinstance(encoder, ViT) or not encoder.class_token or encoder.layers < 2:
             raise UserError(f"AttentionMaps: {name} has no class token, or fewer than two layers: leave it out")
-        if encoder.norm_place != "pre" or encoder.qk_norm or encoder.key_heads != encoder.heads:
+        plain = encoder.norm_place == "pre" and encoder.grid_bias == "none" and encoder.scale_attention
+        if not plain or encoder.qk_norm or encoder.key_heads != encoder.heads:
             raise UserError(
-                "AttentionMaps reads pre-norm attention with as many key heads and no qk_norm: leave it out"
+                "AttentionMaps reads pre-norm, scaled attention with as many key heads, no grid_bias and no qk_norm: "
+                "leave it out"
             )
+        check_plain(self.part(objective).objective, "AttentionMaps", "leave it out")
 
     def run(self, objective, variables, data):
         part = self.part(objective)
@@ -60,7 +65,7 @@ class AttentionMaps(Evaluator):
 
         def maps(variables, images):
             _, more = objective.features(variables, images)
-            return class_attention(encoder, variables["params"]["encoder"], more["layers"])
+            return class_attention(encoder, plain_encoder(objective, variables), more["layers"])
 
         weights = np.asarray(jax.jit(maps)(variables, images))[..., encoder.prefix :]  # [B, H, N]
         shown = np.concatenate([weights.mean(1, keepdims=True), weights[:, : self.heads]], 1)

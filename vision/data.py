@@ -96,7 +96,7 @@ class ImageData:
             *([self.regions] if self.regions else []),
         )
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
-        bare = {s: int(np.sum(source.labels < 0)) for s, source in opened.splits.items() if _has_labels(source)}
+        bare = {s: int(np.sum(x < 0)) for s, own in opened.splits.items() if (x := known_labels(own)) is not None}
         told = [opened.note, *(f"{n:,} of {split} without a label" for split, n in bare.items() if n)]
         note = "; ".join(filter(None, told))
         prepared = PreparedImages(
@@ -170,10 +170,17 @@ class ImageSource:
     def name(self, position):
         return self.records.name(int(position))
 
+    @property
+    def labels(self):
+        return known_labels(self.records)
 
-def _has_labels(source):
-    """Whether the labels of a source are in memory."""
-    return getattr(source, "labels", None) is not None
+
+def known_labels(source):
+    """int32 [n], the labels of a source's records, -1 for none, where they are in memory; else None."""
+    if not isinstance(source, Subset):
+        return getattr(source, "labels", None)
+    labels = known_labels(source.source)
+    return None if labels is None else np.asarray(labels)[source.positions]
 
 
 def _labels(source):

@@ -47,17 +47,22 @@ def decode(raw, name, channels=3, max_pixels=MAX_PIXELS, recipe="ImageData"):
     with picture:
         if picture.width * picture.height > max_pixels:
             raise _bomb(name, f"{picture.width * picture.height:,}", max_pixels, recipe)
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I") or picture.mode == "F":
-            deep = np.asarray(picture)
-            if picture.mode == "F" or deep.min() < 0 or deep.max() > 0xFFFF:
-                raise ValueError(f"pixels of mode {picture.mode} that are not 16-bit numbers")
-            picture = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
-        elif picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-        elif picture.mode not in ("L", "RGB"):
-            picture = picture.convert("L" if picture.mode == "1" else "RGB")
-        return to_channels(np.asarray(picture), channels)
+        return pixels_of(picture, channels)
+
+
+def pixels_of(picture, channels):
+    """What `decode` gives, of a picture that Pillow has opened."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        deep = np.asarray(picture)
+        if picture.mode == "F" or deep.min() < 0 or deep.max() > 0xFFFF:
+            raise ValueError(f"pixels of mode {picture.mode} that are not 16-bit numbers")
+        picture = Image.fromarray(((deep.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    elif picture.mode not in ("L", "RGB"):
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    return to_channels(np.asarray(picture), channels)
 
 
 def mode(raw):

@@ -46,6 +46,7 @@ from paradigm.probing import LEARNING_RATES as LEARNING_RATES
 from paradigm.records import Subset
 from paradigm.schedule import Cosine
 from paradigm.step import init_state, make_train_step
+from vision.data import known_labels
 from vision.objectives.classify import Classify
 from vision.objectives.multi_crop import MultiCrop
 
@@ -96,6 +97,9 @@ class Probes(Evaluator):
         if "attentive" in self.methods and encoder.grid is None:
             name = type(encoder).__name__
             raise UserError(f"Probes: 'attentive' reads patches, and a {name} has none: take it from Probes.methods")
+        if {"attentive", "finetune"} & set(self.methods):
+            Classify(encoder=encoder, augment=own.augment, classes=2)  # raises for one that reads no pictures
+            check_plain(own, "Probes", "take 'attentive' and 'finetune' from Probes.methods")
         _check_labels(*(_some_labels(*pair) for pair in zip(self.records(data), ("training", "validation"))))
 
     def run(self, objective, variables, data):
@@ -203,7 +207,8 @@ def features(objective, variables, source):
 
 
 def _some_labels(source, split, count=8):
-    """int [n], the labels of the first `count` records of a source that can be read, if so many are near.
+    """int [n], the labels of a source's records where they are known, else of the first `count` that can be read, if so
+    many are near.
 
     Raises UserError where none is: some broken records are left out when their turn comes, but not all.
     """
@@ -219,7 +224,8 @@ def _some_labels(source, split, count=8):
             break
     if not labels:
         raise UserError(f"none of the first {i + 1} {split} pictures can be read ({last}): the data are damaged")
-    return np.array(labels, np.int64)
+    known = known_labels(source)
+    return np.array(labels, np.int64) if known is None else known
 
 
 def _check_labels(y, y_test):
@@ -261,6 +267,27 @@ def untrained(objective, data, seed=0, batches=20):
     return objective.variables(params, extra)
 
 
+def plain_encoder(objective, variables):
+    """The parameters with which a bare encoder computes what an objective's does, what an adaptation adds merged in.
+
+    Raises UserError for an adaptation that has no such form (see `Adaptation.merge`).
+    """
+    tree, adapt = {"encoder": variables["params"]["encoder"]}, objective.adapt
+    if adapt is None or not any(adapt.is_own(name) for name, _ in trees.named_leaves(tree)):
+        return tree["encoder"]
+    return adapt.merge(tree)["encoder"]
+
+
+def check_plain(objective, who, instead):
+    """Raises UserError where there is no `plain_encoder`. who: the evaluator. instead: what may be done about it."""
+    if objective.adapt is None:
+        return
+    try:
+        jax.eval_shape(lambda key: plain_encoder(objective, {"params": objective.init(key)}), jax.random.key(0))
+    except UserError as error:
+        raise UserError(f"{who} reads the encoder's own parameters, and {error}: {instead}") from None
+
+
 def classifier(objective, variables, classes, seed=0, **how):
     """(Classify, params, extra): an objective's encoder, as it is in these variables, under a new head.
 
@@ -276,7 +303,7 @@ def classifier(objective, variables, classes, seed=0, **how):
     params = jax.jit(whole.init)(rng.key(seed, "classifier"))
     extra = jax.jit(whole.init_extra)(params, rng.key(seed, "classifier/extra"))
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # the steps to come may overwrite it
-    params["encoder"] = copy(variables["params"]["encoder"])
+    params["encoder"] = copy(plain_encoder(objective, variables))
     if "batch_stats" in extra:
         extra["batch_stats"]["encoder"] = copy(variables["batch_stats"]["encoder"])
     return whole, params, extra

@@ -13,6 +13,7 @@ from paradigm.capabilities import Captioning, CaptionScoring
 from paradigm.errors import UserError
 from paradigm.losses import chunked_cross_entropy
 from paradigm.objective import Loss, Term
+from t5like.scoring import output_kernel
 from t5like.vocabulary import ROWS
 
 
@@ -32,7 +33,7 @@ class CaptionLoss(WithCaptions, CaptionScoring):
 
     def caption_loss(self, params, hidden, targets, weights, coefficient=1.0):
         """hidden [B, L, D] -> Loss with the term `caption`, in nats a token, and the accuracy of each token."""
-        kernel = getattr(self, self.reader).output_kernel(params[self.reader])
+        kernel = output_kernel(getattr(self, self.reader), self.reader, params, self.adapt)
         ce, count = chunked_cross_entropy(hidden, kernel, targets, weights), weights.sum()
         metrics = {
             "caption_nll": ((ce.nll * weights).sum(), count),
@@ -63,9 +64,9 @@ class TwoWay(WithCaptions):
         return self.encoder.max_length
 
     def lengths(self, tokens):
-        """int32 [B]: tokens of each row, its end the last."""
-        ends = tokens == self.vocabulary.end
-        return jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
+        """int32 [B]: tokens of each row, its end the last. The start may be the same id."""
+        ends = tokens[:, 1:] == self.vocabulary.end
+        return 1 + jnp.sum(jnp.cumsum(ends, 1) - ends == 0, 1)
 
     def read(self, variables, patches, tokens, name, ctx, index, **how):
         """States [B, L, D] of tokens. name: of the pass, for its dropout."""

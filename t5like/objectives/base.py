@@ -14,7 +14,7 @@ from paradigm.records import sample
 from t5like.decode.blanks import BySentinels
 from t5like.decode.likelihood import Row, causal_row, hidden_rows, joined_row
 from t5like.models import PARTITION_RULES
-from t5like.scoring import score_text
+from t5like.scoring import output_kernel, score_text
 from t5like.vocabulary import ROWS, Vocabulary, fit_rows
 
 LOOKED = 64  # windows in which a text's length is looked at before the first step
@@ -102,10 +102,7 @@ class OnText(TextFeatures, Objective):
 
     def output_kernel(self, params):
         """float32 [D, V] with logits == hidden @ output_kernel(params), what an adaptation makes of it included."""
-        tree = params["model"]
-        if self.adapt is not None and "logits" in tree:
-            (tree,) = self.adapt.effective({"model": tree}, r"^model/logits/").values()
-        return self.model.output_kernel(tree)
+        return output_kernel(self.model, "model", params, self.adapt)
 
 
 @dataclasses.dataclass(frozen=True)

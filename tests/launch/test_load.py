@@ -119,14 +119,23 @@ def test_embed_texts(tmp_path):
     hidden, _, _ = run.objective.apply("model", run.variables(), ids, None, np.ones_like(ids), method="hidden")
     np.testing.assert_allclose(found[0], np.asarray(hidden)[0].mean(0), atol=1e-5)
     np.testing.assert_allclose(run.embed(texts[1]), found[1], atol=1e-5)
-    np.testing.assert_allclose(run.embed(texts[0], pool="cls"), np.asarray(hidden)[0, 0], atol=1e-5)
+    middle = run.embed(texts[0], layer=0)
+    assert middle.shape == found[0].shape and not np.allclose(middle, found[0])
+    with pytest.raises(UserError, match="^embed: pool='cls': a Decoder's first place has seen nothing of the text"):
+        run.embed(texts[0], pool="cls")
     assert run.embed([]).shape == (0, run.model.d_model)
-    with pytest.raises(UserError, match="embed: 'Once.* is of 1601 tokens, and the model has 1024 positions: cut it"):
-        run.embed(["Once", "Once" * 400])
-    with pytest.raises(UserError, match="^embed: NextToken cannot encode pictures, .*: give it texts, or load a run"):
+    with pytest.raises(UserError, match="^embed: this run reads texts: give a text, or a list of them"):
         run.embed(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="^classify.classes=.*: NextToken cannot embed pictures and texts, .*leave cla"):
         run.classify("Once", classes=["a", "b"])
+
+
+def test_embed_refuses_what_has_no_position(tmp_path):
+    make_run(tmp_path, NEXT + "\ngpt.style = 'gpt2'\ngpt.max_length = 32\n")
+    run = load(tmp_path)
+    assert run.embed("Once" * 7).shape == (run.model.d_model,)
+    with pytest.raises(UserError, match="embed: 'Once.* is of 33 tokens, and the model has 32 positions: cut it, or"):
+        run.embed(["Once", "Once" * 8])
 
 
 def test_refusals(tmp_path):
@@ -177,7 +186,8 @@ def test_pictures_are_classified_by_a_run_its_adaptation_and_what_that_is_merged
     wanted, _ = run.objective.features(run.variables(), view)
     np.testing.assert_allclose(run.embed(images)[1], np.asarray(wanted)[0], atol=1e-5)
     np.testing.assert_allclose(run.embed(images[1]), np.asarray(wanted)[0], atol=1e-5)
-    with pytest.raises(UserError, match="^embed: Classify cannot encode texts, .*: give it pictures, or load a run on"):
+    assert run.embed([]).shape == (0, run.objective.encoder.features)
+    with pytest.raises(UserError, match="^a bee cannot be read as a picture"):
         run.embed("a bee")
     with pytest.raises(UserError, match="^segment: Classify cannot segment pictures, Segmentation can"):
         run.segment(images)

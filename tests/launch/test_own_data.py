@@ -101,6 +101,9 @@ def test_classes_follow_pictures(tmp_path):
     finished = train(["runs/smoke/lora.gin"], params, tmp_path / "run")
     assert finished.state.params["classifier"]["output"]["kernel"].shape == (16, 3)
     assert load(tmp_path / "run").objective.classes == 3
+    others = pictures(tmp_path / "others", ("bee", "cat", "dog"))  # as many, and a number is another class's
+    with pytest.raises(UserError, match="other classes: the run tells apart cat, dog, owl, and .* has bee, cat, dog: "):
+        evaluate.evaluate(tmp_path / "run", gin_params=[f"ImageData.source = '{others}'"])
     with pytest.raises(
         UserError, match="Classify.classes=2 and the training records have 3 labels: set it to that, or"
     ):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multimodal import captions
 from multimodal.captioners import cappa_text, coca_text, single_stream
 from multimodal.captions import BigramCaptions, Captions, caption
 from paradigm.combine import Sum
@@ -136,6 +137,18 @@ def test_cached_captions_are_uncached_ones(name):
     wanted = [tokenizer.decode([i for i in row[: (row + [1]).index(1)] if i != 0]).strip() for row in rows]
     found = caption(objective, variables, tokenizer, list(batch["image"]), "ab")
     assert found == wanted and all(text.startswith("ab") for text in found)
+
+
+def test_captions_of_each_batch_are_drawn_by_themselves(tmp_path, monkeypatch):
+    """Of two batches the rows are other pictures, and no caption is another's for having its place."""
+    prepared, seeds = opened(plain(tmp_path), valid=0.5), []
+    data = Opened(prepared.source)
+    data.tokenizer = prepared.tokenizer
+    monkeypatch.setattr(captions, "BATCH", 1)
+    monkeypatch.setattr(captions, "write", lambda *a, seed: seeds.append(seed) or ["a"])
+    objective = tiny.coca(tokenizer=None).bind(ByteTokenizer(0).vocabulary)
+    Captions(temperature=1.0, seed=3).run(objective, {"params": {}}, data)
+    assert len(seeds) > 1 and len(set(seeds)) == len(seeds) and seeds[0] == 3
 
 
 def test_captions_are_scored_and_shown(tmp_path):

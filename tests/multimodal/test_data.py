@@ -38,6 +38,9 @@ def test_captions_become_rows_that_end():
         assert row.tolist() == wanted and row.dtype == np.int32 and left_out == cut
     row, left_out = to_row(ids("abc"), 4, Vocabulary(300, pad=9, bos=7, eos=9))
     assert row.tolist() == [7, *ids("ab"), 9] and left_out
+    gpt2 = Vocabulary(300, bos=9, eos=9)  # by its first end a row is pooled, and that must not be its first token
+    assert to_row(ids("ab"), 5, gpt2)[0].tolist() == [*ids("ab"), 9, 0, 0]
+    assert to_row(ids("ab"), 5, gpt2, starts=True)[0].tolist() == [9, *ids("ab"), 9, 0]
 
 
 def test_an_example_holds_what_a_batch_does():

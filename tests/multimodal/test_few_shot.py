@@ -129,4 +129,4 @@ def test_what_it_refuses(data, tmp_path):
         FewShot().check(Towers(), plain)
     half = Data(opened(table(tmp_path, ("image", "caption", "kind", "part"), *lines), label="kind", split="part"))
     with pytest.raises(UserError, match="^FewShot: no picture of the train split has a label"):
-        FewShot().run(Towers(), KNOWS, half)
+        FewShot().check(Towers(), half)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paradigm import trees
-from paradigm.adapt import BottleneckAdapter
+from paradigm.adapt import BottleneckAdapter, LoRA
 from paradigm.errors import UserError
 from paradigm.objective import Context
 from t5like.models import bert, gpt
@@ -46,6 +46,20 @@ def test_the_adapter_reads_what_the_mlp_gave():
     np.testing.assert_allclose(loss(params), plain, rtol=1e-6)
     shifted = trees.named_map(lambda n, x: x + 0.3 if n.endswith("adapter/up/bias") else x, params)
     assert abs(loss(shifted) - plain) > 1e-4
+
+
+def test_an_adapted_output_is_the_one_that_is_trained():
+    """As decoding has it, by `score` through the adaptation."""
+    model = gpt("tiny", None, d_model=24, heads=2, d_ff=40, layers=2, tied=False)
+    objective = tiny.magma(model=model, dropout=0.0).adapted(LoRA(rank=2, targets=("^model/logits/kernel$",)))
+    params = jax.jit(objective.init)(jax.random.key(0))
+    drawn = lambda x: jax.random.normal(jax.random.key(2), x.shape)
+    params = trees.named_map(lambda n, x: drawn(x) if n.endswith("lora_b") else x, params)
+    hidden = jax.random.normal(jax.random.key(1), (1, 3, 24))
+    logits = objective.apply("model", {"params": params}, hidden, method="score")[0]
+    batch = jnp.array([[3, 4, 5]]), jnp.ones((1, 3))
+    wanted = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch[0][..., None], -1).sum()
+    np.testing.assert_allclose(objective.caption_loss(params, hidden, *batch).terms["caption"].sum, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,10 @@ def test_tfds_captions_are_read_without_tensorflow(tmp_path):
         opened(directory, label="kind", text=["captions"])
     with pytest.raises(UserError, match=r"has 54 pixels and PairData.max_pixels is 53: remove it"):
         records(opened(directory, max_pixels=53, text=["captions"]))
+    TinyCaptions._split_generators = lambda self, manager: {"train": self._generate_examples(0, 6)}
+    TinyCaptions(data_dir=tmp_path / "train", file_format="array_record").download_and_prepare()
+    half = opened(tmp_path / "train" / "tiny_captions" / "1.0.0", text=["captions"], valid=0.34, fraction=0.5)
+    assert (len(half.source("train")), len(half.source("valid"))) == (2, 2)
     assert "tensorflow" not in sys.modules
 
 

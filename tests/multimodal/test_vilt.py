@@ -8,6 +8,7 @@ import pytest
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.objective import Context
+from t5like.tokenizers import ByteTokenizer
 from tests import contract
 from tests.multimodal import tiny
 from tests.vision.tiny import params
@@ -80,6 +81,18 @@ def captions(rows):
     n = len(rows)
     index = np.stack([np.zeros(n), np.arange(n)], 1).astype(np.uint32)
     return {"tokens": tokens, "mask": np.ones(n, np.float32), "index": index}
+
+
+def test_a_caption_is_read_to_its_end_though_its_start_has_the_ends_id():
+    """As GPT-2's vocabulary has it."""
+
+    class Gpt2(ByteTokenizer):
+        own = {"bos": 1, "eos": 1}
+
+    objective = tiny.vilt(tokenizer=Gpt2(0))
+    rows = objective.tokenize(["ab", "abcdefghijk"])
+    assert rows[0, 0] == 1 and rows[0, 3] == 1
+    assert objective.lengths(jnp.asarray(rows)).tolist() == [4, LENGTH]
 
 
 def drawn(objective, batch, steps=100):

@@ -203,7 +203,7 @@ def test_pictures_without_a_label_are_not_asked_for(tmp_path):
     path = table(tmp_path, ("image", "caption", "kind", "part"), *(line[:2] + ("x" * (k == 0), line[3])
                  for k, line in enumerate(lines)))  # fmt: skip
     with pytest.raises(UserError, match=r"^ZeroShot: no picture of the valid split has a label"):
-        ZeroShot().run(Oracle(), KNOWS, Data(opened(path, label="kind", split="part")))
+        ZeroShot().check(Oracle(), Data(opened(path, label="kind", split="part")))
 
 
 def test_embeddings_do_not_depend_on_batches(data, monkeypatch):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paradigm import trees
+from paradigm.adapt import BottleneckAdapter, LoRA
 from paradigm.attention import AttentionMask
 from paradigm.errors import UserError
 from paradigm.layers import NORMS
@@ -13,7 +15,8 @@ from tests.compiled import compiled
 from tests.vision import tiny
 from vision.attention_maps import AttentionMaps, class_attention
 from vision.augment import no_views
-from vision.objectives import Classify
+from vision.objectives import IGPT, Classify
+from vision.objectives.igpt import image_gpt
 
 OBJECTIVE = Classify(encoder=tiny.encoder(registers=1), augment=no_views(), host_image_size=tiny.SIZE, classes=3)
 
@@ -45,10 +48,29 @@ def test_a_sheet_of_them():
     assert artefact.value.shape[1] == 4 * (16 * 6 + 2), "the original, the mean and two heads"
 
 
+def test_an_adapted_encoders_maps_are_those_of_its_merged_form():
+    data = tiny.Opened(None, batch=tiny.batch_of(2, 20)(0) | {"image": np.zeros((2, 16, 16, 3), np.uint8)})
+    adapted = OBJECTIVE.adapted(LoRA(rank=2))
+    params = trees.named_map(
+        lambda name, x: jax.random.normal(jax.random.key(2), x.shape) if name.endswith("lora_b") else x,
+        variables(adapted)["params"],
+    )
+    show = lambda objective, params: AttentionMaps(count=2).run(objective, {"params": params}, data)[1][0].value
+    maps = show(adapted, params)
+    np.testing.assert_allclose(maps, np.float32(show(OBJECTIVE, adapted.adapt.merge(params))), atol=1)
+    assert (maps != show(OBJECTIVE, adapted.adapt.split(params)[0])).any()
+
+
 def test_what_has_no_class_token():
     objective = Classify(encoder=tiny.small_resnet(), augment=no_views(), host_image_size=tiny.SIZE, classes=3)
     with pytest.raises(UserError, match="AttentionMaps: ResNet has no class token"):
         AttentionMaps().check(objective, None)
-    with pytest.raises(UserError, match="AttentionMaps reads pre-norm attention"):
-        encoder = tiny.encoder(qk_norm=True)
-        AttentionMaps().check(Classify(encoder=encoder, augment=no_views(), host_image_size=16, classes=3), None)
+    for changes in ({"qk_norm": True}, {"grid_bias": "shared"}):
+        encoder = tiny.encoder(**changes)
+        with pytest.raises(UserError, match="AttentionMaps reads pre-norm, scaled attention"):
+            AttentionMaps().check(Classify(encoder=encoder, augment=no_views(), host_image_size=16, classes=3), None)
+    pixels = IGPT(encoder=image_gpt("tiny", image_size=8), augment=no_views())
+    with pytest.raises(UserError, match="AttentionMaps: ImageGPT has no class token"):
+        AttentionMaps().check(pixels, None)
+    with pytest.raises(UserError, match="AttentionMaps reads .* no merged form: leave it out"):
+        AttentionMaps().check(OBJECTIVE.adapted(BottleneckAdapter()), None)

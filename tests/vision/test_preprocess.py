@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from tests.vision import tiny
 from tests.vision.pictures import folder, opened, pixels
 from tests.vision.test_simclr import simclr
+from vision.ask import pictures
 from vision.objectives import Classify
 from vision.preprocess import PreprocessImage, resize_to_square
 
@@ -106,3 +108,17 @@ def test_pictures_that_are_read_far_smaller_are_told(make, tmp_path):
         f" are read at {objective.host_image_size}: make the encoder's image_size larger, unless that is meant"
     )
     assert not dataclasses.replace(objective, host_image_size=32).check_data(prepared)
+
+
+def test_a_notebook_may_give_arrays_paths_or_pillows_pictures(tmp_path):
+    """Turned and laid on white as a run reads them, which an array of one's own is not."""
+    path, rgba = tmp_path / "a.png", Image.fromarray(np.dstack([pixels(0), np.zeros((6, 9), np.uint8)]))
+    rgba.save(path)
+    for given in (path, str(path), rgba, Image.open(path)):
+        [found], alone = pictures(given, 3)
+        assert alone and found.shape == (6, 9, 3) and (found == 255).all()
+    found, alone = pictures([path, pixels(1)], 3)
+    assert not alone and (found[1] == pixels(1)).all()
+    for lost, said in ((tmp_path / "b.png", "No such file"), (__file__, "cannot identify image file")):
+        with pytest.raises(UserError, match=f"cannot be read as a picture .{said}"):
+            pictures(lost, 3)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from paradigm import probing, progress
-from paradigm.adapt import LinearProbe
+from paradigm import probing, progress, trees
+from paradigm.adapt import BottleneckAdapter, LinearProbe, LoRA
 from paradigm.attentive import Attentive
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
@@ -19,7 +19,8 @@ from tests.vision import tiny
 from vision import probe
 from vision.augment import Augment, no_views, simclr_views
 from vision.data import ImageData
-from vision.objectives import DINO, MAE, Classify, SimCLR
+from vision.objectives import DINO, IGPT, MAE, Classify, SimCLR
+from vision.objectives.igpt import image_gpt
 from vision.probe import Probes
 from vision.resnet import resnet
 from vision.vit import vit
@@ -147,6 +148,29 @@ def test_finetuning_starts_from_the_encoder_and_learns():
     contract.assert_trees_equal(params["encoder"], variables["params"]["encoder"])  # nothing was overwritten
 
 
+def test_finetuning_starts_from_what_an_adapted_encoder_computes():
+    objective = mae().adapted(LoRA(rank=2))
+    random = lambda name, x: jax.random.normal(jax.random.key(2), x.shape) if name.endswith("lora_b") else x
+    variables = {"params": trees.named_map(random, tiny.params(objective))}
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    whole, params, _ = probe.classifier(objective, variables, 10)
+    found = whole.features({"params": params}, images)[0]
+    np.testing.assert_allclose(found, objective.features(variables, images)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        (lambda: mae().adapted(BottleneckAdapter()), "no merged form: take 'attentive' and 'finetune' from"),
+        (lambda: IGPT(encoder=image_gpt("tiny", image_size=8), augment=no_views()), "an ImageGPT reads ids of them"),
+    ],
+)
+def test_what_no_classifier_can_start_from(objective, message):
+    """Told before the first step, and not at the first evaluation."""
+    with pytest.raises(UserError, match=message):
+        Probes(methods=("finetune",)).check(objective(), digits())
+
+
 def test_an_attentive_probe_learns_over_an_encoder_that_stays(monkeypatch):
     objective, data = mae(), digits()
     variables = {"params": tiny.params(objective)}
@@ -239,6 +263,8 @@ def test_labels_that_no_probe_can_use():
     Probes().check(objective, data([4, 3, 3]))
     with pytest.raises(UserError, match="need labels, and 1 of 3 training"):  # before the first step
         Probes().check(objective, data([4, -1, 3]))
+    with pytest.raises(UserError, match="need labels, and 1 of 41 training"):  # one that lies far behind, too
+        Probes().check(objective, data([*[4, 3] * 20, -1]))
     broken = Labelled([None] * 5)
     with pytest.raises(UserError, match=r"^none of the first 5 validation pictures can be read \(record 4: .*damaged$"):
         Probes().check(objective, tiny.Opened(lambda split: broken if split == "valid" else Labelled([1, 2])))

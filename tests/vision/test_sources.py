@@ -171,6 +171,7 @@ def test_a_number_for_each_picture_is_no_class(tmp_path):
     with pytest.raises(UserError, match=r"labels of train holds 24 distinct values in 24 records, .*: give one number"):
         opened(tmp_path / "a.npz")
     assert opened(tmp_path / "a.npz", labels=False).classes is None
+    assert opened("digits", labels=False).classes is None, "there are no classes where no picture has one"
 
 
 @pytest.mark.parametrize("setting", ["image_field", "label_field"])

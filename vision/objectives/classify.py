@@ -23,6 +23,7 @@ from paradigm.layers import Dense
 from paradigm.objective import EVALUATION, Loss, Term
 from vision.mixing import ENTRIES, erase, mix, pair
 from vision.objectives.base import ImageObjective
+from vision.objectives.igpt import ImageGPT
 
 
 class Linear(nn.Module):
@@ -59,6 +60,11 @@ class Classify(ClassifyingPictures, OnClasses, ImageObjective):
         super().__post_init__()
         if min(self.mixup, self.cutmix) < 0 or not 0 <= self.erasing <= 1:
             raise UserError("Classify.mixup and cutmix must be 0 or more, and erasing a probability")
+        if isinstance(self.encoder, ImageGPT):
+            raise UserError(
+                "Classify hands pictures to its encoder, and an ImageGPT reads ids of them: choose a ViT or a ResNet; "
+                "Probes measure a run of IGPT by 'knn' and 'linear'"
+            )
         if self.pool is not None and self.encoder.grid is None:
             name = type(self.encoder).__name__
             raise UserError(f"Classify.pool reads patches, and a {name} has none: take a ViT, or leave the pool out")
