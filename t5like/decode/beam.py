@@ -29,8 +29,11 @@ class Beams:
 
 
 def chosen_by(vocab_size, temperature=0.0, top_k=None, top_p=None, beams=1, length_penalty=1.0):
-    """Beams where there is more than one, else a Sampling. Raises UserError for draws and beams at once."""
+    """Beams where there is more than one, else a Sampling. Raises UserError for draws and beams at once, and for what
+    would choose among beams where there is one."""
     sampling = Sampling(temperature, top_k, top_p, vocab_size)
+    if beams == 1 and length_penalty != 1:
+        raise UserError(f"length_penalty={length_penalty:g} chooses among the texts of beams: set beams above 1")
     if beams == 1:
         return sampling
     if temperature:
