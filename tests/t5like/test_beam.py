@@ -93,10 +93,7 @@ def test_what_cannot_be_searched_or_scored():
         (lambda: beam_rows(*model, [[5] * 6], 4, tokenizer.vocabulary), "a prompt of 6 tokens and .* do not fit"),
         (lambda: beam_rows(*model, [], 4, tokenizer.vocabulary), "there is no prompt"),
         (lambda: decode.generate(*model, tokenizer, "a", temperature=1.0, beams=2), "beams=2 searches and temp.*draws"),
-        (
-            lambda: decode.generate(*model, tokenizer, "a", length_penalty=2.0),
-            "length_penalty=2 chooses among the texts",
-        ),
+        (lambda: decode.generate(*model, tokenizer, "a", length_penalty=2.0), "length_penalty=2 chooses among"),
         (lambda: decode.generate(*model, tokenizer, "a", top_k=5, beams=2), "top_k and top_p choose what is drawn"),
         (lambda: score(*model, tokenizer, ["a"], ["b", "c"]), "1 prompts and 2 continuations"),
         (lambda: score(*model, tokenizer, ["a"], [""]), "continuation 0 is empty"),
