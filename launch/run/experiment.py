@@ -172,7 +172,9 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         yield f"Experiment.workers={e.workers} must be 0 (a thread of this process) or more"
     if e.clip is not None and not e.clip > 0:
         yield f"Experiment.clip={e.clip} must be positive, or None for no clipping"
-    if isinstance(e.ema, float) and not 0 < e.ema < 1:
+    if not 0 <= e.seed < 2**32:
+        yield f"Experiment.seed={e.seed} must lie from 0 to below 2^32: more bits would not reach a key of jax's"
+    if isinstance(e.ema, int | float) and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
     if e.optimizer is not None:
         rates = [float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8)]
