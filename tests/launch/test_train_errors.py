@@ -123,3 +123,10 @@ def test_flags_that_are_missing_or_malformed(tmp_path):
     }.items():
         done = start(*flags)
         assert (done.returncode, done.stderr) == (2, text + "\n")
+
+
+def test_letters_that_the_locale_lacks_end_nothing():
+    script = "from launch.run import cli; cli.run(lambda argv: print('step 3 \u00b7 \u23ce'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # as on a machine with LANG=C and no UTF-8 mode
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "step 3 \\xb7 \\u23ce\n", "")
