@@ -48,7 +48,9 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, bytes per devic
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
 )
-INTERRUPTED_CODE = flags.DEFINE_integer("interrupted_code", 0, "Exit code of a run that a signal ended early, saved.")
+INTERRUPTED_CODE = flags.DEFINE_integer(
+    "interrupted_code", 0, "Exit code of a run that a signal ended early, saved.", 0, 255
+)
 flags.adopt_module_key_flags(distributed)
 flags.adopt_module_key_flags(watchdog)
 

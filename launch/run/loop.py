@@ -115,6 +115,10 @@ def train(
                     raise UserError("; ".join(wrong))
                 experiment = bound(experiment)
                 validate(bound(experiment, classes=STAND_INS, tokenizer=AnyTokenizer()), jax.device_count())
+                if profile and profile[0] >= experiment.total_steps:
+                    raise UserError(
+                        f"--profile={profile[0]}:{profile[1]}: the last step is {experiment.total_steps - 1}"
+                    )
                 inits = sources(experiment, init_from, init_partly_from)
                 closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
@@ -198,6 +202,8 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     for line in changed:
         writers.say(f"warning: {line}")
+    if profile and profile[1] <= step:
+        writers.say(f"warning: nothing is traced: --profile={profile[0]}:{profile[1]} lies before step {step}")
     if line := horizon_changed(experiment.optimizer, step, meta):
         writers.say(line)
     step_metrics = StepMetrics(

@@ -119,6 +119,7 @@ def test_flags_that_are_missing_or_malformed(tmp_path):
         (f"--gin_file={T5}", "--workdir=x", "--profile=13:10"): (
             "error: --profile=13:10 names no step: the first comes before the second, as in 10:13"
         ),
+        ("--step_timeout=-1",): "error: flag --step_timeout=-1: -1.0 is not a non-negative number",
         ("runs/demo.gin",): "error: 'runs/demo.gin' is not a flag: did you mean --gin_file=runs/demo.gin? See --help",
     }.items():
         done = start(*flags)

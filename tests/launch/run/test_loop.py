@@ -554,10 +554,14 @@ def test_profile_traces_into_the_run_directory(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_profile_of_a_run_that_goes_on_in_the_midst_of_it(tmp_path):
+def test_profile_of_a_run_that_goes_on_in_the_midst_of_it(tmp_path, capsys):
+    with pytest.raises(UserError, match="--profile=3:5: the last step is 2"):
+        loop.train(small.experiment(total_steps=3, eval_every=100), tmp_path, profile=(3, 5))
     loop.train(small.experiment(total_steps=3, eval_every=100), tmp_path)
     loop.train(small.experiment(total_steps=5, eval_every=100), tmp_path, profile=(2, 4))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    loop.train(small.experiment(total_steps=6, eval_every=100), tmp_path, profile=(2, 4))
+    assert "warning: nothing is traced: --profile=2:4 lies before step 5" in capsys.readouterr().out
 
 
 def test_shapes_of_prepare_and_batch_spec_must_agree():
