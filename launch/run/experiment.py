@@ -152,8 +152,11 @@ def recipe_vocabulary(recipe):
     return ask() if callable(ask) else None
 
 
-def validate(experiment: Experiment, device_count: int) -> None:
-    """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
+def validate(experiment: Experiment, device_count: int | None) -> None:
+    """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix.
+
+    device_count: None where they are another machine's: then of the settings alone, which takes no time.
+    """
     if problems := list(_problems(experiment, device_count)):
         raise UserError("; ".join(problems))
 
@@ -164,7 +167,7 @@ def warnings(experiment: Experiment) -> list[str]:
     return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
-def _problems(e: Experiment, device_count: int) -> Iterator[str]:
+def _problems(e: Experiment, device_count: int | None) -> Iterator[str]:
     for name in "total_steps batch_size microbatches log_every eval_every eval_batches save_every keep".split():
         if getattr(e, name) < 1:
             yield f"Experiment.{name}={getattr(e, name)} must be at least 1"
@@ -197,7 +200,8 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"Experiment.batch_size={e.batch_size} does not divide into Experiment.microbatches={e.microbatches}: "
             f"choose a multiple of {e.microbatches}"
         )
-    yield from _mesh_problems(e, device_count)
+    if device_count is not None:
+        yield from _mesh_problems(e, device_count)
 
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
