@@ -150,7 +150,7 @@ def check(point, workdir):
     from launch.run import registry
     from launch.run.data import look
     from launch.run.experiment import validate
-    from launch.run.slips import wrong_parts
+    from launch.run.slips import check_parts
     from launch.storage import filesystem, sync
     from launch.storage import workdir as run_directory
 
@@ -158,8 +158,7 @@ def check(point, workdir):
     try:
         params = [*train.GIN_PARAM.value, *point.bindings, *mesh]
         run = registry.parse([*train.GIN_FILE.value, *point.files], params, train.IMPORT.value)
-        if wrong := list(wrong_parts(run)):
-            raise UserError("; ".join(wrong))
+        check_parts(run)
         validate(run, None)
         look(run.data, sync.local(workdir / point.name) / "data")
     except UserError as error:

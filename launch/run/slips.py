@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from flax import linen as nn
 
+from paradigm.errors import UserError
 from paradigm.schedule import Schedule
 
 _NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
@@ -180,8 +181,13 @@ def wrong_kind(owner, name: str, value) -> str:
     )
 
 
-def wrong_parts(experiment) -> Iterator[str]:
-    """What is wrong with an Experiment that is made of other things than it takes: a text, None or another's part."""
+def check_parts(experiment) -> None:
+    """Raises UserError for an Experiment that is made of other things than it takes: a text, None or another's part."""
+    if wrong := list(_wrong_parts(experiment)):
+        raise UserError("; ".join(wrong))
+
+
+def _wrong_parts(experiment) -> Iterator[str]:
     parts = {"objective": ("batch_spec", "MAE"), "optimizer": ("init", "AdamW"), "evaluators": ("check", "Probes")}
     parts |= {"init": ("path", "Init"), "adapt": ("interceptor", "LoRA")}
     for name, (method, example) in parts.items():

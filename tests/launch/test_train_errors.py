@@ -29,6 +29,8 @@ def start(*flags):
      "unknown T5 v1.1 size 'tinny': did you mean 'tiny'?"),
     ([f"--gin_file={T5}", "--mesh=data:3"],
      "error: mesh 'data:3' does not divide the devices: its fixed axes take 3 of 8 devices"),
+    ([f"--gin_file={GPT}", "--dry_run", "--gin_param=Experiment.objective = 'NextToken'"],
+     "error: Experiment.objective = 'NextToken' is no objective: write @NAME()"),
     (["--gin_fil=x"], "error: Unknown command line flag 'gin_fil'. Did you mean: gin_file"),
 ])  # fmt: skip
 def test_the_command_says_one_line_and_exits_with_2(flags, text, tmp_path):
