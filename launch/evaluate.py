@@ -7,8 +7,9 @@
 
 Metrics, sampled texts and tables go to the console; the last line is one JSON object {"step": ..., "valid/loss": ...}.
 It is the code that evaluates during training, so that a number here is the number that training would have logged. The
-run directory is only read. With --adapted it is validated with the model that another run, started from it, made of
-its own: the adaptation's leaves in their places, its heads left out.
+run directory is only read, but for data/, which is prepared anew where it is gone. With --adapted it is validated with
+the model that another run, started from it, made of its own: the adaptation's leaves in their places, its heads left
+out.
 """
 
 import contextlib

@@ -50,6 +50,9 @@ def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports
 
 def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gin") -> Experiment:
     """The Experiment of one gin text, such as a run directory's config.gin, with bindings on top."""
+    if text.startswith("objective = "):  # experiment.flatten
+        made = "an Experiment that was made in Python, which nothing builds again"
+        raise UserError(f"{name} lists the settings of {made}: train from gin files, as launch.train.run does")
     return _build([(text, name)], gin_params)
 
 

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from launch.run import experiment, registry
+from launch import train
+from launch.run import experiment, loop, registry
 from paradigm.errors import UserError
 from t5like.tokenizers import ByteTokenizer
 
@@ -126,6 +127,12 @@ def test_flags_that_are_missing_or_malformed(tmp_path):
     }.items():
         done = start(*flags)
         assert (done.returncode, done.stderr) == (2, text + "\n")
+
+
+def test_a_notebook_gives_one_or_several(monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda experiment, workdir, **how: experiment)
+    assert train.run(pathlib.PurePath(GPT), "x", "Experiment.seed = 5").seed == 5
+    assert train.run([GPT], "x", ["Experiment.seed = 5", "Experiment.seed = 6"]).seed == 6
 
 
 def test_letters_that_the_locale_lacks_end_nothing():

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from launch.run import registry, slips
+from launch.run.experiment import flatten
 from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.optim import SGD, AdamW, Muon
@@ -90,6 +91,12 @@ def test_files_are_found_as_given_or_shipped_and_includes_go_one_deep(tmp_path, 
     (tmp_path / "deeper.gin").write_text(f"include '{tmp_path}/more.gin'\n")
     with pytest.raises(UserError, match=r"deeper.gin, included by .*deep.gin:1, includes others: includes go one deep"):
         registry.parse([str(tmp_path / "deep.gin")])
+
+
+def test_settings_of_an_experiment_made_in_python_are_no_gin_text():
+    text = "".join(f"{key} = {value}\n" for key, value in flatten(parse(GOOD)).items())
+    with pytest.raises(UserError, match="run.gin lists the settings of an Experiment that was made in Python"):
+        registry.parse_text(text, name="run.gin")
 
 
 def test_includes_and_imports_are_read_alike_in_files_and_params(tmp_path, capfd):
