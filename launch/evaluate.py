@@ -7,8 +7,9 @@
 
 Metrics, sampled texts and tables go to the console; the last line is one JSON object {"step": ..., "valid/loss": ...}.
 It is the code that evaluates during training, so that a number here is the number that training would have logged. The
-run directory is only read. With --adapted it is validated with the model that another run, started from it, made of
-its own: the adaptation's leaves in their places, its heads left out.
+run directory is only read, but for data/, which is prepared anew where it is gone. With --adapted it is validated with
+the model that another run, started from it, made of its own: the adaptation's leaves in their places, its heads left
+out.
 """
 
 import contextlib
@@ -19,9 +20,10 @@ from absl import flags
 from launch.run import cli, forgetting
 from launch.run.data import Data, labels_of, tokenizer_of, vocabulary_of_run
 from launch.run.evaluation import Evaluation
-from launch.run.experiment import bound, completed
+from launch.run.experiment import bound, completed, validate
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
+from launch.run.slips import check_parts
 from launch.run.writers import Console, number
 from launch.storage import filesystem, sync
 from launch.storage.checkpoint import Checkpoints
@@ -70,6 +72,8 @@ def _experiment(flag, workdir, gin_params=()):
             raise UserError(f"{flag}={workdir}: no run is here (no config.gin); give that of a training run")
         text = config.read_text("utf-8")
     experiment = registry.parse_text(text, gin_params, str(config))
+    check_parts(experiment)
+    validate(experiment, None)
     return workdir, completed(bound(experiment, vocabulary_of_run(workdir), labels_of(workdir), tokenizer_of(workdir)))
 
 

@@ -9,12 +9,14 @@ checkout to every host, starts, and starts again what was preempted or died, unt
 commands and runs none. --cluster=slurm submits a GPU job with sbatch; --cluster=gke applies a JobSet with kubectl.
 """
 
+import argparse
 import re
 
 from absl import flags
 
 from launch.run import cli
 from paradigm.errors import UserError
+from paradigm.storage import expand
 
 VERBS = ("create", "run", "logs", "status", "delete")
 
@@ -55,13 +57,17 @@ def check(train):
     given = {word.split("=")[0].lstrip("-") for word in train}
     if given & {"distributed", "coordinator", "processes", "process"}:
         raise UserError("launch.pods tells the processes of each other; leave such flags out")
-    for word in train:
-        if word.startswith("--gin_file=runs/"):
-            from launch.run import registry
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("gin_file", "gin_param", "import"):
+        words.add_argument(f"--{flag}", f"-{flag}", dest=flag, action="append", default=[])
+    words = vars(words.parse_known_args(train)[0])
+    # A name that does not exist costs a minute here, and an hour there. A file may be there alone.
+    if all(path.startswith("runs/") or expand(path).is_file() for path in words["gin_file"]):
+        from launch.run import experiment, registry, slips
 
-            registry.parse(
-                [word.partition("=")[2]]
-            )  # a name that does not exist costs a minute here, and an hour there
+        found = registry.parse(words["gin_file"], words["gin_param"], words["import"])
+        slips.check_parts(found)
+        experiment.validate(found, None)
 
 
 if __name__ == "__main__":

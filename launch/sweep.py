@@ -14,6 +14,7 @@ end, with its last line and exit code 1; the others still run. Of several machin
 The last thing is launch.compare's table.
 """
 
+import ast
 import dataclasses
 import hashlib
 import itertools
@@ -143,16 +144,23 @@ def part(count, index=None, of=None, environment=os.environ):
 def check(point, workdir):
     """'ended', 'begun' or 'new', of a point in the directory of the sweep.
 
-    Raises UserError where launch.train would: a binding that matches nothing, or the directory of another run.
+    Raises UserError where launch.train would: a binding that matches nothing, a value that cannot be, a source that is
+    not there, or the directory of another run.
     """
     from launch.run import registry
-    from launch.storage import filesystem
+    from launch.run.data import look
+    from launch.run.experiment import validate
+    from launch.run.slips import check_parts
+    from launch.storage import filesystem, sync
     from launch.storage import workdir as run_directory
 
     mesh = [f"Experiment.mesh = {train.MESH.value!r}"] if train.MESH.value else []
     try:
         params = [*train.GIN_PARAM.value, *point.bindings, *mesh]
         run = registry.parse([*train.GIN_FILE.value, *point.files], params, train.IMPORT.value)
+        check_parts(run)
+        validate(run, None)
+        look(run.data, sync.local(workdir / point.name) / "data")
     except UserError as error:
         raise UserError(f"{point.name}: {str(error).replace('--gin_param', '--grid or --gin_param')}") from error
     directory = workdir / point.name
@@ -221,9 +229,18 @@ def _axis(text):
     found = [value.strip() for value in found]
     if "" in found:
         raise UserError(f"--grid={text}: a value is missing: commas stand between values, each of them gin's")
-    if twice := next((value for value in found if found.count(value) > 1), None):
+    same = list(map(_value, found))
+    if twice := next((value for value, one in zip(found, same) if same.count(one) > 1), None):
         raise UserError(f"--grid={text}: {twice} is there twice: a point would be run twice")
     return name, found
+
+
+def _value(text):
+    """What a gin text says, where that is plain: 0.1 and 1e-1 are one value."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _words(values):

@@ -8,6 +8,7 @@ Look at a run file before you pay for it with --dry_run; change a setting with -
 In a notebook: `from launch import train; train.run("runs/demo.gin", "/tmp/demo", ["Experiment.total_steps = 100"])`.
 """
 
+import os
 import re
 import sys
 
@@ -48,7 +49,9 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print parameters, bytes per devic
 COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache", "~/.cache/paradigm/xla", "Where compiled programs stay for the next start; '' keeps none."
 )
-INTERRUPTED_CODE = flags.DEFINE_integer("interrupted_code", 0, "Exit code of a run that a signal ended early, saved.")
+INTERRUPTED_CODE = flags.DEFINE_integer(
+    "interrupted_code", 0, "Exit code of a run that a signal ended early, saved.", 0, 255
+)
 flags.adopt_module_key_flags(distributed)
 flags.adopt_module_key_flags(watchdog)
 
@@ -57,8 +60,8 @@ def run(gin_files, workdir, gin_params=(), imports=(), **how):
     """The command in this process, for a notebook: trains, or goes on with what is in `workdir`, and prints as it goes.
 
     Args:
-        gin_files: a run file or several, as --gin_file. workdir: the run directory. gin_params, imports: as the flags
-            of these names. how: init_from, init_partly_from, profile, step_timeout of launch.run.loop.train.
+        gin_files: a run file or several, as --gin_file. workdir: the run directory. gin_params, imports: one or several
+            too, as the flags. how: init_from, init_partly_from, profile, step_timeout of launch.run.loop.train.
 
     Returns:
         launch.run.loop.Finished. An interrupt of the kernel saves and returns; the same call goes on.
@@ -73,8 +76,8 @@ def run(gin_files, workdir, gin_params=(), imports=(), **how):
     if not jax.config.jax_compilation_cache_dir:
         host.enable_compilation_cache(COMPILATION_CACHE.default)
 
-    gin_files = [gin_files] if isinstance(gin_files, str) else gin_files
-    experiment = registry.parse(gin_files, gin_params, imports)
+    several = lambda given: [str(given)] if isinstance(given, str | os.PathLike) else [*map(str, given)]
+    experiment = registry.parse(several(gin_files), several(gin_params), several(imports))
     how |= {"imports": registry.imported(), "unset": registry.unset()}
     return loop.train(experiment, workdir, config=registry.operative_config(), **how)
 
@@ -102,11 +105,12 @@ def main(argv):
     host.enable_compilation_cache(COMPILATION_CACHE.value)
     distributed.join()
     from launch.aot import dry_run
-    from launch.run import experiment, loop, registry
+    from launch.run import experiment, loop, registry, slips
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     found = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
     if DRY_RUN.value:
+        slips.check_parts(found)
         found = experiment.completed(experiment.bound(found))
         experiment.validate(found, dry_run.stand_in_devices(found.mesh))
         print(dry_run.report(found))

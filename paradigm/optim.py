@@ -122,7 +122,7 @@ class Optimizer:
     layer_decay: LayerDecay | None = dataclasses.field(default=None, kw_only=True)
     matrices: tuple = dataclasses.field(default=(), kw_only=True)
 
-    tables = ("decay", "lr_scale", "matrices")
+    tables = {"decay": float, "lr_scale": float, "matrices": int}
     sees_matrices = False  # whether `transform` is given matrices instead of kernels of several axes
 
     def transform(self, leaf, lr, step):
@@ -220,8 +220,8 @@ class Optimizer:
         return optax.add_decayed_weights((self.weight_decay(step) if scheduled else self.weight_decay) * leaf.decay)
 
     def __post_init__(self):
-        for table in self.tables:
-            trees.check_table(getattr(self, table), f"{type(self).__name__}.{table}")
+        for table, kind in self.tables.items():
+            trees.check_table(getattr(self, table), f"{type(self).__name__}.{table}", kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +338,7 @@ class Muon(Optimizer):
     eps: float = 1e-10
     adam: tuple = ()
 
-    tables = (*Optimizer.tables, "adam")
+    tables = Optimizer.tables | {"adam": bool}
     sees_matrices = True
     ADAM = ((r"embedding$|(^|/)(logits|head)/", True),)
 

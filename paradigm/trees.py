@@ -11,6 +11,7 @@ import numpy as np
 
 from paradigm.errors import UserError
 
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}  # of a table's values
 STACKED = "layers"  # a path component of this name: the leaves below it carry a leading layer axis
 
 
@@ -58,7 +59,7 @@ def split(tree, table):
     Raises:
         UserError: a pattern that matches no leaf, or a table that takes every leaf.
     """
-    check_table(table, "freeze")
+    check_table(table, "freeze", bool)
     named = dict(named_leaves(tree))
     for pattern, _ in table:
         if not any(re.search(pattern, name) for name in named):
@@ -75,14 +76,19 @@ def is_stacked(name):
     return STACKED in name.split("/")
 
 
-def check_table(table, what):
-    """Raises UserError, which begins with `what`, for a rule that is not (regular expression, value)."""
+def check_table(table, what, kind):
+    """Raises UserError, which begins with `what`, for a rule that is not (regular expression, value of this kind)."""
     for rule in table:
+        rightly = f"{what}: {rule!r} is not (regular expression, {KINDS[kind]})"
+        if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
+            raise UserError(f"{rightly}; a table of one rule has a comma behind it, as in (('^model/', VALUE),)")
+        fitting = int | float if kind is float else kind
+        if not isinstance(rule[1], fitting) or isinstance(rule[1], bool) != (kind is bool):
+            raise UserError(rightly)
         try:
-            pattern, _ = rule
-            re.compile(pattern)
-        except (re.error, TypeError, ValueError) as error:
-            raise UserError(f"{what}: {rule!r} is not (regular expression, value): {error}") from None
+            re.compile(rule[0])
+        except re.error as error:
+            raise UserError(f"{rightly}: {error}") from None
 
 
 def first_match(table, name, default=None):

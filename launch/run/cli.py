@@ -16,6 +16,7 @@ def run(main):
     --help prints the module's docstring and its own flags (exit 0). A flag that does not exist or a UserError is one
     line (exit 2), and so is Ctrl-C (exit 130). Where nobody reads on (`| head`), it ends quietly (141).
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # no letter of a sample that the locale lacks ends a run
     app.run(lambda argv: _call(main, argv), flags_parser=lambda argv: _call(_parse, argv))
 
 

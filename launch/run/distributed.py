@@ -31,7 +31,7 @@ PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0."
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several processes, as a TPU pod, GKE, SLURM or MPI says; instead of the three flags above."
 )
-JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait until all processes are there.")
+JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait until all processes are there.", 1)
 
 GONE = 3  # exit code
 HEARTBEAT, SILENCE = 2.0, 25.0  # seconds between heartbeats, and without one until a process counts as hung

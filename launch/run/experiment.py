@@ -152,8 +152,11 @@ def recipe_vocabulary(recipe):
     return ask() if callable(ask) else None
 
 
-def validate(experiment: Experiment, device_count: int) -> None:
-    """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix."""
+def validate(experiment: Experiment, device_count: int | None) -> None:
+    """Raises one UserError that lists everything wrong with the experiment on so many devices, each with its fix.
+
+    device_count: None where they are another machine's: then of the settings alone, which takes no time.
+    """
     if problems := list(_problems(experiment, device_count)):
         raise UserError("; ".join(problems))
 
@@ -164,7 +167,7 @@ def warnings(experiment: Experiment) -> list[str]:
     return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
-def _problems(e: Experiment, device_count: int) -> Iterator[str]:
+def _problems(e: Experiment, device_count: int | None) -> Iterator[str]:
     for name in "total_steps batch_size microbatches log_every eval_every eval_batches save_every keep".split():
         if getattr(e, name) < 1:
             yield f"Experiment.{name}={getattr(e, name)} must be at least 1"
@@ -172,7 +175,9 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         yield f"Experiment.workers={e.workers} must be 0 (a thread of this process) or more"
     if e.clip is not None and not e.clip > 0:
         yield f"Experiment.clip={e.clip} must be positive, or None for no clipping"
-    if isinstance(e.ema, float) and not 0 < e.ema < 1:
+    if not 0 <= e.seed < 2**32:
+        yield f"Experiment.seed={e.seed} must lie from 0 to below 2^32: more bits would not reach a key of jax's"
+    if isinstance(e.ema, int | float) and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
     if e.optimizer is not None:
         rates = [float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8)]
@@ -195,7 +200,8 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
             f"Experiment.batch_size={e.batch_size} does not divide into Experiment.microbatches={e.microbatches}: "
             f"choose a multiple of {e.microbatches}"
         )
-    yield from _mesh_problems(e, device_count)
+    if device_count is not None:
+        yield from _mesh_problems(e, device_count)
 
 
 def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:

@@ -42,6 +42,8 @@ def sources(experiment, init_from=None, init_partly_from=None):
         f"--init_from={init_from}": (Init(init_from),) if init_from else (),
         f"--init_partly_from={init_partly_from}": (Init(init_partly_from, strict=False),) if init_partly_from else (),
     }
+    for init in experiment.init:
+        trees.check_table(init.rename, "Init.rename", str)
     named = [name for name, inits in given.items() if inits]
     if len(named) > 1:
         raise UserError(f"{' and '.join(named)}: give one of them; Experiment.init takes several sources")
@@ -164,7 +166,10 @@ def _renamed(init, tree):
     def new(name):
         for pattern, replacement in init.rename:
             if re.search(pattern, name):
-                return re.sub(pattern, replacement, name)
+                try:
+                    return re.sub(pattern, replacement, name)
+                except (re.error, IndexError) as error:
+                    raise UserError(f"Experiment.init: rename {pattern!r} to {replacement!r}: {error}") from None
         return name
 
     return {new(name): x for name, x in trees.named_leaves(tree)}

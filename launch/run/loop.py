@@ -29,7 +29,7 @@ from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches, reading_threads
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program, step_memory
-from launch.run.slips import wrong_parts
+from launch.run.slips import check_parts
 from launch.run.step_metrics import StepMetrics
 from launch.run.watchdog import Watchdog
 from launch.run.writers import make_writers
@@ -111,10 +111,13 @@ def train(
             peers = closing.enter_context(Peers(config, run_directory.versions()))
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
-                if wrong := list(wrong_parts(experiment)):
-                    raise UserError("; ".join(wrong))
+                check_parts(experiment)
                 experiment = bound(experiment)
                 validate(bound(experiment, classes=STAND_INS, tokenizer=AnyTokenizer()), jax.device_count())
+                if profile and profile[0] >= experiment.total_steps:
+                    raise UserError(
+                        f"--profile={profile[0]}:{profile[1]}: the last step is {experiment.total_steps - 1}"
+                    )
                 inits = sources(experiment, init_from, init_partly_from)
                 closing.enter_context(run_directory.held(filesystem.as_path(workdir)))
                 files = closing.enter_context(WorkdirSync(filesystem.as_path(workdir)))
@@ -198,6 +201,8 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
     writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     for line in changed:
         writers.say(f"warning: {line}")
+    if profile and profile[1] <= step:
+        writers.say(f"warning: nothing is traced: --profile={profile[0]}:{profile[1]} lies before step {step}")
     if line := horizon_changed(experiment.optimizer, step, meta):
         writers.say(line)
     step_metrics = StepMetrics(

@@ -44,12 +44,15 @@ def parse(gin_files: Sequence[str] = (), gin_params: Sequence[str] = (), imports
     """
     paths = [_find(path, f"--gin_file={path}") for path in gin_files]
     sources = [(f"import {module}", f"--import={module}") for module in imports]
-    sources += [(path.read_text("utf-8"), str(path)) for path in paths]
+    sources += [(_text(path), str(path)) for path in paths]
     return _build(sources, gin_params)
 
 
 def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gin") -> Experiment:
     """The Experiment of one gin text, such as a run directory's config.gin, with bindings on top."""
+    if text.startswith("objective = "):  # experiment.flatten
+        made = "an Experiment that was made in Python, which nothing builds again"
+        raise UserError(f"{name} lists the settings of {made}: train from gin files, as launch.train.run does")
     return _build([(text, name)], gin_params)
 
 
@@ -147,12 +150,16 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     gin.clear_config()
     _register_ours()
     for text, origin in sources:
-        _parse(_look_ahead(text, origin), origin)
+        for piece in _pieces(text, origin):
+            _parse(*piece)
     # In files, what is bound must be referred to; a binding on the command line may well cut a reference off.
     bound = gin.config_str()
     _refuse_unread(_bound(bound), set(re.findall(r"[@%](?:\w+/)*(\w+)", bound)) | {"Experiment"})
-    for param in params:
-        _parse(param, "--gin_param")
+    _refuse_scopes(bound)
+    given = [piece for param in params for piece in _pieces(param, "--gin_param")]
+    for piece in given:
+        _parse(*piece)
+    _refuse_scopes("\n".join(text for text, _ in given))
     if wrong := list(_wrong_bindings(gin.config_str())):
         raise UserError("; ".join(wrong))
     with _in_one_line(sources[-1][1] if sources else "--gin_param"):
@@ -161,7 +168,7 @@ def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experim
     parts = [getattr(experiment, field.name) for field in dataclasses.fields(experiment)]  # `validate` sees to its own
     if wrong := [*slips.wrong_kinds(experiment)] or [*slips.wrong_values(parts)]:
         raise UserError("; ".join(wrong))
-    _refuse_unread(set().union(*map(_bound, params)), _bound(gin.operative_config_str()))
+    _refuse_unread(set().union(*(_bound(text) for text, _ in given)), _bound(gin.operative_config_str()))
     return experiment
 
 
@@ -223,23 +230,44 @@ def _refuse_unread(bound: set[str], read: set[str]) -> None:
         raise UserError(f"'{name}' is set but nothing reads it{f', did you mean {near[0]}?' if near else ''}")
 
 
+def _refuse_scopes(text: str) -> None:
+    """Raises UserError for a binding in a scope, 'train/Cosine.peak', that no reference @train/... opens."""
+    opened = set(re.findall(r"@((?:\w+/)+)\w", gin.config_str()))
+    for scope, name in re.findall(r"^((?:\w+/)+)(\w+\.\w+) *=", text, re.MULTILINE):
+        if not any(f"/{scope}" in f"/{other}" for other in opened):
+            near = "".join(f", did you mean {other}{name}?" for other in _close(scope, opened))
+            where = f"refer to @{scope}{name.split('.')[0]}(), or leave {scope} out"
+            raise UserError(f"{scope}{name} is set but nothing reads it{near or f': {where}'}")
+
+
 def _used() -> set[str]:
     """The macros that the parsed text refers to."""
     return set(re.findall(r"%(?:\w+/)*(\w+)", gin.config_str()))
 
 
-def _look_ahead(text: str, origin: str) -> str:
-    """The text with the paths of its includes resolved; what it imports is registered, before gin meets the names."""
-    lines = text.splitlines()
+def _pieces(text: str, origin: str) -> Iterator[tuple[str, str]]:
+    """(text, origin) of what stands between a text's includes, its lines where they were, and of each file that it
+    includes, in order. What it imports is registered, before gin meets the names."""
+    lines, begin = text.splitlines(), 0
     for number, line in enumerate(lines):
         if match := re.match(r"import\s+([\w.]+)", line):
             register_module(match[1])
         if match := re.match(r"include\s+['\"](.*)['\"]", line):
-            path = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'")
-            if re.search(r"^include\s", path.read_text("utf-8"), re.MULTILINE):
+            yield "\n" * begin + "\n".join(lines[begin:number]), origin
+            path, begin = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'"), number + 1
+            included = _text(path)
+            if re.search(r"^include\s", included, re.MULTILINE):
                 raise UserError(f"{path}, included by {origin}:{number + 1}, includes others: includes go one deep")
-            lines[number] = f"include {str(path.absolute())!r}"
-    return "\n".join(lines)
+            yield from _pieces(included, str(path))
+    yield "\n" * begin + "\n".join(lines[begin:]), origin
+
+
+def _text(path: pathlib.Path) -> str:
+    """What a gin file says, whatever the machine's locale; an editor may have marked it as UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
 
 
 def _find(path: str, what: str) -> pathlib.Path:
@@ -287,13 +315,31 @@ def _in_one_line(origin: str, text: str = "") -> Iterator[None]:
         lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"[\w/.]+\s*=", line)]
         at = lines[-1] if lines else error.args[1][0]
         raise UserError(f"{origin}:{at}: {slips.open_bracket(_line(text, at))}") from None
-    except (ValueError, TypeError, OSError) as error:
+    except RecursionError:
+        raise UserError(f"{origin}: a macro or a configurable is set to itself, or to what refers to it") from None
+    except AttributeError as error:  # of a constructor that was given something of another kind
+        if not (said := _wrong_part(str(error))):
+            raise
+        raise UserError(f"{origin}: {said}") from error
+    except (ValueError, TypeError, OSError, ImportError) as error:
         raise UserError(_explain(str(error), origin)) from error
 
 
 def _line(text: str, number: int | None) -> str:
     lines = text.splitlines()
     return lines[number - 1].strip() if number and number <= len(lines) else ""
+
+
+def _wrong_part(message: str) -> str:
+    """What a constructor was given that lacks what it asks it for; "" where no value of a gin text is to blame."""
+    lacks = re.match(r"'(\w+)' object has no attribute", message)
+    called = re.search(r"In call to configurable '(\w+)'", message)
+    if not (lacks and called):
+        return ""
+    bound = re.findall(rf"^((?:\w+/)*{called[1]}\.\w+) *=", gin.config_str(), re.MULTILINE)
+    given = {name: gin.query_parameter(name) for name in bound}
+    wrong = " or ".join(f"{name} = {value!r}" for name, value in given.items() if type(value).__name__ == lacks[1])
+    return wrong and f"{wrong} is of another kind than {called[1]} takes: write @NAME() for what gin makes"
 
 
 def _explain(message: str, origin: str) -> str:
@@ -304,13 +350,16 @@ def _explain(message: str, origin: str) -> str:
 
     if match := re.match(r"No configurable matching (?:reference )?'@?(?:.*/)?([\w.]+)(?:\(\))?'", first):
         return f"{where}unknown name '{match[1]}'{_nearest(match[1], _registered)}"
-    if match := re.match(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", first):
+    match = re.match(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", first)
+    if match and match[1] in _registered:
         if match[2] in ("vocab_size", "extra_ids"):  # in configurations of before
             return f"{where}{match[1]} has no parameter '{match[2]}': the data's vocabulary says it, so leave it out"
         return (
             f"{where}{match[1]} has no parameter '{match[2]}'{_nearest(match[2], _parameters(_registered[match[1]]))}"
         )
-    if match := re.match(r"No bindings specified for '(\w+)/gin.macro'", first):
+    if match := re.match(r"No bindings specified for '([\w./]+)/gin.macro'", first):
+        if "." in match[1]:
+            return f"{origin}: %{match[1]} is no macro: write name = VALUE, and %name for both settings"
         macros = _bound(gin.config_str()) - _registered.keys()
         near = "".join(f"did you mean %{other}? Else " for other in _close(match[1], macros))
         return f"{origin}: %{match[1]} is used but not set: {near}{_how_to_set(match[1])}"

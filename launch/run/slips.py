@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from flax import linen as nn
 
+from paradigm.errors import UserError
+from paradigm.schedule import Schedule
+
 _NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
 _QUOTES = "\"'"
 
@@ -95,7 +98,7 @@ def _known(word: str) -> bool:
 
 # --- values of the wrong kind ----------------------------------------------------------------------------------------
 
-_PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+_PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Schedule: "a schedule"}
 
 
 def wrong_kinds(value, name: str = "") -> Iterator[str]:
@@ -124,16 +127,18 @@ _RANGES = (  # settings of one name mean one thing, whoever has them; the first 
     (r"(.*_)?momentum|mask_ratio", "from 0 to 1", lambda x: 0 <= x <= 1),
     (r"top_p|decay_rate", "above 0 and at most 1", lambda x: 0 < x <= 1),
     (rf"{_SIZES}|top_k|clipping_threshold|trust_coefficient", "above 0", lambda x: x > 0),
-    (r"(.*_)?(weight|temperature|learning_rate|decay|eps|std|z_loss|beta|seed)", "0 or more", lambda x: x >= 0),
+    (r"(.*_)?seed", "from 0 to below 2^32", lambda x: 0 <= x < 2**32),  # more bits would not reach a key of jax's
+    (r"(.*_)?(weight|temperature|learning_rate|decay|eps|std|z_loss|beta)", "0 or more", lambda x: x >= 0),
     (r"redundancy|invariance|variance|covariance|koleo|detection|spans|contrastive|captioning|distillation",
      "0 or more", lambda x: x >= 0),
 )  # fmt: skip
+_TEXTS = {"dtype": ("float32", "bfloat16", "float16"), "init_std": ("xavier",)}  # that settings of one name can be
 _FROM_THE_END = r"(.*_)?layer|asked_as"  # whole numbers that count from the end where they are negative
 
 
 def wrong_values(value) -> Iterator[str]:
-    """What is wrong with numbers, at any depth, that no setting of their name can have: a dropout of 1.5, a negative
-    count, infinity. A default is its owner's to choose. A constructor says what more it wants."""
+    """What is wrong with numbers and texts, at any depth, that no setting of their name can have: a dropout of 1.5, a
+    negative count, infinity. A default is its owner's to choose. A constructor says what more it wants."""
     if isinstance(value, tuple | list):
         for item in value:
             yield from wrong_values(item)
@@ -143,7 +148,9 @@ def wrong_values(value) -> Iterator[str]:
         if not field.init or (hasattr(value, "clone") and field.name in ("parent", "name")):
             continue
         given = getattr(value, field.name)
-        if isinstance(given, bool) or not isinstance(given, int | float):
+        if isinstance(given, str) and given not in (known := _TEXTS.get(field.name, (given,))):
+            yield f"{type(value).__name__}.{field.name} = {given!r}: the texts that it can be are {', '.join(known)}"
+        elif isinstance(given, bool) or not isinstance(given, int | float):
             yield from wrong_values(given)
         elif given != field.default and (said := _wrong_number(field.name, given)):
             yield f"{type(value).__name__}.{field.name} = {given} must be {said}"
@@ -174,12 +181,18 @@ def wrong_kind(owner, name: str, value) -> str:
     )
 
 
-def wrong_parts(experiment) -> Iterator[str]:
-    """What is wrong with an Experiment that is made of other things than it takes: a text, None or another's part."""
+def check_parts(experiment) -> None:
+    """Raises UserError for an Experiment that is made of other things than it takes: a text, None or another's part."""
+    if wrong := list(_wrong_parts(experiment)):
+        raise UserError("; ".join(wrong))
+
+
+def _wrong_parts(experiment) -> Iterator[str]:
     parts = {"objective": ("batch_spec", "MAE"), "optimizer": ("init", "AdamW"), "evaluators": ("check", "Probes")}
-    for name, (method, example) in {**parts, "adapt": ("interceptor", "LoRA")}.items():
-        given = getattr(experiment, name)
-        for one in given if name == "evaluators" else [given]:
+    parts |= {"init": ("path", "Init"), "adapt": ("interceptor", "LoRA")}
+    for name, (method, example) in parts.items():
+        given = getattr(experiment.objective if name == "adapt" else experiment, name, None)
+        for one in given if name in ("evaluators", "init") else [given]:
             if isinstance(one, nn.Module) or not (hasattr(one, method) or (name == "adapt" and one is None)):
                 what = (
                     f"Experiment.{name} = {_shown(one)} is no {'adaptation' if name == 'adapt' else name.rstrip('s')}"
@@ -190,14 +203,16 @@ def wrong_parts(experiment) -> Iterator[str]:
 
 
 def _kinds(annotation) -> tuple:
-    """The plain types of an annotation, NoneType among them; () where it has any other, and nothing can be said."""
+    """The types of an annotation, NoneType among them; () where one is neither plain nor a dataclass, and nothing can
+    be said."""
     if isinstance(annotation, str):
-        named = {"int": int, "float": float, "bool": bool, "str": str, "None": types.NoneType, "tuple": tuple}
+        named = {kind.__name__: kind for kind in (*_PLAIN, tuple)} | {"None": types.NoneType}
         parts = [part.split("[")[0].strip() for part in re.sub(r"\[.*\]", "", annotation).split("|")]
         return tuple(named[part] for part in parts) if all(part in named for part in parts) else ()
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     parts = tuple(typing.get_origin(part) or part for part in parts)
-    return parts if all(part in (*_PLAIN, tuple, types.NoneType) for part in parts) else ()
+    known = lambda part: part in (*_PLAIN, tuple, types.NoneType) or dataclasses.is_dataclass(part)
+    return parts if all(map(known, parts)) else ()
 
 
 def _fits(value, kinds) -> bool:
@@ -207,9 +222,7 @@ def _fits(value, kinds) -> bool:
         return int in kinds or float in kinds
     if isinstance(value, list):
         return tuple in kinds
-    if isinstance(value, str | float | tuple | type(None)):
-        return isinstance(value, kinds)
-    return tuple not in kinds or len(kinds) > 1 or not hasattr(value, "__dataclass_fields__")
+    return isinstance(value, kinds)
 
 
 def _shown(value) -> str:
@@ -217,7 +230,8 @@ def _shown(value) -> str:
 
 
 def _advice(value, kinds) -> str:
-    wanted = " or ".join(_PLAIN.get(kind, "None" if kind is types.NoneType else "a tuple") for kind in kinds)
+    names = _PLAIN | {types.NoneType: "None", tuple: "a tuple"}
+    wanted = " or ".join(names.get(kind, f"@{kind.__name__}()") for kind in kinds)
     if isinstance(value, str) and kinds[0] is tuple:
         return f"is a text where several are wanted: write ({value!r},) for one"
     if isinstance(value, str) and not isinstance(value, kinds):

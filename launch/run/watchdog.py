@@ -11,7 +11,7 @@ import time
 
 from absl import flags
 
-STEP_TIMEOUT = flags.DEFINE_float("step_timeout", 1800.0, "Seconds until a step that hangs ends the run; 0: never.")
+STEP_TIMEOUT = flags.DEFINE_float("step_timeout", 1800.0, "Seconds until a step that hangs ends the run; 0: never.", 0)
 
 STUCK = 4  # exit code
 LATER = 30  # seconds more, for a thread that holds the interpreter's lock and lets no other speak

@@ -4,6 +4,7 @@ Only manifests are read, and the files that they name hashed; the arrays are che
 """
 
 import contextlib
+import fnmatch
 import logging
 import math
 
@@ -23,12 +24,20 @@ class Catalogue:
         directory: where they are, a path or a URL.
         best_by: (metric, mode "min" or "max"): a step without the metric, or where it is not finite, is never the best.
             A metric of None: the newest checkpoint knows it.
+
+    Raises:
+        UserError: the directory has a name under which Orbax neither writes nor reads.
     """
 
     def __init__(self, directory, best_by=(None, "min")):
         directory = filesystem.as_path(directory)
         self._store = filesystem.of(directory)
         self.directory = self._store.absolute(directory)
+        if odd := [part for part in self.directory.parts if "\\" in part or not fnmatch.fnmatchcase(part, part)]:
+            raise UserError(  # Orbax takes the name for a pattern, finds nothing to merge, and says that it has saved
+                f"{self.directory}: checkpoints below a directory with brackets or a backslash in its name, "
+                f"'{odd[0]}', are not written whole, nor read: take another directory, or rename it"
+            )
         self._best_by = best_by
         self._verified, self._damaged = set(), set()
 

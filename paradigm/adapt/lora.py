@@ -69,9 +69,9 @@ class LoRA(Adaptation):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("ranks", "alphas"):
-            trees.check_table(getattr(self, name), f"LoRA.{name}")
-        trees.check_table([(pattern, True) for pattern in self.targets], "LoRA.targets")
+        for name, kind in {"ranks": int, "alphas": float}.items():
+            trees.check_table(getattr(self, name), f"LoRA.{name}", kind)
+        trees.check_table([(pattern, True) for pattern in self.targets], "LoRA.targets", bool)
         if min([self.rank, *(rank for _, rank in self.ranks)]) < 1:
             raise UserError(f"LoRA.rank={self.rank}, ranks={self.ranks}: a rank is at least 1")
         if not 0 <= self.dropout < 1:

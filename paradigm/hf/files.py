@@ -43,7 +43,7 @@ def described(path):
 def read_json(path):
     """The object in a JSON file. Raises UserError."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: name a directory that save_pretrained wrote") from None
     except (OSError, ValueError) as error:

@@ -119,6 +119,7 @@ def test_classes_follow_pictures(tmp_path):
         (["Experiment.objective = @bert()"], r"Experiment.objective = @Encoder\(\) is no objective"),
         (["Experiment.adapt = 'lora'"], "Experiment.adapt = 'lora' is no adaptation: write"),
         (["Experiment.evaluators = ('x',)"], "Experiment.evaluators = 'x' is no evaluator"),
+        (["Experiment.init = ('x',)"], r"Experiment.init = 'x' is no init: write @NAME\(\), as in @Init\(\)"),
         (["bert.layers = 0"], "Encoder: layers=0 must be at least 1"),
         (["bert.dropout = 2.0"], r"Encoder: dropout=2.0 must lie in \[0, 1\)"),
         (["AdamW.learning_rate = -1.0"], "AdamW.learning_rate = -1.0 must be 0 or more"),

@@ -84,6 +84,7 @@ def test_commas_within_brackets_and_quotes_belong_to_a_value():
         (["A.x=(1,2"], "--grid=A.x=(1,2: a bracket or a quote is left open, or closed twice"),
         (["A.x=1,,2"], "--grid=A.x=1,,2: a value is missing: commas stand between values"),
         (["A.x=1,2,1"], "--grid=A.x=1,2,1: 1 is there twice: a point would be run twice"),
+        (["A.x=0.1,2,1e-1"], "--grid=A.x=0.1,2,1e-1: 0.1 is there twice: a point would be run twice"),
         (["A.x=1", "A.x=2"], "--grid: A.x is given twice: write all its values into one"),
     ],
 )
@@ -161,6 +162,8 @@ def test_a_dry_run_prints_what_a_part_would_run(toy, tmp_path):
     [
         (["--grid=AdamW.learning_rats=1,2"], "AdamW has no parameter 'learning_rats', did you mean 'learning_rate'?"),
         (["--grid=Experiment.seed=0,'1'"], "Experiment.seed = '1' is a text where a whole number is wanted"),
+        (["--grid=Experiment.batch_size=8,0"], "batch_size=0: Experiment.batch_size=0 must be at least 1"),
+        (["--grid=Experiment.data=@NumbersData(),'x'"], "data=x: Experiment.data = 'x' is no data: write @NAME()"),
         (["--grid=Experiment.seed=0,1", "--coordinator=a:1"], "--coordinator is for launch.train; launch.sweep starts"),
     ],
 )

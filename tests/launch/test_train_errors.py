@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from launch.run import experiment, registry
+from launch import train
+from launch.run import experiment, loop, registry
 from paradigm.errors import UserError
 from t5like.tokenizers import ByteTokenizer
 
@@ -29,6 +30,8 @@ def start(*flags):
      "unknown T5 v1.1 size 'tinny': did you mean 'tiny'?"),
     ([f"--gin_file={T5}", "--mesh=data:3"],
      "error: mesh 'data:3' does not divide the devices: its fixed axes take 3 of 8 devices"),
+    ([f"--gin_file={GPT}", "--dry_run", "--gin_param=Experiment.objective = 'NextToken'"],
+     "error: Experiment.objective = 'NextToken' is no objective: write @NAME()"),
     (["--gin_fil=x"], "error: Unknown command line flag 'gin_fil'. Did you mean: gin_file"),
 ])  # fmt: skip
 def test_the_command_says_one_line_and_exits_with_2(flags, text, tmp_path):
@@ -119,7 +122,21 @@ def test_flags_that_are_missing_or_malformed(tmp_path):
         (f"--gin_file={T5}", "--workdir=x", "--profile=13:10"): (
             "error: --profile=13:10 names no step: the first comes before the second, as in 10:13"
         ),
+        ("--step_timeout=-1",): "error: flag --step_timeout=-1: -1.0 is not a non-negative number",
         ("runs/demo.gin",): "error: 'runs/demo.gin' is not a flag: did you mean --gin_file=runs/demo.gin? See --help",
     }.items():
         done = start(*flags)
         assert (done.returncode, done.stderr) == (2, text + "\n")
+
+
+def test_a_notebook_gives_one_or_several(monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda experiment, workdir, **how: experiment)
+    assert train.run(pathlib.PurePath(GPT), "x", "Experiment.seed = 5").seed == 5
+    assert train.run([GPT], "x", ["Experiment.seed = 5", "Experiment.seed = 6"]).seed == 6
+
+
+def test_letters_that_the_locale_lacks_end_nothing():
+    script = "from launch.run import cli; cli.run(lambda argv: print('step 3 \u00b7 \u23ce'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}  # as on a machine with LANG=C and no UTF-8 mode
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "step 3 \\xb7 \\u23ce\n", "")

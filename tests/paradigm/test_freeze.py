@@ -126,5 +126,6 @@ def test_a_table_that_says_nothing_or_all_is_refused():
         trees.split(params, (("encodr", True),))
     with pytest.raises(UserError, match="freezes every parameter, and nothing is left to train"):
         trees.split(params, (("", True),))
-    with pytest.raises(UserError, match=r"freeze: 'encoder' is not \(regular expression, value\)"):
-        trees.split(params, ("encoder",))
+    for rule in ("encoder", "en", ("encoder/", "False"), ("encoder/", 1), (1, True)):  # two letters unpack as a pair
+        with pytest.raises(UserError, match=r"freeze: .* is not \(regular expression, True or False\)"):
+            trees.split(params, (rule,))

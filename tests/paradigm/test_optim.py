@@ -392,14 +392,19 @@ def test_state_mirrors_the_parameters_paths(optimizer):
         (lambda: optim.Muon(adam=(("encodr/", True),)), r"Muon.adam: 'encodr/' matches no parameter"),
         (
             lambda: optim.SGD(0.1, lr_scale=(("(", 2.0),)),
-            r"SGD.lr_scale: \('\(', 2.0\) is not \(regular expression, value\)",
+            r"SGD.lr_scale: \('\(', 2.0\) is not \(regular expression, a number\)",
         ),
         (
             lambda: optim.SGD(0.1, layer_decay=optim.LayerDecay(0.5)),
             r"LayerDecay: no parameter lies in a stack of layers",
         ),
         (lambda: optim.LayerDecay(0.0), r"LayerDecay.rate=0.0 must lie above 0 and not above 1"),
-        (lambda: optim.SGD(0.1, decay=("bias",)), r"SGD.decay: 'bias' is not \(regular expression, value\)"),
+        (lambda: optim.SGD(0.1, decay=("bias",)), r"SGD.decay: 'bias' is not \(regular expression, a number\)"),
+        (
+            lambda: optim.SGD(0.1, lr_scale=(("", "0.1"),)),
+            r"lr_scale: \('', '0.1'\) is not .regular expression, a number",
+        ),
+        (lambda: optim.SGD(0.1, matrices=(("", 1.5),)), r"SGD.matrices: .* is not .regular expression, a whole number"),
     ],
 )
 def test_bad_tables(make, text):

@@ -213,6 +213,8 @@ def test_slurm_submits_a_script(cloud, tmp_path):
     (["run", *TPU], "--topology is required"),
     (["run", *POD, "--", "--gin_file=runs/demo.gin"], "--workdir is missing: the flags of launch.train stand after --"),
     (["run", *POD, "--", "--gin_file=runs/none.gin", "--workdir=/x"], "none.gin"),
+    (["run", *POD, *TRAIN, "--gin_param=Experiment.batch_sise=8"], "Experiment has no parameter 'batch_sise'"),
+    (["run", *POD, *TRAIN, "--gin_param", "Experiment.keep=0"], "Experiment.keep=0 must be at least 1"),
     (["run", *POD, *TRAIN, "--process=1"], "launch.pods tells the processes of each other"),
     (["create", "--name=x", "--topology=v5e:16x16"], "--zone is required"),
     (["create", *TPU, "--topology=h100:8"], "--cluster=slurm for GPUs"),

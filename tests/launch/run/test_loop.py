@@ -240,6 +240,10 @@ def test_init_takes_several_sources_under_other_names(tmp_path):
         start(Init(str(tmp_path / "tower")), Init(str(tmp_path / "spare")))
     with pytest.raises(UserError, match="rename 'towr' matches no parameter of .*tower at step 2: correct it"):
         start(dataclasses.replace(tower_as_encoder, rename=(("towr", "x"),)))
+    with pytest.raises(UserError, match=r"Init.rename: 'to' is not \(regular expression, a text\)"):
+        start(dataclasses.replace(tower_as_encoder, rename=("to", "en")))
+    with pytest.raises(UserError, match=r"Experiment.init: rename '\^tower/' to .*: invalid group reference 1"):
+        start(dataclasses.replace(tower_as_encoder, rename=(("^tower/", r"\1"),)))
     with pytest.raises(UserError, match="--init_from=here and --init_partly_from=there: give one of them"):
         loop.train(both, tmp_path / "two", init_from="here", init_partly_from="there")
     more = dataclasses.replace(both, objective=ThreeEncoders(), init=(tower_as_encoder, Init(str(tmp_path / "spare"))))
@@ -550,10 +554,14 @@ def test_profile_traces_into_the_run_directory(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
-def test_profile_of_a_run_that_goes_on_in_the_midst_of_it(tmp_path):
+def test_profile_of_a_run_that_goes_on_in_the_midst_of_it(tmp_path, capsys):
+    with pytest.raises(UserError, match="--profile=3:5: the last step is 2"):
+        loop.train(small.experiment(total_steps=3, eval_every=100), tmp_path, profile=(3, 5))
     loop.train(small.experiment(total_steps=3, eval_every=100), tmp_path)
     loop.train(small.experiment(total_steps=5, eval_every=100), tmp_path, profile=(2, 4))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    loop.train(small.experiment(total_steps=6, eval_every=100), tmp_path, profile=(2, 4))
+    assert "warning: nothing is traced: --profile=2:4 lies before step 5" in capsys.readouterr().out
 
 
 def test_shapes_of_prepare_and_batch_spec_must_agree():

@@ -1,14 +1,18 @@
 """gin texts in, experiments or one clear line out. The miniature objectives stand for modules from outside."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from launch.run import registry, slips
+from launch.run.experiment import flatten
 from paradigm.errors import UserError
+from paradigm.layers import Dense
 from paradigm.optim import SGD, AdamW, Muon
 from t5like.decode.samples import GenerateSamples
 from tests.miniatures import TwoTerms
+from vision.synthetic_scenes import Shapes
 
 GOOD = """
 total = 30
@@ -89,6 +93,39 @@ def test_files_are_found_as_given_or_shipped_and_includes_go_one_deep(tmp_path, 
         registry.parse([str(tmp_path / "deep.gin")])
 
 
+def test_settings_of_an_experiment_made_in_python_are_no_gin_text():
+    text = "".join(f"{key} = {value}\n" for key, value in flatten(parse(GOOD)).items())
+    with pytest.raises(UserError, match="run.gin lists the settings of an Experiment that was made in Python"):
+        registry.parse_text(text, name="run.gin")
+
+
+def test_includes_and_imports_are_read_alike_in_files_and_params(tmp_path, capfd):
+    (tmp_path / "more.gin").write_bytes("# Größe\nExperiment.seed = 3\n".encode("utf-8-sig"))
+    include = f"include '{tmp_path}/more.gin'"
+    assert parse(GOOD + include).seed == parse(GOOD, include).seed == 3
+    assert parse(f"{GOOD}Experiment.seed = 2\n{include}").seed == 3
+    assert parse(f"{GOOD}{include}\nExperiment.seed = 2").seed == 2  # the last one wins
+    assert failure(f"{GOOD}{include}\nExperiment.sede = 2").startswith("run.gin:10: Experiment has no parameter")
+    assert failure(GOOD, "include 'nope.gin'").startswith("--gin_param:1: include 'nope.gin': no such file here")
+    for line in ("import nope_nope", "from nope_nope import x"):
+        assert "No module named 'nope_nope'" in failure(GOOD, line)
+        assert "No module named 'nope_nope'" in failure(GOOD + line)
+    (tmp_path / "more.gin").write_bytes("# Größe\n".encode("latin-1"))
+    for call in (lambda: parse(GOOD, include), lambda: registry.parse([str(tmp_path / "more.gin")])):
+        with pytest.raises(UserError, match="more.gin is not in UTF-8 .* at byte 4.: save it as UTF-8"):
+            call()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_macro_that_cannot_be_is_told():
+    assert failure(GOOD + "a = %b\nb = %a\nExperiment.seed = %a") == (
+        "run.gin: a macro or a configurable is set to itself, or to what refers to it"
+    )
+    assert failure(GOOD + "Experiment.seed = %Experiment.total_steps") == (
+        "run.gin: %Experiment.total_steps is no macro: write name = VALUE, and %name for both settings"
+    )
+
+
 def test_unknown_names_are_met_with_the_nearest(capfd):
     assert failure(GOOD + "TwoTrems.name = 'x'\n") == "run.gin:9: unknown name 'TwoTrems', did you mean 'TwoTerms'?"
     assert (
@@ -139,6 +176,16 @@ def test_what_nothing_reads_is_an_error():
     parse(GOOD + "Experiment.evaluators = (@Signs(),)", "Signs.name = 'x'")
 
 
+def test_a_binding_in_a_scope_that_nothing_opens_is_an_error():
+    told = "train/Signs.name is set but nothing reads it: refer to @train/Signs(), or leave train/ out"
+    assert failure(GOOD + "Experiment.evaluators = (@Signs(),)\ntrain/Signs.name = 'x'") == told
+    assert failure(GOOD, "Experiment.evaluators = (@Signs(),)", "train/Signs.name = 'x'") == told
+    text = GOOD + "Experiment.evaluators = (@train/Signs(),)\ntrain/Signs.name = 'x'"
+    assert parse(text).evaluators[0].name == "x"
+    assert "did you mean train/Signs.name?" in failure(text + "\ntrian/Signs.name = 'y'")
+    assert parse(text, "Experiment.evaluators = ()").evaluators == ()  # a flag may cut it off
+
+
 def test_a_param_may_cut_off_what_a_file_binds():
     run = parse(GOOD + "TwoTerms.name = 'x'", "Experiment.total_steps = 4", "Experiment.optimizer = @Signs()")
     assert run.total_steps == 4
@@ -186,10 +233,18 @@ def test_slips_are_told_in_words_with_their_line(line, text):
     ("Experiment.clip = True", "Experiment.clip = True is not a number or None"),
     ("Experiment.mesh = 3", "Experiment.mesh = 3 is not a text"),
     ("TwoTerms.name = 3", "TwoTerms.name = 3 is not a text"),
+    ("Experiment.ema = '0.9'", "Experiment.ema = '0.9' is a text where a number or a schedule or None is wanted"),
+    ("Experiment.clip = @Signs()", "Experiment.clip = @Signs() is not a number or None"),
+    ("Experiment.seed = {'a': 1}", "Experiment.seed = {'a': 1} is not a whole number"),
+    ("Experiment.optimizer = @AdamW()\nAdamW.learning_rate = '1e-3'", "a text where a number or a schedule is wanted"),
+    ("Experiment.optimizer = @AdamW()\nAdamW.layer_decay = 0.7", "layer_decay = 0.7 is not @LayerDecay() or None"),
+    ("Experiment.data = @Asks()\nAsks.model = 'vit'", "Asks.model = 'vit' is of another kind than Asks takes: write @"),
     ("Experiment.evaluators = (@TwoTerms())", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
     ("Experiment.evaluators = @TwoTerms()", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told(line, text):
+    registry.register(AdamW)
+    registry.register(Asks)
     assert text in failure(GOOD + line)
 
 
@@ -202,8 +257,10 @@ def test_a_value_of_the_wrong_kind_is_told(line, text):
     (GenerateSamples(temperature=-0.1), "GenerateSamples.temperature = -0.1 must be 0 or more"),
     (GenerateSamples(top_p=0.0), "GenerateSamples.top_p = 0.0 must be above 0 and at most 1"),
     ((GenerateSamples(), GenerateSamples(count=-1)), "GenerateSamples.count = -1 must be 0 or more"),
+    (Shapes(seed=2**32), "Shapes.seed = 4294967296 must be from 0 to below 2^32"),
+    (Dense((3,), dtype="fp16"), "Dense.dtype = 'fp16': the texts that it can be are float32, bfloat16, float16"),
 ])  # fmt: skip
-def test_a_number_that_no_setting_of_its_name_can_be_is_told(value, said):
+def test_a_value_that_no_setting_of_its_name_can_be_is_told(value, said):
     assert list(slips.wrong_values(value)) == [said]
 
 
@@ -240,6 +297,14 @@ class Refuses:
 
     def __post_init__(self):
         raise ValueError(f"size {self.size} is not allowed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asks:
+    model: Any = None
+
+    def __post_init__(self):
+        assert self.model.image_size
 
 
 def refuses_too():

@@ -379,6 +379,21 @@ def test_bad_settings():
 # Disks that fill up, directories that cannot be written
 
 
+@pytest.mark.parametrize("name", ["lr[0.1]", "[!x]", "a\\b"])
+def test_a_name_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"with brackets or a backslash in its name, '.*', are not written whole"):
+        Checkpoints(tmp_path / name / "checkpoints")
+
+
+@pytest.mark.parametrize("name", ["a[b", "[]", "a*?b", "ü %41 {x}, 'y'=1"])
+def test_other_odd_names_are_read_again(tmp_path, name):
+    directory = tmp_path / name / "checkpoints"
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(1, {"params": {"a": np.arange(3)}}, {})
+    with Checkpoints(directory) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.arrays()[1]["params"]["a"], np.arange(3))
+
+
 def test_too_little_space_is_seen_before_writing(directory, monkeypatch):
     usage = shutil.disk_usage(directory)._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
