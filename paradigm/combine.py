@@ -11,7 +11,7 @@ import jax
 
 from paradigm import trees
 from paradigm.errors import UserError
-from paradigm.objective import Loss, Objective, rows_spec
+from paradigm.objective import MAIN, Loss, Objective, rows_spec
 from paradigm.schedule import as_schedule
 
 
@@ -48,7 +48,12 @@ class Combined(Objective):
             )
         if "ema" in names:
             raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
-
+        for name, part in self.parts:
+            if set(part.phases()) != {MAIN}:
+                raise UserError(
+                    f"{type(self).__name__}: its part {name!r} is {type(part).__name__}, which has phases of its own, "
+                    f"and a step has one phase: let {type(part).__name__} stand outside, and {type(self).__name__} in it"
+                )
         if any(part.adapt != self.adapt for _, part in self.parts):
             raise UserError(
                 f"{type(self).__name__}: its parts share parameters, so that they have one adaptation: set "
@@ -71,6 +76,14 @@ class Combined(Objective):
 
     def check_data(self, prepared):
         return [line for _, part in self.parts for line in part.check_data(prepared)]
+
+    @property
+    def given(self):
+        return tuple(dict.fromkeys(name for _, part in self.parts for name in part.given))
+
+    @property
+    def new_modules(self):
+        return tuple(dict.fromkeys(name for _, part in self.parts for name in part.new_modules))
 
     @property
     def data_vocabulary(self):
