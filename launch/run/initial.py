@@ -19,7 +19,7 @@ TABLES = ("embed/embedding", "logits/kernel")  # the parameters that have a row 
 def make_state(experiment, given=None, stats=None):
     """The TrainState at step 0; traceable, so that its shapes are known before it is made.
 
-    given: parameters to start with, {name: array}; None for none. stats: the same of extra['batch_stats'].
+    given: parameters to start with, {name: array}; None for none. stats: the same of extra (see `running_stats`).
     """
     e, params = experiment, None
     taken = lambda given: lambda name, x: given.get(name, x)
@@ -30,9 +30,25 @@ def make_state(experiment, given=None, stats=None):
             given = {name: adapt.begin(name, first[name], x) for name, x in given.items()}
         params = trees.named_map(taken(given), drawn)
     state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze, e.param_dtype, e.moment_dtype)
-    if stats:
-        state.extra["batch_stats"] = trees.named_map(taken(stats), state.extra["batch_stats"])
-    return state
+    return state.replace(extra=trees.named_map(taken(stats), state.extra)) if stats else state
+
+
+def running_stats(extra):
+    """{name in extra: leaf} of running statistics, a combination's parts' and a teacher's too."""
+    return {name: x for name, x in trees.named_leaves(extra) if "batch_stats" in name.split("/")}
+
+
+def stats_for(wanted, found):
+    """{name: leaf of `found`} of those wanted that it has, both as `running_stats` gives them: from the same place, or
+    else what belongs to the same parameters in another part."""
+    of_parameters = {_in_module(name): name for name in sorted(found, key=lambda name: "teacher" not in name.split("/"))}
+    places = {name: name if name in found else of_parameters.get(_in_module(name)) for name in wanted}
+    return {n: found[at] for n, at in places.items() if at is not None and found[at].shape == wanted[n].shape}
+
+
+def _in_module(name):
+    """'encoder/norm/mean' of 'clip/batch_stats/encoder/norm/mean'."""
+    return name.split("batch_stats/", 1)[1]
 
 
 def sources(experiment, init_from=None, init_partly_from=None):
@@ -67,7 +83,7 @@ def initial_state(program, checkpoints, inits=()):
         also = f" ({', '.join(str(init.path) for init in inits)} is for new runs)" if inits else ""
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
-    wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
+    wanted_stats = running_stats(program.state.extra)
     given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
         found, found_stats, where, vocabulary = _read(init, program.experiment.objective, given)
@@ -86,7 +102,7 @@ def initial_state(program, checkpoints, inits=()):
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
         given |= {name: x.astype(wanted[name].dtype) for name, x in matched.items()}
         # Running statistics belong to the parameters that were trained with them.
-        stats |= {n: x for n, x in found_stats.items() if n in wanted_stats and wanted_stats[n].shape == x.shape}
+        stats |= stats_for(wanted_stats, found_stats)
         lines.append(line)
         if any(name.endswith(TABLES) for name in matched):
             if vocabulary is not None:
@@ -97,7 +113,7 @@ def initial_state(program, checkpoints, inits=()):
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
         raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
-    missing += [name for name in wanted_stats if name not in stats]
+    missing += [_in_module(name) for name in wanted_stats if name not in stats]
     _refuse_drawn(program, missing, inits)
     if not inits:
         return program.init, fresh, "started from scratch"
@@ -152,22 +168,20 @@ def _read(init, objective, base):
                 "transformers library's save_pretrained"
             )
         step, arrays, _ = found
-        params, stats = arrays["params"], arrays.get("extra", {}).get("batch_stats", {})
+        params, stats = arrays["params"], running_stats(arrays.get("extra", {}))
         where, vocabulary = f"{path} at step {step}", vocabulary_of_run(path)
     for pattern, _ in init.rename:
         if not any(re.search(pattern, name) for name, _ in trees.named_leaves(params)):
             raise UserError(f"Experiment.init: rename {pattern!r} matches no parameter of {where}: correct it")
-    return _renamed(init, params), _renamed(init, stats), where, vocabulary
+    stats = {name.removesuffix(n := _in_module(name)) + _renamed(init, n): x for name, x in stats.items()}
+    return {_renamed(init, name): x for name, x in trees.named_leaves(params)}, stats, where, vocabulary
 
 
-def _renamed(init, tree):
-    def new(name):
-        for pattern, replacement in init.rename:
-            if re.search(pattern, name):
-                return re.sub(pattern, replacement, name)
-        return name
-
-    return {new(name): x for name, x in trees.named_leaves(tree)}
+def _renamed(init, name):
+    for pattern, replacement in init.rename:
+        if re.search(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name
 
 
 def _matched(init, found, wanted, where, alone):
