@@ -79,6 +79,15 @@ class BottleneckAdapter(Adaptation):
         if self.width is not None and self.width < 1:
             raise UserError(f"BottleneckAdapter.width={self.width} must be at least 1, or None")
 
+    @property
+    def how(self):
+        """(activation, scale) as they are used."""
+        _, activation, scale = STYLES[self.style]
+        return self.activation or activation, scale if self.scale is None else self.scale
+
+    def settings_of(self, name):
+        return {"style": self.style, **dict(zip(("activation", "scale"), self.how))}
+
     def interceptor(self, name):
         after = {"attention", *(["cross"] if self.cross else [])} if self.style == "houlsby" else set()
 
@@ -109,10 +118,8 @@ class BottleneckAdapter(Adaptation):
 
     def _adapter(self, module, d_model=None):
         """The adapter below a module whose fields are an Architecture's."""
-        part, activation, scale = STYLES[self.style]
-        width = self.width or max(1, (d_model or module.d_model) // part)
-        how = (self.activation or activation, scale if self.scale is None else self.scale, module.dtype)
-        return Adapter(width, *how, parent=module, name="adapter")
+        width = self.width or max(1, (d_model or module.d_model) // STYLES[self.style][0])
+        return Adapter(width, *self.how, module.dtype, parent=module, name="adapter")
 
 
 def _follows_the_mlp(module):

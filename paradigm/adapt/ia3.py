@@ -48,6 +48,9 @@ class IA3(Adaptation):
             if any(re.search(pattern, name) for pattern in getattr(self, place)):
                 return place
 
+    def settings_of(self, name):
+        return {"place": place} if (place := self.place(f"{name.rpartition('/')[0]}/kernel")) else {}
+
     def check(self, objective, params, heads):
         self.check_patterns(objective, params, heads, ("/kernel",), outputs=self.outputs, inputs=self.inputs)
         super().check(objective, params, heads)

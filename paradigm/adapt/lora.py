@@ -92,6 +92,11 @@ class LoRA(Adaptation):
         rank, alpha = self.rank_of(name), trees.first_match(self.alphas, name, self.alpha)
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
 
+    def settings_of(self, name):
+        path = name.rpartition("/")[0]
+        kernel = f"{path}/{'embedding' if lora_of_embedding(self, path) else 'kernel'}"
+        return {"dora": self.dora, "scale": float(self.scale_of(kernel))} if self.rank_of(kernel) else {}
+
     def check(self, objective, params, heads):
         patterns = {name: getattr(self, name) for name in ("targets", "ranks", "alphas")}
         self.check_patterns(objective, params, heads, ("/kernel", "/embedding"), **patterns)

@@ -95,6 +95,10 @@ class PromptTuning(Adaptation):
         """How far they move a text's positions."""
         return 0 if self.place == "layers" else self.length
 
+    def settings_of(self, name):
+        tokens = self.tokens or self.text
+        return {"tokens": tokens, "start": "tokens" if tokens else self.start} if self.place == "input" else {}
+
     def ids(self, vocab_size):
         """The tokens that they begin as."""
         count = min(FREQUENT, vocab_size)

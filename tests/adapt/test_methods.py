@@ -229,6 +229,22 @@ def test_settings_that_cannot_be(make, message):
         make()
 
 
+@pytest.mark.parametrize("name, one, other, message", [
+    ("a/query/lora_b", LoRA(rank=8), LoRA(rank=8, rank_stabilized=True), r"scale=2.0, .* LoRA has scale=5.656"),
+    ("a/query/lora_a", LoRA(), LoRA(dora=True), "dora=False, .* has dora=True"),
+    ("a/query/ia3", IA3(inputs=("query",)), IA3(outputs=("query",)), "place='inputs', .* has place='outputs'"),
+    ("adapter/up/kernel", BottleneckAdapter(), BottleneckAdapter(style="mlp"), "style='houlsby'"),
+    ("adapter/up/bias", BottleneckAdapter(scale=2.0), BottleneckAdapter(), "scale=2.0"),
+    ("a/soft", PromptTuning(tokens=(1, 2)), PromptTuning(tokens=(2, 1)), r"tokens=\(1, 2\)"),
+    ("a/soft", PromptTuning(), PromptTuning(start="vocabulary"), "start='random'"),
+])  # fmt: skip
+def test_leaves_of_one_shape_that_do_something_else(name, one, other, message):
+    one, other = (dataclasses.replace(x, targets=("query",)) if isinstance(x, LoRA) else x for x in (one, other))
+    one.check_same(one, [(name, name)], "there")
+    with pytest.raises(UserError, match=f"there has {name} with {message}"):
+        other.check_same(one, [(name, name)], "there")
+
+
 def test_one_adaptation_for_all_parts_of_a_combination():
     from paradigm.combine import Sum
 

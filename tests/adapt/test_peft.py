@@ -133,7 +133,7 @@ def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811
     run(tmp_path / "again", places / "other.txt", LORA + init, how)
     ask = lambda path: load(path).merged().params
     contract.assert_trees_close(ask(tmp_path / "again"), ask(places / "lora"), 1e-5)
-    with pytest.raises(UserError, match="scales model/decoder/.* by 4, and LoRA.alpha and rank of the objective by 1"):
+    with pytest.raises(UserError, match="model/decoder/.* with scale=4.0, and the objective's LoRA has scale=1.0"):
         run(tmp_path / "scaled", places / "other.txt", LORA + init, [how[0], "LoRA.alpha = 8.0"])
     with pytest.raises(UserError, match="is a LoRA, and the objective's adaptation is IA3: set Experiment.adapt"):
         run(tmp_path / "ia3", places / "other.txt", "Experiment.adapt = @IA3()\n" + init)
