@@ -50,9 +50,10 @@ class Combined(Objective):
             raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
         for name, part in self.parts:
             if set(part.phases()) != {MAIN}:
+                own, inner = type(self).__name__, type(part).__name__
                 raise UserError(
-                    f"{type(self).__name__}: its part {name!r} is {type(part).__name__}, which has phases of its own, "
-                    f"and a step has one phase: let {type(part).__name__} stand outside, and {type(self).__name__} in it"
+                    f"{own}: its part {name!r} is {inner}, which has phases of its own, and a step has one phase: let "
+                    f"{inner} stand outside, and {own} in it"
                 )
         if any(part.adapt != self.adapt for _, part in self.parts):
             raise UserError(

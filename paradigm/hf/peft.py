@@ -80,7 +80,7 @@ def write(path, modules, families, adapt, params):
     Args: as `read`; params: of the base and the adaptation's leaves, numpy or jax arrays.
 
     Raises:
-        UserError: a method that peft does not have, or has otherwise; a file that is there already.
+        UserError: a method that peft does not have, or has otherwise, or not there; a file that is there already.
     """
     path, writer = expand(path), WRITERS.get(type(adapt))
     if writer is None:
@@ -91,6 +91,9 @@ def write(path, modules, families, adapt, params):
             raise UserError(f"{path / name} exists and is not written over: choose another directory")
     named = {name: np.asarray(x, np.float32) for name, x in trees.named_leaves(params)}
     model = _Model(modules, families, named)
+    if lost := [name for name in named if adapt.is_own(name) and not model.reaches(name)]:
+        raise UserError(f"an adapter of a {model.family.title} in the peft library has no {lost[0]} as ours is: it is not "
+                        "written")  # fmt: skip
     config, tensors = writer(adapt, model)
     common = {"peft_type": config.pop("kind"), "task_type": model.task, "inference_mode": True}
     common |= {"base_model_name_or_path": None, "modules_to_save": None, "auto_mapping": None, "revision": None}
@@ -129,6 +132,13 @@ class _Model:
         """Whose soft tokens a prompt's are."""
         return "decoder" if any(n.startswith("model/decoder/") for n in self.params) and not hasattr(
             self.model, "decode") else "encoder"  # fmt: skip
+
+    def reaches(self, name):
+        """Whether an adapter's leaf of this name is written: beside a kernel of a module of theirs, or soft tokens."""
+        beside, _, last = name.rpartition("/")
+        if last in (SOFT, KEY, VALUE):
+            return self.model is None or name.startswith(f"model/{self.stack}/")
+        return any(path.rpartition("/")[0] == beside for leaf in self.parts.values() for path in leaf.paths)
 
     def leaf(self, module, path):
         """The Leaf of a module of theirs. Raises UserError where the model has none."""

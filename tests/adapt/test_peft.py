@@ -1,5 +1,6 @@
 """Adapters of the peft library: its outputs by our models, what we write read again, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launch import convert, load
+from launch.run import pretrained
 from paradigm import trees
-from paradigm.adapt import BottleneckAdapter, LoRA
+from paradigm.adapt import IA3, BottleneckAdapter, LoRA, PromptTuning
 from paradigm.errors import UserError
 from paradigm.hf import peft
 from tests import contract
@@ -78,6 +80,18 @@ def test_kernels_that_share_one_of_their_modules_keep_what_is_theirs(tmp_path):
     contract.assert_trees_close(adapt.merge(trees.merge(base, own)), objective.adapt.merge(params), 1e-5)
 
 
+@pytest.mark.parametrize("adapt, name, lost", [
+    (LoRA(rank=2, targets=("/kernel$",)), "vit", "ViT .* no encoder/embed/lora_a"),
+    (IA3(outputs=("embed/kernel$",)), "vit", "ViT .* no encoder/embed/ia3"),
+    (PromptTuning(length=2, where="."), "t5", "T5 .* no model/decoder/soft"),
+])  # fmt: skip
+def test_leaves_that_peft_has_no_place_for_are_not_left_out(adapt, name, lost, tmp_path):
+    objective = adapted(adapt, name)
+    with pytest.raises(UserError, match=f"an adapter of a {lost} as ours is: it is not written"):
+        peft.write(tmp_path / "out", pretrained.bodies(objective), FAMILIES, objective.adapt, disturbed(objective))
+    assert not (tmp_path / "out").exists()
+
+
 def changed(directory, **entries):
     path = directory / peft.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
@@ -142,3 +156,16 @@ def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match="is no adapted run: --format=hf writes its weights"):
         convert.to_peft(places / "base", tmp_path / "none")
     shutil.rmtree(tmp_path / "again")
+
+
+def test_what_was_trained_beside_an_adapter_is_told_or_refused(places, tmp_path, monkeypatch):  # noqa: F811
+    lora_run(places)
+    found = load(places / "lora")
+    more = dataclasses.replace(found.experiment, freeze=(("embed/embedding$", False),))
+    monkeypatch.setattr("launch.load", lambda *_: dataclasses.replace(found, experiment=more))
+    with pytest.raises(UserError, match="trained model/embed/embedding of its base too, and an adapter .* without it"):
+        convert.to_peft(places / "lora", tmp_path / "out")
+    tuned = dataclasses.replace(found.experiment, objective=adapted(LoRA(rank=2), "vit"))
+    params = disturbed(tuned.objective)
+    monkeypatch.setattr("launch.load", lambda *_: dataclasses.replace(found, experiment=tuned, params=params))
+    assert convert.to_peft(places / "lora", tmp_path / "out").endswith("/out, without classifier, trained too")

@@ -314,9 +314,7 @@ def test_combinator_errors():
     with pytest.raises(UserError, match="distinct names"):
         Sum(parts=(one[0], one[0]))
     turns = Alternate(parts=one, pattern=("a", "b"))
-    with pytest.raises(
-        UserError, match="Sum: its part 'x' is Alternate, which has phases of its own, .* stand outside"
-    ):
+    with pytest.raises(UserError, match="Sum: its part 'x' is Alternate, which has phases of its own"):
         Sum(parts=(("x", turns), ("y", miniatures.TwoTerms())))
     clash = Sum(parts=(("a", miniatures.TwoTerms()), ("b", Wide())))
     with pytest.raises(
