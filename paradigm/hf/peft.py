@@ -92,8 +92,8 @@ def write(path, modules, families, adapt, params):
     named = {name: np.asarray(x, np.float32) for name, x in trees.named_leaves(params)}
     model = _Model(modules, families, named)
     if lost := [name for name in named if adapt.is_own(name) and not model.reaches(name)]:
-        raise UserError(f"an adapter of a {model.family.title} in the peft library has no {lost[0]} as ours is: it is not "
-                        "written")  # fmt: skip
+        title = model.family.title
+        raise UserError(f"an adapter of a {title} in the peft library has no {lost[0]} as ours is: it is not written")
     config, tensors = writer(adapt, model)
     common = {"peft_type": config.pop("kind"), "task_type": model.task, "inference_mode": True}
     common |= {"base_model_name_or_path": None, "modules_to_save": None, "auto_mapping": None, "revision": None}
