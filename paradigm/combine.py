@@ -41,6 +41,9 @@ class Combined(Objective):
     parts: tuple = ()
 
     def __post_init__(self):
+        pairs = [part for part in self.parts if isinstance(part, tuple | list) and len(part) == 2]
+        if len(pairs) != len(self.parts) or not all(isinstance(part, Objective) for _, part in pairs):
+            raise UserError(f"{type(self).__name__}.parts must be (name, objective) pairs, as in (('a', @MAE()), ...)")
         names = [name for name, _ in self.parts]
         if not names or len(set(names)) != len(names):
             raise UserError(
@@ -177,6 +180,9 @@ class Sum(Combined):
 
     def __post_init__(self):
         super().__post_init__()
+        for scale in self.coefficients:
+            if not callable(scale) and not isinstance(scale, int | float):
+                raise UserError(f"Sum.coefficients={self.coefficients}: {scale!r} is neither a number nor a schedule")
         if self.coefficients and len(self.coefficients) != len(self.parts):
             raise UserError(
                 f"Sum.coefficients has {len(self.coefficients)} entries for {len(self.parts)} parts: give one each"

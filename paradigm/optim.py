@@ -74,6 +74,7 @@ class LayerDecay:
     def __post_init__(self):
         if not 0 < self.rate <= 1:
             raise UserError(f"LayerDecay.rate={self.rate} must lie above 0 and not above 1")
+        trees.check_patterns(self.embeddings, "LayerDecay.embeddings")
 
     def factors(self, named):
         """{name: a number, or a tuple of one for each layer of a stacked leaf} for [(name, leaf)].
@@ -122,7 +123,7 @@ class Optimizer:
     layer_decay: LayerDecay | None = dataclasses.field(default=None, kw_only=True)
     matrices: tuple = dataclasses.field(default=(), kw_only=True)
 
-    tables = ("decay", "lr_scale", "matrices")
+    tables = (("decay", float), ("lr_scale", float), ("matrices", int))  # what their values are
     sees_matrices = False  # whether `transform` is given matrices instead of kernels of several axes
 
     def transform(self, leaf, lr, step):
@@ -170,7 +171,7 @@ class Optimizer:
             UserError: a rule that matches no parameter.
         """
         named = trees.named_leaves(params)
-        for table in self.tables:
+        for table, _ in self.tables:
             for pattern, _ in getattr(self, table):
                 if not any(re.search(pattern, name) for name, _ in named):
                     raise UserError(
@@ -220,8 +221,8 @@ class Optimizer:
         return optax.add_decayed_weights((self.weight_decay(step) if scheduled else self.weight_decay) * leaf.decay)
 
     def __post_init__(self):
-        for table in self.tables:
-            trees.check_table(getattr(self, table), f"{type(self).__name__}.{table}")
+        for table, kind in self.tables:
+            trees.check_table(getattr(self, table), f"{type(self).__name__}.{table}", kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +339,7 @@ class Muon(Optimizer):
     eps: float = 1e-10
     adam: tuple = ()
 
-    tables = (*Optimizer.tables, "adam")
+    tables = (*Optimizer.tables, ("adam", bool))
     sees_matrices = True
     ADAM = ((r"embedding$|(^|/)(logits|head)/", True),)
 

@@ -58,7 +58,7 @@ def split(tree, table):
     Raises:
         UserError: a pattern that matches no leaf, or a table that takes every leaf.
     """
-    check_table(table, "freeze")
+    check_table(table, "freeze", bool)
     named = dict(named_leaves(tree))
     for pattern, _ in table:
         if not any(re.search(pattern, name) for name in named):
@@ -75,14 +75,29 @@ def is_stacked(name):
     return STACKED in name.split("/")
 
 
-def check_table(table, what):
-    """Raises UserError, which begins with `what`, for a rule that is not (regular expression, value)."""
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
+def check_table(table, what, kind=None):
+    """Raises UserError, which begins with `what`, for a rule that is not (regular expression, value); kind: of values.
+    A whole number is a number."""
     for rule in table:
         try:
-            pattern, _ = rule
+            pattern, value = rule
             re.compile(pattern)
         except (re.error, TypeError, ValueError) as error:
             raise UserError(f"{what}: {rule!r} is not (regular expression, value): {error}") from None
+        if kind and type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{what}: {rule!r} is not (regular expression, value): {value!r} is not {KINDS[kind]}")
+
+
+def check_patterns(patterns, what):
+    """Raises UserError, which begins with `what`, for one that is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(f"{what}: {pattern!r} is no regular expression: {error}") from None
 
 
 def first_match(table, name, default=None):

@@ -33,6 +33,11 @@ class Init:
     rename: tuple[tuple[str, str], ...] = ()
     strict: bool = True
 
+    def __post_init__(self):
+        from paradigm import trees  # which brings jax
+
+        trees.check_table(self.rename, "Init.rename", str)
+
 
 SCHEDULED = ("objective", "data", "optimizer", "ema")  # where a schedule may stand
 
@@ -172,8 +177,12 @@ def _problems(e: Experiment, device_count: int) -> Iterator[str]:
         yield f"Experiment.workers={e.workers} must be 0 (a thread of this process) or more"
     if e.clip is not None and not e.clip > 0:
         yield f"Experiment.clip={e.clip} must be positive, or None for no clipping"
-    if isinstance(e.ema, float) and not 0 < e.ema < 1:
+    if not callable(e.ema) and e.ema is not None and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
+    if isinstance(e.ema, schedule.Schedule) and not 0 <= min(ends := e.ema.extremes(e.total_steps)) <= max(ends) <= 1:
+        yield f"Experiment.ema={type(e.ema).__name__} goes from {ends[0]:g} to {ends[1]:g}: a decay lies in 0 to 1"
+    if not 0 <= e.seed < 2**32:
+        yield f"Experiment.seed={e.seed} must lie from 0 to {2**32 - 1}"
     if e.optimizer is not None:
         rates = [float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8)]
         lowest = min(rates)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from flax import linen as nn
 
+from paradigm.schedule import Schedule
+
 _NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
 _QUOTES = "\"'"
 
@@ -190,14 +192,18 @@ def wrong_parts(experiment) -> Iterator[str]:
 
 
 def _kinds(annotation) -> tuple:
-    """The plain types of an annotation, NoneType among them; () where it has any other, and nothing can be said."""
+    """The plain types of an annotation, NoneType and Schedule among them, and dataclasses beside None; () where it has
+    any other, and nothing can be said."""
     if isinstance(annotation, str):
         named = {"int": int, "float": float, "bool": bool, "str": str, "None": types.NoneType, "tuple": tuple}
+        named["Schedule"] = Schedule
         parts = [part.split("[")[0].strip() for part in re.sub(r"\[.*\]", "", annotation).split("|")]
         return tuple(named[part] for part in parts) if all(part in named for part in parts) else ()
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     parts = tuple(typing.get_origin(part) or part for part in parts)
-    return parts if all(part in (*_PLAIN, tuple, types.NoneType) for part in parts) else ()
+    known = lambda part: part in (*_PLAIN, tuple, types.NoneType) or dataclasses.is_dataclass(part)
+    alone = len(parts) == 1 and dataclasses.is_dataclass(parts[0])  # another class may do as well
+    return parts if all(map(known, parts)) and not alone else ()
 
 
 def _fits(value, kinds) -> bool:
@@ -217,7 +223,8 @@ def _shown(value) -> str:
 
 
 def _advice(value, kinds) -> str:
-    wanted = " or ".join(_PLAIN.get(kind, "None" if kind is types.NoneType else "a tuple") for kind in kinds)
+    named = {**_PLAIN, types.NoneType: "None", tuple: "a tuple", Schedule: "a schedule such as @Cosine()"}
+    wanted = " or ".join(named.get(kind, f"@{kind.__name__}()") for kind in kinds)
     if isinstance(value, str) and kinds[0] is tuple:
         return f"is a text where several are wanted: write ({value!r},) for one"
     if isinstance(value, str) and not isinstance(value, kinds):

@@ -38,7 +38,7 @@ class Adaptation:
     trains_kernels = False  # whether most kernels of a body are trained
 
     def __post_init__(self):
-        trees.check_table([(pattern, True) for pattern in self.train], f"{type(self).__name__}.train")
+        trees.check_patterns(self.train, f"{type(self).__name__}.train")
 
     @property
     def adds(self):

@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from paradigm import trees
 from paradigm.adapt.base import Adaptation, module_path
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense
@@ -76,6 +77,7 @@ class BottleneckAdapter(Adaptation):
     def __post_init__(self):
         super().__post_init__()
         choose("BottleneckAdapter.style", self.style, STYLES)
+        trees.check_patterns([self.where], "BottleneckAdapter.where")
         if self.width is not None and self.width < 1:
             raise UserError(f"BottleneckAdapter.width={self.width} must be at least 1, or None")
 

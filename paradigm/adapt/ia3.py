@@ -40,7 +40,7 @@ class IA3(Adaptation):
     def __post_init__(self):
         super().__post_init__()
         for name in ("outputs", "inputs"):
-            trees.check_table([(pattern, True) for pattern in getattr(self, name)], f"IA3.{name}")
+            trees.check_patterns(getattr(self, name), f"IA3.{name}")
 
     def place(self, name):
         """'inputs', 'outputs' or None: what of the kernel of this name is scaled."""

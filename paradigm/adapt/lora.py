@@ -69,11 +69,13 @@ class LoRA(Adaptation):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("ranks", "alphas"):
-            trees.check_table(getattr(self, name), f"LoRA.{name}")
-        trees.check_table([(pattern, True) for pattern in self.targets], "LoRA.targets")
+        trees.check_table(self.ranks, "LoRA.ranks", int)
+        trees.check_table(self.alphas, "LoRA.alphas", float)
+        trees.check_patterns(self.targets, "LoRA.targets")
         if min([self.rank, *(rank for _, rank in self.ranks)]) < 1:
             raise UserError(f"LoRA.rank={self.rank}, ranks={self.ranks}: a rank is at least 1")
+        if not min([self.alpha, *(alpha for _, alpha in self.alphas)]) > 0:
+            raise UserError(f"LoRA.alpha={self.alpha}, alphas={self.alphas}: what is added is times alpha, above 0")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA.dropout={self.dropout} must lie from 0 to below 1")
 

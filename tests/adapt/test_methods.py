@@ -215,7 +215,11 @@ def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():
 @pytest.mark.parametrize("make, message", [
     (lambda: LoRA(rank=0), "LoRA.rank=0.* a rank is at least 1"),
     (lambda: LoRA(dropout=1.0), "LoRA.dropout=1.0 must lie from 0 to below 1"),
-    (lambda: LoRA(targets=("(",)), "LoRA.targets: .* is not .regular expression"),
+    (lambda: LoRA(targets=("(",)), "LoRA.targets: '.' is no regular expression: missing"),
+    (lambda: LoRA(ranks=(("query", "3"),)), "LoRA.ranks: .* '3' is not a whole number"),
+    (lambda: LoRA(alphas=(("query", 0.0),)), "LoRA.alpha=16.0, alphas=.* what is added is times alpha, above 0"),
+    (lambda: BottleneckAdapter(where="("), "BottleneckAdapter.where: '.' is no regular expression"),
+    (lambda: PromptTuning(where="("), "PromptTuning.where: '.' is no regular expression"),
     (lambda: BottleneckAdapter(style="hulsby"), "BottleneckAdapter.style 'hulsby': did you mean 'houlsby'"),
     (lambda: BottleneckAdapter(width=0), "BottleneckAdapter.width=0"),
     (lambda: PromptTuning(length=0), "PromptTuning.length=0"),

@@ -313,6 +313,11 @@ def test_combinator_errors():
         Sum(parts=one, coefficients=(1.0,))
     with pytest.raises(UserError, match="distinct names"):
         Sum(parts=(one[0], one[0]))
+    for parts in ((one[0][1], one[1]), (one[0], ("b", 3))):
+        with pytest.raises(UserError, match=r"Sum.parts must be \(name, objective\) pairs"):
+            Sum(parts=parts)
+    with pytest.raises(UserError, match="Sum.coefficients=.*: 'x' is neither a number nor a schedule"):
+        Sum(parts=one, coefficients=(1.0, "x"))
     turns = Alternate(parts=one, pattern=("a", "b"))
     with pytest.raises(UserError, match="Sum: its part 'x' is Alternate, which has phases of its own"):
         Sum(parts=(("x", turns), ("y", miniatures.TwoTerms())))

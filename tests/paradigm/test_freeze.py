@@ -126,5 +126,7 @@ def test_a_table_that_says_nothing_or_all_is_refused():
         trees.split(params, (("encodr", True),))
     with pytest.raises(UserError, match="freezes every parameter, and nothing is left to train"):
         trees.split(params, (("", True),))
+    with pytest.raises(UserError, match=r"freeze: \('encoder', 'no'\) is not .* 'no' is not True or False"):
+        trees.split(params, (("encoder", "no"),))
     with pytest.raises(UserError, match=r"freeze: 'encoder' is not \(regular expression, value\)"):
         trees.split(params, ("encoder",))

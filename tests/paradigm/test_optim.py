@@ -399,6 +399,9 @@ def test_state_mirrors_the_parameters_paths(optimizer):
             r"LayerDecay: no parameter lies in a stack of layers",
         ),
         (lambda: optim.LayerDecay(0.0), r"LayerDecay.rate=0.0 must lie above 0 and not above 1"),
+        (lambda: optim.LayerDecay(0.5, ("(",)), r"LayerDecay.embeddings: '\(' is no regular expression"),
+        (lambda: optim.SGD(0.1, decay=(("bias", "0"),)), r"SGD.decay: .*: '0' is not a number"),
+        (lambda: optim.Muon(adam=(("bias", 1),)), r"Muon.adam: .*: 1 is not True or False"),
         (lambda: optim.SGD(0.1, decay=("bias",)), r"SGD.decay: 'bias' is not \(regular expression, value\)"),
     ],
 )

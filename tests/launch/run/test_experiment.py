@@ -11,6 +11,7 @@ from multimodal.data import PairData
 from multimodal.towers import clip_text
 from paradigm.errors import UserError
 from paradigm.optim import AdamW
+from paradigm.schedule import Linear
 from tests.miniatures import BothEncoders, Miniature, TwoTerms, alternating
 from tests.multimodal import tiny
 
@@ -46,6 +47,9 @@ def test_a_good_one_passes():
     ({"workers": -1}, "Experiment.workers=-1 must be 0 (a thread of this process) or more"),
     ({"clip": 0.0}, "Experiment.clip=0.0 must be positive, or None for no clipping"),
     ({"ema": 1.0}, "Experiment.ema=1.0 must lie between 0 and 1, or be None"),
+    ({"ema": 1}, "Experiment.ema=1 must lie between 0 and 1, or be None"),
+    ({"ema": Linear(0.5, final=1.5)}, "Experiment.ema=Linear goes from 0.5 to 1.5: a decay lies in 0 to 1"),
+    ({"seed": 2**32}, "Experiment.seed=4294967296 must lie from 0 to 4294967295"),  # jax takes 32 bits of it
     ({"best_mode": "low"}, "Experiment.best_mode='low' must be 'min' or 'max'"),
     ({"best_metric": "loss"}, "Experiment.best_metric='loss' must be a validation metric, as in 'valid/loss'"),
     ({"microbatches": 3}, "Experiment.batch_size=8 does not divide into Experiment.microbatches=3: "

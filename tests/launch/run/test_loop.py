@@ -242,6 +242,8 @@ def test_init_takes_several_sources_under_other_names(tmp_path):
         start(Init(str(tmp_path / "tower")), Init(str(tmp_path / "spare")))
     with pytest.raises(UserError, match="rename 'towr' matches no parameter of .*tower at step 2: correct it"):
         start(dataclasses.replace(tower_as_encoder, rename=(("towr", "x"),)))
+    with pytest.raises(UserError, match="Init.rename: .* is not .regular expression, value"):
+        Init("tower", rename=(("(", "x"),))
     with pytest.raises(UserError, match="--init_from=here and --init_partly_from=there: give one of them"):
         loop.train(both, tmp_path / "two", init_from="here", init_partly_from="there")
     more = dataclasses.replace(both, objective=ThreeEncoders(), init=(tower_as_encoder, Init(str(tmp_path / "spare"))))

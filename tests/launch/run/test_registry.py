@@ -185,11 +185,15 @@ def test_slips_are_told_in_words_with_their_line(line, text):
     ("Experiment.batch_size = 6.5", "Experiment.batch_size = 6.5 is not a whole number"),
     ("Experiment.clip = True", "Experiment.clip = True is not a number or None"),
     ("Experiment.mesh = 3", "Experiment.mesh = 3 is not a text"),
+    ("Experiment.ema = '0.9'", "is a text where a number or a schedule such as @Cosine() or None is wanted: leave"),
+    ("Experiment.optimizer = @AdamW()\nAdamW.learning_rate = 0.1\nAdamW.layer_decay = 0.75",
+     "AdamW.layer_decay = 0.75 is not @LayerDecay() or None"),
     ("TwoTerms.name = 3", "TwoTerms.name = 3 is not a text"),
     ("Experiment.evaluators = (@TwoTerms())", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
     ("Experiment.evaluators = @TwoTerms()", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told(line, text):
+    registry.register(AdamW)
     assert text in failure(GOOD + line)
 
 
