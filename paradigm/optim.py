@@ -69,7 +69,10 @@ class LayerDecay:
     """
 
     rate: float
-    embeddings: tuple = (r"(^|/)(embed|positions|class_token|mask_token|registers|pre_norm)(/|$)",)
+    embeddings: tuple = (
+        r"(^|/)(embed|ids|patches|(\w+_)?positions|token_types|sources|class_token|mask_token|registers|pre_norm)(/|$)",
+        r"(^|/)(encoder|decoder|blocks)/project/",
+    )
 
     def __post_init__(self):
         if not 0 < self.rate <= 1:
@@ -341,7 +344,10 @@ class Muon(Optimizer):
 
     tables = (*Optimizer.tables, ("adam", bool))
     sees_matrices = True
-    ADAM = ((r"embedding$|(^|/)(logits|head)/", True),)
+    ADAM = (
+        (r"embedding$|(^|/)(logits|head|predict|classifier|tagger|answerer|segmenter)/", True),
+        (r"(^|/)(class_token|mask_token|registers|probe|query)$", True),  # vectors, though with axes of one before them
+    )
 
     def transform(self, leaf, lr, step):
         if not leaf.rows or trees.first_match((*self.adam, *self.ADAM), leaf.name, False):
