@@ -346,7 +346,7 @@ class Muon(Optimizer):
     sees_matrices = True
     ADAM = (
         (r"embedding$|(^|/)(logits|head|predict|classifier|tagger|answerer|segmenter)/", True),
-        (r"(^|/)(class_token|mask_token|registers|probe|query)$", True),  # vectors, though with axes of one before them
+        (r"(^|/)(class_token|mask_token|registers|probe|query|queries)$", True),  # vectors, for all their axes
     )
 
     def transform(self, leaf, lr, step):

@@ -105,7 +105,9 @@ def initial_state(program, checkpoints, inits=()):
         try:
             matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
         except UserError as error:
-            raise UserError(f"{_other_kinds(init, program.experiment.objective, theirs)}{error}") from None
+            objective = program.experiment.objective
+            why = _is_adapted(source, objective) or _other_kinds(init, objective, theirs)
+            raise UserError(f"{why}{error}") from None
         _compare(source, program.experiment.objective, matched)
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
@@ -250,6 +252,17 @@ def _matched(init, found, wanted, where, alone):
         if names:
             print(f"{where}: {kind} {', '.join(names[:3])}{_more(names[2:])}", flush=True)
     return {name: found[name] for name in report.matched}, f"matching parameters ({report}) of {where}"
+
+
+def _is_adapted(source, objective):
+    """The beginning of an error where a source has leaves of an adaptation that the objective has not."""
+    if source.adapt is None or not source.adapt.adds or type(source.adapt) is type(objective.adapt):
+        return ""
+    name = type(source.adapt).__name__
+    return (
+        f"{source.where} is adapted by {name}: set Experiment.adapt = @{name}() as it is there, or start, of LoRA and "
+        "IA3, from the merged weights that launch.convert --format=hf writes: "
+    )
 
 
 def _other_kinds(init, objective, theirs):

@@ -223,7 +223,8 @@ def test_muon_leaves_embeddings_heads_and_vectors_to_adam():
 
 @pytest.mark.parametrize("name, shape, adam", [
     ("encoder/class_token", (1, 1, 8), True), ("image_head/pool/probe", (1, 1, 8), True),
-    ("pools/caption/query", (1, 4, 8), True), ("classifier/output/kernel", (8, 3), True),
+    ("pools/caption/query", (1, 4, 8), True), ("classifier/pool/queries", (1, 1, 8), True),
+    ("classifier/output/kernel", (8, 3), True),
     ("encoder/predict/kernel", (8, 3), True), ("predictor/fc0/kernel", (8, 3), False),
     ("pools/caption/attention/query/kernel", (8, 2, 4), False),
 ])  # fmt: skip
