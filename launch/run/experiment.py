@@ -164,9 +164,14 @@ def validate(experiment: Experiment, device_count: int) -> None:
 
 
 def warnings(experiment: Experiment) -> list[str]:
-    """What is no error and yet seldom meant: schedules that end before the run, and warm-ups longer than it."""
+    """What is no error and yet seldom meant: schedules that end before the run, what begins after it, and warm-ups
+    longer than it."""
     e = experiment
-    return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
+    late = [(name, first) for name, first in e.objective.phases().items() if first >= e.total_steps]
+    said = [
+        f"objective: {n!r} begins at step {m} and the run has {e.total_steps}: it is never trained" for n, m in late
+    ]
+    return said + [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
 def _problems(e: Experiment, device_count: int) -> Iterator[str]:

@@ -197,7 +197,10 @@ def _read_lora(config, model, tensors, path):
     config.only(bias="none", lora_bias=False, modules_to_save=None, use_qalora=False)
     if config.entries.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
         config.refuse("init_lora_weights", "it changes the base's weights")
-    alphas, said = config.get("alpha_pattern", {}, dict), {rank, *config.get("rank_pattern", {}, dict).values()}
+    alphas, more_ranks = (config.get(name, {}, dict) for name in ("alpha_pattern", "rank_pattern"))
+    for name, table, kind in (("alpha_pattern", alphas, float), ("rank_pattern", more_ranks, int)):
+        trees.check_table(table.items(), f"{name} in {path / CONFIG}", kind)
+    said = {rank, *more_ranks.values()}
     own, ranks, scales = {}, {}, {}
     for module, parts in _by_module(tensors, path).items():
         leaf = model.leaf(module, path)

@@ -103,6 +103,8 @@ def changed(directory, **entries):
     ({"bias": "all"}, "a LORA adapter with bias='all' is not one of our models"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' .* it changes the base's weights"),
     ({"r": 7, "rank_pattern": {}}, r"is of rank \d, and its config says 7: save it again"),
+    ({"alpha_pattern": {"(": 2}}, r"alpha_pattern in .*adapter_config.json: .* is not .regular expression"),
+    ({"rank_pattern": {"c_attn": "4"}}, r"rank_pattern in .*adapter_config.json: .*: '4' is not a whole number"),
     ({"use_dora": True}, "use_dora=True, of lora_A, lora_B, lora_magnitude_vector: save it again"),
     ({"new_thing": 3}, "new_thing=3 .* we do not know what this entry does"),
 ])  # fmt: skip

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from launch.run import registry
-from launch.run.experiment import Experiment, bound, flatten, validate
+from launch.run.experiment import Experiment, bound, flatten, validate, warnings
 from launch.storage.workdir import config_diff
 from multimodal.data import PairData
 from multimodal.towers import clip_text
+from paradigm.combine import Stages
 from paradigm.errors import UserError
 from paradigm.optim import AdamW
 from paradigm.schedule import Linear
@@ -81,6 +82,13 @@ def test_what_another_run_has_trained_has_to_be_frozen():
     for freeze in ((), (("^encoder/in/", True),)):
         text = problem(objective=Reading(), freeze=freeze)
         assert "Reading reads 'encoder' as another run has trained it: set Experiment.freeze = (('^encoder/', " in text
+
+
+def test_a_stage_that_a_run_never_reaches_is_told():
+    stages = Stages((("one", TwoTerms()), ("two", TwoTerms())), boundaries=(10,))
+    (said,) = warnings(experiment(objective=stages))
+    assert said == "objective: 'two' begins at step 10 and the run has 10: it is never trained"
+    assert warnings(experiment(objective=stages, total_steps=11)) == []
 
 
 def test_captions_have_no_sentinels():
