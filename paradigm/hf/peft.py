@@ -31,7 +31,7 @@ ROOT = "base_model.model."
 IRRELEVANT = (
     "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type runtime_config "
     "target_modules exclude_modules feedforward_modules layers_to_transform layers_pattern fan_in_fan_out "
-    "init_lora_weights loftq_config megatron_config megatron_core qalora_group_size ensure_weight_tying "
+    "init_lora_weights eva_config loftq_config megatron_config megatron_core qalora_group_size ensure_weight_tying "
     "init_ia3_weights prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path "
     "encoder_hidden_size init_weights token_dim num_layers num_attention_heads num_transformer_submodules"
 ).split()
@@ -62,6 +62,8 @@ def read(path, modules, families, params):
     with contextlib.ExitStack() as stack:
         tensors = files.Tensors(path, stack, lambda name: name, r"$^", TENSORS)
         found = {name: tensors.read(name) for name in tensors}
+    if not found:
+        raise UserError(f"{path / TENSORS} holds no tensors, so that the adapter would change nothing: save it again")
     try:
         model = _Model(modules, families, dict(trees.named_leaves(params)))
     except UserError as error:
@@ -200,6 +202,10 @@ def _read_lora(config, model, tensors, path):
     alphas, more_ranks = (config.get(name, {}, dict) for name in ("alpha_pattern", "rank_pattern"))
     for name, table, kind in (("alpha_pattern", alphas, float), ("rank_pattern", more_ranks, int)):
         trees.check_table(table.items(), f"{name} in {path / CONFIG}", kind)
+        if any(not x > 0 for x in table.values()):
+            config.refuse(name, "they have numbers above 0")
+    if not alpha > 0:
+        config.refuse("lora_alpha", "it is above 0 in them")
     said = {rank, *more_ranks.values()}
     own, ranks, scales = {}, {}, {}
     for module, parts in _by_module(tensors, path).items():

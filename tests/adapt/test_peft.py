@@ -105,6 +105,8 @@ def changed(directory, **entries):
     ({"r": 7, "rank_pattern": {}}, r"is of rank \d, and its config says 7: save it again"),
     ({"alpha_pattern": {"(": 2}}, r"alpha_pattern in .*adapter_config.json: .* is not .regular expression"),
     ({"rank_pattern": {"c_attn": "4"}}, r"rank_pattern in .*adapter_config.json: .*: '4' is not a whole number"),
+    ({"lora_alpha": 0}, "lora_alpha=0 is not one of our models: it is above 0 in them"),
+    ({"alpha_pattern": {"c_fc": 0}}, "alpha_pattern=.* is not one of our models: they have numbers above 0"),
     ({"use_dora": True}, "use_dora=True, of lora_A, lora_B, lora_magnitude_vector: save it again"),
     ({"new_thing": 3}, "new_thing=3 .* we do not know what this entry does"),
 ])  # fmt: skip
@@ -112,6 +114,17 @@ def test_settings_that_are_not_ours(entries, message, tmp_path):
     modules, params = parity.base("gpt2_lora", tmp_path / "base")
     directory = changed(parity.released("gpt2_lora", tmp_path / "theirs"), **entries)
     with pytest.raises(UserError, match=message):
+        peft.read(directory, modules, FAMILIES, params)
+
+
+def test_an_adapter_without_tensors_is_no_adapter(tmp_path):
+    modules, params = parity.base("gpt2_lora", tmp_path / "base")
+    directory = changed(
+        parity.released("gpt2_lora", tmp_path / "theirs"), init_lora_weights="eva", eva_config={"rho": 2}
+    )
+    assert trees.named_leaves(peft.read(directory, modules, FAMILIES, params)[1])
+    save_file({}, directory / peft.TENSORS)
+    with pytest.raises(UserError, match="holds no tensors, so that the adapter would change nothing: save it again"):
         peft.read(directory, modules, FAMILIES, params)
 
 
