@@ -10,10 +10,10 @@ T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = '
 ViT-MAE, BEiT, data2vec, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first
 form writes the weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into
 them; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second
-writes an adaptation alone, as the peft library has it. The third writes a run directory of the newest checkpoint
-without the optimizer's state: --init_from, launch.evaluate and launch.load read it, and training cannot go on in it.
-The fourth writes a checkpoint of parameters alone, and prints the modules that a gin file has to describe; --init_from
-reads such a directory itself too. Nothing is written over.
+writes an adaptation alone, as the peft library has it: heads that were trained beside it stay behind. The third writes
+a run directory of the newest checkpoint without the optimizer's state: --init_from, launch.evaluate and launch.load
+read it, and training cannot go on in it. The fourth writes a checkpoint of parameters alone, and prints the modules
+that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
 from absl import flags
@@ -80,17 +80,28 @@ def to_peft(workdir, out, step=None):
     Args: as `to_hf`.
 
     Raises:
-        UserError: as `launch.load` and `paradigm.hf.peft.write`; a run without an adaptation.
+        UserError: as `launch.load` and `paradigm.hf.peft.write`; a run without an adaptation, or that trained more of
+            its base.
     """
     from launch import load
+    from paradigm import trees
     from paradigm.hf import peft
 
     run = load(workdir, step if step in (None, "best") else _integer(step))
     out, adapt = _empty(out), run.objective.adapt
     if adapt is None:
         raise UserError(f"{workdir} is no adapted run: --format=hf writes its weights")
+    trained, _ = trees.split(run.params, run.objective.freeze_table(run.experiment.freeze))
+    heads = sorted(set(run.objective.heads) & trained.keys())
+    own = lambda name: adapt.is_own(name) or name.split("/")[0] in heads
+    if changed := [name for name, _ in trees.named_leaves(trained) if not own(name)]:
+        raise UserError(
+            f"{workdir} trained {changed[0]} of its base too, and an adapter of the peft library would be without it: "
+            "--format=hf writes all, merged"
+        )
     peft.write(out, pretrained.bodies(run.objective), pretrained.families(), adapt, run.variables()["params"])
-    return f"{type(adapt).__name__} of step {run.step} of {workdir} -> {out}"
+    left = f", without {', '.join(heads)}, trained too" if heads else ""
+    return f"{type(adapt).__name__} of step {run.step} of {workdir} -> {out}{left}"
 
 
 def to_parameters(workdir, out, step=None):

@@ -11,7 +11,7 @@ import jax
 
 from paradigm import trees
 from paradigm.errors import UserError
-from paradigm.objective import Loss, Objective, rows_spec
+from paradigm.objective import MAIN, Loss, Objective, rows_spec
 from paradigm.schedule import as_schedule
 
 
@@ -41,6 +41,9 @@ class Combined(Objective):
     parts: tuple = ()
 
     def __post_init__(self):
+        pairs = [part for part in self.parts if isinstance(part, tuple | list) and len(part) == 2]
+        if len(pairs) != len(self.parts) or not all(isinstance(part, Objective) for _, part in pairs):
+            raise UserError(f"{type(self).__name__}.parts must be (name, objective) pairs, as in (('a', @MAE()), ...)")
         names = [name for name, _ in self.parts]
         if not names or len(set(names)) != len(names):
             raise UserError(
@@ -48,7 +51,13 @@ class Combined(Objective):
             )
         if "ema" in names:
             raise UserError(f"{type(self).__name__}: no part may be named 'ema', as the average of weights is")
-
+        for name, part in self.parts:
+            if set(part.phases()) != {MAIN}:
+                own, inner = type(self).__name__, type(part).__name__
+                raise UserError(
+                    f"{own}: its part {name!r} is {inner}, which has phases of its own, and a step has one phase: let "
+                    f"{inner} stand outside, and {own} in it"
+                )
         if any(part.adapt != self.adapt for _, part in self.parts):
             raise UserError(
                 f"{type(self).__name__}: its parts share parameters, so that they have one adaptation: set "
@@ -71,6 +80,14 @@ class Combined(Objective):
 
     def check_data(self, prepared):
         return [line for _, part in self.parts for line in part.check_data(prepared)]
+
+    @property
+    def given(self):
+        return tuple(dict.fromkeys(name for _, part in self.parts for name in part.given))
+
+    @property
+    def new_modules(self):
+        return tuple(dict.fromkeys(name for _, part in self.parts for name in part.new_modules))
 
     @property
     def data_vocabulary(self):
@@ -163,6 +180,9 @@ class Sum(Combined):
 
     def __post_init__(self):
         super().__post_init__()
+        for scale in self.coefficients:
+            if not callable(scale) and not isinstance(scale, int | float):
+                raise UserError(f"Sum.coefficients={self.coefficients}: {scale!r} is neither a number nor a schedule")
         if self.coefficients and len(self.coefficients) != len(self.parts):
             raise UserError(
                 f"Sum.coefficients has {len(self.coefficients)} entries for {len(self.parts)} parts: give one each"

@@ -69,11 +69,15 @@ class LayerDecay:
     """
 
     rate: float
-    embeddings: tuple = (r"(^|/)(embed|positions|class_token|mask_token|registers|pre_norm)(/|$)",)
+    embeddings: tuple = (
+        r"(^|/)(embed|ids|patches|(\w+_)?positions|token_types|sources|class_token|mask_token|registers|pre_norm)(/|$)",
+        r"(^|/)(encoder|decoder|blocks)/project/",
+    )
 
     def __post_init__(self):
         if not 0 < self.rate <= 1:
             raise UserError(f"LayerDecay.rate={self.rate} must lie above 0 and not above 1")
+        trees.check_patterns(self.embeddings, "LayerDecay.embeddings")
 
     def factors(self, named):
         """{name: a number, or a tuple of one for each layer of a stacked leaf} for [(name, leaf)].
@@ -170,7 +174,7 @@ class Optimizer:
             UserError: a rule that matches no parameter.
         """
         named = trees.named_leaves(params)
-        for table in self.tables:
+        for table, _ in self.tables:
             for pattern, _ in getattr(self, table):
                 if not any(re.search(pattern, name) for name, _ in named):
                     raise UserError(
@@ -340,7 +344,10 @@ class Muon(Optimizer):
 
     tables = Optimizer.tables | {"adam": bool}
     sees_matrices = True
-    ADAM = ((r"embedding$|(^|/)(logits|head)/", True),)
+    ADAM = (
+        (r"embedding$|(^|/)(logits|head|predict|classifier|tagger|answerer|segmenter)/", True),
+        (r"(^|/)(class_token|mask_token|registers|probe|query|queries)$", True),  # vectors, for all their axes
+    )
 
     def transform(self, leaf, lr, step):
         if not leaf.rows or trees.first_match((*self.adam, *self.ADAM), leaf.name, False):

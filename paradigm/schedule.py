@@ -223,6 +223,8 @@ def warnings(value, total, path=""):
         if end < total:
             stays = f"ends at step {end} of {total} and stays at {value(end):g}"
             yield f"{path}: {name} {stays}: leave its total_steps out, and it lasts as long as the run"
+        if beyond := [n for n in getattr(value, "boundaries", ()) if n >= total]:
+            yield f"{path}: {name} changes at step {beyond[0]} and the run has {total}: it never does"
         if rise > total:
             yield f"{path}: {name} warms up for {rise} steps and the run has {total}: it never reaches its peak"
     for name, inner in _settings(value):

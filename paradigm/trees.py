@@ -91,6 +91,15 @@ def check_table(table, what, kind):
             raise UserError(f"{rightly}: {error}") from None
 
 
+def check_patterns(patterns, what):
+    """Raises UserError, which begins with `what`, for one that is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(f"{what}: {pattern!r} is no regular expression: {error}") from None
+
+
 def first_match(table, name, default=None):
     """The value of the first (regex, value) whose regex is found in `name`."""
     for pattern, value in table:

@@ -33,6 +33,11 @@ class Init:
     rename: tuple[tuple[str, str], ...] = ()
     strict: bool = True
 
+    def __post_init__(self):
+        from paradigm import trees  # which brings jax
+
+        trees.check_table(self.rename, "Init.rename", str)
+
 
 SCHEDULED = ("objective", "data", "optimizer", "ema")  # where a schedule may stand
 
@@ -162,9 +167,14 @@ def validate(experiment: Experiment, device_count: int | None) -> None:
 
 
 def warnings(experiment: Experiment) -> list[str]:
-    """What is no error and yet seldom meant: schedules that end before the run, and warm-ups longer than it."""
+    """What is no error and yet seldom meant: schedules that end before the run, what begins after it, and warm-ups
+    longer than it."""
     e = experiment
-    return [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
+    late = [(name, first) for name, first in e.objective.phases().items() if first >= e.total_steps]
+    said = [
+        f"objective: {n!r} begins at step {m} and the run has {e.total_steps}: it is never trained" for n, m in late
+    ]
+    return said + [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 
 def _problems(e: Experiment, device_count: int | None) -> Iterator[str]:
@@ -179,6 +189,8 @@ def _problems(e: Experiment, device_count: int | None) -> Iterator[str]:
         yield f"Experiment.seed={e.seed} must lie from 0 to below 2^32: more bits would not reach a key of jax's"
     if isinstance(e.ema, int | float) and not 0 < e.ema < 1:
         yield f"Experiment.ema={e.ema} must lie between 0 and 1, or be None for no average of weights"
+    if isinstance(e.ema, schedule.Schedule) and not 0 <= min(ends := e.ema.extremes(e.total_steps)) <= max(ends) <= 1:
+        yield f"Experiment.ema={type(e.ema).__name__} goes from {ends[0]:g} to {ends[1]:g}: a decay lies in 0 to 1"
     if e.optimizer is not None:
         rates = [float(e.optimizer.learning_rate_at(e.total_steps * k // 8)) for k in range(8)]
         lowest = min(rates)

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from launch.run.initial import running_stats, stats_for
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import BODIES
@@ -43,13 +44,10 @@ def adapted_state(program, checkpoints, other, where, step=None):
             f"{where} was not adapted from this run: {lost[0]} of shape {wanted[lost[0]].shape} is {has}. Give a run "
             "that was, or settings of the model that it has beside (--gin_param)"
         )
-    stats = _stats(own[1]) | {name: x for name, x in _stats(new[1]).items() if name in _stats(own[1])}
+    own_stats, new_stats = (running_stats(arrays.get("extra", {})) for _, arrays, _ in (own, new))
+    stats = own_stats | stats_for(own_stats, new_stats)
     as_wanted = {name: jnp.asarray(x, wanted[name].dtype) for name, x in (given | fits).items()}
     return program.init(as_wanted, stats), own[0]
-
-
-def _stats(arrays):
-    return dict(trees.named_leaves(arrays.get("extra", {}).get("batch_stats", {})))
 
 
 def _weights(arrays):

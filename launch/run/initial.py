@@ -2,24 +2,30 @@
 
 import functools
 import re
+from typing import Any, NamedTuple
 
-from launch.run import pretrained
-from launch.run.data import vocabulary_of_run
-from launch.run.experiment import Init
+from flax import linen as nn
+
+from launch.run import pretrained, registry
+from launch.run.data import labels_of, tokenizer_of
+from launch.run.experiment import Init, bound
 from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
 from paradigm import rng, trees
 from paradigm.errors import UserError
 from paradigm.hf import peft
+from paradigm.hf.family import FREE, differing
 from paradigm.step import init_state
 
+# Of a module: what training alone reads, or sizes, or what its leaves show.
+NOT_TOLD = FREE | frozenset("dropout attention_dropout vocab_size max_length image_size mask_token".split())
 TABLES = ("embed/embedding", "logits/kernel")  # the parameters that have a row for each id
 
 
 def make_state(experiment, given=None, stats=None):
     """The TrainState at step 0; traceable, so that its shapes are known before it is made.
 
-    given: parameters to start with, {name: array}; None for none. stats: the same of extra['batch_stats'].
+    given: parameters to start with, {name: array}; None for none. stats: the same of extra (see `running_stats`).
     """
     e, params = experiment, None
     taken = lambda given: lambda name, x: given.get(name, x)
@@ -30,9 +36,27 @@ def make_state(experiment, given=None, stats=None):
             given = {name: adapt.begin(name, first[name], x) for name, x in given.items()}
         params = trees.named_map(taken(given), drawn)
     state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze, e.param_dtype, e.moment_dtype)
-    if stats:
-        state.extra["batch_stats"] = trees.named_map(taken(stats), state.extra["batch_stats"])
-    return state
+    return state.replace(extra=trees.named_map(taken(stats), state.extra)) if stats else state
+
+
+def running_stats(extra):
+    """{name in extra: leaf} of running statistics, a combination's parts' and a teacher's too."""
+    return {name: x for name, x in trees.named_leaves(extra) if "batch_stats" in name.split("/")}
+
+
+def stats_for(wanted, found):
+    """{name: leaf of `found`} of those wanted that it has, both as `running_stats` gives them: from the same place, or
+    else what belongs to the same parameters in another part."""
+    of_parameters = {
+        _in_module(name): name for name in sorted(found, key=lambda name: "teacher" not in name.split("/"))
+    }
+    places = {name: name if name in found else of_parameters.get(_in_module(name)) for name in wanted}
+    return {n: found[at] for n, at in places.items() if at is not None and found[at].shape == wanted[n].shape}
+
+
+def _in_module(name):
+    """'encoder/norm/mean' of 'clip/batch_stats/encoder/norm/mean'."""
+    return name.split("batch_stats/", 1)[1]
 
 
 def sources(experiment, init_from=None, init_partly_from=None):
@@ -42,8 +66,6 @@ def sources(experiment, init_from=None, init_partly_from=None):
         f"--init_from={init_from}": (Init(init_from),) if init_from else (),
         f"--init_partly_from={init_partly_from}": (Init(init_partly_from, strict=False),) if init_partly_from else (),
     }
-    for init in experiment.init:
-        trees.check_table(init.rename, "Init.rename", str)
     named = [name for name, inits in given.items() if inits]
     if len(named) > 1:
         raise UserError(f"{' and '.join(named)}: give one of them; Experiment.init takes several sources")
@@ -69,10 +91,11 @@ def initial_state(program, checkpoints, inits=()):
         also = f" ({', '.join(str(init.path) for init in inits)} is for new runs)" if inits else ""
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
-    wanted_stats = dict(trees.named_leaves(program.state.extra.get("batch_stats", {})))
+    wanted_stats = running_stats(program.state.extra)
     given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
     for init in inits:
-        found, found_stats, where, vocabulary = _read(init, program.experiment.objective, given)
+        source = _read(init, program.experiment.objective, given)
+        found, where, vocabulary = source.params, source.where, source.vocabulary
         theirs = sorted({name.split("/")[0] for name in found})
         if program.experiment.objective.adapt is not None:
             found, behind = _of_bodies(program.experiment.objective, found, wanted)
@@ -82,13 +105,16 @@ def initial_state(program, checkpoints, inits=()):
         try:
             matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
         except UserError as error:
-            raise UserError(f"{_other_kinds(init, program.experiment.objective, theirs)}{error}") from None
+            objective = program.experiment.objective
+            why = _is_adapted(source, objective) or _other_kinds(init, objective, theirs)
+            raise UserError(f"{why}{error}") from None
+        _compare(source, program.experiment.objective, matched)
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
         given |= {name: x.astype(wanted[name].dtype) for name, x in matched.items()}
         # Running statistics belong to the parameters that were trained with them.
-        stats |= {n: x for n, x in found_stats.items() if n in wanted_stats and wanted_stats[n].shape == x.shape}
+        stats |= stats_for(wanted_stats, source.stats)
         lines.append(line)
         if any(name.endswith(TABLES) for name in matched):
             if vocabulary is not None:
@@ -99,7 +125,7 @@ def initial_state(program, checkpoints, inits=()):
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
         raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
-    missing += [name for name in wanted_stats if name not in stats]
+    missing += [_in_module(name) for name in wanted_stats if name not in stats]
     _refuse_drawn(program, missing, inits)
     if not inits:
         return program.init, fresh, "started from scratch"
@@ -136,16 +162,29 @@ def same_ids(found, wanted, found_in, wanted_in):
         )
 
 
+class _Source(NamedTuple):
+    """What an Init gives, renamed. params, stats: {name: array}. names: {renamed: as it was}. where: what to call it.
+    modules: {name as it was: module}, adapt: that they are under; {} and None where that is not known."""
+
+    params: dict
+    stats: dict
+    names: dict
+    where: str
+    vocabulary: Any = None
+    modules: Any = None
+    adapt: Any = None
+
+
 def _read(init, objective, base):
-    """({name: array}, the same of batch statistics, what to call it, its Vocabulary or None) of a source, renamed."""
+    """The _Source of an Init."""
     path, step = filesystem.as_path(init.path), None
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         path, step = path.parent.parent, int(path.name)
+    about, stats, where = {}, {}, f"{init.path}"
     if peft.is_adapter(path):
-        tree = trees.nested(pretrained.adapter(path, objective, base))
-        params, stats, where, vocabulary = tree, {}, f"{init.path}", None
+        params = trees.nested(pretrained.adapter(path, objective, base))
     elif pretrained.is_pretrained(path):
-        params, stats, where, vocabulary = pretrained.read(path)[1], {}, f"{init.path}", None
+        about["modules"], params = pretrained.read(path)
     else:
         found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
         if found is None:
@@ -153,26 +192,55 @@ def _read(init, objective, base):
                 f"{init.path}: no checkpoint there; give a run directory, its checkpoints/STEP, or a directory of the "
                 "transformers library's save_pretrained"
             )
-        step, arrays, _ = found
-        params, stats = arrays["params"], arrays.get("extra", {}).get("batch_stats", {})
-        where, vocabulary = f"{path} at step {step}", vocabulary_of_run(path)
+        step, arrays, meta = found
+        params, stats = arrays["params"], running_stats(arrays.get("extra", {}))
+        where, about = f"{path} at step {step}", _about(path, meta)
     for pattern, _ in init.rename:
         if not any(re.search(pattern, name) for name, _ in trees.named_leaves(params)):
             raise UserError(f"Experiment.init: rename {pattern!r} matches no parameter of {where}: correct it")
-    return _renamed(init, params), _renamed(init, stats), where, vocabulary
+    stats = {name.removesuffix(n := _in_module(name)) + _renamed(init, n): x for name, x in stats.items()}
+    names = {_renamed(init, name): name for name, _ in trees.named_leaves(params)}
+    params = {_renamed(init, name): x for name, x in trees.named_leaves(params)}
+    return _Source(params, stats, names, where, **about)
 
 
-def _renamed(init, tree):
-    def new(name):
-        for pattern, replacement in init.rename:
-            if re.search(pattern, name):
-                try:
-                    return re.sub(pattern, replacement, name)
-                except (re.error, IndexError) as error:
-                    raise UserError(f"Experiment.init: rename {pattern!r} to {replacement!r}: {error}") from None
-        return name
+def _about(path, meta):
+    """Of a run, its vocabulary, modules and adaptation; without the latter two where no gin file described it."""
+    tokenizer = tokenizer_of(path)
+    about = {"vocabulary": tokenizer and tokenizer.vocabulary}
+    try:
+        experiment = registry.parse_text(meta["config"])
+        objective = bound(experiment, about["vocabulary"], labels_of(path), tokenizer).objective
+    except (KeyError, UserError):
+        return about
+    return {**about, "modules": {n: module for n, (module, _) in objective.modules().items()}, "adapt": objective.adapt}
 
-    return {new(name): x for name, x in trees.named_leaves(tree)}
+
+def _compare(source, objective, matched):
+    """Tells of settings by which modules compute something else of a source's leaves than there; raises UserError where
+    the adaptation does of its own."""
+    adapt, names = objective.adapt, {new: old for new, old in source.names.items() if new in matched}
+    places = {(new.split("/")[0], old.split("/")[0]) for new, old in names.items()}
+    own, told = objective.modules(), []
+    for ours, theirs in sorted(places):
+        if ours in own and theirs in (source.modules or {}):
+            for field, here, there in differing(own[ours][0], source.modules[theirs]):
+                if field not in NOT_TOLD and not isinstance(here, nn.Module):
+                    told.append(f"{ours}.{field} is {here!r} here and {there!r} there")
+    if told:
+        print(f"note: {source.where} was made with other settings: {'; '.join(told)}", flush=True)
+    if adapt is not None and type(source.adapt) is type(adapt):
+        adapt.check_same(source.adapt, [(old, new) for new, old in names.items() if adapt.is_own(new)], source.where)
+
+
+def _renamed(init, name):
+    for pattern, replacement in init.rename:
+        if re.search(pattern, name):
+            try:
+                return re.sub(pattern, replacement, name)
+            except (re.error, IndexError) as error:
+                raise UserError(f"Experiment.init: rename {pattern!r} to {replacement!r}: {error}") from None
+    return name
 
 
 def _matched(init, found, wanted, where, alone):
@@ -187,6 +255,17 @@ def _matched(init, found, wanted, where, alone):
         if names:
             print(f"{where}: {kind} {', '.join(names[:3])}{_more(names[2:])}", flush=True)
     return {name: found[name] for name in report.matched}, f"matching parameters ({report}) of {where}"
+
+
+def _is_adapted(source, objective):
+    """The beginning of an error where a source has leaves of an adaptation that the objective has not."""
+    if source.adapt is None or not source.adapt.adds or type(source.adapt) is type(objective.adapt):
+        return ""
+    name = type(source.adapt).__name__
+    return (
+        f"{source.where} is adapted by {name}: set Experiment.adapt = @{name}() as it is there, or start, of LoRA and "
+        "IA3, from the merged weights that launch.convert --format=hf writes: "
+    )
 
 
 def _other_kinds(init, objective, theirs):

@@ -57,10 +57,7 @@ def adapter(path, objective, base):
         beside = kernel.rpartition("/")[0]
         if not ours.rank_of(kernel) and not own[f"{beside}/lora_b"].any():
             unused.add(beside)  # theirs holds several kernels of ours, and this one it leaves as it is
-        has = ours.scale_of(kernel) if ours.rank_of(kernel) else None
-        if has is not None and abs(has - found.scale_of(kernel)) > 1e-6 * has:
-            raise UserError(f"{path} scales {kernel} by {found.scale_of(kernel):g}, and LoRA.alpha and rank of the "
-                            f"objective by {has:g}: set them as its adapter_config.json has them")  # fmt: skip
+    ours.check_same(found, [(name, name) for name in own], path)
     return {name: x for name, x in own.items() if name.rpartition("/")[0] not in unused}
 
 

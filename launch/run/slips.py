@@ -230,8 +230,8 @@ def _shown(value) -> str:
 
 
 def _advice(value, kinds) -> str:
-    names = _PLAIN | {types.NoneType: "None", tuple: "a tuple"}
-    wanted = " or ".join(names.get(kind, f"@{kind.__name__}()") for kind in kinds)
+    named = _PLAIN | {types.NoneType: "None", tuple: "a tuple"}
+    wanted = " or ".join(named.get(kind, f"@{kind.__name__}()") for kind in kinds)
     if isinstance(value, str) and kinds[0] is tuple:
         return f"is a text where several are wanted: write ({value!r},) for one"
     if isinstance(value, str) and not isinstance(value, kinds):

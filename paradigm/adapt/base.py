@@ -7,6 +7,7 @@ is not trained is frozen by the table that Experiment.freeze is (see `Adaptation
 
 import dataclasses
 import difflib
+import math
 import re
 
 import jax
@@ -37,7 +38,7 @@ class Adaptation:
     trains_kernels = False  # whether most kernels of a body are trained
 
     def __post_init__(self):
-        trees.check_table([(pattern, True) for pattern in self.train], f"{type(self).__name__}.train", bool)
+        trees.check_patterns(self.train, f"{type(self).__name__}.train")
 
     @property
     def adds(self):
@@ -61,6 +62,25 @@ class Adaptation:
     def is_own(self, name):
         """Whether the leaf of this name is one that an adaptation like this adds."""
         return bool(self.own) and bool(re.search(self._own, name))
+
+    def settings_of(self, name):
+        """{setting: value} that decides, beside its numbers, what its leaf of this name does."""
+        del name
+        return {}
+
+    def check_same(self, other, names, where):
+        """Raises UserError where leaves of another adaptation of this kind would do something else under this one.
+
+        names: ((what a leaf is called there, and here), ...). where: they are from.
+        """
+        for there, here in names:
+            for setting, theirs in other.settings_of(there).items():
+                ours = self.settings_of(here).get(setting, theirs)
+                if not (math.isclose(theirs, ours, rel_tol=1e-6) if isinstance(theirs, float) else theirs == ours):
+                    raise UserError(
+                        f"{where} has {there} with {setting}={theirs!r}, and the objective's {type(self).__name__} has "
+                        f"{setting}={ours!r}: set Experiment.adapt as it is there"
+                    )
 
     def in_use(self, name, x):
         """The leaf of this name as it is computed with, whole along the axes that cut only what is kept."""

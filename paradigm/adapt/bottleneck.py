@@ -17,6 +17,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from paradigm import trees
 from paradigm.adapt.base import Adaptation, module_path
 from paradigm.errors import UserError, choose
 from paradigm.layers import ACTIVATIONS, NORMS, Dense
@@ -76,8 +77,18 @@ class BottleneckAdapter(Adaptation):
     def __post_init__(self):
         super().__post_init__()
         choose("BottleneckAdapter.style", self.style, STYLES)
+        trees.check_patterns([self.where], "BottleneckAdapter.where")
         if self.width is not None and self.width < 1:
             raise UserError(f"BottleneckAdapter.width={self.width} must be at least 1, or None")
+
+    @property
+    def how(self):
+        """(activation, scale) as they are used."""
+        _, activation, scale = STYLES[self.style]
+        return self.activation or activation, scale if self.scale is None else self.scale
+
+    def settings_of(self, name):
+        return {"style": self.style, **dict(zip(("activation", "scale"), self.how))}
 
     def interceptor(self, name):
         after = {"attention", *(["cross"] if self.cross else [])} if self.style == "houlsby" else set()
@@ -109,10 +120,8 @@ class BottleneckAdapter(Adaptation):
 
     def _adapter(self, module, d_model=None):
         """The adapter below a module whose fields are an Architecture's."""
-        part, activation, scale = STYLES[self.style]
-        width = self.width or max(1, (d_model or module.d_model) // part)
-        how = (self.activation or activation, scale if self.scale is None else self.scale, module.dtype)
-        return Adapter(width, *how, parent=module, name="adapter")
+        width = self.width or max(1, (d_model or module.d_model) // STYLES[self.style][0])
+        return Adapter(width, *self.how, module.dtype, parent=module, name="adapter")
 
 
 def _follows_the_mlp(module):

@@ -40,13 +40,16 @@ class IA3(Adaptation):
     def __post_init__(self):
         super().__post_init__()
         for name in ("outputs", "inputs"):
-            trees.check_table([(pattern, True) for pattern in getattr(self, name)], f"IA3.{name}", bool)
+            trees.check_patterns(getattr(self, name), f"IA3.{name}")
 
     def place(self, name):
         """'inputs', 'outputs' or None: what of the kernel of this name is scaled."""
         for place in ("inputs", "outputs"):
             if any(re.search(pattern, name) for pattern in getattr(self, place)):
                 return place
+
+    def settings_of(self, name):
+        return {"place": place} if (place := self.place(f"{name.rpartition('/')[0]}/kernel")) else {}
 
     def check(self, objective, params, heads):
         self.check_patterns(objective, params, heads, ("/kernel",), outputs=self.outputs, inputs=self.inputs)

@@ -69,11 +69,13 @@ class LoRA(Adaptation):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, kind in {"ranks": int, "alphas": float}.items():
-            trees.check_table(getattr(self, name), f"LoRA.{name}", kind)
-        trees.check_table([(pattern, True) for pattern in self.targets], "LoRA.targets", bool)
+        trees.check_table(self.ranks, "LoRA.ranks", int)
+        trees.check_table(self.alphas, "LoRA.alphas", float)
+        trees.check_patterns(self.targets, "LoRA.targets")
         if min([self.rank, *(rank for _, rank in self.ranks)]) < 1:
             raise UserError(f"LoRA.rank={self.rank}, ranks={self.ranks}: a rank is at least 1")
+        if not min([self.alpha, *(alpha for _, alpha in self.alphas)]) > 0:
+            raise UserError(f"LoRA.alpha={self.alpha}, alphas={self.alphas}: what is added is times alpha, above 0")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA.dropout={self.dropout} must lie from 0 to below 1")
 
@@ -91,6 +93,11 @@ class LoRA(Adaptation):
         """s of the kernel of this name."""
         rank, alpha = self.rank_of(name), trees.first_match(self.alphas, name, self.alpha)
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
+
+    def settings_of(self, name):
+        path = name.rpartition("/")[0]
+        kernel = f"{path}/{'embedding' if lora_of_embedding(self, path) else 'kernel'}"
+        return {"dora": self.dora, "scale": float(self.scale_of(kernel))} if self.rank_of(kernel) else {}
 
     def check(self, objective, params, heads):
         patterns = {name: getattr(self, name) for name in ("targets", "ranks", "alphas")}

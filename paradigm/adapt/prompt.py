@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from paradigm import trees
 from paradigm.adapt.base import Adaptation, module_path
 from paradigm.attention import pad_bias
 from paradigm.errors import UserError, choose
@@ -67,6 +68,7 @@ class PromptTuning(Adaptation):
         super().__post_init__()
         choose("PromptTuning.place", self.place, dict.fromkeys(("input", "layers", "attention")))
         choose("PromptTuning.start", self.start, dict.fromkeys(("random", "vocabulary")))
+        trees.check_patterns([self.where], "PromptTuning.where")
         if self.length < 1:
             raise UserError(f"PromptTuning.length={self.length} must be at least 1")
         if self.text and self.tokens:
@@ -94,6 +96,10 @@ class PromptTuning(Adaptation):
     def shift(self):
         """How far they move a text's positions."""
         return 0 if self.place == "layers" else self.length
+
+    def settings_of(self, name):
+        tokens = self.tokens or self.text
+        return {"tokens": tokens, "start": "tokens" if tokens else self.start} if self.place == "input" else {}
 
     def ids(self, vocab_size):
         """The tokens that they begin as."""

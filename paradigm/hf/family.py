@@ -188,12 +188,18 @@ def differences(family, modules, others):
     """[(field, the modules', the others')] of the fields that decide what is computed."""
     found = []
     for name in family.kinds:
-        a, b = modules[name], others[name]
         prefix = "" if name == "model" else f"{name}."
-        for field in type(b).__dataclass_fields__:
+        for field, *values in differing(modules[name], others[name], MEANING | family.meaning):
             if not {field, prefix + field} & (FREE | family.free):
-                value = (MEANING | family.meaning).get(field, lambda m, field=field: getattr(m, field))
-                found.append((prefix + field, value(a), value(b)))
+                found.append((prefix + field, *values))
+    return found
+
+
+def differing(a, b, meaning=MEANING):
+    """[(field, a's, b's)] of the fields that both modules have and mean something else by."""
+    fields = [field for field in type(b).__dataclass_fields__ if field in type(a).__dataclass_fields__]
+    value = lambda m, field: meaning[field](m) if field in meaning else getattr(m, field)
+    found = [(field, value(a, field), value(b, field)) for field in fields]
     return [(field, ours, theirs) for field, ours, theirs in found if ours != theirs]
 
 

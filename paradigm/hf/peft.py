@@ -31,7 +31,7 @@ ROOT = "base_model.model."
 IRRELEVANT = (
     "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type runtime_config "
     "target_modules exclude_modules feedforward_modules layers_to_transform layers_pattern fan_in_fan_out "
-    "init_lora_weights loftq_config megatron_config megatron_core qalora_group_size ensure_weight_tying "
+    "init_lora_weights eva_config loftq_config megatron_config megatron_core qalora_group_size ensure_weight_tying "
     "init_ia3_weights prompt_tuning_init prompt_tuning_init_text tokenizer_kwargs tokenizer_name_or_path "
     "encoder_hidden_size init_weights token_dim num_layers num_attention_heads num_transformer_submodules"
 ).split()
@@ -62,6 +62,8 @@ def read(path, modules, families, params):
     with contextlib.ExitStack() as stack:
         tensors = files.Tensors(path, stack, lambda name: name, r"$^", TENSORS)
         found = {name: tensors.read(name) for name in tensors}
+    if not found:
+        raise UserError(f"{path / TENSORS} holds no tensors, so that the adapter would change nothing: save it again")
     try:
         model = _Model(modules, families, dict(trees.named_leaves(params)))
     except UserError as error:
@@ -80,7 +82,7 @@ def write(path, modules, families, adapt, params):
     Args: as `read`; params: of the base and the adaptation's leaves, numpy or jax arrays.
 
     Raises:
-        UserError: a method that peft does not have, or has otherwise; a file that is there already.
+        UserError: a method that peft does not have, or has otherwise, or not there; a file that is there already.
     """
     path, writer = expand(path), WRITERS.get(type(adapt))
     if writer is None:
@@ -91,6 +93,9 @@ def write(path, modules, families, adapt, params):
             raise UserError(f"{path / name} exists and is not written over: choose another directory")
     named = {name: np.asarray(x, np.float32) for name, x in trees.named_leaves(params)}
     model = _Model(modules, families, named)
+    if lost := [name for name in named if adapt.is_own(name) and not model.reaches(name)]:
+        title = model.family.title
+        raise UserError(f"an adapter of a {title} in the peft library has no {lost[0]} as ours is: it is not written")
     config, tensors = writer(adapt, model)
     common = {"peft_type": config.pop("kind"), "task_type": model.task, "inference_mode": True}
     common |= {"base_model_name_or_path": None, "modules_to_save": None, "auto_mapping": None, "revision": None}
@@ -129,6 +134,13 @@ class _Model:
         """Whose soft tokens a prompt's are."""
         return "decoder" if any(n.startswith("model/decoder/") for n in self.params) and not hasattr(
             self.model, "decode") else "encoder"  # fmt: skip
+
+    def reaches(self, name):
+        """Whether an adapter's leaf of this name is written: beside a kernel of a module of theirs, or soft tokens."""
+        beside, _, last = name.rpartition("/")
+        if last in (SOFT, KEY, VALUE):
+            return self.model is None or name.startswith(f"model/{self.stack}/")
+        return any(path.rpartition("/")[0] == beside for leaf in self.parts.values() for path in leaf.paths)
 
     def leaf(self, module, path):
         """The Leaf of a module of theirs. Raises UserError where the model has none."""
@@ -187,7 +199,14 @@ def _read_lora(config, model, tensors, path):
     config.only(bias="none", lora_bias=False, modules_to_save=None, use_qalora=False)
     if config.entries.get("init_lora_weights", True) not in (True, False, "gaussian", "eva", "orthogonal"):
         config.refuse("init_lora_weights", "it changes the base's weights")
-    alphas, said = config.get("alpha_pattern", {}, dict), {rank, *config.get("rank_pattern", {}, dict).values()}
+    alphas, more_ranks = (config.get(name, {}, dict) for name in ("alpha_pattern", "rank_pattern"))
+    for name, table, kind in (("alpha_pattern", alphas, float), ("rank_pattern", more_ranks, int)):
+        trees.check_table(table.items(), f"{name} in {path / CONFIG}", kind)
+        if any(not x > 0 for x in table.values()):
+            config.refuse(name, "they have numbers above 0")
+    if not alpha > 0:
+        config.refuse("lora_alpha", "it is above 0 in them")
+    said = {rank, *more_ranks.values()}
     own, ranks, scales = {}, {}, {}
     for module, parts in _by_module(tensors, path).items():
         leaf = model.leaf(module, path)

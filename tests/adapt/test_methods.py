@@ -215,7 +215,11 @@ def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():
 @pytest.mark.parametrize("make, message", [
     (lambda: LoRA(rank=0), "LoRA.rank=0.* a rank is at least 1"),
     (lambda: LoRA(dropout=1.0), "LoRA.dropout=1.0 must lie from 0 to below 1"),
-    (lambda: LoRA(targets=("(",)), "LoRA.targets: .* is not .regular expression"),
+    (lambda: LoRA(targets=("(",)), "LoRA.targets: '.' is no regular expression: missing"),
+    (lambda: LoRA(ranks=(("query", "3"),)), "LoRA.ranks: .* '3' is not a whole number"),
+    (lambda: LoRA(alphas=(("query", 0.0),)), "LoRA.alpha=16.0, alphas=.* what is added is times alpha, above 0"),
+    (lambda: BottleneckAdapter(where="("), "BottleneckAdapter.where: '.' is no regular expression"),
+    (lambda: PromptTuning(where="("), "PromptTuning.where: '.' is no regular expression"),
     (lambda: BottleneckAdapter(style="hulsby"), "BottleneckAdapter.style 'hulsby': did you mean 'houlsby'"),
     (lambda: BottleneckAdapter(width=0), "BottleneckAdapter.width=0"),
     (lambda: PromptTuning(length=0), "PromptTuning.length=0"),
@@ -227,6 +231,22 @@ def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():
 def test_settings_that_cannot_be(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name, one, other, message", [
+    ("a/query/lora_b", LoRA(rank=8), LoRA(rank=8, rank_stabilized=True), r"scale=2.0, .* LoRA has scale=5.656"),
+    ("a/query/lora_a", LoRA(), LoRA(dora=True), "dora=False, .* has dora=True"),
+    ("a/query/ia3", IA3(inputs=("query",)), IA3(outputs=("query",)), "place='inputs', .* has place='outputs'"),
+    ("adapter/up/kernel", BottleneckAdapter(), BottleneckAdapter(style="mlp"), "style='houlsby'"),
+    ("adapter/up/bias", BottleneckAdapter(scale=2.0), BottleneckAdapter(), "scale=2.0"),
+    ("a/soft", PromptTuning(tokens=(1, 2)), PromptTuning(tokens=(2, 1)), r"tokens=\(1, 2\)"),
+    ("a/soft", PromptTuning(), PromptTuning(start="vocabulary"), "start='random'"),
+])  # fmt: skip
+def test_leaves_of_one_shape_that_do_something_else(name, one, other, message):
+    one, other = (dataclasses.replace(x, targets=("query",)) if isinstance(x, LoRA) else x for x in (one, other))
+    one.check_same(one, [(name, name)], "there")
+    with pytest.raises(UserError, match=f"there has {name} with {message}"):
+        other.check_same(one, [(name, name)], "there")
 
 
 def test_one_adaptation_for_all_parts_of_a_combination():

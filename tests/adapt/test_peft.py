@@ -1,5 +1,6 @@
 """Adapters of the peft library: its outputs by our models, what we write read again, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launch import convert, load
+from launch.run import pretrained
 from paradigm import trees
-from paradigm.adapt import BottleneckAdapter, LoRA
+from paradigm.adapt import IA3, BottleneckAdapter, LoRA, PromptTuning
 from paradigm.errors import UserError
 from paradigm.hf import peft
 from tests import contract
@@ -78,6 +80,18 @@ def test_kernels_that_share_one_of_their_modules_keep_what_is_theirs(tmp_path):
     contract.assert_trees_close(adapt.merge(trees.merge(base, own)), objective.adapt.merge(params), 1e-5)
 
 
+@pytest.mark.parametrize("adapt, name, lost", [
+    (LoRA(rank=2, targets=("/kernel$",)), "vit", "ViT .* no encoder/embed/lora_a"),
+    (IA3(outputs=("embed/kernel$",)), "vit", "ViT .* no encoder/embed/ia3"),
+    (PromptTuning(length=2, where="."), "t5", "T5 .* no model/decoder/soft"),
+])  # fmt: skip
+def test_leaves_that_peft_has_no_place_for_are_not_left_out(adapt, name, lost, tmp_path):
+    objective = adapted(adapt, name)
+    with pytest.raises(UserError, match=f"an adapter of a {lost} as ours is: it is not written"):
+        peft.write(tmp_path / "out", pretrained.bodies(objective), FAMILIES, objective.adapt, disturbed(objective))
+    assert not (tmp_path / "out").exists()
+
+
 def changed(directory, **entries):
     path = directory / peft.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
@@ -89,6 +103,10 @@ def changed(directory, **entries):
     ({"bias": "all"}, "a LORA adapter with bias='all' is not one of our models"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' .* it changes the base's weights"),
     ({"r": 7, "rank_pattern": {}}, r"is of rank \d, and its config says 7: save it again"),
+    ({"alpha_pattern": {"(": 2}}, r"alpha_pattern in .*adapter_config.json: .* is not .regular expression"),
+    ({"rank_pattern": {"c_attn": "4"}}, r"rank_pattern in .*adapter_config.json: .*: '4' is not a whole number"),
+    ({"lora_alpha": 0}, "lora_alpha=0 is not one of our models: it is above 0 in them"),
+    ({"alpha_pattern": {"c_fc": 0}}, "alpha_pattern=.* is not one of our models: they have numbers above 0"),
     ({"use_dora": True}, "use_dora=True, of lora_A, lora_B, lora_magnitude_vector: save it again"),
     ({"new_thing": 3}, "new_thing=3 .* we do not know what this entry does"),
 ])  # fmt: skip
@@ -96,6 +114,17 @@ def test_settings_that_are_not_ours(entries, message, tmp_path):
     modules, params = parity.base("gpt2_lora", tmp_path / "base")
     directory = changed(parity.released("gpt2_lora", tmp_path / "theirs"), **entries)
     with pytest.raises(UserError, match=message):
+        peft.read(directory, modules, FAMILIES, params)
+
+
+def test_an_adapter_without_tensors_is_no_adapter(tmp_path):
+    modules, params = parity.base("gpt2_lora", tmp_path / "base")
+    directory = changed(
+        parity.released("gpt2_lora", tmp_path / "theirs"), init_lora_weights="eva", eva_config={"rho": 2}
+    )
+    assert trees.named_leaves(peft.read(directory, modules, FAMILIES, params)[1])
+    save_file({}, directory / peft.TENSORS)
+    with pytest.raises(UserError, match="holds no tensors, so that the adapter would change nothing: save it again"):
         peft.read(directory, modules, FAMILIES, params)
 
 
@@ -133,7 +162,7 @@ def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811
     run(tmp_path / "again", places / "other.txt", LORA + init, how)
     ask = lambda path: load(path).merged().params
     contract.assert_trees_close(ask(tmp_path / "again"), ask(places / "lora"), 1e-5)
-    with pytest.raises(UserError, match="scales model/decoder/.* by 4, and LoRA.alpha and rank of the objective by 1"):
+    with pytest.raises(UserError, match="model/decoder/.* with scale=4.0, and the objective's LoRA has scale=1.0"):
         run(tmp_path / "scaled", places / "other.txt", LORA + init, [how[0], "LoRA.alpha = 8.0"])
     with pytest.raises(UserError, match="is a LoRA, and the objective's adaptation is IA3: set Experiment.adapt"):
         run(tmp_path / "ia3", places / "other.txt", "Experiment.adapt = @IA3()\n" + init)
@@ -142,3 +171,16 @@ def test_a_run_takes_an_adapter_and_gives_one(places, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match="is no adapted run: --format=hf writes its weights"):
         convert.to_peft(places / "base", tmp_path / "none")
     shutil.rmtree(tmp_path / "again")
+
+
+def test_what_was_trained_beside_an_adapter_is_told_or_refused(places, tmp_path, monkeypatch):  # noqa: F811
+    lora_run(places)
+    found = load(places / "lora")
+    more = dataclasses.replace(found.experiment, freeze=(("embed/embedding$", False),))
+    monkeypatch.setattr("launch.load", lambda *_: dataclasses.replace(found, experiment=more))
+    with pytest.raises(UserError, match="trained model/embed/embedding of its base too, and an adapter .* without it"):
+        convert.to_peft(places / "lora", tmp_path / "out")
+    tuned = dataclasses.replace(found.experiment, objective=adapted(LoRA(rank=2), "vit"))
+    params = disturbed(tuned.objective)
+    monkeypatch.setattr("launch.load", lambda *_: dataclasses.replace(found, experiment=tuned, params=params))
+    assert convert.to_peft(places / "lora", tmp_path / "out").endswith("/out, without classifier, trained too")

@@ -114,6 +114,21 @@ def test_it_resumes_bit_for_bit_and_refuses_another_base(places, tmp_path):
         half(params=["Experiment.total_steps = 4"])
 
 
+def test_a_source_with_the_same_shapes_and_other_settings_is_told_or_refused(places, tmp_path, capsys):
+    adapted(places)
+    changes = ["LoRA.alpha = 64.0", "gpt.activation = 'relu'", "gpt.dropout = 0.5"]
+    with pytest.raises(UserError, match="/lora at step 3 has .*lora_a with scale=4.0, and .* LoRA has scale=16.0: set"):
+        run(tmp_path / "again", places / "other.txt", LORA, changes, init_from=str(places / "lora"))
+    with pytest.raises(
+        UserError, match="lora at step 3 is adapted by LoRA: set Experiment.adapt = @LoRA.. as .*merged"
+    ):
+        run(tmp_path / "plain", places / "other.txt", init_from=str(places / "lora"))
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("note: "))
+    assert note.endswith(
+        "/lora at step 3 was made with other settings: model.activation is 'relu' here and 'gelu' there"
+    )
+
+
 def test_soft_tokens_begin_as_a_text_that_the_datas_tokenizer_reads(places, tmp_path):
     """Trained, evaluated and loaded by the same ids."""
     words = PROMPT + "PromptTuning.text = 'a fox'\n"

@@ -285,6 +285,16 @@ def test_the_parts_of_a_sum_draw_apart():
         np.testing.assert_array_equal(batch[f"{name}/x"], turned[f"{name}/x"])
 
 
+def test_what_parts_are_given_and_may_lack_is_the_wholes():
+    """Experiment.freeze is asked for what is given, and Experiment.init need not have a new head."""
+
+    class Tuned(miniatures.TwoTerms):
+        given, new_modules = ("tokenizer",), ("classifier",)
+
+    for whole in (Sum((("a", miniatures.Signs()), ("b", Tuned()))), Alternate((("b", Tuned()),), pattern=("b",))):
+        assert whole.given == ("tokenizer",) and whole.new_modules == ("classifier",)
+
+
 def test_stages_change_the_phase_at_their_boundary():
     stages = Stages(parts=(("first", miniatures.TwoTerms()), ("second", miniatures.Signs())), boundaries=(3,))
     assert [stages.phase(i) for i in range(5)] == ["first"] * 3 + ["second"] * 2
@@ -303,6 +313,14 @@ def test_combinator_errors():
         Sum(parts=one, coefficients=(1.0,))
     with pytest.raises(UserError, match="distinct names"):
         Sum(parts=(one[0], one[0]))
+    for parts in ((one[0][1], one[1]), (one[0], ("b", 3))):
+        with pytest.raises(UserError, match=r"Sum.parts must be \(name, objective\) pairs"):
+            Sum(parts=parts)
+    with pytest.raises(UserError, match="Sum.coefficients=.*: 'x' is neither a number nor a schedule"):
+        Sum(parts=one, coefficients=(1.0, "x"))
+    turns = Alternate(parts=one, pattern=("a", "b"))
+    with pytest.raises(UserError, match="Sum: its part 'x' is Alternate, which has phases of its own"):
+        Sum(parts=(("x", turns), ("y", miniatures.TwoTerms())))
     clash = Sum(parts=(("a", miniatures.TwoTerms()), ("b", Wide())))
     with pytest.raises(
         UserError, match=r"part 'b' has encoder/in/kernel of shape \(7, 16\), another part has it as \(8, 16\)"

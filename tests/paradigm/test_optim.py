@@ -221,6 +221,18 @@ def test_muon_leaves_embeddings_heads_and_vectors_to_adam():
     assert "decoder/layers/mlp/up/kernel" in has_nu and "logits/kernel" not in has_nu
 
 
+@pytest.mark.parametrize("name, shape, adam", [
+    ("encoder/class_token", (1, 1, 8), True), ("image_head/pool/probe", (1, 1, 8), True),
+    ("pools/caption/query", (1, 4, 8), True), ("classifier/pool/queries", (1, 1, 8), True),
+    ("classifier/output/kernel", (8, 3), True),
+    ("encoder/predict/kernel", (8, 3), True), ("predictor/fc0/kernel", (8, 3), False),
+    ("pools/caption/attention/query/kernel", (8, 2, 4), False),
+])  # fmt: skip
+def test_muon_takes_tokens_for_vectors_and_knows_heads(name, shape, adam):
+    """As a matrix of one row, a class token would be moved by sqrt(columns) times the rate, whatever its gradient."""
+    assert ("nu" in optim.Muon().init(trees.nested({name: jnp.zeros(shape)}))) == adam
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
 def test_the_step_is_the_one_given(optimizer):
     """Nothing is counted: a state taken at step 2 goes on at step 20 with that step's rate and corrections."""
@@ -328,6 +340,15 @@ def test_layer_decay_is_a_table_of_unrolled_layers(optimizer):
     assert shapes(a_state) == shapes(plain_state)
 
 
+def test_layer_decay_takes_all_that_texts_are_embedded_by():
+    """ELECTRA's get_layer_lrs: /embeddings/, which has the token types, and /embeddings_project/ have the depth 0."""
+    before = "embed/embedding", "token_types/embedding", "decoder_positions/embedding", "encoder/project/kernel"
+    names = {f"model/{name}": (4, 4) for name in (*before, "head/dense/kernel")}
+    names |= {"image_head/project/kernel": (4, 4), "model/encoder/layers/mlp/up/kernel": (3, 4, 4)}
+    factors = optim.LayerDecay(0.5).factors([(name, np.zeros(shape)) for name, shape in names.items()])
+    assert {name for name, x in factors.items() if x == 0.5**4} == {f"model/{name}" for name in before}
+
+
 def test_layer_decay_in_a_tree_of_modules():
     """Each module's embeddings go by its own depth; what has no layers beside it is a head."""
     x = lambda *shape: np.zeros(shape, np.float32)
@@ -400,11 +421,11 @@ def test_state_mirrors_the_parameters_paths(optimizer):
         ),
         (lambda: optim.LayerDecay(0.0), r"LayerDecay.rate=0.0 must lie above 0 and not above 1"),
         (lambda: optim.SGD(0.1, decay=("bias",)), r"SGD.decay: 'bias' is not \(regular expression, a number\)"),
-        (
-            lambda: optim.SGD(0.1, lr_scale=(("", "0.1"),)),
-            r"lr_scale: \('', '0.1'\) is not .regular expression, a number",
-        ),
+        (lambda: optim.SGD(0.1, decay=(("bias", "0"),)), r"SGD.decay: .* is not .regular expression, a number"),
+        (lambda: optim.SGD(0.1, lr_scale=(("", True),)), r"SGD.lr_scale: .* is not .regular expression, a number"),
         (lambda: optim.SGD(0.1, matrices=(("", 1.5),)), r"SGD.matrices: .* is not .regular expression, a whole number"),
+        (lambda: optim.Muon(adam=(("bias", 1),)), r"Muon.adam: .* is not .regular expression, True or False"),
+        (lambda: optim.LayerDecay(0.5, ("(",)), r"LayerDecay.embeddings: '\(' is no regular expression"),
     ],
 )
 def test_bad_tables(make, text):

@@ -154,5 +154,8 @@ def test_schedules_that_a_run_outlasts_or_cuts_short_are_told():
         "optimizer.rate: Cosine ends at step 20 of 50 and stays at 0.5: leave its total_steps out, and it lasts as "
         "long as the run"
     ]
+    assert list(warnings(Steps(1.0, (10, 40)), 40, "rate")) == [
+        "rate: Steps changes at step 40 and the run has 40: it never does"
+    ]
     short = for_run(Linear(1.0, warmup_steps=8), 4)  # a trial of a few steps goes on
     assert [float(short(n)) for n in (0, 2, 4)] == [0.0, 0.25, 0.5] and len(list(warnings(short, 4))) == 1

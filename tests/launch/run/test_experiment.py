@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import pytest
 
 from launch.run import registry
-from launch.run.experiment import Experiment, bound, flatten, validate
+from launch.run.experiment import Experiment, bound, flatten, validate, warnings
 from launch.storage.workdir import config_diff
 from multimodal.data import PairData
 from multimodal.towers import clip_text
+from paradigm.combine import Stages
 from paradigm.errors import UserError
 from paradigm.optim import AdamW
+from paradigm.schedule import Linear
 from tests.miniatures import BothEncoders, Miniature, TwoTerms, alternating
 from tests.multimodal import tiny
 
@@ -47,6 +49,7 @@ def test_a_good_one_passes():
     ({"clip": 0.0}, "Experiment.clip=0.0 must be positive, or None for no clipping"),
     ({"ema": 1.0}, "Experiment.ema=1.0 must lie between 0 and 1, or be None"),
     ({"ema": 1}, "Experiment.ema=1 must lie between 0 and 1, or be None"),
+    ({"ema": Linear(0.5, final=1.5)}, "Experiment.ema=Linear goes from 0.5 to 1.5: a decay lies in 0 to 1"),
     ({"seed": -1}, "Experiment.seed=-1 must lie from 0 to below 2^32"),
     ({"seed": 2**32}, "Experiment.seed=4294967296 must lie from 0 to below 2^32"),
     ({"best_mode": "low"}, "Experiment.best_mode='low' must be 'min' or 'max'"),
@@ -80,6 +83,13 @@ def test_what_another_run_has_trained_has_to_be_frozen():
     for freeze in ((), (("^encoder/in/", True),)):
         text = problem(objective=Reading(), freeze=freeze)
         assert "Reading reads 'encoder' as another run has trained it: set Experiment.freeze = (('^encoder/', " in text
+
+
+def test_a_stage_that_a_run_never_reaches_is_told():
+    stages = Stages((("one", TwoTerms()), ("two", TwoTerms())), boundaries=(10,))
+    (said,) = warnings(experiment(objective=stages))
+    assert said == "objective: 'two' begins at step 10 and the run has 10: it is never trained"
+    assert warnings(experiment(objective=stages, total_steps=11)) == []
 
 
 def test_captions_have_no_sentinels():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -16,13 +17,14 @@ import numpy as np
 import pytest
 
 from launch.aot import dry_run
-from launch.run import data, evaluation, loop, step_metrics, writers
+from launch.run import data, evaluation, initial, loop, step_metrics, writers
 from launch.run.experiment import Init
 from launch.run.program import Program
 from launch.storage import manifest
 from launch.storage.checkpoint import Checkpoints
 from multimodal.data import PairData
 from paradigm import trees
+from paradigm.combine import Sum
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.objective import Loss
@@ -240,8 +242,9 @@ def test_init_takes_several_sources_under_other_names(tmp_path):
         start(Init(str(tmp_path / "tower")), Init(str(tmp_path / "spare")))
     with pytest.raises(UserError, match="rename 'towr' matches no parameter of .*tower at step 2: correct it"):
         start(dataclasses.replace(tower_as_encoder, rename=(("towr", "x"),)))
-    with pytest.raises(UserError, match=r"Init.rename: 'to' is not \(regular expression, a text\)"):
-        start(dataclasses.replace(tower_as_encoder, rename=("to", "en")))
+    for wrong in (("to", "en"), (("(", "x"),)):
+        with pytest.raises(UserError, match=r"Init.rename: .* is not \(regular expression, a text\)"):
+            Init("tower", rename=wrong)
     with pytest.raises(UserError, match=r"Experiment.init: rename '\^tower/' to .*: invalid group reference 1"):
         start(dataclasses.replace(tower_as_encoder, rename=(("^tower/", r"\1"),)))
     with pytest.raises(UserError, match="--init_from=here and --init_partly_from=there: give one of them"):
@@ -300,6 +303,30 @@ def test_init_from_brings_running_statistics(tmp_path):
     for how in ("init_from", "init_partly_from"):
         state = loop.train(new, tmp_path / how, **{how: tmp_path / "donor"}).state
         contract.assert_trees_equal(state.extra["batch_stats"], donor.extra["batch_stats"])
+
+
+def test_running_statistics_find_their_parameters_in_parts_and_teachers():
+    """A combination keeps its parts' apart; a source need not be one, nor have its parts' names."""
+    place = lambda mean, *at: functools.reduce(lambda tree, name: {name: tree}, at[::-1], {"encoder": {"mean": mean}})
+    alone, of_teacher = place(np.ones(2), "batch_stats"), place(np.zeros(2), "teacher", "batch_stats")
+    joined = place(2 * np.ones(2), "clip", "batch_stats") | place(3 * np.ones(2), "simclr", "batch_stats")
+    found = lambda wanted, source: {
+        name: x[0] for name, x in initial.stats_for(*map(initial.running_stats, (wanted, source))).items()
+    }
+    parts = "clip/batch_stats/encoder/mean", "simclr/batch_stats/encoder/mean"
+    assert found(joined, alone | of_teacher) == dict.fromkeys(parts, 1.0)
+    assert found(joined, joined) == dict(zip(parts, (2.0, 3.0)))
+    assert found(alone | of_teacher, place(np.ones(2), "simclr", "batch_stats")) == {
+        "batch_stats/encoder/mean": 1.0, "teacher/batch_stats/encoder/mean": 1.0}  # fmt: skip
+    assert found(alone, place(np.ones(3), "batch_stats")) == {}
+
+
+def test_init_from_brings_running_statistics_to_a_part(tmp_path):
+    donor = loop.train(small.experiment(miniatures.RunningStatistics(), total_steps=2), tmp_path / "donor").state
+    both = Sum((("one", miniatures.RunningStatistics(still=True)), ("two", miniatures.TwoTerms())))
+    new = small.experiment(both, total_steps=1, seed=7, optimizer=Still())
+    state = loop.train(new, tmp_path / "new", init_from=tmp_path / "donor").state
+    contract.assert_trees_equal(state.extra["one"]["batch_stats"], donor.extra["batch_stats"])
 
 
 def test_other_data_are_refused(tmp_path):
