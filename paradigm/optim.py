@@ -174,7 +174,7 @@ class Optimizer:
             UserError: a rule that matches no parameter.
         """
         named = trees.named_leaves(params)
-        for table, _ in self.tables:
+        for table in self.tables:
             for pattern, _ in getattr(self, table):
                 if not any(re.search(pattern, name) for name, _ in named):
                     raise UserError(
