@@ -18,6 +18,7 @@ KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv",
          ".bio": "conll"}  # fmt: skip
 WITHOUT_LINES = ("json", "columns", "splits", "squad", "parquet", "arrow")  # whose records have a number and no line
 _DATASETS = ("dataset_info.json", "dataset_dict.json", "state.json")  # what the datasets library puts beside its .arrow
+_CONLLU = ["id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc"]
 _ROWS = ("data", "rows", "records", "examples", "items")  # the one list of an object that says more about it
 _FIELD_BYTES = 16 << 20  # of one quoted cell of a csv file; a longer one is taken for a quote that is left open
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -235,25 +236,27 @@ def _sentences(piece, columns):
     """Records of lists, a sentence each: {"tokens": [...], "tags": [...]} of a line a token, an empty one between.
 
     Of more than two columns the first and the last have those names and the others column2, column3 ..., unless
-    `columns` says otherwise. Lines of -DOCSTART- and, in files of three and more columns, # comments are left out.
+    `columns` says otherwise; of .conllu all have those of Universal Dependencies. Lines of -DOCSTART- and, in files of
+    three and more columns, # comments are left out, and of .conllu those of several words or none (1-2, 8.1).
     """
-    begin, cells, wrong, names = None, [], None, list(columns)
+    universal = unpacked_ending(place_of(piece)) == ".conllu"
+    names = list(columns) or (_CONLLU if universal else _names_of_columns(piece))
+    begin, cells, wrong = None, [], None
 
     def sentence():
         return begin, wrong or dict(zip(names, map(list, zip(*cells))))
 
     for number, line in lines(piece):
         line = line.rstrip("\r\n")
-        found = line.split("\t") if "\t" in line else line.split()
+        found = _columns_of(line)
         if not line.strip() or found[0] == "-DOCSTART-":
             if cells or wrong:
                 yield sentence()
             begin, cells, wrong = None, [], None
             continue
-        if len(names) > 2 and line.startswith("# "):
+        if (len(names) > 2 and line.startswith("# ")) or (universal and re.fullmatch(r"\d+[-.]\d+", found[0])):
             continue
         begin = begin or number
-        names = names or ["tokens", *(f"column{k}" for k in range(2, len(found))), "tags"][: max(len(found), 2)]
         if _UNDECODED.search(line):
             wrong = wrong or ValueError("is not UTF-8")
         elif len(found) != len(names):
@@ -261,6 +264,22 @@ def _sentences(piece, columns):
         cells.append(found)
     if cells or wrong:
         yield sentence()
+
+
+def _names_of_columns(piece):
+    """By the first line that is no comment; of a file of such lines alone, by the last."""
+    count = 0
+    for _, line in lines(piece):
+        if line.strip() and not line.startswith("-DOCSTART-"):
+            count = len(_columns_of(line))
+            if not line.startswith("# "):
+                break
+    return ["tokens", *(f"column{k}" for k in range(2, count)), "tags"][: max(count, 2)]
+
+
+def _columns_of(line):
+    line = line.rstrip("\r\n")
+    return line.split("\t") if "\t" in line else line.split()
 
 
 def parquet_stretches(piece):

@@ -236,6 +236,24 @@ def test_labels_of_every_kind_are_stored_and_read(tmp_path):
     assert built.source()[0]["words"].tolist() == [0, 4]
 
 
+def test_comments_before_the_first_sentence_name_no_columns(tmp_path):
+    """Universal Dependencies' files begin with them; their columns have names, and a word of two is left out."""
+    words = ["1-2\tdon't", "1\tdo", "2\tn't", "2.1\tgo"]
+    lines = ["# sent_id = 1", "# text = don't", *(f"{w}\t_\tX{k}" + "\t_" * 6 for k, w in enumerate(words)), "", ""]
+    (tmp_path / "a.conllu").write_text("\n".join(lines))
+    (tmp_path / "a.conll").write_text("# id 5\nAnn NNP B-NP B-PER\nsat VBD B-VP O\n\n# 6\nhe PRP B-NP O\n")
+    (tmp_path / "b.conll").write_text("# O\nAnn B-PER\n")
+    read = lambda name, **how: TextRecords(str(tmp_path / name), label_kind="tags", valid=0.0, **how).build(
+        tmp_path / f"{name}.out", workers=1
+    )
+    fields = lambda data: [data.source()[k]["fields"] for k in range(len(data.source()))]
+    found = read("a.conllu", input="{form}", label="upos")
+    assert found.classes == ("X1", "X2") and fields(found)[0]["form"] == ["do", "n't"]
+    found = read("a.conll")
+    assert [row["tokens"] for row in fields(found)] == [["Ann", "sat"], ["he"]] and found.meta["broken"]["records"] == 0
+    assert fields(read("b.conll")) == [{"tokens": ["#", "Ann"], "tags": ["O", "B-PER"]}]  # of two columns: a token
+
+
 def test_a_conll_file_with_one_of_each_oddity(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("-DOCSTART- -X- O\n\nEU NNP B-org\nrejects VBZ O\n\n\nbroken line\nx y O\n\nlast NN O")
