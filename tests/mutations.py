@@ -316,7 +316,7 @@ ROWS = (
     # models asked in a notebook
     ("t5like/features.py", "return [v.start], []", "return [], []", "launch/test_load", "embed_texts"),
     ("t5like/features.py", "1 << (max(lengths) - 1).bit_length()", "1 << (min(lengths) - 1).bit_length()", "launch/test_load", "embed_texts"),
-    ("multimodal/ask.py", "np.float64(objective.scale(variables[\"params\"])) * cosines", "1.0 * cosines", "multimodal/test_zero_shot", "asked_in_a_notebook"),
+    ("multimodal/ask.py", "np.float64(objective.scale(variables[\"params\"])) *", "1.0 *", "multimodal/test_zero_shot", "asked_in_a_notebook"),
     ("vision/ask.py", "np.argsort(-chances, kind", "np.argsort(chances, kind", "launch/test_load", "pictures_are_classified"),
 )  # fmt: skip
 
