@@ -104,7 +104,7 @@ def changed(directory, **entries):
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' .* it changes the base's weights"),
     ({"r": 7, "rank_pattern": {}}, r"is of rank \d, and its config says 7: save it again"),
     ({"alpha_pattern": {"(": 2}}, r"alpha_pattern in .*adapter_config.json: .* is not .regular expression"),
-    ({"rank_pattern": {"c_attn": "4"}}, r"rank_pattern in .*_config.json: .* is not .regular expression, a whole number"),
+    ({"rank_pattern": {"c_attn": "4"}}, r"rank_pattern in .*: .* is not .regular expression, a whole number"),
     ({"lora_alpha": 0}, "lora_alpha=0 is not one of our models: it is above 0 in them"),
     ({"alpha_pattern": {"c_fc": 0}}, "alpha_pattern=.* is not one of our models: they have numbers above 0"),
     ({"use_dora": True}, "use_dora=True, of lora_A, lora_B, lora_magnitude_vector: save it again"),
