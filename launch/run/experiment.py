@@ -21,7 +21,8 @@ class Init:
     """Where parameters of a new run come from.
 
     path: a run directory, one checkpoint in it (DIR/checkpoints/120), a directory of the transformers library's
-        save_pretrained, or one of the peft library's behind that of its base; a path or a URL.
+        save_pretrained, or one of the peft library's behind that of its base; a path or a URL. Of a run the parameters
+        by which it is evaluated: their average, where one is kept.
     rename: ((regex, replacement), ...) on the names of its leaves, 'a/b/kernel': the first whose regex is found
         rewrites the name as re.sub does. (('^model/', 'text/'),) makes a text model the text tower.
     strict: all that is there has to have its place and shape in the model; and where every source is strict, all of

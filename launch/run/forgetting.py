@@ -8,7 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from launch.run.initial import running_stats, stats_for
+from launch.run.initial import evaluated, running_stats, stats_for
 from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.objective import BODIES
@@ -34,7 +34,7 @@ def adapted_state(program, checkpoints, other, where, step=None):
     own = checkpoints.needed(checkpoints.arrays(step, ("params", "extra")))
     new = other.needed(other.arrays(None, ("params", "extra")))
     wanted = dict(trees.named_leaves(program.state.all_params))
-    given, found = _weights(own[1]), _weights(new[1])
+    given, found = evaluated(own[1]), evaluated(new[1])
     given = {name: x for name, x in given.items() if name in wanted}
     fits = {name: x for name, x in found.items() if name in wanted and x.shape == wanted[name].shape}
     bodies = [name for name in wanted if name.split("/")[0] in BODIES]
@@ -48,9 +48,3 @@ def adapted_state(program, checkpoints, other, where, step=None):
     stats = own_stats | stats_for(own_stats, new_stats)
     as_wanted = {name: jnp.asarray(x, wanted[name].dtype) for name, x in (given | fits).items()}
     return program.init(as_wanted, stats), own[0]
-
-
-def _weights(arrays):
-    """{name: array} that evaluation uses: the average where one is kept."""
-    named = dict(trees.named_leaves(arrays["params"]))
-    return named | dict(trees.named_leaves(arrays.get("extra", {}).get("ema", {})))

@@ -39,6 +39,12 @@ def make_state(experiment, given=None, stats=None):
     return state.replace(extra=trees.named_map(taken(stats), state.extra)) if stats else state
 
 
+def evaluated(arrays):
+    """{name: array} of the parameters in a checkpoint by which its run is evaluated: the average, where one is kept."""
+    named = dict(trees.named_leaves(arrays["params"]))
+    return named | dict(trees.named_leaves(arrays.get("extra", {}).get("ema", {})))
+
+
 def running_stats(extra):
     """{name in extra: leaf} of running statistics, a combination's parts' and a teacher's too."""
     return {name: x for name, x in trees.named_leaves(extra) if "batch_stats" in name.split("/")}
@@ -193,8 +199,9 @@ def _read(init, objective, base):
                 "transformers library's save_pretrained"
             )
         step, arrays, meta = found
-        params, stats = arrays["params"], running_stats(arrays.get("extra", {}))
-        where, about = f"{path} at step {step}", _about(path, meta)
+        params, stats = trees.nested(evaluated(arrays)), running_stats(arrays.get("extra", {}))
+        averaged = ", averaged," if "ema" in arrays.get("extra", {}) else ""
+        where, about = f"{path} at step {step}{averaged}", _about(path, meta)
     for pattern, _ in init.rename:
         if not any(re.search(pattern, name) for name, _ in trees.named_leaves(params)):
             raise UserError(f"Experiment.init: rename {pattern!r} matches no parameter of {where}: correct it")

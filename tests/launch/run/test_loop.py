@@ -221,6 +221,16 @@ def test_init_partly_from_takes_what_matches_and_says_so(tmp_path, capsys):
         loop.train(nothing, tmp_path / "nothing", init_partly_from=tmp_path / "donor")
 
 
+def test_init_takes_the_average_by_which_a_run_is_evaluated(tmp_path, capsys):
+    donor = loop.train(small.experiment(total_steps=2, ema=0.5), tmp_path / "donor").state
+    experiment = small.experiment(total_steps=1, seed=7, optimizer=Still())
+    state = loop.train(experiment, tmp_path / "new", init_from=tmp_path / "donor").state
+    assert "started from the parameters of" in (said := capsys.readouterr().out) and "at step 2, averaged," in said
+    contract.assert_trees_equal(state.params, donor.extra["ema"])
+    with pytest.raises(AssertionError):
+        contract.assert_trees_equal(state.params, donor.params)
+
+
 ENCODER = (("^encoder/", True),)
 
 
