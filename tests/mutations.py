@@ -313,7 +313,7 @@ ROWS = (
     ("t5like/likelihood.py", "for k in spread(len(records), count)", "for k in range(count)", "t5like/test_sentences", "fair_part"),
     ("t5like/unknown.py", "ids == vocabulary.unk", "ids == vocabulary.pad", "t5like/test_data", "does_not_know"),
     ("launch/run/data.py", "parquet tsv csv beside wds", "tsv", "launch/run/test_loop", "every_kind_of_source"),
-    ("launch/run/initial.py", 'arrays.get("extra", {}).get("ema", {})', 'arrays.get("extra", {}).get("", {})', "launch/run/test_loop", "takes_the_average"),
+    ("launch/run/initial.py", 'arrays.get("extra", {}).get("ema", {})', 'arrays.get("extra", {}).get("", {})', "launch/run/test_initial", "takes_the_average"),
     # models asked in a notebook
     ("t5like/features.py", "return [v.start], []", "return [], []", "launch/test_load", "embed_texts"),
     ("t5like/features.py", "1 << (max(lengths) - 1).bit_length()", "1 << (min(lengths) - 1).bit_length()", "launch/test_load", "embed_texts"),

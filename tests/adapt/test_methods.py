@@ -216,7 +216,7 @@ def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():
     (lambda: LoRA(rank=0), "LoRA.rank=0.* a rank is at least 1"),
     (lambda: LoRA(dropout=1.0), "LoRA.dropout=1.0 must lie from 0 to below 1"),
     (lambda: LoRA(targets=("(",)), "LoRA.targets: '.' is no regular expression: missing"),
-    (lambda: LoRA(ranks=(("query", "3"),)), "LoRA.ranks: .* '3' is not a whole number"),
+    (lambda: LoRA(ranks=(("query", "3"),)), "LoRA.ranks: .* is not .regular expression, a whole number"),
     (lambda: LoRA(alphas=(("query", 0.0),)), "LoRA.alpha=16.0, alphas=.* what is added is times alpha, above 0"),
     (lambda: BottleneckAdapter(where="("), "BottleneckAdapter.where: '.' is no regular expression"),
     (lambda: PromptTuning(where="("), "PromptTuning.where: '.' is no regular expression"),
