@@ -8,6 +8,7 @@ run.infill("The <X> sat on <Y> mat")
 `load` and everything here imports on first use: importing `launch` takes no time, and brings no jax.
 """
 
+import collections.abc
 import dataclasses
 from typing import Any
 
@@ -87,7 +88,10 @@ class Run:
     def variables(self, which=None):
         """Variables for apply: "online", "ema" or "teacher"; None for what evaluation uses (ema, if kept)."""
         which = which or ("online" if self.experiment.ema is None else "ema")
-        return self.objective.variables(self.params, self.extra, which)
+        try:
+            return self.objective.variables(self.params, self.extra, which)
+        except KeyError as error:
+            raise UserError(f"which={which!r}: {error.args[0]}: leave it out for those of evaluation") from None
 
     def merged(self):
         """The Run of the base model that computes what this adapted one does, with the weights of evaluation.
@@ -116,6 +120,7 @@ class Run:
         for texts; pictures as in vision.ask.pictures. Where a run reads both, a str is a text."""
         from paradigm.capabilities import ImageFeatures, PairEmbedding, TextFeatures, ask, parts
 
+        inputs = _listed(inputs)
         for part in parts(self.objective):
             one, variables = part.objective, part.variables(self.variables(which))
             if isinstance(one, PairEmbedding):
@@ -141,6 +146,7 @@ class Run:
         in multimodal.ask.classify."""
         from paradigm.capabilities import ClassifyingPictures, PairEmbedding, ask, parts
 
+        inputs = _listed(inputs)
         if classes is not None:
             from multimodal.ask import classify
 
@@ -163,7 +169,7 @@ class Run:
         from vision.ask import segment
 
         part = ask(Segmenting, self.objective, "segment", "load a run that was trained for it")
-        return segment(part.objective, part.variables(self.variables(which)), images)
+        return segment(part.objective, part.variables(self.variables(which)), _listed(images))
 
     def tag(self, words, which=None):
         """[(word, its tag)] of a list of words, or of a text. As t5like.tasks.ask.tag."""
@@ -175,7 +181,7 @@ class Run:
 
     def rewrite(self, texts, which=None, **how):
         """What is written for a text, or for each of a list. `how` as in t5like.tasks.ask.rewrite."""
-        return self._asked("rewrite", "Rewriting", texts, which, **how)
+        return self._asked("rewrite", "Rewriting", _listed(texts), which, **how)
 
     def _asked(self, name, capability, *inputs, **how):
         """A function of t5like.tasks.ask, given what it is for."""
@@ -229,7 +235,7 @@ class Run:
         part = ask(Captioning, self.objective, "caption", "use an objective that writes captions")
         variables = part.variables(self.variables(which))
         tokenizer = part.objective.tokenizer or self.tokenizer
-        return self._timed(caption, part.objective, variables, tokenizer, images, prompt, **how)
+        return self._timed(caption, part.objective, variables, tokenizer, _listed(images), prompt, **how)
 
     def _timed(self, function, *inputs, **how):
         """What a function gives; `speed` is then its own."""
@@ -248,3 +254,14 @@ class Run:
 
         able = lambda capability: any(isinstance(part.objective, capability) for part in parts(self.objective))
         return instead(able(Infilling), able(Generating))
+
+
+def _listed(inputs):
+    """What a method is asked about: a column of a table, a generator or another array than numpy's as a list or as
+    numpy's; one text, one picture and a list as they are."""
+    import numpy as np
+
+    if isinstance(inputs, (str, list, tuple)) or not isinstance(inputs, collections.abc.Iterable):
+        return inputs
+    found = np.asarray(inputs) if hasattr(inputs, "__array__") else list(inputs)
+    return found if isinstance(found, list) or found.dtype.kind not in "OTU" else found.tolist()

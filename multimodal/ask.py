@@ -20,7 +20,7 @@ def embed(objective, variables, tokenizer, inputs):
     """
     if isinstance(inputs, str):
         return embed_texts(objective, variables, [inputs], tokenizer)[0]
-    if isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str):
+    if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(one, str) for one in inputs):
         return embed_texts(objective, variables, list(inputs), tokenizer)
     rows, alone = asked(towers(objective)[0], objective, variables, inputs)
     return rows[0] if alone else np.reshape(rows, (len(rows), objective.width))
@@ -35,13 +35,18 @@ def classify(objective, variables, tokenizer, images, classes, templates="photo"
         the objective's scale times the cosines.
 
     Raises:
-        UserError: fewer than two classes, an unknown set of templates, and what `embed` raises.
+        UserError: fewer than two classes, one of no name or named twice, an unknown set of templates, and what `embed`
+            raises.
     """
-    if isinstance(classes, str) or len(classes) < 2:
+    known = () if isinstance(classes, str) else tuple(classes)
+    if len(known) < 2 or not all(isinstance(name, str) for name in known):
         raise UserError(f"classify: classes={classes!r}: give the names of two or more to choose among")
+    known = tuple(map(str, known))
+    if twice := next((name for name in known if known.count(name) > 1), None):
+        raise UserError(f"classify: the class {twice!r} is named twice, and would take its share twice: name it once")
     rows, alone = asked(towers(objective)[0], objective, variables, images)
-    names = class_vectors(objective, variables, list(classes), templates, tokenizer)
+    names = class_vectors(objective, variables, known, templates, tokenizer)
     logits = np.float64(objective.scale(variables["params"])) * np.float64(rows) @ names.T if rows else ()
     odds = [np.exp(row - row.max()) for row in logits]
-    found = [classified(row / row.sum(), tuple(classes)) for row in odds]
+    found = [classified(row / row.sum(), known) for row in odds]
     return found[0] if alone else found

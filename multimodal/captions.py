@@ -18,7 +18,7 @@ from paradigm.partition import constrain
 from paradigm.records import Subset
 from t5like.baselines import CountingBaseline, kneser_ney
 from t5like.decode import Sampling, decode_rows
-from vision.ask import pictures
+from vision.ask import TOGETHER, pictures
 from vision.probe import BATCH
 
 LEARN = 20_000  # captions that the bigram baseline counts at most
@@ -74,9 +74,13 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
     """
     images, _ = pictures(images, objective.encoder.channels)
     prepared = [objective.preprocess.image({"image": image}, None, 0, False) for image in images]
-    batch = {name: np.stack([one[name] for one in prepared]) for name in ("image", "aspect")}
-    sampling = Sampling(temperature, top_k, top_p)
-    return write(objective, variables, batch, tokenizer, [prompt] * len(images), sampling, max_new_tokens, seed)
+    sampling, found = Sampling(temperature, top_k, top_p), []
+    for start in range(0, len(prepared), TOGETHER):
+        some = prepared[start : start + TOGETHER]
+        batch = {name: np.stack([one[name] for one in some]) for name in ("image", "aspect")}
+        prompts = [prompt] * len(some)
+        found += write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tokens, seed + start)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,13 +79,13 @@ def pictures(images, channels):
     """(a list of arrays, whether one picture was given and not several).
 
     Args:
-        images: arrays uint8 [h, w, C] of any sizes, Pillow's pictures or paths of files, which are read as data are; or
-            one of these.
+        images: a list of arrays uint8 [h, w, C] of any sizes, Pillow's pictures or paths of files, which are read as
+            data are; or one of these.
 
     Raises:
         UserError: a path where no picture is.
     """
-    alone = isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, np.ndarray) and images.ndim < 4
+    alone = not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) < 4
     return [_pixels(one, channels) for one in ([images] if alone else images)], alone
 
 

@@ -110,6 +110,17 @@ def test_generate(tmp_path):
         images.infill("The <X> sat")
 
 
+class Column:
+    """One of a table, as pandas has them: no list, and asked whether it is empty it refuses to say."""
+
+    __init__ = lambda self, values: setattr(self, "values", values)
+    __iter__ = lambda self: iter(self.values)
+    __array__ = lambda self, *_, **__: np.array(self.values, object)
+
+    def __bool__(self):
+        raise ValueError("the truth value is ambiguous")
+
+
 def test_embed_texts(tmp_path):
     """The mean over a text's tokens, however many others it is read with and whatever their length."""
     make_run(tmp_path, NEXT)
@@ -119,6 +130,8 @@ def test_embed_texts(tmp_path):
     hidden, _, _ = run.objective.apply("model", run.variables(), ids, None, np.ones_like(ids), method="hidden")
     np.testing.assert_allclose(found[0], np.asarray(hidden)[0].mean(0), atol=1e-5)
     np.testing.assert_allclose(run.embed(texts[1]), found[1], atol=1e-5)
+    for several in (Column(texts), iter(texts), np.array(texts)):
+        np.testing.assert_array_equal(run.embed(several), found)
     middle = run.embed(texts[0], layer=0)
     assert middle.shape == found[0].shape and not np.allclose(middle, found[0])
     with pytest.raises(UserError, match="^embed: pool='cls': a Decoder's first place has seen nothing of the text"):
@@ -128,6 +141,13 @@ def test_embed_texts(tmp_path):
         run.embed(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="^classify.classes=.*: NextToken cannot embed pictures and texts, .*leave cla"):
         run.classify("Once", classes=["a", "b"])
+
+
+def test_variables_that_a_run_has_not(tmp_path):
+    make_run(tmp_path, NEXT)
+    for which in ("ema", "tutor"):
+        with pytest.raises(UserError, match=f"^which='{which}': NextToken has no variables .* here: leave it out"):
+            load(tmp_path).variables(which)
 
 
 def test_embed_refuses_what_has_no_position(tmp_path):
@@ -183,6 +203,8 @@ def test_pictures_are_classified_by_a_run_its_adaptation_and_what_that_is_merged
     assert run.classify(images[1]).chances == pytest.approx(found[1].chances)
     assert run.merged().classify(images[1]).chances == pytest.approx(found[1].chances, abs=1e-5)
     assert run.classify([]) == []
+    assert run.classify(jax.numpy.asarray(images[1])).chances == pytest.approx(found[1].chances)
+    assert run.classify(iter(images))[1].chances == pytest.approx(found[1].chances)
     wanted, _ = run.objective.features(run.variables(), view)
     np.testing.assert_allclose(run.embed(images)[1], np.asarray(wanted)[0], atol=1e-5)
     np.testing.assert_allclose(run.embed(images[1]), np.asarray(wanted)[0], atol=1e-5)
@@ -193,15 +215,20 @@ def test_pictures_are_classified_by_a_run_its_adaptation_and_what_that_is_merged
         run.segment(images)
     with pytest.raises(UserError, match="pictures have 1 channels and the encoder reads 3"):
         run.classify(images[0][..., :1])
+    with pytest.raises(UserError, match=r"^a picture is object \[\]: sources give uint8"):
+        run.classify(None)
 
 
-def test_caption(tmp_path):
+def test_caption(tmp_path, monkeypatch):
     """One string a picture, which begins with the prompt; who cannot caption says who can."""
     make_run(tmp_path / "captions", CAPTIONS, ByteTokenizer(0))
     run, pictures = load(tmp_path / "captions"), [np.zeros((9, 7, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)]
     found = run.caption(pictures, "ab")
     assert len(found) == 2 and all(text.startswith("ab") for text in found)
     assert found == run.caption(pictures, prompt="ab") and len(run.caption(pictures[0], temperature=1.0, seed=2)) == 1
+    assert run.caption([]) == []
+    monkeypatch.setattr("multimodal.captions.TOGETHER", 1)
+    assert run.caption(pictures, "ab") == found
     make_run(tmp_path / "next", NEXT)
     with pytest.raises(UserError, match="caption: NextToken cannot caption pictures, .*CapPa.*can: use an objective"):
         load(tmp_path / "next").caption(pictures)
