@@ -202,7 +202,7 @@ def _family(title, model_type, model, own):
         free=frozenset({"max_length", "dropout"}),  # the library drops attention's weights alone
         rename=prefixed("model."),
         ignored=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # old files hold the frequencies
-        irrelevant=("max_position_embeddings", "pretraining_tp"),
+        irrelevant=("is_decoder", "max_position_embeddings", "pretraining_tp"),
     )
 
 

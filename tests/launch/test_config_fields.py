@@ -119,5 +119,8 @@ def test_what_old_released_files_hold_beside_it():
     assert modules(clip) == modules(CONFIGS["clip"])
     with pytest.raises(UserError, match="text_config.add_cross_attention=True is not one of our models"):
         modules(clip | {"text_config": clip["text_config"] | {"add_cross_attention": True}})
+    for case in ("bert", "roberta", "electra"):  # which then see what came before alone
+        with pytest.raises(UserError, match="with is_decoder=True is not one of our models: they have False"):
+            modules(CONFIGS[case] | {"is_decoder": True})
     with pytest.raises(UserError, match="a T5 with tie_encoder_decoder=True is not one of our models"):
         modules(CONFIGS["t5_v1_0"] | {"tie_encoder_decoder": True})
