@@ -119,7 +119,10 @@ def test_what_old_released_files_hold_beside_it():
     assert modules(clip) == modules(CONFIGS["clip"])
     with pytest.raises(UserError, match="text_config.add_cross_attention=True is not one of our models"):
         modules(clip | {"text_config": clip["text_config"] | {"add_cross_attention": True}})
-    for case, more in (("qwen2", {"use_mrope": False}), ("llama", {"rope_interleaved": False, "is_llama_config": True})):
+    for case, more in (
+        ("qwen2", {"use_mrope": False}),
+        ("llama", {"rope_interleaved": False, "is_llama_config": True}),
+    ):
         assert modules(CONFIGS[case] | more) == modules(CONFIGS[case])  # Qwen2.5, SmolLM2
     large = {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 3, "num_hidden_layers": 2}
     again = modules(clip | {"text_config_dict": large})["text"]  # clip-vit-large-patch14: the library reads it alone
