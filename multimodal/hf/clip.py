@@ -39,9 +39,17 @@ class PatchPositions:
         return [tensor, np.zeros(shapes[1], np.float32)]
 
 
+def _side(config, name):
+    """vision_config or text_config. Old files may say it again as NAME_dict, and then the library reads that alone."""
+    if config.get(f"{name}_dict", None, dict) is not None:
+        config.get(name, None, dict)
+        name = f"{name}_dict"
+    return config.part(name, SIDE_IRRELEVANT)
+
+
 def _modules(config, tensors):
     del tensors
-    image, text = config.part("vision_config", SIDE_IRRELEVANT), config.part("text_config", SIDE_IRRELEVANT)
+    image, text = _side(config, "vision_config"), _side(config, "text_config")
     fields, width = text_fields(text, _TEXT), config.get("projection_dim", 512)
     end = text.get("eos_token_id", 49407)
     # Old files say 2 whatever their captions end with, and the library then pools at the highest id of each.

@@ -11,7 +11,7 @@ IRRELEVANT = frozenset(
     tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 use_cache use_return_dict
 
     chunk_size_feed_forward gradient_checkpointing initializer_factor initializer_range classifier_dropout
-    _num_labels is_decoder cross_attention_hidden_size
+    _num_labels cross_attention_hidden_size
 
     bad_words_ids begin_suppress_tokens bos_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
@@ -20,8 +20,9 @@ IRRELEVANT = frozenset(
     suppress_tokens temperature top_k top_p typical_p
     """.split()
 )
-# Of every model, where it says nothing of its own.
-_LIBRARY = {"is_encoder_decoder": False, "add_cross_attention": False, "tie_encoder_decoder": False, "pruned_heads": {}}
+# Of every model, where it says nothing of its own. is_decoder: BERT's like then sees what came before alone.
+_LIBRARY = {"is_encoder_decoder": False, "is_decoder": False, "add_cross_attention": False,
+            "tie_encoder_decoder": False, "pruned_heads": {}}  # fmt: skip
 _NEEDED = object()
 
 

@@ -133,14 +133,15 @@ def load(path, leaves, abstract, tensors):
             found); two names of one tensor that differ; one that is not finite, or not the constant that it must be.
     """
     abstract = dict(trees.named_leaves(abstract))
-    absent = [leaf for leaf in leaves if isinstance(leaf.how, Absent)]
-    leaves = [leaf for leaf in leaves if leaf not in absent]
-    stored = {leaf: [name for name in (leaf.name, *leaf.aliases) if name in tensors] for leaf in leaves}
+    named = {leaf: [name for name in (leaf.name, *leaf.aliases) if name in tensors] for leaf in leaves}
+    constant = {leaf: leaf.how.value for leaf in leaves if isinstance(leaf.how, Absent)}
+    constant |= {leaf: leaf.missing for leaf in leaves if leaf.missing is not None and not named[leaf]}
+    stored = {leaf: names for leaf, names in named.items() if leaf not in constant}
     _check(stored, tensors, abstract, path)
     out = {name: np.empty(x.shape, np.float32) for name, x in abstract.items()}
-    for leaf in absent:
+    for leaf, value in constant.items():
         for name in leaf.paths:
-            out[name][... if leaf.layer is None else leaf.layer] = leaf.how.value
+            out[name][... if leaf.layer is None else leaf.layer] = value
     for leaf, (first, *others) in stored.items():
         tensor = tensors.read(first)
         if not np.isfinite(tensor).all():

@@ -105,7 +105,8 @@ class Leaf:
     """One tensor of a file, and its place in our tree.
 
     name: the tensor's. paths: our leaf, or those that the tensor holds. how: see above. layer: index on the stacked
-    axis, or None. aliases: other names of the tensor in released files.
+    axis, or None. aliases: other names of the tensor in released files. missing: what ours is where a file lacks it;
+    None: a file must have it.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Leaf:
     how: Any = Table()
     layer: int | None = None
     aliases: tuple = ()
+    missing: float | None = None
 
 
 # ---- Rows (tensor, our paths in one string, how), of which the tables are made ---------------------------------------

@@ -2,10 +2,11 @@
 
 from paradigm.hf import MEANING, Leaf, Table, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
-from t5like.hf.common import ACTIVATIONS, decoder_layers, text_family
+from t5like.hf.common import ACTIVATIONS, decoder_layers, prefixed, text_family
 from t5like.models import EncoderDecoder
 
 _OFFSET = 2  # the library's BartLearnedPositionalEmbedding: the first two rows are of padding
+_LOGITS_BIAS = "final_logits_bias"  # not in the files of a bare BartModel, as bart-base and bart-large are
 # Of training or of classifiers, or read by no version of the library.
 _IRRELEVANT = ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "num_hidden_layers",
                "add_bias_logits", "extra_pos_embeddings", "static_position_embeddings", "decoder_start_token_id",
@@ -90,7 +91,7 @@ def _leaves(post):
         aliases = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
         found = [
             Leaf("model.shared.weight", ("embed/embedding",), aliases=aliases),
-            Leaf("final_logits_bias", ("head/bias",), Table(1)),
+            Leaf(_LOGITS_BIAS, ("head/bias",), Table(1), missing=0.0),
         ]
         sides = (
             ("encoder", model.layers, "positions", [*own, *mlp]),
@@ -116,6 +117,7 @@ def _family(title, kind, architecture, post):
         _model(post),
         _config(kind, architecture, post),
         _leaves(post),
+        rename=prefixed("model.", _LOGITS_BIAS),
         irrelevant=_IRRELEVANT,
         ignored=r"model\.(encoder|decoder)\.version",
     )

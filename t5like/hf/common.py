@@ -38,10 +38,10 @@ def text_family(title, model_type, kind, positions, model, config, leaves, **how
     )
 
 
-def prefixed(prefix):
-    """name -> the same below a prefix that some files leave out."""
-    return functools.partial(_prefixed, prefix)
+def prefixed(prefix, *beside):
+    """name -> the same below a prefix that some files leave out. beside: names that have none."""
+    return functools.partial(_prefixed, prefix, beside)
 
 
-def _prefixed(prefix, name):
-    return name if name.startswith((prefix, "lm_head.")) else prefix + name
+def _prefixed(prefix, beside, name):
+    return name if name.startswith((prefix, "lm_head.", *beside)) else prefix + name

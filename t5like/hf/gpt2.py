@@ -8,7 +8,7 @@ from t5like.models import Decoder
 # Of heads that classify; the order of the softmax's arithmetic; n_ctx is what old files call n_positions beside it.
 _IRRELEVANT = ("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
                "summary_use_proj", "reorder_and_upcast_attn", "n_ctx",
-    "predict_special_tokens")  # fmt: skip
+    "predict_special_tokens", "is_decoder")  # fmt: skip
 
 
 def _model(config, tensors):

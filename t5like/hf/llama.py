@@ -39,6 +39,7 @@ def _model(config, **fields):
 
 def _llama(config, tensors):
     attention = config.get("attention_bias", False)
+    config.only(rope_interleaved=False)  # in SmolLM's files, and read by no version of the library
     return _model(config, bias=config.get("mlp_bias", False), qkv_bias=attention, out_bias=attention)
 
 
@@ -51,6 +52,7 @@ def _mistral(config, tensors):
 
 
 def _qwen2(config, tensors):
+    config.only(use_mrope=False)  # in Qwen2.5's files, and read by no version of the library
     return _model(config, qkv_bias=True, window=_window(config))
 
 
@@ -202,7 +204,7 @@ def _family(title, model_type, model, own):
         free=frozenset({"max_length", "dropout"}),  # the library drops attention's weights alone
         rename=prefixed("model."),
         ignored=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",  # old files hold the frequencies
-        irrelevant=("max_position_embeddings", "pretraining_tp"),
+        irrelevant=("is_decoder", "is_llama_config", "max_position_embeddings", "pretraining_tp"),
     )
 
 

@@ -5,11 +5,11 @@ import dataclasses
 from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 from paradigm.hf.leaves import Absent, Vector
+from t5like.hf.common import ACTIVATIONS as OF_HEAD
 from t5like.hf.common import text_family
 from t5like.models import Encoder
 
 ACTIVATIONS = {"gelu": "gated_gelu_exact", "gelu_pytorch_tanh": "gated_gelu", "silu": "gated_silu"}
-OF_HEAD = {"gated_gelu_exact": "gelu_exact", "gated_gelu": "gelu", "gated_silu": "silu"}
 THETA, LOCAL_THETA = 160_000.0, 10_000.0
 
 
@@ -45,7 +45,6 @@ def _model(config, tensors):
     width = config.get("local_attention", 128)
     if width % 2:
         config.refuse("local_attention", "a window has as many tokens to each side")
-    activation = config.choose("hidden_activation", "gelu", ACTIVATIONS)
     for name in ("attention_bias", "mlp_bias", "norm_bias"):
         config.only(**{name: False})
     config.only(decoder_bias=True, tie_word_embeddings=True, position_embedding_type="absolute")
@@ -55,7 +54,7 @@ def _model(config, tensors):
         heads=config.get("num_attention_heads", 12),
         d_ff=config.get("intermediate_size", 1152),
         layers=config.get("num_hidden_layers"),
-        activation=activation,
+        activation=config.choose("hidden_activation", "gelu", ACTIVATIONS),
         norm="layer_unbiased",
         input_norm=True,
         first_norm=False,
@@ -68,7 +67,7 @@ def _model(config, tensors):
         attention_dropout=config.get("attention_dropout", 0.0),
         tied=True,
         head=True,
-        head_activation=OF_HEAD[activation],
+        head_activation=config.choose("classifier_activation", "gelu", OF_HEAD),  # of the head for hidden tokens too
     )
 
 
@@ -83,6 +82,7 @@ def _config(model):
         "intermediate_size": model.d_ff,
         "num_hidden_layers": model.layers,
         "hidden_activation": inverse(ACTIVATIONS).get(model.activation, "gelu"),
+        "classifier_activation": inverse(OF_HEAD).get(model.head_activation, "gelu"),
         "norm_eps": model.eps,
         "layer_types": kinds,
         "local_attention": 2 * ((model.window or 65) - 1),
@@ -138,6 +138,6 @@ MODERNBERT = text_family(
             "embedding_dropout",
             "mlp_dropout",
         ),
-        *("classifier_pooling", "classifier_bias", "classifier_activation", "cls_token_id", "layer_norm_eps"),
+        *("classifier_pooling", "classifier_bias", "cls_token_id", "layer_norm_eps"),
     ),
 )

@@ -44,6 +44,7 @@ _FIRST = {  # the special ids of what each of them learns
 }
 SENTINELS = 100  # as many as T5 has
 _OLD_META = "tokenizer.json"  # META's name before; the transformers library gives it to another file
+_FAIRSEQ = "sentencepiece.bpe.model"  # of XLM-R and mBART, whose ids are not the model's: they begin with four others
 _KNOWN = (
     f"{META} (saved here), tokenizer.json, a SentencePiece model (spiece.model, tokenizer.model, "
     "sentencepiece.model, *.model), vocab.json + merges.txt (byte-level BPE), merges.txt with </w> (CLIP), vocab.txt "
@@ -148,11 +149,16 @@ def _opened(path, extra_ids, specials):
             return load_tokenizer(path)
         if (path / "tokenizer" / META).exists():  # a run, or prepared data
             return load_tokenizer(path / "tokenizer")
-        models = [path / n for n in ("spiece.model", "tokenizer.model", "sentencepiece.model")] + sorted(
-            path.glob("*.model")
-        )
+        models = [path / n for n in ("spiece.model", "tokenizer.model", "sentencepiece.model")]
+        models += sorted(p for p in path.glob("*.model") if p.name != _FAIRSEQ)
         files = [*models, path / subwords.FILE, path / "merges.txt", path / "vocab.txt"]
         path = next((p for p in files if p.is_file()), path)
+        if path.is_dir() and (path / _FAIRSEQ).is_file():
+            raise UserError(
+                f"tokenizer: {path / _FAIRSEQ} does not say the ids that the weights beside it were trained with: have "
+                f"the transformers library's AutoTokenizer write {subwords.FILE} there, or name the file itself for "
+                "the ids of the SentencePiece model"
+            )
         if path.is_dir():
             held = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
             raise UserError(f"tokenizer: {path} holds no tokenizer of a known kind; it holds {held}; kinds: {_KNOWN}")

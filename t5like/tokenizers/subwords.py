@@ -183,7 +183,7 @@ def read_subwords(path, extra_ids=0, specials=()):
     try:
         config = _settings_beside(path.parent)
         if path.name in ("merges.txt", "vocab.json"):
-            library = _byte_level_bpe(path.with_name("vocab.json"), path.with_name("merges.txt"))
+            library = _byte_level_bpe(path.with_name("vocab.json"), path.with_name("merges.txt"), config)
         elif path.suffix == ".txt":
             library = _wordpiece(path, config)
         else:
@@ -198,7 +198,7 @@ def read_subwords(path, extra_ids=0, specials=()):
 
 
 def _settings_beside(directory):
-    """Roles of special tokens and do_lower_case, as the transformers library's files in a directory say."""
+    """Roles of special tokens and how text is split, as the transformers library's files in a directory say."""
     found = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (directory / name).is_file():
@@ -206,14 +206,14 @@ def _settings_beside(directory):
     return found
 
 
-def _byte_level_bpe(vocab, merges):
+def _byte_level_bpe(vocab, merges, config):
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Library
 
     pairs = [tuple(x.split(" ")) for x in merges.read_text("utf-8").split("\n") if x and not x.startswith("#version")]
     ids = json.loads(vocab.read_text("utf-8"))
     library = Library(models.BPE(vocab=ids, merges=pairs))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
     library.decoder = decoders.ByteLevel()
     names = {name for spellings in _SPELLED.values() for name in spellings}
     library.add_special_tokens([AddedToken(name, special=True) for name in ids if name in names])
@@ -227,15 +227,17 @@ def _wordpiece(path, config):
     ids = {piece.rstrip("\r"): i for i, piece in enumerate(pieces) if piece}
     special = {name for spellings in _SPELLED.values() for name in spellings}
     cased = any(c.isupper() for piece in ids if piece not in special for c in piece if not piece.startswith("["))
-    return _bert(models.WordPiece(ids, unk_token="[UNK]"), config.get("do_lower_case", not cased))
+    lowercase, chinese = config.get("do_lower_case", not cased), config.get("tokenize_chinese_chars", True)
+    how = {"strip_accents": config.get("strip_accents"), "handle_chinese_chars": chinese}
+    return _bert(models.WordPiece(ids, unk_token="[UNK]"), lowercase, **how)
 
 
-def _bert(model, lowercase):
+def _bert(model, lowercase, **how):
     from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Library
 
     library = Library(model)
-    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    library.normalizer = normalizers.BertNormalizer(lowercase=lowercase, **how)
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     library.decoder = decoders.WordPiece(cleanup=False)
     there = library.get_vocab()

@@ -119,5 +119,17 @@ def test_what_old_released_files_hold_beside_it():
     assert modules(clip) == modules(CONFIGS["clip"])
     with pytest.raises(UserError, match="text_config.add_cross_attention=True is not one of our models"):
         modules(clip | {"text_config": clip["text_config"] | {"add_cross_attention": True}})
+    for case, more in (
+        ("qwen2", {"use_mrope": False}),
+        ("llama", {"rope_interleaved": False, "is_llama_config": True}),
+    ):
+        assert modules(CONFIGS[case] | more) == modules(CONFIGS[case])  # Qwen2.5, SmolLM2
+    large = {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 3, "num_hidden_layers": 2}
+    again = modules(clip | {"text_config_dict": large})["text"]  # clip-vit-large-patch14: the library reads it alone
+    assert (again.d_model, again.d_ff, again.heads, again.layers) == (24, 36, 3, 2)
+    assert (again.vocab_size, again.max_length, again.end_id) == (49408, 77, 49407)
+    for case in ("bert", "roberta", "electra"):  # which then see what came before alone
+        with pytest.raises(UserError, match="with is_decoder=True is not one of our models: they have False"):
+            modules(CONFIGS[case] | {"is_decoder": True})
     with pytest.raises(UserError, match="a T5 with tie_encoder_decoder=True is not one of our models"):
         modules(CONFIGS["t5_v1_0"] | {"tie_encoder_decoder": True})

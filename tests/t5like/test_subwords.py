@@ -38,6 +38,26 @@ def test_the_texts_are_awkward():
     assert any("\u65e5" in t for t in texts) and any(ord(c) > 0xFFFF for t in texts for c in t)
 
 
+def test_how_text_is_split_is_read_beside_a_vocabulary(tmp_path):
+    """As the transformers library's BertTokenizer and GPT2Tokenizer take it from tokenizer_config.json."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "e", "\u00e9", "\u65e5", "\u672c", "\u65e5\u672c"]
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(pieces))
+    read = lambda name, **config: (
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config)),
+        tok.get_tokenizer(tmp_path / name),
+    )[1]
+    ids = lambda **config: read("bert", do_lower_case=True, **config).encode("\u00c9 \u65e5\u672c").tolist()
+    assert ids() == [5, 7, 8]
+    assert ids(strip_accents=False) == [6, 7, 8]
+    assert ids(tokenize_chinese_chars=False) == [5, 9]
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "vocab.json").write_text(json.dumps({"a": 0, "\u0120": 1, "\u0120a": 2}))
+    (tmp_path / "gpt2" / "merges.txt").write_text("#version: 0.2\n\u0120 a\n")
+    assert read("gpt2").encode("a a").tolist() == [0, 2]
+    assert read("gpt2", add_prefix_space=True).encode("a a").tolist() == [2, 2]
+
+
 def test_learnt_ones_have_their_layout(learnt):
     name, tokenizer = learnt
     v = tokenizer.vocabulary

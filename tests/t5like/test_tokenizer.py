@@ -146,6 +146,17 @@ def test_other_peoples_models(pieces, tmp_path):
     assert other.decode(ids) == "<X> def f<Y> , return<Z><extra_id_3> x y"
 
 
+def test_fairseq_numbers_pieces_in_its_own_way(pieces, tmp_path):
+    """mBART's and XLM-R's directories hold a SentencePiece model whose ids are not those of their weights."""
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(pieces.model)
+    with pytest.raises(UserError, match="sentencepiece.bpe.model does not say the ids that the weights beside it"):
+        tok.get_tokenizer(tmp_path)
+    assert tok.get_tokenizer(tmp_path / "sentencepiece.bpe.model", extra_ids=20) == pieces
+    learnt = tok.train_bpe(CORPUS, 400, extra_ids=0)
+    (tmp_path / "tokenizer.json").write_bytes(learnt.content)
+    assert tok.get_tokenizer(tmp_path).content == learnt.content
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("fallback", [False, True])
 def test_the_sign_for_a_space_in_a_text(keeps, fallback):

@@ -153,6 +153,26 @@ def test_old_llamas_hold_frequencies_and_bare_ones_no_prefix(tmp_path):
     assert equal(read(make.released(golden | {"weights": bare}, tmp_path))[1], wanted)
 
 
+def test_a_bare_bart_has_no_prefix_and_no_bias_of_logits(tmp_path):
+    """As the files of bart-base and bart-large, whose bias the library then has at zero."""
+    wanted, golden = read(released("bart", tmp_path))[1], cases.load("bart")
+    bare = {name.removeprefix("model."): x for name, x in golden["weights"].items() if name != "final_logits_bias"}
+    found = read(make.released(golden | {"weights": bare}, tmp_path))[1]
+    assert not found["head"]["bias"].any()
+    found["head"]["bias"] = wanted["head"]["bias"]
+    assert equal(found, wanted)
+
+
+def test_a_modernbert_s_head_has_an_activation_of_its_own(tmp_path):
+    """The library's is classifier_activation, of the head for hidden tokens too (ModernBertPredictionHead)."""
+    model = lambda **config: read(released("modernbert", tmp_path, config))[0]
+    assert model(hidden_activation="silu").head_activation == "gelu_exact"
+    relu = model(classifier_activation="relu")
+    assert (relu.activation, relu.head_activation) == ("gated_gelu_exact", "relu")
+    write(tmp_path / "new", relu, random_params(relu))
+    assert same_meaning(relu, read(tmp_path / "new")[0])
+
+
 def test_what_a_mistral_leaves_out(tmp_path):
     """Its library's defaults are a window of 4096 and 8 key heads; null is no window, and a key head for each head."""
     family = {f.model_type: f for f in hf.FAMILIES}["mistral"]

@@ -58,7 +58,7 @@ def _leaves(modules):
     ]
     tokens = [
         Leaf("embeddings.cls_token", ("encoder/class_token",)),
-        Leaf("embeddings.mask_token", ("encoder/mask_token",), Table(-1)),
+        Leaf("embeddings.mask_token", ("encoder/mask_token",), Table(-1), missing=0.0),  # use_mask_token=False has none
         Leaf("embeddings.position_embeddings", ("encoder/positions/embedding",), Table(1)),
     ]
     if vit.registers:
