@@ -314,6 +314,17 @@ ROWS = (
     ("t5like/unknown.py", "ids == vocabulary.unk", "ids == vocabulary.pad", "t5like/test_data", "does_not_know"),
     ("launch/run/data.py", "parquet tsv csv beside wds", "tsv", "launch/run/test_loop", "every_kind_of_source"),
     ("launch/run/initial.py", 'arrays.get("extra", {}).get("ema", {})', 'arrays.get("extra", {}).get("", {})', "launch/run/test_initial", "takes_the_average"),
+    # what is read of captions, adaptations and averages; noise of short windows; tables of rules
+    ("multimodal/preprocess.py", "vocabulary.bos if vocabulary.bos != vocabulary.end else None", "vocabulary.bos", "multimodal/test_data", "become_rows_that_end"),
+    ("multimodal/captions.py", "seed = self.seed + step * len(prompts)", "seed = self.seed", "multimodal/test_captioners", "captions_of_each_batch"),
+    ("multimodal/objectives/captioner.py", "self.reader, params, self.adapt)", "self.reader, params, None)", "multimodal/test_magma", "adapted_output"),
+    ("vision/probe.py", "copy(plain_encoder(objective, variables))", 'copy(variables["params"]["encoder"])', "vision/test_probe", "adapt"),
+    ("launch/run/initial.py", "name if name in found else of_parameters.get(_in_module(name))", "name if name in found else None", "launch/run/test_initial", "running_statistics_find"),
+    ("t5like/baselines.py", "np.bincount(tokens[segments > 0],", "np.bincount(tokens,", "t5like/test_baselines", "unigram"),
+    ("t5like/corrupt.py", "plan.noise / plan.spans).fitted", "plan.noise / plan.spans)", "t5like/test_corrupt", "short or little"),
+    ("paradigm/optim.py", "(class_token|mask_token|registers|probe|query|queries)$", "(registers)$", "paradigm/test_optim", "muon_takes_tokens"),
+    ("paradigm/trees.py", " or isinstance(rule[1], bool) != (kind is bool)", "", "paradigm/test_optim", "bad_tables"),
+    ("t5like/hf/modernbert.py", 'config.choose("classifier_activation", "gelu", OF_HEAD)', '"gelu_exact"', "t5like/test_weights", "activation_of_its_own"),
     # models asked in a notebook
     ("t5like/features.py", "return [v.start], []", "return [], []", "launch/test_load", "embed_texts"),
     ("t5like/features.py", "1 << (max(lengths) - 1).bit_length()", "1 << (min(lengths) - 1).bit_length()", "launch/test_load", "embed_texts"),
