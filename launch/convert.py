@@ -6,14 +6,17 @@
     python -m launch.convert --weights=/tmp/flan-t5-small --out=/tmp/flan --format=checkpoint
     python -m launch.train --gin_file=runs/mine.gin --workdir=/tmp/mine --init_from=/tmp/flan
 
-T5 v1.0 and v1.1, mT5, UMT5, GPT-2 (`gpt.style = 'gpt2'`), Llama (`gpt.style = 'rope'`), Mistral, Qwen2 and Qwen3;
-ViT-MAE, BEiT, data2vec, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP. The first
-form writes the weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3) merged into
-them; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer reads. The second
-writes an adaptation alone, as the peft library has it: heads that were trained beside it stay behind. The third writes
-a run directory of the newest checkpoint without the optimizer's state: --init_from, launch.evaluate and launch.load
-read it, and training cannot go on in it. The fourth writes a checkpoint of parameters alone, and prints the modules
-that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
+T5 v1.0 and v1.1, mT5, UMT5, BART, mBART, BERT, RoBERTa, ELECTRA (generator and discriminator), ModernBERT, GPT-2
+(`gpt.style = 'gpt2'`), Llama (`gpt.style = 'rope'`), Mistral, Qwen2 and Qwen3; ViT-MAE, BEiT, DINOv2 with and without
+registers, I-JEPA, data2vec, and the ViT of any other image objective, whose heads stay behind; CLIP and SigLIP, and
+CoCa as open_clip has it (open_clip_config.json and open_clip_model.safetensors).
+
+The first form writes the weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3)
+merged into them; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer
+reads. The second writes an adaptation alone, as the peft library has it: heads that were trained beside it stay behind.
+The third writes a run directory of the newest checkpoint without the optimizer's state: --init_from, launch.evaluate
+and launch.load read it, and training cannot go on in it. The fourth writes a checkpoint of parameters alone, and prints
+the modules that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
 """
 
 from absl import flags
