@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PASSES = ("forward", "backward", "recomputed")
 # Components of an operation's name that say how jax came to it and not where it stands.
 PLUMBING = set(
-    "while body cond closed_call checkpoint rematted_computation shard_map core_call custom_vjp_call".split()
+    "while body cond closed_call checkpoint rematted_computation shard_map core_call custom_vjp_call eval_jaxpr".split()
 )
 
 

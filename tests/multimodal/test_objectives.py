@@ -119,9 +119,8 @@ def test_training_draws_views_and_evaluation_does_not():
     params = params_of(objective)
     look = lambda ctx: compiled(objective.encode, params, {}, batch, ctx)[0]["image"]
     assert np.any(look(Context(jnp.int32(0))) != look(EVALUATE))
-    np.testing.assert_array_equal(
-        look(EVALUATE), objective.embed_images({"params": params}, compiled(objective.view, batch))
-    )
+    plain = objective.embed_images({"params": params}, compiled(objective.view, batch))
+    np.testing.assert_allclose(look(EVALUATE), plain, atol=1e-6)  # one program, and operation by operation
 
 
 def test_siglip_resizes_whole_pictures_and_clip_cuts_their_middle():

@@ -103,7 +103,8 @@ def test_a_collective_is_a_term_of_its_own():
                 return jax.lax.with_sharding_constraint(x @ w, rows)
 
         first, second = of(fn, place(2 * B, D, spec=P("fsdp")), place(D, F, spec=P("fsdp")), count=2)
-    assert first["term"] == "mlp/up all-gather" and first["bound"] == "interconnect"
+    scope = "mlp/up " if jax.__version_info__ < (0, 12) else ""  # later partitioners do not say whose it is
+    assert first["term"] == f"{scope}all-gather" and first["bound"] == "interconnect"
     assert first["sent"] == 7 / 8 * D * F * 4 and first["seconds"] == pytest.approx(first["sent"] / 1e5, rel=1e-3)
     assert second["term"] == "mlp/up dot_general" and second["flops"] == 2 * 2 * D * F  # of two rows
 
