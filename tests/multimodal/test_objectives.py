@@ -120,7 +120,8 @@ def test_training_draws_views_and_evaluation_does_not():
     look = lambda ctx: compiled(objective.encode, params, {}, batch, ctx)[0]["image"]
     assert np.any(look(Context(jnp.int32(0))) != look(EVALUATE))
     plain = objective.embed_images({"params": params}, compiled(objective.view, batch))
-    np.testing.assert_allclose(look(EVALUATE), plain, atol=1e-6)  # one program, and operation by operation
+    rounding = 0 if jax.__version_info__ < (0, 12) else 1e-6  # of one program beside operation by operation
+    np.testing.assert_allclose(look(EVALUATE), plain, rtol=0, atol=rounding)
 
 
 def test_siglip_resizes_whole_pictures_and_clip_cuts_their_middle():
