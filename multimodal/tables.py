@@ -229,12 +229,13 @@ def _opened(path, content, recipe, header, rows, lines, said, inside=None):
         classes = tuple(sorted(set(words) - {""}))
         if not classes:
             raise UserError(f"{path}: the column {recipe.label} names no class: fill it, or leave out PairData.label")
-        fix = "name another with PairData.label, or leave that out"
-        check_classes(classes, len(words) - words.count(""), f"{path}: the column {recipe.label!r}", fix)
         number = {name: k for k, name in enumerate(classes)} | {"": -1}
         labels = np.array([number[word] for word in words], np.int32)
     table = Table(str(path), np.array(lines), names, captions, labels, seconds)
     files, found, stamps, others = _table_files(path, recipe, names, seconds or names, header, rows, places, inside)
+    if recipe.label:  # of all pictures, since a line may have one in each of several places
+        fix = "name another with PairData.label, or leave that out"
+        check_classes(classes, int(found[:, labels >= 0].sum()), f"{path}: the column {recipe.label!r}", fix)
     whole = found.any(axis=0) & np.array([bool(c) for c in captions])
     groups = list(map(single, cells(recipe.group))) if recipe.group else names
     split_of = _table_splits(groups, whole, recipe, cells, path)

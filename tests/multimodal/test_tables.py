@@ -115,6 +115,15 @@ def test_a_column_of_splits_in_any_words(tmp_path):
     assert found == {"train": {"c 0", "c 1", "c 4"}, "valid": {"c 2"}, "test": {"c 3"}}
 
 
+def test_a_class_a_line_is_none_unless_several_places_draw_it(tmp_path):
+    path = table(tmp_path, ("image", "caption"), *((f"{i}.png", f"thing {i}") for i in range(24)))
+    for place in ("one", "two"):
+        folder(tmp_path / place, {f"{i}.png": pixels(i) for i in range(24)})
+    assert len(opened(path, images=["one", "two"], label="caption").classes) == 24
+    with pytest.raises(UserError, match="'caption' holds 24 distinct values in 24 records, .* which are no classes"):
+        opened(path, images=["one"], label="caption")
+
+
 def test_outer_folders_of_the_pictures_are_passed_through(tmp_path):
     rows = [(f"{'.' + chr(92) if i % 2 else './'}{i}.png", f"c {i}") for i in range(8)]
     files = {f"deep/er/{i}.png": pixels(i) for i in range(10)} | {"__MACOSX/deep/._0.png": b"x"}
