@@ -33,13 +33,10 @@ def main(argv):
     from launch.aot.topology import parse_topology
     from launch.run import registry
     from launch.run.experiment import bound, completed
-    from launch.run.slips import check_parts
 
     topology = parse_topology(TOPOLOGY.value, SLICES.value)
     devices = topology.devices()
-    experiment = registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)
-    check_parts(experiment)
-    experiment = completed(bound(experiment))
+    experiment = completed(bound(registry.parse(GIN_FILE.value, GIN_PARAM.value, IMPORT.value)))
     if MESH.value == "search":
         found = search.search(experiment, topology, devices, lambda line: print(line, flush=True))
         print("\n".join(search.table(found["search"])))

@@ -23,7 +23,6 @@ from launch.run.evaluation import Evaluation
 from launch.run.experiment import bound, completed, validate
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
-from launch.run.slips import check_parts
 from launch.run.writers import Console, number
 from launch.storage import filesystem, sync
 from launch.storage.checkpoint import Checkpoints
@@ -72,7 +71,6 @@ def _experiment(flag, workdir, gin_params=()):
             raise UserError(f"{flag}={workdir}: no run is here (no config.gin); give that of a training run")
         text = config.read_text("utf-8")
     experiment = registry.parse_text(text, gin_params, str(config))
-    check_parts(experiment)
     validate(experiment, None)
     return workdir, completed(bound(experiment, vocabulary_of_run(workdir), labels_of(workdir), tokenizer_of(workdir)))
 

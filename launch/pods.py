@@ -63,11 +63,9 @@ def check(train):
     words = vars(words.parse_known_args(train)[0])
     # A name that does not exist costs a minute here, and an hour there. A file may be there alone.
     if all(path.startswith("runs/") or expand(path).is_file() for path in words["gin_file"]):
-        from launch.run import experiment, registry, slips
+        from launch.run import experiment, registry
 
-        found = registry.parse(words["gin_file"], words["gin_param"], words["import"])
-        slips.check_parts(found)
-        experiment.validate(found, None)
+        experiment.validate(registry.parse(words["gin_file"], words["gin_param"], words["import"]), None)
 
 
 if __name__ == "__main__":

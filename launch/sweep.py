@@ -150,7 +150,6 @@ def check(point, workdir):
     from launch.run import registry
     from launch.run.data import look
     from launch.run.experiment import validate
-    from launch.run.slips import check_parts
     from launch.storage import filesystem, sync
     from launch.storage import workdir as run_directory
 
@@ -158,7 +157,6 @@ def check(point, workdir):
     try:
         params = [*train.GIN_PARAM.value, *point.bindings, *mesh]
         run = registry.parse([*train.GIN_FILE.value, *point.files], params, train.IMPORT.value)
-        check_parts(run)
         validate(run, None)
         look(run.data, sync.local(workdir / point.name) / "data")
     except UserError as error:

@@ -105,12 +105,11 @@ def main(argv):
     host.enable_compilation_cache(COMPILATION_CACHE.value)
     distributed.join()
     from launch.aot import dry_run
-    from launch.run import experiment, loop, registry, slips
+    from launch.run import experiment, loop, registry
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
     found = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
     if DRY_RUN.value:
-        slips.check_parts(found)
         found = experiment.completed(experiment.bound(found))
         experiment.validate(found, dry_run.stand_in_devices(found.mesh))
         print(dry_run.report(found))

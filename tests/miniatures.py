@@ -1,4 +1,5 @@
-"""Five miniature objectives that between them use every part of the contract, small enough to check by eye.
+"""Five miniature objectives that between them use every part of the contract, small enough to check by eye,
+and the recipe of data that they learn from.
 
 Each maps rows of 8 numbers through one hidden layer. They exist for tests alone.
 """
@@ -13,6 +14,7 @@ from paradigm import rng, teacher
 from paradigm.combine import Alternate
 from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.partition import BATCH, constrain
+from paradigm.records import Prepared
 
 WIDTH, HIDDEN = 8, 16
 RULES = ((r"kernel$", ("fsdp", "tensor")), (r"queue$", (("data", "fsdp"), None)))
@@ -239,3 +241,17 @@ class Numbers:
 
     def __getitems__(self, indices):
         return [self[i] for i in indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class NumbersData(Prepared):
+    """A recipe of `train` and `valid` records of six numbers."""
+
+    train: int = 100
+    valid: int = 37
+
+    def build(self, cache_dir, window=None, progress=True):
+        return self
+
+    def source(self, split):
+        return Numbers(getattr(self, split), f"numbers {split}")

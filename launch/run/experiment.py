@@ -102,6 +102,9 @@ class Experiment:
     attention: str = "auto"
 
     def __post_init__(self):
+        from launch.run import slips  # which brings jax
+
+        slips.check_parts(self)
         if self.adapt is not None and self.objective.adapt != self.adapt:
             object.__setattr__(self, "objective", self.objective.adapted(self.adapt))
         for name in SCHEDULED:

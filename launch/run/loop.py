@@ -29,7 +29,6 @@ from launch.run.initial import horizon_changed, initial_state, same_ids, sources
 from launch.run.loader import batches, reading_threads
 from launch.run.mesh import make_mesh, slice_count
 from launch.run.program import Program, step_memory
-from launch.run.slips import check_parts
 from launch.run.step_metrics import StepMetrics
 from launch.run.watchdog import Watchdog
 from launch.run.writers import make_writers
@@ -111,7 +110,6 @@ def train(
             peers = closing.enter_context(Peers(config, run_directory.versions()))
             watch = closing.enter_context(Watchdog(step_timeout, peers.tell))
             with peers.telling():
-                check_parts(experiment)
                 experiment = bound(experiment)
                 validate(bound(experiment, classes=STAND_INS, tokenizer=AnyTokenizer()), jax.device_count())
                 if profile and profile[0] >= experiment.total_steps:

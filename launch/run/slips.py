@@ -192,6 +192,9 @@ def _wrong_parts(experiment) -> Iterator[str]:
     parts |= {"init": ("path", "Init"), "adapt": ("interceptor", "LoRA")}
     for name, (method, example) in parts.items():
         given = getattr(experiment.objective if name == "adapt" else experiment, name, None)
+        if name in ("evaluators", "init") and not isinstance(given, tuple | list):
+            yield f"Experiment.{name} = {_shown(given)} {_advice(given, (tuple,))}"
+            continue
         for one in given if name in ("evaluators", "init") else [given]:
             if isinstance(one, nn.Module) or not (hasattr(one, method) or (name == "adapt" and one is None)):
                 what = (

@@ -1,32 +1,16 @@
-"""A run small enough for a test: the miniature objectives on a recipe that needs no files."""
+"""A run small enough for a test: the miniature objectives on their recipe, which needs no files."""
 
-import dataclasses
 import json
 
 from launch.run.experiment import Experiment
 from paradigm import optim
-from paradigm.records import Prepared
 from tests import miniatures
-
-
-@dataclasses.dataclass(frozen=True)
-class NumbersData(Prepared):
-    """A recipe of `train` and `valid` records of six numbers."""
-
-    train: int = 100
-    valid: int = 37
-
-    def build(self, cache_dir, window=None, progress=True):
-        return self
-
-    def source(self, split):
-        return miniatures.Numbers(getattr(self, split), f"numbers {split}")
 
 
 def experiment(objective=None, **settings):
     defaults = dict(
         objective=objective or miniatures.TwoTerms(),
-        data=NumbersData(),
+        data=miniatures.NumbersData(),
         optimizer=optim.AdamW(learning_rate=0.01),
         total_steps=12,
         batch_size=16,

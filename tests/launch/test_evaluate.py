@@ -107,13 +107,9 @@ def test_offline_and_during_training_agree_and_evaluators_run_in_both(settings, 
     assert (tmp_path / "samples" / "00000003" / "weight.txt").read_text() == "100 examples\n"
     with pytest.raises(UserError, match="of step 5"):
         evaluate(tmp_path, 5)
-    for wrong, said in (
-        ({"evaluators": ("x",)}, "evaluators = 'x' is no evaluator"),
-        ({"eval_batches": 0}, "at least 1"),
-    ):
-        monkeypatch.setattr(registry, "parse_text", lambda *_, wrong=wrong: dataclasses.replace(experiment, **wrong))
-        with pytest.raises(UserError, match=said):
-            evaluate(tmp_path)
+    monkeypatch.setattr(registry, "parse_text", lambda *_: dataclasses.replace(experiment, eval_batches=0))
+    with pytest.raises(UserError, match="at least 1"):
+        evaluate(tmp_path)
 
 
 @dataclasses.dataclass(frozen=True)

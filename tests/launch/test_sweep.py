@@ -16,7 +16,7 @@ from paradigm.errors import UserError
 from tests.launch import small
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODULES = ["tests.miniatures", "tests.launch.small"]
+MODULES = ["tests.miniatures"]
 TOY = """
 Experiment.objective = @TwoTerms()
 Experiment.data = @NumbersData()

@@ -12,7 +12,7 @@ import pytest
 from launch.aot.dry_run import readable, report
 from launch.run.experiment import Experiment
 from paradigm.optim import AdamW
-from tests.miniatures import HIDDEN, WIDTH, TeacherQueue, TwoTerms, alternating
+from tests.miniatures import HIDDEN, WIDTH, NumbersData, TeacherQueue, TwoTerms, alternating
 
 REPO = pathlib.Path(__file__).parents[3]
 
@@ -24,7 +24,7 @@ def rows(text):
 
 def test_bytes_are_those_of_one_device():
     objective = TeacherQueue()
-    text = report(Experiment(objective, None, AdamW(1e-3), 10, 16, mesh="data:2,fsdp:2,tensor:2"))
+    text = report(Experiment(objective, NumbersData(), AdamW(1e-3), 10, 16, mesh="data:2,fsdp:2,tensor:2"))
     found = rows(text)
     count = WIDTH * HIDDEN + HIDDEN * HIDDEN
     assert f"\n{count:,} parameters on 8 devices" in text
@@ -56,18 +56,18 @@ def test_model_flops_stand_beside_what_the_program_multiplies():
     """Two products forward and three backward (the inputs need none), in two microbatches, on all devices."""
     by_hand = 64 * (2 * 2 * WIDTH * HIDDEN + 3 * 2 * HIDDEN * HIDDEN)
     for mesh in ("data:8", "data:2,fsdp:4"):
-        text = report(Experiment(Boasts(), None, AdamW(1e-3), 10, 64, microbatches=2, mesh=mesh))
+        text = report(Experiment(Boasts(), NumbersData(), AdamW(1e-3), 10, 64, microbatches=2, mesh=mesh))
         flops, compiled, ratio = rows(text)["main"][-3:]
         assert float(compiled) == pytest.approx(by_hand, rel=1e-3)  # four digits are shown
         assert float(ratio.split()[0]) == pytest.approx(float(flops) / by_hand, rel=0.01)
-    assert "(above 1)" not in report(Experiment(Boasts(times=0.5), None, AdamW(1e-3), 10, 16, mesh="data:8"))
-    text = report(Experiment(Boasts(times=2.0), None, AdamW(1e-3), 10, 16, mesh="data:8"))
+    assert "(above 1)" not in report(Experiment(Boasts(times=0.5), NumbersData(), AdamW(1e-3), 10, 16, mesh="data:8"))
+    text = report(Experiment(Boasts(times=2.0), NumbersData(), AdamW(1e-3), 10, 16, mesh="data:8"))
     assert rows(text)["main"][-1].endswith(" (above 1)") and "warning: a ratio above 1: the formula counts more" in text
 
 
 def test_what_is_frozen_is_counted_apart():
     objective = TeacherQueue()
-    kept = Experiment(objective, None, AdamW(1e-3), 10, 16, mesh="data:8", freeze=(("/in/", True),))
+    kept = Experiment(objective, NumbersData(), AdamW(1e-3), 10, 16, mesh="data:8", freeze=(("/in/", True),))
     text, free = report(kept), report(dataclasses.replace(kept, freeze=()))
     total, trained = WIDTH * HIDDEN + HIDDEN * HIDDEN, HIDDEN * HIDDEN
     assert f"{total:,} parameters ({trained:,} trained, {100 * trained / total:.3g} %) on 8 devices" in text
@@ -78,7 +78,7 @@ def test_what_is_frozen_is_counted_apart():
 
 
 def test_every_phase_has_its_row():
-    found = rows(report(Experiment(alternating(), None, AdamW(1e-3), 10, 8, mesh="data:8")))
+    found = rows(report(Experiment(alternating(), NumbersData(), AdamW(1e-3), 10, 8, mesh="data:8")))
     assert set(alternating().phases()) <= set(found)
 
 

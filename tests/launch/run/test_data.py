@@ -29,7 +29,7 @@ class Text(miniatures.TwoTerms):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextData(small.NumbersData):
+class TextData(miniatures.NumbersData):
     """Numbers that claim a tokenizer, and note the window that was asked for."""
 
     windows: tuple = ()
@@ -82,13 +82,13 @@ def test_what_a_recipe_builds_keeps_to_the_contract(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Twice(small.NumbersData):
+class Twice(miniatures.NumbersData):
     repeats: int = 2
     classes: tuple = ("few", "many")
 
 
 def test_a_run_takes_repeats_and_classes_as_data_give_them(tmp_path):
-    data, plain = (Data(small.experiment(data=recipe), tmp_path) for recipe in (Twice(), small.NumbersData()))
+    data, plain = (Data(small.experiment(data=recipe), tmp_path) for recipe in (Twice(), miniatures.NumbersData()))
     assert data.train.times == 2 and data.labels == ("few", "many")
     assert plain.train.times == 1 and plain.labels == ()
 

@@ -13,7 +13,7 @@ from paradigm.combine import Stages
 from paradigm.errors import UserError
 from paradigm.optim import AdamW
 from paradigm.schedule import Linear
-from tests.miniatures import BothEncoders, Miniature, TwoTerms, alternating
+from tests.miniatures import BothEncoders, Miniature, NumbersData, TwoTerms, alternating
 from tests.multimodal import tiny
 
 
@@ -26,7 +26,7 @@ class Uneven(TwoTerms):
 
 
 def experiment(**changes):
-    good = dict(objective=TwoTerms(), data="rows", optimizer=None, total_steps=10, batch_size=8)
+    good = dict(objective=TwoTerms(), data=NumbersData(), optimizer=AdamW(1e-3), total_steps=10, batch_size=8)
     return Experiment(**{**good, **changes})
 
 
@@ -155,8 +155,8 @@ def test_anything_else_is_refused_with_its_lines():
 
 def test_a_setting_that_came_with_newer_code_is_no_difference_at_its_default(monkeypatch):
     monkeypatch.setattr(registry, "PACKAGES", ())
-    text = "import tests.miniatures\nExperiment.objective = @TwoTerms()\nExperiment.data = 'none'\n"
-    text += "Experiment.optimizer = 'none'\nExperiment.total_steps = 3\nExperiment.batch_size = 8\n"
+    text = "import tests.miniatures\nExperiment.objective = @TwoTerms()\nExperiment.data = @NumbersData()\n"
+    text += "Experiment.optimizer = @TwoTerms()\nExperiment.total_steps = 3\nExperiment.batch_size = 8\n"
     registry.parse_text(text)
     older = re.sub(r"^Experiment\.(seed|clip) = .*\n", "", registry.operative_config(), flags=re.MULTILINE)
     diff = lambda: config_diff(older, registry.operative_config(), registry.unset())
@@ -177,9 +177,10 @@ def test_the_text_that_gin_prints_is_understood(monkeypatch):
     text = """
 import tests.miniatures
 Experiment.objective = @TwoTerms()
-Experiment.data = \\
-    ('a rather long value that gin will print on lines of its own', 'because it does not fit on one line of text')
-Experiment.optimizer = 'none'
+Experiment.data = @NumbersData()
+Experiment.freeze = \\
+    (('a rather long value that gin will print on lines of its own', True), ('as it does not fit on one line', True))
+Experiment.optimizer = @TwoTerms()
 Experiment.total_steps = 3
 Experiment.batch_size = 8
 """
@@ -190,9 +191,20 @@ Experiment.batch_size = 8
     registry.parse_text(text.replace("on one line", "on this line"), ["Experiment.seed = 1"])
     diff = config_diff(one, registry.operative_config())
     assert [line.split(" =")[0] for line in diff] == [
-        "- Experiment.data", "+ Experiment.data", "- Experiment.seed", "+ Experiment.seed",
+        "- Experiment.freeze", "+ Experiment.freeze", "- Experiment.seed", "+ Experiment.seed",
     ]  # fmt: skip
     assert "on this line" in diff[1]
+
+
+def test_parts_that_are_none_are_refused_wherever_an_experiment_is_made():
+    for name, given, said in (
+        ("objective", "x", "objective = 'x' is no objective"),
+        ("data", None, "data = None is no data"),
+        ("evaluators", ("x",), "evaluators = 'x' is no evaluator"),
+        ("evaluators", TwoTerms(), r"evaluators = @TwoTerms\(\) is no tuple: .*, as in \(@TwoTerms\(\),\)"),
+    ):
+        with pytest.raises(UserError, match=f"Experiment.{said}"):
+            experiment(**{name: given})
 
 
 def test_flatten_shows_every_setting_in_its_resolved_form():

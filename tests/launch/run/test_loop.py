@@ -83,7 +83,7 @@ def test_a_stall_of_the_input_shows(tmp_path):
     one_at_a_time = threading.Lock()
 
     @dataclasses.dataclass(frozen=True)
-    class Stalled(small.NumbersData):
+    class Stalled(miniatures.NumbersData):
         def source(self, split):
             source = super().source(split)
             return Slow(source) if split == "train" else source
@@ -128,7 +128,7 @@ def test_an_evaluation_that_fails_loses_no_step_and_is_due_again(tmp_path, monke
 
 def test_held_out_examples_that_cannot_be_read_are_told_before_the_first_step(tmp_path):
     @dataclasses.dataclass(frozen=True)
-    class BrokenValid(small.NumbersData):
+    class BrokenValid(miniatures.NumbersData):
         def source(self, split):
             return Unreadable() if split == "valid" else super().source(split)
 
@@ -156,7 +156,7 @@ def test_a_schedule_that_ends_before_the_run_is_told_at_the_start_and_in_a_dry_r
 def test_other_data_are_refused(tmp_path):
     experiment = small.experiment(total_steps=2)
     loop.train(experiment, tmp_path, config="Experiment.seed = 0")
-    other = dataclasses.replace(experiment, total_steps=3, data=small.NumbersData(train=99))
+    other = dataclasses.replace(experiment, total_steps=3, data=miniatures.NumbersData(train=99))
     with pytest.raises(UserError, match="data is not what step 2 was trained on"):
         loop.train(other, tmp_path, config="Experiment.seed = 0")
 
@@ -167,7 +167,7 @@ def test_data_that_are_refused_are_told_before_all_is_compiled(tmp_path, monkeyp
 
     told, compiled = threading.Event(), []
     monkeypatch.setattr(Program, "compile", lambda *_: compiled.append(told.wait(60)))
-    monkeypatch.setattr(small.NumbersData, "build", refuse)
+    monkeypatch.setattr(miniatures.NumbersData, "build", refuse)
     with pytest.raises(UserError, match="no record can be read"):
         loop.train(small.experiment(), tmp_path)
     assert not compiled
@@ -233,7 +233,7 @@ def test_imported_code_is_kept_with_its_hash_and_told_when_it_differs(tmp_path, 
 
 
 @dataclasses.dataclass(frozen=True)
-class FilesData(small.NumbersData):
+class FilesData(miniatures.NumbersData):
     source: str = "digits"
 
 
@@ -425,6 +425,6 @@ def test_shapes_of_prepare_and_batch_spec_must_agree():
 
 def test_a_start_that_failed_before_its_first_row_claims_nothing(tmp_path):
     with pytest.raises(UserError, match="no records"):
-        loop.train(small.experiment(data=small.NumbersData(train=0)), tmp_path)
+        loop.train(small.experiment(data=miniatures.NumbersData(train=0)), tmp_path)
     assert not (tmp_path / "config.gin").exists()
     assert loop.train(small.experiment(total_steps=1, seed=5), tmp_path).step == 1

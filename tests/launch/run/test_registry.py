@@ -11,13 +11,13 @@ from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.optim import SGD, AdamW, Muon
 from t5like.decode.samples import GenerateSamples
-from tests.miniatures import TwoTerms
+from tests.miniatures import NumbersData, TwoTerms
 from vision.synthetic_scenes import Shapes
 
 GOOD = """
 total = 30
 Experiment.objective = @TwoTerms()
-Experiment.data = 'rows'
+Experiment.data = @NumbersData()
 Experiment.optimizer = @TwoTerms()
 Experiment.total_steps = %total
 Experiment.batch_size = 8
@@ -45,7 +45,7 @@ def failure(text, *params):
 def test_a_text_becomes_an_experiment_and_params_win():
     run = parse(GOOD, "Experiment.seed = 7", "total = 40", "Experiment.seed = 8")
     assert run.objective == TwoTerms() and type(run.objective) is TwoTerms
-    assert (run.total_steps, run.batch_size, run.seed, run.data) == (40, 8, 8, "rows")
+    assert (run.total_steps, run.batch_size, run.seed, run.data) == (40, 8, 8, NumbersData())
 
 
 def test_state_of_an_earlier_parse_is_gone():
@@ -171,19 +171,19 @@ def test_what_nothing_reads_is_an_error():
     for bad in (lambda line: failure(GOOD, line), lambda line: failure(GOOD + line)):
         assert bad("Signs.name = 'x'") == (
             "Signs has bindings but nothing refers to @Signs(): remove them, or refer to it; "
-            "this experiment is made of Experiment, TwoTerms"
+            "this experiment is made of Experiment, NumbersData, TwoTerms"
         )
-    parse(GOOD + "Experiment.evaluators = (@Signs(),)", "Signs.name = 'x'")
+    parse(GOOD + "Experiment.objective = @Signs()", "Signs.name = 'x'")
 
 
 def test_a_binding_in_a_scope_that_nothing_opens_is_an_error():
     told = "train/Signs.name is set but nothing reads it: refer to @train/Signs(), or leave train/ out"
-    assert failure(GOOD + "Experiment.evaluators = (@Signs(),)\ntrain/Signs.name = 'x'") == told
-    assert failure(GOOD, "Experiment.evaluators = (@Signs(),)", "train/Signs.name = 'x'") == told
-    text = GOOD + "Experiment.evaluators = (@train/Signs(),)\ntrain/Signs.name = 'x'"
-    assert parse(text).evaluators[0].name == "x"
+    assert failure(GOOD + "Experiment.objective = @Signs()\ntrain/Signs.name = 'x'") == told
+    assert failure(GOOD, "Experiment.objective = @Signs()", "train/Signs.name = 'x'") == told
+    text = GOOD + "Experiment.objective = @train/Signs()\ntrain/Signs.name = 'x'"
+    assert parse(text).objective.name == "x"
     assert "did you mean train/Signs.name?" in failure(text + "\ntrian/Signs.name = 'y'")
-    assert parse(text, "Experiment.evaluators = ()").evaluators == ()  # a flag may cut it off
+    assert parse(text, "Experiment.objective = @TwoTerms()").objective == TwoTerms()  # a flag may cut it off
 
 
 def test_a_param_may_cut_off_what_a_file_binds():
@@ -278,8 +278,8 @@ def test_numbers_that_cannot_be_stop_the_parse():
 
 
 @pytest.mark.parametrize("line", [
-    "Experiment.clip = 2", "Experiment.clip = None", "Experiment.evaluators = [@TwoTerms()]", "Experiment.ema = 0.5",
-    "Experiment.data = 'an @address, a # and a %percent'", "Experiment.seed = 1  # @Nobody", "Experiment.keep = 1_0",
+    "Experiment.clip = 2", "Experiment.clip = None", "Experiment.freeze = [('in', True)]", "Experiment.ema = 0.5",
+    "Experiment.mesh = 'an @address, a # and a %percent'", "Experiment.seed = 1  # @Nobody", "Experiment.keep = 1_0",
 ])  # fmt: skip
 def test_what_is_right_passes(line):
     parse(GOOD + line)
@@ -316,7 +316,7 @@ registry.register(refuses_too)
 
 def test_modules_from_outside(tmp_path, monkeypatch):
     (tmp_path / "outside_objectives.py").write_text(
-        "import dataclasses\nfrom tests.miniatures import TwoTerms\n"
+        "import dataclasses\nfrom tests.miniatures import NumbersData, TwoTerms\n"
         "@dataclasses.dataclass(frozen=True)\nclass Mine(TwoTerms):\n  rate: float = 0.5\n"
     )
     (tmp_path / "outside_nothing.py").write_text("x = 1\n")
@@ -343,7 +343,7 @@ OUTSIDE = """
 import dataclasses
 from flax import linen as nn
 from paradigm.evaluator import Evaluator
-from tests.miniatures import TwoTerms
+from tests.miniatures import NumbersData, TwoTerms
 
 class Net(nn.Module):
     width: int = 3
@@ -375,7 +375,7 @@ def test_outside_models_evaluators_recipes_and_functions_can_be_named(tmp_path, 
     (tmp_path / "outside_all.py").write_text(OUTSIDE)
     (tmp_path / "outside_listed.py").write_text("__all__ = ['listed']\ndef listed(): return 3\ndef other(): return 4\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    text = GOOD.replace("'rows'", "@Recipe()") + "Recipe.net = @wide()\nwide.width = 7\n"
+    text = GOOD.replace("@NumbersData()", "@Recipe()") + "Recipe.net = @wide()\nwide.width = 7\n"
     text += "Experiment.evaluators = (@Counts(),)\nCounts.k = 2\nExperiment.seed = @listed()\n"
     (tmp_path / "mine.gin").write_text(text)
     run = registry.parse([str(tmp_path / "mine.gin")], [], ["tests.miniatures", "outside_all", "outside_listed"])
