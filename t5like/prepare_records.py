@@ -163,10 +163,12 @@ def decode_example(raw, dtype):
 class _Examples(Shard):
     """Encodes examples and writes them."""
 
-    def __init__(self, path, tokenizer, dtype, kind):
-        counts = ("records", "input_tokens", "target_tokens", "longest_input", "longest_target", "unknown")
+    def __init__(self, path, tokenizer, dtype, recipe):
+        counts = ("records", "input_tokens", "target_tokens", "longest_input", "longest_target", "unknown", "joined")
         super().__init__(path, **dict.fromkeys(counts, 0), classes={}, **{name: {} for name in LENGTHS})
-        self.tokenizer, self.dtype, self.kind, self.waiting = tokenizer, dtype, kind, []
+        self.tokenizer, self.dtype, self.kind, self.waiting = tokenizer, dtype, recipe.label_kind, []
+        templates = [recipe.target] if self.kind == "tags" else [recipe.input, recipe.target]
+        self.fields = [field for template in templates for field in tables.fields_in(template)]
 
     def add(self, example):
         self.waiting.append(example)
@@ -185,6 +187,7 @@ class _Examples(Shard):
             c["records"] += 1
             c["input_tokens"], c["target_tokens"] = c["input_tokens"] + len(a), c["target_tokens"] + len(b)
             c["unknown"] += sum(unknown.count_in(ids, self.tokenizer.vocabulary) for ids in (a, b))
+            c["joined"] += any(_is_several(e.fields, field) for field in self.fields)
             c["longest_input"] = max(c["longest_input"], len(a))
             c["longest_target"] = max(c["longest_target"], len(b))
             for name, length in zip(LENGTHS, (len(a), len(b), len(a) + len(b))):
@@ -196,6 +199,15 @@ class _Examples(Shard):
     def close(self):
         self._flush()
         return super().close()
+
+
+def _is_several(record, field):
+    """Whether a template joins the texts of a list there."""
+    try:
+        found = rows.lookup(record, field)
+    except rows.Missing:
+        return False
+    return isinstance(found, list) and len(found) > 1
 
 
 # ------------------------------------------------------------------------------------------------------ the preparation
@@ -252,8 +264,8 @@ def _job(recipe, parts, held_out, plan, out, job, jobs):
     """Writes the shards of one job, then its record, and returns the record."""
     out = pathlib.Path(out)
     tokenizer = load_tokenizer(out / "tokenizer")
-    broken, kind = {"records": 0, "first": [], "of": {}}, recipe.label_kind  # of: split of parts -> [number, one]
-    shards = {s: _Examples(out / shard_name(s, job, jobs), tokenizer, plan["dtype"], kind) for s in SPLITS}
+    broken = {"records": 0, "first": [], "of": {}}  # of: split of parts -> [number, one]
+    shards = {s: _Examples(out / shard_name(s, job, jobs), tokenizer, plan["dtype"], recipe) for s in SPLITS}
     with errors_as_user_errors(out), contextlib.ExitStack() as stack:
         for shard in shards.values():
             stack.callback(shard.aside.unlink, missing_ok=True)
@@ -285,7 +297,7 @@ def _meta(plan, records):
         for p in parts:
             for name, total in tables_of.items():
                 total.update(p["counts"].pop(name))
-        merge = lambda name: (max if name.startswith("longest") else sum)(p["counts"][name] for p in parts)
+        merge = lambda name: (max if name.startswith("longest") else sum)(p["counts"].get(name, 0) for p in parts)
         counts[split] = {name: merge(name) for name in parts[0]["counts"]}
         counts[split] |= {name: dict(sorted(total.items())) for name, total in tables_of.items()}
         seen[split] = set(tables_of["classes"])
@@ -369,6 +381,11 @@ def summary(meta):
     empty = sum(meta["counts"][split]["target_lengths"].get("0", 0) for split in ("train", "valid"))
     if asked["target"] and empty:  # of a csv file a cell that nobody filled
         lines.append(f"warning    {empty:,} of these have an empty target: if it is not known, leave them out")
+    if joined := sum(meta["counts"][split].get("joined", 0) for split in SPLITS):  # as several references of a summary
+        lines.append(
+            f"warning    {joined:,} of these have lists of several texts, joined by ', ': {{name.0}} is the first alone, "
+            "and TextScores.references names true texts that a score takes the best of"
+        )
     if meta["classes"]:
         shown = ", ".join(meta["classes"][:10]) + ", ..." * (len(meta["classes"]) > 10)
         lines.append(f"label      {asked['label']}: {len(meta['classes']):,} classes ({shown})")

@@ -220,5 +220,6 @@ def _training_problem(message, vocab_size, above):
         return f"tokenizer: this text supports a vocabulary of at most {most}, not {vocab_size}; {fix}"
     if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         least = int(least[1]) + above
-        return f"tokenizer: the characters of this text need a vocabulary of at least {least}, not {vocab_size}"
+        fix = f"use that or more, as in 'sentencepiece:{least}'"
+        return f"tokenizer: the characters of this text need a vocabulary of at least {least}, not {vocab_size}; {fix}"
     return f"tokenizer: SentencePiece could not learn {vocab_size} ids from this text: {' '.join(message.split())}"

@@ -312,15 +312,16 @@ def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, special
     found = library.get_vocab_size() + above
     if library.get_vocab_size() <= least:
         raise UserError("tokenizer: there is no text to learn a vocabulary from; name a source that holds some")
+    kind = trainer.__name__.removesuffix("Trainer").lower()
     if found < vocab_size:
-        kind = trainer.__name__.removesuffix("Trainer").lower()
         raise UserError(
             f"tokenizer: this text supports a vocabulary of at most {found}, not {vocab_size}; use that, as in "
             f"'{kind}:{found}', or more text"
         )
     if found > vocab_size:
         raise UserError(
-            f"tokenizer: the characters of this text need a vocabulary of at least {found}, not {vocab_size}"
+            f"tokenizer: the characters of this text need a vocabulary of at least {found}, not {vocab_size}; use that "
+            f"or more, as in '{kind}:{found}'"
         )
     return library
 

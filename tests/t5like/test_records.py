@@ -132,6 +132,17 @@ def test_empty_targets_are_told(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+def test_lists_that_a_template_joins_are_told(tmp_path, capsys):
+    rows = [{"text": f"t {i}", "all": ["a", "b"] if i % 2 else ["a"]} for i in range(8)]
+    prepared = build(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "a", True, target="{all}")
+    assert "a, b" in [r[1] for r in read(prepared)]
+    assert "warning    4 of these have lists of several texts, joined by ', ': {name.0} is" in capsys.readouterr().err
+    build(tmp_path / "a.jsonl", tmp_path / "b", True, target="{all.0}")
+    rows = [{"words": ["a", "b"], "tags": ["O", "O"]} for _ in range(8)]
+    build(jsonl(tmp_path / "c.jsonl", rows), tmp_path / "c", True, input="{words}", label="tags", label_kind="tags")
+    assert "lists of several" not in capsys.readouterr().err
+
+
 def test_null_in_a_list_is_no_text_and_no_class(tmp_path):
     rows = [{"text": ["a", None], "y": ["k"]}, {"text": "b", "y": ["k", None]}, {"text": ["a", "b"], "y": ["k", "m"]}]
     prepared = build(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", label="y", label_kind="classes")
