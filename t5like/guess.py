@@ -1,7 +1,8 @@
 """Which fields of records are meant where nobody says: those of plain names, and only where one reading fits.
 
     class, classes, number   input {text} or {sentence}      label `label`, `intent` or `class`
-    tags                     input {tokens} or {words}       label `tags`, `ner_tags` or `labels`
+    tags                     input {tokens} or {words},      label `tags`, `ner_tags`, `labels`, `label`, `spans`,
+                             else {text} or {sentence}       `entities` or `slots`
     answer                   input {question}                label `answers`, target {context}
     turns of a dialogue      input {context}                 target {response}
     stdlib:KIND              as that source has them
@@ -23,7 +24,7 @@ _NAMES = {  # label_kind: (input, target, label)
     "class": (_TEXTS, (), _LABELS),
     "classes": (_TEXTS, (), (*_LABELS, "labels")),
     "number": (_TEXTS, (), (*_LABELS, "score")),
-    "tags": (("tokens", "words"), (), ("tags", "ner_tags", "labels")),
+    "tags": (("tokens", "words"), (), ("tags", "ner_tags", "labels", "label", "spans", "entities", "slots")),
     "answer": (("question",), ("context",), ("answers",)),
 }
 
@@ -43,6 +44,8 @@ def complete(recipe):
     fields, split, part = _fields(recipe)
     recipe = dataclasses.replace(recipe, split=recipe.split or split)
     texts, contexts, labels = _NAMES[recipe.label_kind]
+    if recipe.label_kind == "tags" and not _one(fields, texts):
+        texts = _TEXTS  # whose words stand between spaces
     text, context, label = (_one(fields, names) for names in (texts, contexts, labels))
     if len(text) != 1:
         which = f"{' and '.join(text)} may be it" if text else f"none is called {' or '.join(texts)}"

@@ -3,7 +3,9 @@
     class     a name, or a whole number                                  int32 [], -1 for none
     classes   a list of names, or a text with commas between             float32 [C], 1 for those; all -1 for none
     number    a number                                                   float32 [], nan for none
-    tags      as many names as the words of the input                    int32 [words], -1 for none
+    tags      as many names as the words of the input; or of its         int32 [words], -1 for none
+              characters spans, [start, end, name] or {"start", "end",
+              "label"}: B-name, I-name ... and O (BIO)
     answer    {"text", "answer_start"} of the target, each one or a      int32 [answers, 2]: first and last word of each
               list, or a list of such objects; [] where there is none
 
@@ -37,16 +39,23 @@ def words_of(kind, template, record):
 
     Raises ValueError where the template is no single field's.
     """
-    fields = tables.fields_in(template)
-    if kind == "tags" and len(fields) == 1 and template.strip() == f"{{{fields[0]}}}":
-        value = rows.lookup(record, fields[0])
-        if isinstance(value, list):
-            return [tables.text_of(word, fields[0]) for word in value]
+    value = _whole(template, record)
+    if kind == "tags" and isinstance(value, list):
+        return [tables.text_of(word, template.strip()[1:-1]) for word in value]
     return _WORD.findall(tables.render(template, record))
 
 
-def read(kind, record, field, words):
-    """The label in a field, as JSON has it; None for none. Raises ValueError saying what is wrong with it."""
+def _whole(template, record):
+    """What stands in the field that is all of a template; None where it has other text or fields."""
+    fields = tables.fields_in(template)
+    return rows.lookup(record, fields[0]) if [template.strip()] == [f"{{{field}}}" for field in fields] else None
+
+
+def read(kind, record, field, words, template=""):
+    """The label in a field, as JSON has it; None for none. Raises ValueError saying what is wrong with it.
+
+    words: of the text that is read word by word (see `words_of`), of answers that text. template: of the words of tags.
+    """
     value = rows.lookup(record, field)
     if kind == "class":
         return tables.class_of(value, field) or None
@@ -62,6 +71,12 @@ def read(kind, record, field, words):
             raise ValueError(f"has {str(value)[:40]!r} in {field!r}, which is no number")
         return number
     if kind == "tags":
+        text = _whole(template, record)
+        spans = isinstance(value, list) and (isinstance(value[0], (list, dict)) if value else isinstance(text, str))
+        if spans:
+            if not isinstance(text, str):
+                raise ValueError(f"has spans in {field!r}, which count characters: set input to their text's field")
+            return _bio(value, field, text)
         tags = value if isinstance(value, list) else tables.text_of(value, field).split()
         if len(tags) != len(words):
             raise ValueError(f"has {len(tags)} tags in {field!r} for {len(words)} words")
@@ -88,15 +103,54 @@ def _answers(value, field, words):
         if words[start : start + len(text)] != text:
             raise ValueError(f"has the answer {text[:40]!r} in {field!r}, which is not in its context at {start}")
         begin, end = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
-        touched = [(k, m) for k, m in enumerate(_WORD.finditer(words)) if m.start() < end and m.end() > begin]
-        (first, before), (last, behind) = touched[0], touched[-1]
-        if _UNSPACED.search(words[before.start() : begin] + words[end : behind.end()]):
+        found = _touched(words, begin, end)
+        if found is None:
             raise ValueError(
                 f"has the answer {text[:40]!r} in {field!r} inside of what stands between spaces in its context, which "
                 "is read as one word: put spaces between words or letters, and count answer_start anew"
             )
-        spans.append([first, last])
+        spans.append(found)
     return spans
+
+
+def _touched(text, begin, end):
+    """[first, last] of the words that characters begin to end touch; None within what has no spaces between them."""
+    touched = [(k, m) for k, m in enumerate(_WORD.finditer(text)) if m.start() < end and m.end() > begin]
+    (first, before), (last, behind) = touched[0], touched[-1]
+    return None if _UNSPACED.search(text[before.start() : begin] + text[end : behind.end()]) else [first, last]
+
+
+def _span(span):
+    """(start, end, name) of a span as doccano and spaCy write it, or as Prodigy and Label Studio do."""
+    if isinstance(span, dict):
+        name = span.get("label", span.get("labels"))
+        return span.get("start"), span.get("end"), name[0] if isinstance(name, list) and len(name) == 1 else name
+    return span if isinstance(span, list) and len(span) == 3 else (None, None, None)
+
+
+def _bio(spans, field, text):
+    """A tag for each word of a text from spans of its characters (Ramshaw & Marcus 1995: B- begins, I- goes on)."""
+    tags = ["O"] * len(_WORD.findall(text))
+    for span in spans:
+        start, end, name = _span(span)
+        if type(start) is not int or type(end) is not int or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"has {str(span)[:60]} in {field!r}, which is no span: [start, end, name] is one")
+        if not 0 <= start < end <= len(text) or not (inside := text[start:end]).strip():
+            raise ValueError(
+                f"has the span {start} to {end} in {field!r}, and its text of {len(text)} has no word there"
+            )
+        begin = start + len(inside) - len(inside.lstrip())
+        found = _touched(text, begin, start + len(inside.rstrip()))
+        if found is None:
+            raise ValueError(
+                f"has the span {inside[:40]!r} in {field!r} inside of what stands between spaces, which is read as one "
+                "word: put spaces between words or letters, and count anew"
+            )
+        first, last = found
+        if set(tags[first : last + 1]) != {"O"}:
+            raise ValueError(f"has the span {inside[:40]!r} in {field!r} on a word that another has: leave one out")
+        tags[first : last + 1] = [f"B-{name.strip()}", *[f"I-{name.strip()}"] * (last - first)]
+    return tags
 
 
 def names_in(kind, label):

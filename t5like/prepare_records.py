@@ -126,7 +126,7 @@ def _example(recipe, split, record):
     if recipe.label:
         try:
             found = target if recipe.label_kind == "answer" else words
-            label = labels.read(recipe.label_kind, record, recipe.label, found)
+            label = labels.read(recipe.label_kind, record, recipe.label, found, recipe.input)
             if label is None and split != "test":
                 raise ValueError(f"has nothing in {recipe.label!r}: it is of no class")
         except rows.Missing:
@@ -383,8 +383,8 @@ def summary(meta):
         lines.append(f"warning    {empty:,} of these have an empty target: if it is not known, leave them out")
     if joined := sum(meta["counts"][split].get("joined", 0) for split in SPLITS):  # as several references of a summary
         lines.append(
-            f"warning    {joined:,} of these have lists of several texts, joined by ', ': {{name.0}} is the first alone, "
-            "and TextScores.references names true texts that a score takes the best of"
+            f"warning    {joined:,} of these have lists of several texts, joined by ', ': {{name.0}} is the first, and "
+            "TextScores.references names true texts that a score takes the best of"
         )
     if meta["classes"]:
         shown = ", ".join(meta["classes"][:10]) + ", ..." * (len(meta["classes"]) > 10)
