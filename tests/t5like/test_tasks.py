@@ -243,24 +243,22 @@ def test_spans_of_characters_are_tags_of_the_words_that_they_touch(tmp_path):
     spans = [[0, 3, "person"], [13, 21, "place"]]
     rows = [
         {"text": text, "spans": spans},
-        {
-            "text": text,
-            "spans": [{"start": 13, "end": 21, "label": "place"}, {"start": 0, "end": 3, "labels": ["person"]}],
-        },
+        {"text": text, "spans": [{"start": s, "end": e, "label": name} for s, e, name in spans[::-1]]},
+        {"text": text, "spans": [{"start": s, "end": e, "labels": [name]} for s, e, name in spans]},
         {"text": text, "spans": []},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     built = TextRecords(str(tmp_path / "a.jsonl"), label_kind="tags", valid=0.0).build(tmp_path / "out", progress=False)
-    tags = [[built.classes[k] for k in built.source()[i]["label"]] for i in range(3)]
-    assert tags == [["B-person", "O", "O", "B-place", "I-place"]] * 2 + [["O"] * 5]
+    tags = [[built.classes[k] for k in built.source()[i]["label"]] for i in range(4)]
+    assert tags == [["B-person", "O", "O", "B-place", "I-place"]] * 3 + [["O"] * 5]
 
 
 @pytest.mark.parametrize("spans, said", [
     ([[0, 3]], "has [0, 3] in 's', which is no span: [start, end, name] is one"),
     ([[0, 3, ""]], "which is no span"),
     ([{"start": 0, "stop": 3, "label": "x"}], "which is no span"),
-    ([[3, 30, "x"]], "has the span 3 to 30 in 's', where its 9 characters have no word"),
-    ([[3, 4, "x"]], "have no word"),
+    ([[3, 30, "x"]], "has the span 3 to 30 in 's', and its text of 9 has no word there"),
+    ([[3, 4, "x"]], "has no word there"),
     ([[0, 3, "x"], [1, 2, "y"]], "has the span 'n' in 's' on a word that another has"),
     ([[7, 8, "x"]], "has the span '東' in 's' inside of what stands between spaces"),
 ])  # fmt: skip
@@ -269,9 +267,7 @@ def test_spans_that_cannot_be(spans, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         labels.read("tags", record, "s", ["Ann", "is", "東京"], "{text}")
     for template in ("{words}", "a {text}"):
-        with pytest.raises(
-            ValueError, match="spans in 's', which count characters: set input to the field of their text"
-        ):
+        with pytest.raises(ValueError, match="spans in 's', which count characters: set input"):
             labels.read("tags", record, "s", ["Ann", "is"], template)
 
 
