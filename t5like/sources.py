@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import mimetypes
 import os
 import pathlib
 import re
@@ -249,9 +250,11 @@ def _files(root, field, extensions):
 
     found, left = walk(root, kind)
     if not found and (left or not root.is_file()):
+        pictures = any((mimetypes.guess_type(f"x{kind}")[0] or "").startswith("image/") for kind in left)
+        more = "; pictures are trained on as they are (ImageData.source, PairData.source)" if pictures else ""
         raise UserError(
             f"source {root} holds no file of text ({' '.join(extensions)} {' '.join(rows.KINDS)} .zip .tar .gz .zst "
-            f".array_record); it holds {told(left) or 'nothing'}. Name others with --extensions"
+            f".array_record); it holds {told(left) or 'nothing'}. Name others with --extensions{more}"
         )
     if lacking := [e for e in extensions if extensions != EXTENSIONS and not whole
                    and not any(unpacked_ending(file.name) == e for file in found)]:  # fmt: skip
