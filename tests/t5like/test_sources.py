@@ -178,9 +178,7 @@ def test_folders_and_archives_without_text(tmp_path):
     assert list(listed(tmp_path / "d", extensions=("py",))) == ["x.py"]
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.writestr("p.png", b"x")
-    with pytest.raises(UserError, match=r"z.zip holds no file of text .* 1 file of \.png\. .*; pictures are trained on as"):
-        UserError, match=r"z.zip holds no file of text .*; 1 file of \.png\. .*; pictures are trained on as they are"
-    ):
+    with pytest.raises(UserError, match=r"z.zip holds no .* 1 file of \.png\. .*; pictures are trained on as they are"):
         sources.list_pieces(str(tmp_path / "z.zip"))
 
 
