@@ -257,6 +257,9 @@ def _mesh_problems(e: Experiment, device_count: int) -> Iterator[str]:
                     f"= (('^{name}/', True),), and Experiment.init to that run"
                 )
     except UserError as error:
+        spec = getattr(e.data, "tokenizer", None)
+        if spec is not None and recipe_vocabulary(e.data) is None:  # which the model's size is taken from
+            error = f"{type(e.data).__name__}.tokenizer={spec!r}: nothing is there, and {error}"
         yield str(error)
 
 
