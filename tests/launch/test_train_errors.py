@@ -90,7 +90,7 @@ def test_the_data_s_tokenizer_decides_the_vocabulary(tmp_path):
     assert bound.model.vocab_size == 512 and bound.vocabulary == ByteTokenizer(150).vocabulary
     elsewhere = registry.parse([GPT], ["TextData.tokenizer = '/not/here/tokenizer'"])
     assert experiment.bound(elsewhere) == elsewhere  # as a laptop looks at a pod's run
-    with pytest.raises(UserError, match="^TextData.tokenizer='/not/here/tokenizer': nothing is there, and the model has"):
+    with pytest.raises(UserError, match="^TextData.tokenizer='/not/here/tokenizer': nothing is there, and the mod"):
         experiment.validate(elsewhere, 1)
     assert experiment.bound(elsewhere, ByteTokenizer(5).vocabulary).objective.model.vocab_size == 384
 
