@@ -7,7 +7,8 @@ One stream reads the sentence twice, with either picture; what it says at the fi
     loss = -mean over examples of log softmax(W2 gelu(norm(W1 [h_1, h_2])))[true or false]
 
 The second picture's patches have a vector added, which tells it from the first (token_type_embeddings' third row in
-dandelin/ViLT, compute_nlvr2); it is zero at first. The classifier is that code's nlvr2_classifier.
+dandelin/ViLT, compute_nlvr2); it is zero at first. The classifier is that code's nlvr2_classifier; of one picture, as
+NLVR's drawn boxes (Suhr et al. 2017, "A Corpus of Natural Language for Visual Reasoning"), the same of h_1 alone.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Second(nn.Module):
 
 
 class TruthHead(nn.Module):
-    """First tokens' states [B, D], [B, D] -> (logits float32 [B, 2], {})."""
+    """First tokens' states [B, D], of each picture -> (logits float32 [B, 2], {})."""
 
     std: float | None = None
     dtype: Any = jnp.float32
@@ -57,7 +58,7 @@ class PreprocessTwo(PreprocessPair):
         if "second" not in example:
             raise UserError(
                 "NLVR reads two pictures and records have one: set PairData.second to the column of the other, or "
-                "PairData.label = 'truth' with the source shapes"
+                "PairData.label = 'truth' with the source shapes; or set NLVR.pictures = 1"
             )
         other = self.image({"image": example["second"]}, rng, step, train)
         more = {"second": other["image"], "second_aspect": other["aspect"]}
@@ -68,10 +69,18 @@ class PreprocessTwo(PreprocessPair):
 class NLVR(TwoWay):
     """True or false, of two pictures and a sentence. encoder: a SingleStream, such as a run of ViLT has trained.
 
-    Labels are 0 for false and 1 for true, the second of the data's two classes; -1 weighs nothing.
+    pictures: 2, or 1 that the sentence is about. Labels are 0 for false and 1 for true, the second of the data's two
+    classes; -1 weighs nothing.
     """
 
+    pictures: int = 2
+
     new_modules = ("second", "truth")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pictures not in (1, 2):
+            raise UserError(f"NLVR.pictures={self.pictures}: a sentence is of 1 picture or of 2")
 
     def check_data(self, prepared):
         if len(prepared.classes or ()) != 2:
@@ -84,26 +93,26 @@ class NLVR(TwoWay):
     @property
     def preprocess(self):
         own = super().preprocess
+        if self.pictures == 1:
+            return own
         return PreprocessTwo(*(getattr(own, field.name) for field in dataclasses.fields(own)))
 
     def batch_spec(self, batch_size, phase=MAIN):
         spec = super().batch_spec(batch_size, phase)
-        return {**spec, "second": spec["image"], "second_aspect": spec["aspect"]}
+        more = {"second": spec["image"], "second_aspect": spec["aspect"]} if self.pictures == 2 else {}
+        return {**spec, **more}
 
     def modules(self):
         e = self.encoder
         states = jnp.zeros((1, e.d_model))
         head = TruthHead(e.init_std, e.dtype)
-        return {
-            **super().modules(),
-            "second": (Second(), jnp.zeros((1, e.count, e.d_model))),
-            "truth": (head, (states, states)),
-        }
+        second = {"second": (Second(), jnp.zeros((1, e.count, e.d_model)))} if self.pictures == 2 else {}
+        return {**super().modules(), **second, "truth": (head, (states,) * self.pictures)}
 
     def loss(self, params, extra, batch, ctx):
         variables, index, states = self.variables(params, extra), batch["index"], []
-        other = {**batch, "image": batch["second"], "aspect": batch["second_aspect"]}
-        for k, one in enumerate((batch, other)):
+        for k, name in enumerate(("", "second_")[: self.pictures]):
+            one = {**batch, "image": batch[name.strip("_") or "image"], "aspect": batch[f"{name}aspect"]}
             patches, _, _ = self.apply("encoder", variables, self._images(one, ctx, k), ctx=ctx, method="see")
             patches = self.apply("second", variables, patches, ctx=ctx)[0] if k else patches
             states.append(self.read(variables, patches, batch["tokens"], f"picture/{k}", ctx, index)[:, 0])
@@ -119,7 +128,7 @@ class NLVR(TwoWay):
     @property
     def partition_rules(self):
         own = (
-            (r"second_token$", ()),  # [1, 1, D]
+            *([(r"second_token$", ())] if self.pictures == 2 else []),  # [1, 1, D]
             (r"truth/(dense|both)/kernel$", ("fsdp", "tensor")),
             (r"truth/out/kernel$", ("fsdp", None)),
         )
@@ -129,4 +138,5 @@ class NLVR(TwoWay):
         rows, e = batch_spec["mask"].size, self.encoder
         embed = 2 * rows * e.count * e.patch**2 * e.channels * e.d_model
         one = embed + e.stack(parent=None).flops(rows, e.count + self.length)
-        return {"encoder": 2 * one, "truth": 2 * rows * e.d_model * (2 * e.d_model + 4 * e.d_model + 4)}
+        k, width = self.pictures, e.d_model
+        return {"encoder": k * one, "truth": 2 * rows * width * (k * width + 2 * k * width + 4)}

@@ -17,39 +17,43 @@ from tests.vision.pictures import folder, pixels
 from tests.vision.tiny import params
 from vision.synthetic_scenes import COLOURS, SHAPES, Shapes
 
-OBJECTIVE, BATCH = tiny.nlvr(), tiny.two_pictures(masked=5)(0)
+OBJECTIVE = tiny.nlvr()
+BOTH = (("image", "aspect"), ("second", "second_aspect"))
 
 
-def test_the_loss_is_vilts():
+@pytest.mark.parametrize("pictures", [2, 1])
+def test_the_loss_is_vilts(pictures):
     """In value and gradient, by a loop over rows that reads the real tokens alone."""
-    BATCH["label"][1] = -1
+    objective, batch = tiny.nlvr(pictures=pictures), tiny.two_pictures(masked=5, pictures=pictures)(0)
+    batch["label"][1] = -1
+    assert batch.keys() == objective.batch_spec(8).keys()
 
     @jax.jit
     @jax.value_and_grad
     def slow(p):
         total, count, e = 0.0, 0, p["encoder"]
         for row in range(3):
-            tokens = BATCH["tokens"][row]
+            tokens = batch["tokens"][row]
             n = (tokens.tolist() + [1]).index(1) + 1
-            if BATCH["label"][row] < 0:
+            if batch["label"][row] < 0:
                 continue
             states = []
-            for name, aspect in (("image", "aspect"), ("second", "second_aspect")):
-                image = OBJECTIVE.views[0].plain(BATCH[name][row : row + 1], BATCH[aspect][row : row + 1])
-                x = OBJECTIVE.apply("encoder", {"params": p}, image, method="see")[0]
+            for name, aspect in BOTH[:pictures]:
+                image = objective.views[0].plain(batch[name][row : row + 1], batch[aspect][row : row + 1])
+                x = objective.apply("encoder", {"params": p}, image, method="see")[0]
                 x = x + p["second"]["second_token"] if name == "second" else x
                 text = (e["embed"]["embedding"][tokens] + e["positions"]["embedding"])[None, :n]
                 x = jnp.concatenate([x, text], 1)
-                x = OBJECTIVE.encoder.apply({"params": e}, x, method=lambda m, x: m.blocks(x, AttentionMask()))[0]
+                x = objective.encoder.apply({"params": e}, x, method=lambda m, x: m.blocks(x, AttentionMask()))[0]
                 states.append(jnp.tanh(x[0, -n] @ p["truth"]["dense"]["kernel"] + p["truth"]["dense"]["bias"]))
             x = jnp.concatenate(states) @ p["truth"]["both"]["kernel"] + p["truth"]["both"]["bias"]
             x = (x - x.mean()) / jnp.sqrt(x.var() + 1e-5) * p["truth"]["norm"]["scale"] + p["truth"]["norm"]["bias"]
             z = jax.nn.gelu(x, approximate=False) @ p["truth"]["out"]["kernel"] + p["truth"]["out"]["bias"]
-            total, count = total + jax.nn.logsumexp(z) - z[BATCH["label"][row]], count + 1
+            total, count = total + jax.nn.logsumexp(z) - z[batch["label"][row]], count + 1
         return total / count
 
-    fast = jax.jit(jax.value_and_grad(lambda p: OBJECTIVE.loss(p, {}, BATCH, EVALUATION).value()))
-    (value, slope), (wanted, wanted_slope) = fast(params(OBJECTIVE)), slow(params(OBJECTIVE))
+    fast = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, {}, batch, EVALUATION).value()))
+    (value, slope), (wanted, wanted_slope) = fast(params(objective)), slow(params(objective))
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     contract.assert_trees_close(slope, wanted_slope, 2e-5)
 
@@ -103,6 +107,7 @@ def test_a_table_may_name_two_pictures(tmp_path):
         ),
         (lambda path: OBJECTIVE.check_data(opened("shapes")), "NLVR tells true from false, and shapes has 8 classes"),
         (lambda path: OBJECTIVE.preprocess({"image": pixels(0), "captions": ("a",)}, None, 0, False), "reads two pict"),
+        (lambda path: tiny.nlvr(pictures=3), "NLVR.pictures=3: a sentence is of 1 picture or of 2"),
     ],
 )
 def test_what_a_person_can_set_wrong(make, text, tmp_path):

@@ -110,16 +110,16 @@ def nlvr(**changes):
     return NLVR(**_shared(encoder=encoder) | changes)
 
 
-def two_pictures(size=8, masked=0):
-    """`batch_of` for NLVR: pictures with the next one's beside them, true or not."""
+def two_pictures(size=8, masked=0, pictures=2):
+    """`batch_of` for NLVR: pictures with the next one's beside them, or alone, true or not."""
     make = captions_of(size, masked)
 
-    def pictures(step):
+    def told(step):
         batch, draw = make(step), np.random.default_rng(step)
         more = {"second": np.roll(batch["image"], 1, 0), "second_aspect": np.roll(batch["aspect"], 1)}
-        return {**batch, **more, "label": draw.integers(0, 2, size).astype(np.int32)}
+        return {**batch, **(more if pictures == 2 else {}), "label": draw.integers(0, 2, size).astype(np.int32)}
 
-    return pictures
+    return told
 
 
 def captions_of(size=8, masked=0):
