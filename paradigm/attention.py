@@ -32,9 +32,9 @@ class AttentionMask:
     alone: bool [B or 1, S] or None; keys that no query sees but the one at their own place (MuToR's registers).
     shared: static; the first so many positions, soft tokens, are seen by every query, and see all but padding that
         `causal` lets them see.
-    window: int, or int32 [] where layers differ; None, or of what the rest lets through only keys fewer than `window`
-        positions away are seen, the query's own place among them: Mistral's sliding_window under `causal`, local
-        attention to both sides otherwise.
+    window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
+        query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
+    everywhere: bool [] or None; where it is true the window is none, in a loop over layers that differ in it.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -42,7 +42,8 @@ class AttentionMask:
     queries: Any = None
     keys: Any = None
     offset: Any = None
-    window: Any = None
+    window: int | None = struct.field(pytree_node=False, default=None)
+    everywhere: Any = None
     alone: Any = None
     shared: int = struct.field(pytree_node=False, default=0)
 
@@ -83,6 +84,8 @@ class AttentionMask:
             seen = same if seen is None else seen & same
         if self.window is not None:
             near = jnp.abs(jnp.arange(source) - self.positions(length)[..., None]) < self.window
+            if self.everywhere is not None:
+                near |= self.everywhere
             if self.shared:
                 near |= self._shared(length, source)
             seen = near if seen is None else seen & near

@@ -51,7 +51,7 @@ def attend(q_BxHxLxK, k_BxGxSxK, v_BxGxSxK, mask, bias=None, scale=1.0, dropped=
     parts_of = lambda axis: P(*(None,) * axis, CONTEXT)
     masks = mask.replace(
         **{name: None if getattr(mask, name) is None else parts_of(1) for name in ("queries", "keys")},
-        **{name: None if getattr(mask, name) is None else P() for name in ("prefix", "window")},
+        **{name: None if getattr(mask, name) is None else P() for name in ("prefix", "everywhere")},
     )
     biases = P() if bias is None or isinstance(bias, DistanceBias) else parts_of(2)
     specs = (*(parts_of(2),) * 3, masks, biases)

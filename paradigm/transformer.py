@@ -37,8 +37,6 @@ PARTITION_RULES = (
     (r"(^|/)project/kernel$", (None, "fsdp")),  # [E, D]
 )
 
-EVERYWHERE = 2**30  # a window that no text is as wide as
-
 
 class Attention(Architecture, kw_only=True):
     """Multi-head attention, to itself or to a source.
@@ -153,7 +151,7 @@ class Block(Architecture, kw_only=True):
         own_table = self.positions == "relative_per_layer"
         mask, angles = shared.mask, shared.angles
         if "global" in own:  # arrays and no branches: one body for all layers
-            mask = mask.replace(window=jnp.where(own["global"], EVERYWHERE, mask.window))
+            mask = mask.replace(everywhere=own["global"])
             if shared.local_angles is not None:
                 angles = jax.tree.map(lambda a, b: jnp.where(own["global"], a, b), angles, shared.local_angles)
         post = choose("norm_place", self.norm_place, {"pre": False, "post": True})

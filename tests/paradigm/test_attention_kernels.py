@@ -189,6 +189,8 @@ SPLASH = {  # length, source, mask
     "causal, packed": (200, 200, lambda n: AttentionMask(True, None, PACKED[:, :n], PACKED[:, :n])),
     "window": (200, 200, lambda n: AttentionMask(True, window=70)),
     "local, padded": (200, 200, lambda n: AttentionMask(keys=PACKED[:, :n], window=70)),
+    "layer with a window": (200, 200, lambda n: AttentionMask(window=70, everywhere=jnp.bool_(False))),
+    "layer without it": (200, 200, lambda n: AttentionMask(window=70, everywhere=jnp.bool_(True))),
 }
 
 

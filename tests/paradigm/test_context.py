@@ -26,7 +26,8 @@ MASKS = {
     "causal, packed": AttentionMask(True, None, DOCUMENTS, DOCUMENTS),
     "prefix": AttentionMask(True, jnp.array([3, 22, 60, 1])),
     "window, padded": AttentionMask(keys=DOCUMENTS, window=21),
-    "layers' windows": AttentionMask(True, window=jnp.int32(7)),
+    "layer with its window": AttentionMask(True, window=7, everywhere=jnp.bool_(False)),
+    "layer without it": AttentionMask(True, window=7, everywhere=jnp.bool_(True)),
 }
 
 
