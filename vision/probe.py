@@ -16,7 +16,7 @@ attentive      a query, attention to all patches and a classifier (paradigm/atte
                better on a tenth of the training pictures, as above. Of encoders with patches; on the views of
 finetune       all of the network, trained by the train step of this project: AdamW, linear warmup over a twentieth,
                cosine to 0, weight decay 0.05, layers that learn less by a factor of 0.75 the deeper they lie (He et al.
-               2022, table 9). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror.
+               2022, table 9; a ResNet's all learn alike). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror.
                Under contrastive views a few passes over the labels ended below the linear probe.
 
 Every number stands beside `random/...`: the same architecture as initialised, through the same code. A BatchNorm
@@ -140,7 +140,9 @@ class Probes(Evaluator):
             else:
                 steps = self.finetune_steps
                 rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
-                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=LayerDecay(0.75))
+                names = [name for name, _ in trees.named_leaves(variables["params"]["encoder"])]
+                deep = LayerDecay(0.75) if any(map(trees.is_stacked, names)) else None
+                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=deep)
                 scores[method] = self.trained(objective, variables, train, test, classes, steps, optimizer)
         return scores
 

@@ -216,6 +216,15 @@ def test_finetuning_moves_deep_layers_less(monkeypatch):
     assert head > 1e-5 and embed == pytest.approx(head * 0.75**2, rel=0.2)
 
 
+def test_finetuning_a_resnet_which_has_no_stack_of_layers(monkeypatch):
+    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), host_image_size=8, classes=10)
+    variables = {"params": jax.eval_shape(objective.init, jax.random.key(0))}
+    monkeypatch.setattr(probe, "features", lambda *_: (np.zeros((10, 2)), np.arange(10), np.arange(10)))
+    monkeypatch.setattr(Probes, "trained", lambda *args: len(args[-1].leaves(variables["params"])))
+    found, _ = Probes(("finetune",), random=False).run(objective, variables, digits())
+    assert found["finetune"] == len(jax.tree.leaves(variables["params"]))
+
+
 def test_encoders_to_compare_are_made_on_any_mesh():
     """A module's example input is one picture, which eight devices cannot share."""
     objective = mae()
