@@ -8,11 +8,11 @@ import numpy as np
 
 from multimodal.caption_scores import SCORES
 from multimodal.visualize import captioned
-from multimodal.zero_shot import at_least_one, captions_at, check_captions
+from multimodal.zero_shot import captions_at, check_captions
 from paradigm.capabilities import Captioning, CaptionScoring
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.evaluator import Evaluator
+from paradigm.evaluator import Evaluator, at_least_one
 from paradigm.metrics import Artefact
 from paradigm.partition import constrain
 from paradigm.records import Subset
@@ -150,6 +150,7 @@ class BigramCaptions(CountingBaseline):
     captions: int = LEARN
 
     needs = CaptionScoring
+    counts = ("captions",)
 
     def compute(self, part, data):
         objective, train = part.objective, data.records("train")

@@ -10,8 +10,9 @@ import dataclasses
 
 import numpy as np
 
-from multimodal.zero_shot import TIE, Compared, at_least_one, captions_at, check_captions, embed_pictures, embed_texts
+from multimodal.zero_shot import TIE, Compared, captions_at, check_captions, embed_pictures, embed_texts
 from paradigm.errors import UserError
+from paradigm.evaluator import at_least_one
 from paradigm.records import Subset
 
 

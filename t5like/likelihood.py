@@ -33,6 +33,7 @@ class MinimalPairs(Evaluator):
     name: str = "minimal_pairs"
 
     needs = SentenceScoring
+    counts = ("pairs",)
 
     def check(self, objective, data):
         super().check(objective, data)
@@ -87,6 +88,7 @@ class PseudoPerplexity(Evaluator):
     length: int = 64
 
     needs = SentenceScoring
+    counts = ("windows", "length")
 
     def run(self, objective, variables, data):
         part, source = self.part(objective), data.records("valid")

@@ -83,6 +83,7 @@ class Probes(Evaluator):
             choose("probe", method, dict.fromkeys(METHODS))
 
     needs = ImageFeatures
+    counts = ("train_images", "test_images", "epochs", "finetune_steps", "finetune_batch")
 
     def check(self, objective, data):
         super().check(objective, data)
