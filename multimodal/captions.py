@@ -63,7 +63,7 @@ def write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tok
 
 def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0, top_k=None, top_p=None, seed=0,
             max_new_tokens=None):  # fmt: skip
-    """Captions of pictures: a list of str.
+    """Captions of pictures: a list of str; or of one picture, a str.
 
     Args:
         images: as of vision.ask.pictures. prompt: how each begins. temperature, top_k, top_p: see Sampling.
@@ -72,7 +72,7 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
     Raises:
         UserError: pictures of other channels than the encoder reads, and what `write` raises.
     """
-    images, _ = pictures(images, objective.encoder.channels)
+    images, alone = pictures(images, objective.encoder.channels)
     prepared = [objective.preprocess.image({"image": image}, None, 0, False) for image in images]
     sampling, found = Sampling(temperature, top_k, top_p), []
     for start in range(0, len(prepared), TOGETHER):
@@ -80,7 +80,7 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
         batch = {name: np.stack([one[name] for one in some]) for name in ("image", "aspect")}
         prompts = [prompt] * len(some)
         found += write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tokens, seed + start)
-    return found
+    return found[0] if alone else found
 
 
 @dataclasses.dataclass(frozen=True)
