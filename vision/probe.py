@@ -142,8 +142,8 @@ class Probes(Evaluator):
                 steps = self.finetune_steps
                 rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
                 names = [name for name, _ in trees.named_leaves(variables["params"]["encoder"])]
-                deep = LayerDecay(0.75) if any(map(trees.is_stacked, names)) else None
-                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=deep)
+                deep = any(map(trees.is_stacked, names))
+                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=LayerDecay(0.75) if deep else None)
                 scores[method] = self.trained(objective, variables, train, test, classes, steps, optimizer)
         return scores
 
