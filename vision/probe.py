@@ -16,8 +16,9 @@ attentive      a query, attention to all patches and a classifier (paradigm/atte
                better on a tenth of the training pictures, as above. Of encoders with patches; on the views of
 finetune       all of the network, trained by the train step of this project: AdamW, linear warmup over a twentieth,
                cosine to 0, weight decay 0.05, layers that learn less by a factor of 0.75 the deeper they lie (He et al.
-               2022, table 9; a ResNet's all learn alike). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror.
-               Under contrastive views a few passes over the labels ended below the linear probe.
+               2022, table 9; a ResNet's all learn alike). Views are mild whatever the objective's are: 0.8 of the area
+               or more, and its mirror. Under contrastive views a few passes over the labels ended below the linear
+               probe.
 
 Every number stands beside `random/...`: the same architecture as initialised, through the same code. A BatchNorm
 encoder that was never trained has no running statistics, so it first sees 20 batches, as any would have in training.

@@ -36,8 +36,8 @@ class Evaluation:
     def run(self, state, abandon=lambda: False):
         """({'valid/NAME': float}, artefacts) of a state; None when `abandon()` turned true between two batches.
 
-        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too. A term
-        that weighs nothing in all of the validation set adds nothing, as in training. A name that another evaluator has
+        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too. What
+        weighs nothing in all of the validation set adds nothing, as in training. A name that another evaluator has
         already given ends in _2.
         """
         sums, params = {}, state.all_params

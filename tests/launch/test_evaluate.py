@@ -192,7 +192,8 @@ class Shows(Evaluator):
     number: float = 1.0
 
     def run(self, objective, variables, data):
-        return {"dots": self.number}, [Artefact("dots", "image", np.zeros((20, 30, 3), np.uint8)), Artefact("said", "text", "x")]
+        picture = np.zeros((20, 30, 3), np.uint8)
+        return {"dots": self.number}, [Artefact("dots", "image", picture), Artefact("said", "text", "x")]
 
 
 def test_pictures_have_a_title(tmp_path):
