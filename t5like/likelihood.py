@@ -8,7 +8,7 @@ import numpy as np
 from paradigm.capabilities import SentenceScoring
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
-from paradigm.records import spread
+from paradigm.records import Subset, spread
 from paradigm.storage import expand
 from t5like import files, rows
 from t5like.decode.likelihood import log_probs
@@ -93,7 +93,7 @@ class PseudoPerplexity(Evaluator):
     def run(self, objective, variables, data):
         part, source = self.part(objective), data.records("valid")
         count, rows = min(self.windows, len(source)), []
-        for record in source.__getitems__([i * len(source) // count for i in range(count)]):
+        for record in Subset(source, np.arange(count) * len(source) // count).__getitems__(range(count)):
             tokens, segments = (record[name][: self.length] for name in ("tokens", "segments"))
             ids = tokens[(segments == 1) & part.objective.known.is_text(tokens)]
             rows += [(ids, record["byte_lengths"][ids].sum())] if len(ids) else []
