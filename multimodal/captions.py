@@ -42,6 +42,17 @@ def write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tok
     Raises:
         UserError: a tokenizer of another vocabulary, or a prompt that leaves no room.
     """
+    tokenizer, ids, room = _begun(objective, tokenizer, prompts)
+    new = room if max_new_tokens is None else max_new_tokens
+    source = _seen(objective)(variables, {name: batch[name] for name in ("image", "aspect")})
+    how = {"prefix": objective.prefix, "source": source, "name": objective.reader}
+    sampling = dataclasses.replace(sampling, vocab_size=tokenizer.vocabulary.size)
+    found = decode_rows(objective, variables, ids, new, sampling, tokenizer.vocabulary, seed, **how)
+    return [tokenizer.decode(np.r_[row, more]).strip() for row, more in zip(ids, found)]
+
+
+def _begun(objective, tokenizer, prompts):
+    """(the tokenizer, ids of the prompts, how many may follow). Raises UserError as `write`."""
     tokenizer = objective.tokenizer or tokenizer
     v, rows = tokenizer.vocabulary, objective.modules()[objective.reader][0].vocab_size
     if v.size > rows or objective.vocabulary is not None and v.size != objective.vocabulary.size:
@@ -53,12 +64,7 @@ def write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tok
         raise UserError(
             f"captions: a prompt of {max(map(len, ids))} tokens leaves no room in captions of {objective.length - 1}"
         )
-    new = room if max_new_tokens is None else max_new_tokens
-    source = _seen(objective)(variables, {name: batch[name] for name in ("image", "aspect")})
-    how = {"prefix": objective.prefix, "source": source, "name": objective.reader}
-    sampling = dataclasses.replace(sampling, vocab_size=v.size)
-    found = decode_rows(objective, variables, ids, new, sampling, v, seed, **how)
-    return [tokenizer.decode(np.r_[row, more]).strip() for row, more in zip(ids, found)]
+    return tokenizer, ids, room
 
 
 def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0, top_k=None, top_p=None, seed=0,
@@ -117,6 +123,7 @@ class Captions(Evaluator):
     def check(self, objective, data):
         super().check(objective, data)
         check_captions(data.records(self.split))
+        _begun(self.part(objective).objective, data.tokenizer, [self.prompt])
 
     def run(self, objective, variables, data):
         part = self.part(objective)
