@@ -102,7 +102,11 @@ class Probes(Evaluator):
         if {"attentive", "finetune"} & set(self.methods):
             Classify(encoder=encoder, augment=own.augment, classes=2)  # raises for one that reads no pictures
             check_plain(own, "Probes", "take 'attentive' and 'finetune' from Probes.methods")
-        _check_labels(*(_some_labels(*pair) for pair in zip(self.records(data), ("training", "validation"))))
+        train, test = self.records(data)
+        y, y_test = _some_labels(train, "training"), _some_labels(test, "validation")
+        _check_labels(y, y_test)
+        if known_labels(train) is not None:
+            _classes(y, y_test, train.source)
 
     def run(self, objective, variables, data):
         """({method: accuracy, 'random/' + method: accuracy}, [])."""
