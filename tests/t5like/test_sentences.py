@@ -13,6 +13,7 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
+from paradigm.schedule import FINAL
 from t5like.bart import bart
 from t5like.decode.likelihood import log_probs
 from t5like.likelihood import MinimalPairs, PseudoPerplexity
@@ -94,6 +95,15 @@ def test_simcse_by_a_loop(pool):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=5e-3), grads, slopes)
     assert value > 0.01  # dropout tells the readings apart
+
+
+def test_evaluation_tells_readings_of_one_text_apart_by_dropout_too():
+    params, ctx = jax.jit(OBJECTIVE.init)(jax.random.key(0)), Context(jnp.int32(FINAL), train=False)
+    for objective, twice in ((OBJECTIVE, True), (dataclasses.replace(OBJECTIVE, shortest=2), False)):
+        read = jax.jit(lambda inputs, params=params, one=objective: one.encode(params, {}, inputs, ctx)[0])
+        batch = make_batch(OBJECTIVE)  # of one text twice
+        found = read(batch)
+        assert (found == read(batch)).all() and bool((found[:, 0] != found[:, 1]).any()) == twice
 
 
 @pytest.mark.parametrize(
