@@ -227,7 +227,7 @@ class Run:
         return self._timed(decode.generate, part.objective, variables, self.tokenizer, prompt, **how)
 
     def caption(self, images, prompt="", which=None, **how):
-        """A caption of each picture, given as to `classify`, which begins with the prompt. `how` as in
+        """A caption of each picture, or of one, given as to `classify`, which begins with the prompt. `how` as in
         multimodal.captions."""
         from multimodal.captions import caption
         from paradigm.capabilities import Captioning, ask

@@ -1,7 +1,8 @@
 """How near captions are to those that people wrote: BLEU, ROUGE-L and CIDEr, of words alone.
 
 Each takes `found`, a text for each picture, and `truth`, a list of texts for each picture, and gives a number. Words
-are runs of letters and digits, in small letters; CIDEr's stemming and the PTB tokenizer of coco-caption are left out.
+are runs of letters and digits, in small letters, and each letter of a script without spaces; CIDEr's stemming and the
+PTB tokenizer of coco-caption are left out.
 """
 
 import collections
@@ -9,7 +10,9 @@ import itertools
 import math
 import re
 
-_WORD = re.compile(r"\w+")
+from t5like.sentences import UNSPACED
+
+_WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})\w)+")
 
 
 def words(text):

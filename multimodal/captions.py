@@ -8,11 +8,11 @@ import numpy as np
 
 from multimodal.caption_scores import SCORES
 from multimodal.visualize import captioned
-from multimodal.zero_shot import at_least_one, captions_at, check_captions
+from multimodal.zero_shot import captions_at, check_captions
 from paradigm.capabilities import Captioning, CaptionScoring
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.evaluator import Evaluator
+from paradigm.evaluator import Evaluator, at_least_one
 from paradigm.metrics import Artefact
 from paradigm.partition import constrain
 from paradigm.records import Subset
@@ -42,6 +42,17 @@ def write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tok
     Raises:
         UserError: a tokenizer of another vocabulary, or a prompt that leaves no room.
     """
+    tokenizer, ids, room = _begun(objective, tokenizer, prompts)
+    new = room if max_new_tokens is None else max_new_tokens
+    source = _seen(objective)(variables, {name: batch[name] for name in ("image", "aspect")})
+    how = {"prefix": objective.prefix, "source": source, "name": objective.reader}
+    sampling = dataclasses.replace(sampling, vocab_size=tokenizer.vocabulary.size)
+    found = decode_rows(objective, variables, ids, new, sampling, tokenizer.vocabulary, seed, **how)
+    return [tokenizer.decode(np.r_[row, more]).strip() for row, more in zip(ids, found)]
+
+
+def _begun(objective, tokenizer, prompts):
+    """(the tokenizer, ids of the prompts, how many may follow). Raises UserError as `write`."""
     tokenizer = objective.tokenizer or tokenizer
     v, rows = tokenizer.vocabulary, objective.modules()[objective.reader][0].vocab_size
     if v.size > rows or objective.vocabulary is not None and v.size != objective.vocabulary.size:
@@ -53,17 +64,12 @@ def write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tok
         raise UserError(
             f"captions: a prompt of {max(map(len, ids))} tokens leaves no room in captions of {objective.length - 1}"
         )
-    new = room if max_new_tokens is None else max_new_tokens
-    source = _seen(objective)(variables, {name: batch[name] for name in ("image", "aspect")})
-    how = {"prefix": objective.prefix, "source": source, "name": objective.reader}
-    sampling = dataclasses.replace(sampling, vocab_size=v.size)
-    found = decode_rows(objective, variables, ids, new, sampling, v, seed, **how)
-    return [tokenizer.decode(np.r_[row, more]).strip() for row, more in zip(ids, found)]
+    return tokenizer, ids, room
 
 
 def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0, top_k=None, top_p=None, seed=0,
             max_new_tokens=None):  # fmt: skip
-    """Captions of pictures: a list of str.
+    """Captions of pictures: a list of str; or of one picture, a str.
 
     Args:
         images: as of vision.ask.pictures. prompt: how each begins. temperature, top_k, top_p: see Sampling.
@@ -72,7 +78,7 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
     Raises:
         UserError: pictures of other channels than the encoder reads, and what `write` raises.
     """
-    images, _ = pictures(images, objective.encoder.channels)
+    images, alone = pictures(images, objective.encoder.channels)
     prepared = [objective.preprocess.image({"image": image}, None, 0, False) for image in images]
     sampling, found = Sampling(temperature, top_k, top_p), []
     for start in range(0, len(prepared), TOGETHER):
@@ -80,7 +86,7 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
         batch = {name: np.stack([one[name] for one in some]) for name in ("image", "aspect")}
         prompts = [prompt] * len(some)
         found += write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tokens, seed + start)
-    return found
+    return found[0] if alone else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +123,7 @@ class Captions(Evaluator):
     def check(self, objective, data):
         super().check(objective, data)
         check_captions(data.records(self.split))
+        _begun(self.part(objective).objective, data.tokenizer, [self.prompt])
 
     def run(self, objective, variables, data):
         part = self.part(objective)
@@ -150,6 +157,7 @@ class BigramCaptions(CountingBaseline):
     captions: int = LEARN
 
     needs = CaptionScoring
+    counts = ("captions",)
 
     def compute(self, part, data):
         objective, train = part.objective, data.records("train")

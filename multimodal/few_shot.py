@@ -28,7 +28,6 @@ import optax
 from multimodal.templates import templates
 from multimodal.zero_shot import (
     Compared,
-    at_least_one,
     averaged,
     check_labelled,
     check_names,
@@ -38,6 +37,7 @@ from multimodal.zero_shot import (
 )
 from paradigm import rng
 from paradigm.errors import choose
+from paradigm.evaluator import at_least_one
 from paradigm.probing import linear
 from paradigm.records import Subset
 from vision.data import known_labels

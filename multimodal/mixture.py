@@ -141,31 +141,13 @@ class Numbered:
 
 
 class PairsOfSeveral(Mixture):
-    """A Mixture of Numbered sources, and all of their records as if they stood in one, as evaluators read them."""
+    """A Mixture of Numbered sources, with the classes and captions that evaluators read."""
 
     @property
     def classes(self):
         return next((one.classes for one in self.sources if one.classes), None)
 
-    def __len__(self):
-        return sum(map(len, self.sources))
-
-    def _at(self, position):
-        for one in self.sources:
-            if position < len(one):
-                return one, int(position)
-            position -= len(one)
-        raise IndexError(position)
-
-    def __getitem__(self, position):
-        one, place = self._at(position)
-        return one[place]
-
     def captions(self, position):
         """The captions of a record, without its picture."""
         one, place = self._at(position)
         return one.captions(place)
-
-    def name(self, position):
-        one, place = self._at(position)
-        return one.name(place)

@@ -10,8 +10,9 @@ import dataclasses
 
 import numpy as np
 
-from multimodal.zero_shot import TIE, Compared, at_least_one, captions_at, check_captions, embed_pictures, embed_texts
+from multimodal.zero_shot import TIE, Compared, captions_at, check_captions, embed_pictures, embed_texts
 from paradigm.errors import UserError
+from paradigm.evaluator import at_least_one
 from paradigm.records import Subset
 
 
@@ -34,14 +35,20 @@ class TwoPictures(Compared):
     def check(self, objective, data):
         super().check(objective, data)
         check_captions(data.records(self.split))
+        source = Subset.drawn(data.records(self.split), self.pairs, self.seed)
+        self._asked([captions_at(source, place)[0] for place in range(len(source))])
+
+    def _asked(self, captions):
+        asked, others = most_alike(captions)
+        if not len(asked):
+            raise UserError(f"TwoPictures: no two captions of the {self.split} split differ in a word each")
+        return asked, others
 
     def scores(self, objective, variables, data):
         source = Subset.drawn(data.records(self.split), self.pairs, self.seed)
         pictures, _, places = embed_pictures(objective, variables, source)
         captions = [captions_at(source, place)[0] for place in places]
-        asked, others = most_alike(captions)
-        if not len(asked):
-            raise UserError(f"TwoPictures: no two captions of the {self.split} split differ in a word each")
+        asked, others = self._asked(captions)
         texts = embed_texts(objective, variables, [captions[k] for k in asked], data.tokenizer)
         true, false = (np.sum(pictures[k] * texts, 1) for k in (asked, others))
         before = "" if self.split == "valid" else f"{self.split}/"

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from multimodal.zero_shot import at_least_one, captions_at, check_captions, embed_pictures, embed_texts
+from multimodal.zero_shot import captions_at, check_captions, embed_pictures, embed_texts
 from paradigm.capabilities import PairEmbedding
-from paradigm.evaluator import Evaluator
+from paradigm.evaluator import Evaluator, at_least_one
 from paradigm.metrics import Artefact
 from paradigm.records import Subset, spread
 from vision.preprocess import resize_to_square

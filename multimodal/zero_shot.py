@@ -25,7 +25,7 @@ from paradigm import rng
 from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.evaluator import Evaluator
+from paradigm.evaluator import Evaluator, at_least_one
 from paradigm.partition import constrain
 from paradigm.records import Subset
 from vision.data import known_labels
@@ -61,15 +61,6 @@ def _first(objective, data, seed):
     if (objective, seed) not in known:
         known[objective, seed] = jax.device_get(untrained(objective, data, seed))
     return known[objective, seed]
-
-
-def at_least_one(evaluator, *names):
-    """Raises UserError for a number below 1 among these settings; None sets no bound."""
-    for name in names:
-        value = getattr(evaluator, name)
-        least = min(value, default=0) if isinstance(value, tuple) else value
-        if least is not None and least < 1:
-            raise UserError(f"{type(evaluator).__name__}.{name}={value}: 1 is the least")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,7 +143,7 @@ class Mixture:
 
     weights: one number or schedule (callable on an array of steps) for each source; only their ratio counts. Batch
     `step` holds floor or ceil of its exact share of each source, right in expectation, and each source is read epoch
-    after epoch without repeats, whatever the others do.
+    after epoch without repeats, whatever the others do. To evaluators, which index it, all records stand in one.
 
     Raises UserError if the weights do not match the sources or none is positive.
     """
@@ -157,6 +157,23 @@ class Mixture:
     @property
     def fingerprint(self):
         return "+".join(f"{s.fingerprint}*{w!r}" for s, w in zip(self.sources, self.weights))
+
+    def __len__(self):
+        return sum(map(len, self.sources))
+
+    def _at(self, position):
+        for one in self.sources:
+            if position < len(one):
+                return one, int(position)
+            position -= len(one)
+        raise IndexError(position)
+
+    def __getitem__(self, position):
+        one, place = self._at(position)
+        return one[place]
+
+    def name(self, position):
+        return _name(*self._at(position))
 
     def shares(self, steps):
         """float64 [steps, sources]: each source's part of those batches; rows sum to 1."""

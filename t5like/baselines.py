@@ -64,6 +64,8 @@ class UnigramBaseline(CountingBaseline):
 
     windows: int = 40_000
 
+    counts = ("windows",)
+
     def compute(self, part, data):
         v = data.tokenizer.vocabulary
         counts = np.zeros(v.size, np.int64)
@@ -92,6 +94,7 @@ class BigramBaseline(CountingBaseline):
     windows: int = 40_000
 
     needs = Generating
+    counts = ("windows",)
 
     def compute(self, part, data):
         v = data.tokenizer.vocabulary

@@ -8,10 +8,10 @@ import numpy as np
 from paradigm.capabilities import SentenceScoring
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
-from paradigm.records import spread
+from paradigm.records import Subset, spread
 from paradigm.storage import expand
 from t5like import files, rows
-from t5like.decode.likelihood import log_probs
+from t5like.decode.likelihood import check_longest, log_probs
 from t5like.tables import Part
 
 
@@ -33,10 +33,11 @@ class MinimalPairs(Evaluator):
     name: str = "minimal_pairs"
 
     needs = SentenceScoring
+    counts = ("pairs",)
 
     def check(self, objective, data):
         super().check(objective, data)
-        self.read()
+        check_longest(self.part(objective).objective, self._ids(data))
 
     def read(self):
         """{file's name: [(good, bad), ...]}."""
@@ -64,14 +65,17 @@ class MinimalPairs(Evaluator):
         return found
 
     def run(self, objective, variables, data):
-        part = self.part(objective)
-        found, variables = self.read(), part.variables(variables)
-        texts = [text for pairs in found.values() for pair in pairs for text in pair]
-        ids = [x.tolist() for x in data.tokenizer.encode_batch(texts)]
-        totals = iter([float(x.sum(dtype=np.float64)) for x in log_probs(part.objective, variables, ids)])
+        part, found = self.part(objective), self.read()
+        each = log_probs(part.objective, part.variables(variables), self._ids(data))
+        totals = iter([float(x.sum(dtype=np.float64)) for x in each])
         right = {name: np.mean([next(totals) > next(totals) for _ in pairs]) for name, pairs in found.items()}
         numbers = {f"{self.name}/{name}": float(x) for name, x in right.items()} if len(right) > 1 else {}
         return {self.name: float(np.mean(list(right.values()))), **numbers}, []
+
+    def _ids(self, data):
+        """[ids of each sentence], a pair's one after the other."""
+        texts = [text for pairs in self.read().values() for pair in pairs for text in pair]
+        return [x.tolist() for x in data.tokenizer.encode_batch(texts)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +91,28 @@ class PseudoPerplexity(Evaluator):
     length: int = 64
 
     needs = SentenceScoring
+    counts = ("windows", "length")
 
-    def run(self, objective, variables, data):
-        part, source = self.part(objective), data.records("valid")
+    def check(self, objective, data):
+        super().check(objective, data)
+        own = self.part(objective).objective
+        check_longest(own, [ids for ids, _ in self._texts(own, data)])
+
+    def _texts(self, objective, data):
+        """[(ids, bytes that they spell)] of the windows' first documents."""
+        source = data.records("valid")
         count, rows = min(self.windows, len(source)), []
-        for record in source.__getitems__([i * len(source) // count for i in range(count)]):
+        for record in Subset(source, np.arange(count) * len(source) // count).__getitems__(range(count)):
             tokens, segments = (record[name][: self.length] for name in ("tokens", "segments"))
-            ids = tokens[(segments == 1) & part.objective.known.is_text(tokens)]
+            ids = tokens[(segments == 1) & objective.known.is_text(tokens)]
             rows += [(ids, record["byte_lengths"][ids].sum())] if len(ids) else []
         if not rows:
             raise UserError("PseudoPerplexity: the held-out windows that were drawn hold no text: raise its windows")
+        return rows
+
+    def run(self, objective, variables, data):
+        part = self.part(objective)
+        rows = self._texts(part.objective, data)
         found = log_probs(part.objective, part.variables(variables), [ids.tolist() for ids, _ in rows])
         nats = -sum(float(x.sum(dtype=np.float64)) for x in found)
         per_byte = nats / math.log(2) / sum(float(n) for _, n in rows)

@@ -52,6 +52,7 @@ class TextProbes(Evaluator):
     random: bool = True
 
     needs = TextFeatures
+    counts = ("texts", "length", "epochs")
 
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(self.methods))

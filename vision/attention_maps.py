@@ -41,6 +41,7 @@ class AttentionMaps(Evaluator):
     heads: int = 6
 
     needs = ImageFeatures
+    counts = ("count",)
 
     def check(self, objective, data):
         super().check(objective, data)

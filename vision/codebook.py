@@ -26,6 +26,7 @@ class Codebook(Evaluator):
     patches: int = 8
 
     needs = Tokenizing
+    counts = ("images", "count", "patches")
 
     def run(self, objective, variables, data):
         """({}, a sheet "codebook")."""

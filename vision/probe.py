@@ -16,8 +16,9 @@ attentive      a query, attention to all patches and a classifier (paradigm/atte
                better on a tenth of the training pictures, as above. Of encoders with patches; on the views of
 finetune       all of the network, trained by the train step of this project: AdamW, linear warmup over a twentieth,
                cosine to 0, weight decay 0.05, layers that learn less by a factor of 0.75 the deeper they lie (He et al.
-               2022, table 9). Views are mild whatever the objective's are: 0.8 of the area or more, and its mirror.
-               Under contrastive views a few passes over the labels ended below the linear probe.
+               2022, table 9; a ResNet's all learn alike). Views are mild whatever the objective's are: 0.8 of the area
+               or more, and its mirror. Under contrastive views a few passes over the labels ended below the linear
+               probe.
 
 Every number stands beside `random/...`: the same architecture as initialised, through the same code. A BatchNorm
 encoder that was never trained has no running statistics, so it first sees 20 batches, as any would have in training.
@@ -83,6 +84,7 @@ class Probes(Evaluator):
             choose("probe", method, dict.fromkeys(METHODS))
 
     needs = ImageFeatures
+    counts = ("train_images", "test_images", "epochs", "finetune_steps", "finetune_batch")
 
     def check(self, objective, data):
         super().check(objective, data)
@@ -100,7 +102,11 @@ class Probes(Evaluator):
         if {"attentive", "finetune"} & set(self.methods):
             Classify(encoder=encoder, augment=own.augment, classes=2)  # raises for one that reads no pictures
             check_plain(own, "Probes", "take 'attentive' and 'finetune' from Probes.methods")
-        _check_labels(*(_some_labels(*pair) for pair in zip(self.records(data), ("training", "validation"))))
+        train, test = self.records(data)
+        y, y_test = _some_labels(train, "training"), _some_labels(test, "validation")
+        _check_labels(y, y_test)
+        if known_labels(train) is not None:
+            _classes(y, y_test, train.source)
 
     def run(self, objective, variables, data):
         """({method: accuracy, 'random/' + method: accuracy}, [])."""
@@ -140,7 +146,9 @@ class Probes(Evaluator):
             else:
                 steps = self.finetune_steps
                 rate = Cosine(self.finetune_rate, steps, warmup_steps=max(1, steps // 20))
-                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=LayerDecay(0.75))
+                names = [name for name, _ in trees.named_leaves(variables["params"]["encoder"])]
+                deep = any(map(trees.is_stacked, names))
+                optimizer = AdamW(rate, b2=0.999, weight_decay=0.05, layer_decay=LayerDecay(0.75) if deep else None)
                 scores[method] = self.trained(objective, variables, train, test, classes, steps, optimizer)
         return scores
 

@@ -25,6 +25,7 @@ class Segments(Evaluator):
     count: int = 8
 
     needs = Segmenting
+    counts = ("count",)
 
     def run(self, objective, variables, data):
         """(numbers, a sheet "segments": picture, truth, found, and which colour is which class)."""

@@ -31,6 +31,7 @@ class Reconstructions(Evaluator):
     count: int = 8
 
     needs = Reconstructing
+    counts = ("count",)
 
     def run(self, objective, variables, data):
         part = self.part(objective)
@@ -54,6 +55,12 @@ class GeneratedImages(Evaluator):
     temperature: float = 1.0
 
     needs = GeneratingImages
+    counts = ("count",)
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        if not self.temperature > 0:
+            raise UserError(f"GeneratedImages.temperature={self.temperature}: what is drawn needs one above 0")
 
     def run(self, objective, variables, data):
         part = self.part(objective)
@@ -82,6 +89,7 @@ class Views(Evaluator):
     count: int = 8
 
     needs = ImageFeatures
+    counts = ("count",)
 
     def run(self, objective, variables, data):
         del variables
@@ -110,6 +118,7 @@ class Neighbours(Evaluator):
     train_images: int = 5000
 
     needs = ImageFeatures
+    counts = ("queries", "nearest", "train_images")
 
     def run(self, objective, variables, data):
         part = self.part(objective)
@@ -143,8 +152,10 @@ class PatchPCA(Evaluator):
     count: int = 8
 
     needs = ImageFeatures
+    counts = ("count",)
 
     def check(self, objective, data):
+        super().check(objective, data)
         encoder = self.part(objective).objective.encoder
         if encoder.grid is None:
             raise UserError(f"PatchPCA: {type(encoder).__name__} has no patches; leave it out")

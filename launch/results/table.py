@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 
 from launch.results.runs import SEED, Run, is_adaptation, nearest
+from launch.run.measures import unit_of
 from paradigm.errors import UserError
 
 COLUMNS = 6  # so many settings have a column in a table that a person reads; the others are listed below it
@@ -164,26 +165,9 @@ def shown(mean, deviation):
 
 # --- which scores ----------------------------------------------------------------------------------------------------
 
-# How the last part of a metric's name ends -> its unit, and which is better; as in docs/metrics.md.
-UNITS = (
-    ("bits_per_byte", "bits", "lower"),
-    ("nll", "nats a target", "lower"),
-    ("loss", "nats, or the objective's own", "lower"),
-    ("accuracy", "0 to 1", "higher"),
-    ("knn", "0 to 1", "higher"),
-    ("linear", "0 to 1", "higher"),
-    ("linear_10pct", "0 to 1", "higher"),
-    ("linear_1pct", "0 to 1", "higher"),
-    ("finetune", "0 to 1", "higher"),
-    ("infill_exact", "0 to 1", "higher"),
-    ("image_to_text", "0 to 1", "higher"),
-    ("text_to_image", "0 to 1", "higher"),
-)
-
 
 def _last(metric, name=None):
-    tail = metric.split("/")[-1].split("@")[0]
-    unit, better = next(((unit, better) for end, unit, better in UNITS if tail == end), ("", ""))
+    unit, better = unit_of(metric)
     return Score(name or metric, metric, lambda run: run.last(metric), unit, better)
 
 

@@ -1,6 +1,8 @@
 """The validation of a state, during training and after it."""
 
 import dataclasses
+import itertools
+import math
 
 import jax
 from jax.sharding import NamedSharding
@@ -34,7 +36,9 @@ class Evaluation:
     def run(self, state, abandon=lambda: False):
         """({'valid/NAME': float}, artefacts) of a state; None when `abandon()` turned true between two batches.
 
-        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too.
+        'valid/loss' is the sum over terms of their means; where there are several, each is 'valid/loss/TERM' too. What
+        weighs nothing in all of the validation set adds nothing, as in training. A name that another evaluator has
+        already given ends in _2.
         """
         sums, params = {}, state.all_params
         with self._program.context():
@@ -46,7 +50,8 @@ class Evaluation:
                     sums = merge(sums, jax.device_get(metrics))
             means = {name: mean(*pair) for name, pair in sums.items()}
             terms = [name for name in means if name.startswith("loss/")]
-            named = {"loss": sum(means[name] for name in terms)} | means
+            weighed = [means[name] for name in terms if sums[name][1]]
+            named = {"loss": sum(weighed) if weighed else math.nan} | means
             if len(terms) == 1:
                 del named[terms[0]]
             artefacts = []
@@ -56,8 +61,11 @@ class Evaluation:
                 progress.report(type(evaluator).__name__)
                 with progress.within(type(evaluator).__name__):
                     more, shown = evaluator.run(objective, variables, self._data)
-                named |= more
-                artefacts += [self._titled(artefact, int(state.step)) for artefact in shown]
+                named |= {_free(name, named): value for name, value in more.items()}
+                for artefact in shown:
+                    if (name := _free(artefact.name, [one.name for one in artefacts])) != artefact.name:
+                        artefact = dataclasses.replace(artefact, name=name)
+                    artefacts.append(self._titled(artefact, int(state.step)))
         return {f"valid/{name}": float(value) for name, value in named.items()}, artefacts
 
     def _titled(self, artefact, step):
@@ -75,6 +83,11 @@ class Evaluation:
             step = make_eval_step(e.objective, seed=e.seed, phase=phase, which=self._which)
             self._steps[phase] = jax.jit(step, out_shardings=NamedSharding(self._program.mesh, P()))
         return self._steps[phase]
+
+
+def _free(name, taken):
+    """The name, or NAME_2, NAME_3 ... where it is taken: two evaluators of one class would overwrite each other."""
+    return next(free for n in itertools.count(1) if (free := name if n == 1 else f"{name}_{n}") not in taken)
 
 
 def _check(experiment, data):

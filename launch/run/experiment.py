@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from launch.run.measures import unit_of
 from paradigm import records, schedule
 from paradigm.errors import UserError
 
@@ -171,13 +172,20 @@ def validate(experiment: Experiment, device_count: int | None) -> None:
 
 
 def warnings(experiment: Experiment) -> list[str]:
-    """What is no error and yet seldom meant: schedules that end before the run, what begins after it, and warm-ups
-    longer than it."""
+    """What is no error and yet seldom meant: schedules that end before the run, what begins after it, warm-ups longer
+    than it, and a best checkpoint that is the worst."""
     e = experiment
     late = [(name, first) for name, first in e.objective.phases().items() if first >= e.total_steps]
     said = [
         f"objective: {n!r} begins at step {m} and the run has {e.total_steps}: it is never trained" for n, m in late
     ]
+    better = unit_of(e.best_metric)[1]
+    if better and better != {"min": "lower", "max": "higher"}[e.best_mode]:
+        ends = {"min": ("lowest", "max"), "max": ("highest", "min")}[e.best_mode]
+        said.append(
+            f"the best checkpoint will be that of the {ends[0]} {e.best_metric}, of which {better} is better: set "
+            f"Experiment.best_mode = '{ends[1]}'"
+        )
     return said + [line for name in SCHEDULED for line in schedule.warnings(getattr(e, name), e.total_steps, name)]
 
 

@@ -202,14 +202,16 @@ def draw_loss(path, rows, title=""):
 
 
 def baselines(rows):
-    """{'valid/NAME': ['valid/KIND/NAME', ...]} of the measures in these rows that have a baseline; at most four."""
+    """{'valid/NAME': ['valid/KIND/NAME', ...]} of the measures in these rows that have a baseline; at most four. NAME
+    may have parts, and KIND stand behind the first one."""
     names = {name for row in rows for name, value in row.items() if name.startswith(VALID) and value is not None}
     found = {}
     for name in sorted(names):
-        valid, _, measure = name.partition("/")
-        kind, _, of = measure.partition("/")
-        if of and kind != "loss" and f"{valid}/{of}" in names:
-            found.setdefault(f"{valid}/{of}", []).append(name)
+        parts = name.split("/")
+        for at in range(1, len(parts) - 1):
+            of = "/".join([*parts[:at], *parts[at + 1 :]])
+            if parts[at] != "loss" and of in names:
+                found.setdefault(of, []).append(name)
     return dict(list(found.items())[:4])
 
 

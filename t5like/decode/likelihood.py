@@ -80,13 +80,18 @@ def log_probs(objective, variables, sentences):
     Raises:
         UserError: a vocabulary without what hides a token, or a sentence longer than the positions.
     """
+    check_longest(objective, sentences)
     rows = [objective.sentence(list(ids)) for ids in sentences]
-    for ids, asked in zip(sentences, rows):
-        if max(map(longest_of, asked), default=0) > (most := room(objective)):
-            raise UserError(f"a sentence of {len(ids)} tokens, and the model has {most} learned positions")
     found = iter(scores(objective, variables, [row for asked in rows for row in asked], objective.known))
     each = [[-next(found)[0] for _ in asked] for asked in rows]
     return [np.concatenate([np.zeros(0, np.float32), *parts]) for parts in each]
+
+
+def check_longest(objective, sentences):
+    """Raises UserError where the model cannot be asked for all of these, as `log_probs` does."""
+    ids = max(sentences, key=len, default=())
+    if max(map(longest_of, objective.sentence(list(ids))), default=0) > (most := room(objective)):
+        raise UserError(f"a sentence of {len(ids)} tokens, and the model has {most} learned positions")
 
 
 def scores(objective, variables, rows, vocabulary):

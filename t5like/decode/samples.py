@@ -27,6 +27,11 @@ class InfillSamples(Evaluator):
     seed: int = 0
 
     needs = SpanFilling
+    counts = ("count",)
+
+    def check(self, objective, data):
+        super().check(objective, data)
+        _ = Sampling(self.temperature, self.top_k, self.top_p)  # which may refuse them
 
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
@@ -70,8 +75,11 @@ class GenerateSamples(Evaluator):
     seed: int = 0
 
     needs = Generating
+    counts = ("count", "max_new_tokens")
 
     def check(self, objective, data):
+        super().check(objective, data)
+        _ = Sampling(self.temperature, self.top_k, self.top_p)  # which may refuse them
         part = self.part(objective).objective
         check_room(part, min(self.prompt_tokens, part.raw_length - 1), self.max_new_tokens)
 

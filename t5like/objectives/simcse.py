@@ -70,7 +70,8 @@ class TwoReadings:
 
 @dataclasses.dataclass(frozen=True)
 class SimCSE(OnText):
-    """Readings of one text attract, those of others repel.
+    """Readings of one text attract, those of others repel. Without spans evaluation has dropout too, drawn by index:
+    two equal readings would be no task.
 
     model: an Encoder without head and with dropout, unless there are spans. length: tokens a reading has room for. raw:
     tokens of a window that spans are drawn from; None: as many as one reading has. temperature: of the cosines. pool:
@@ -143,7 +144,7 @@ class SimCSE(OnText):
     def encode(self, params, extra, batch, ctx):
         variables, both = self.variables(params, extra), []
         for n in range(2):  # each reading has dropout of its own
-            keys = ctx.keys(f"reading{n}/dropout", batch["index"]) if ctx.train else None
+            keys = ctx.keys(f"reading{n}/dropout", batch["index"]) if ctx.train or self.shortest is None else None
             read = batch["inputs"][:, n], keys, batch["segments"][:, n]
             hidden, _, _ = self.apply("model", variables, *read, ctx=ctx, method="hidden")
             both.append(heads.pooled(hidden, batch["segments"][:, n], self.pool).astype(jnp.float32))

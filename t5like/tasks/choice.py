@@ -53,6 +53,7 @@ class MultipleChoice(Evaluator):
     seed: int = 0
 
     needs = Continuing
+    counts = ("count", "length")
 
     def __post_init__(self):
         object.__setattr__(self, "choices", tuple(self.choices))  # gin gives lists

@@ -1,7 +1,7 @@
 """Metrics that are no means, as counts that add up over batches and processes, and functions that finish them.
 
 Counts are numpy arrays or Counters: parts add with `+`. The definitions are those of scikit-learn, seqeval and SQuAD's
-evaluate-v1.1.py, which tests hold them equal to. numpy alone is imported here.
+evaluate-v1.1.py, which tests hold them equal to. Of libraries numpy alone is imported here.
 """
 
 import collections
@@ -9,6 +9,8 @@ import re
 import string
 
 import numpy as np
+
+from t5like.sentences import UNSPACED
 
 
 def ratio(a, b):
@@ -127,10 +129,13 @@ def normal_answer(text):
 
 
 def answer_counts(found, answers):
-    """float64 [3]: exact matches, F1 over words, questions; of the nearest of some answers. No answers: "" is right."""
-    best = [0.0, 0.0]
+    """float64 [3]: exact matches, F1 over words, questions; of the nearest of some answers. No answers: "" is right.
+
+    A letter of a script that is written without spaces is a word (Lewis et al. 2020, "MLQA", mlqa_evaluation_v1.py).
+    """
+    words, best = lambda text: re.sub(UNSPACED, r" \g<0> ", normal_answer(text)).split(), [0.0, 0.0]
     for answer in answers or [""]:
-        ours, true = normal_answer(found).split(), normal_answer(answer).split()
+        ours, true = words(found), words(answer)
         shared = sum((collections.Counter(ours) & collections.Counter(true)).values())
         overlap = 2 * shared / (len(ours) + len(true)) if shared else float(ours == true)
         best = [max(best[0], float(ours == true)), max(best[1], overlap)]

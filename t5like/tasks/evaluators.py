@@ -136,7 +136,8 @@ class TaggingScores(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScores(Evaluator):
-    """Exact match and F1 over words of the best span, of the nearest of a question's answers, as SQuAD's script has it.
+    """Exact match and F1 over words of the best span, of the nearest of a question's answers, as SQuAD's script has it,
+    and MLQA's where words have no spaces between them.
 
     count: questions that are shown.
     """

@@ -84,6 +84,7 @@ class TextScores(Evaluator):
     seed: int = 0
 
     needs = Rewriting
+    counts = ("count",)
 
     def __post_init__(self):
         object.__setattr__(self, "scores", tuple(self.scores))  # gin gives a list

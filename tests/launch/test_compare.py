@@ -17,6 +17,7 @@ from launch import compare
 from launch.results import picture, table
 from launch.results.runs import find
 from launch.run import loop
+from launch.run.measures import UNITS
 from paradigm.errors import UserError
 from tests.launch import small
 from tests.launch.storage.emulator import Emulator
@@ -245,6 +246,6 @@ def test_runs_in_a_bucket(sweep, tmp_path, monkeypatch):
 
 def test_units_are_those_of_the_page_on_metrics():
     page = (ROOT / "docs" / "metrics.md").read_text()
-    for end, unit, _ in table.UNITS:
+    for end, unit, _ in UNITS:
         (line,) = re.findall(rf"^\|[^|]*`valid/{end}`[^|]*\| ([^|]*) \|", page, re.MULTILINE)
         assert line == unit, end

@@ -1,6 +1,8 @@
 """Evaluation: every example once, the same code during training and after it."""
 
 import dataclasses
+import functools
+import math
 import os
 import subprocess
 import sys
@@ -17,14 +19,22 @@ from launch.run.data import Data
 from launch.run.evaluation import Evaluation
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
+from multimodal.captions import BigramCaptions
 from paradigm import progress
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
-from paradigm.objective import Context
+from paradigm.objective import MAIN, Context
 from paradigm.records import spread
+from t5like.baselines import BigramBaseline, UnigramBaseline
+from t5like.decode import GenerateSamples, InfillSamples
+from t5like.likelihood import MinimalPairs, PseudoPerplexity
+from t5like.probes import TextProbes
+from t5like.tasks.choice import MultipleChoice
+from t5like.tasks.written import TextScores
 from tests import miniatures
 from tests.launch import small
+from vision import attention_maps, codebook, probe, segments, visualize
 
 
 def evaluation(experiment, tmp_path):
@@ -54,6 +64,48 @@ def test_one_term_is_the_loss_and_several_add_up(tmp_path):
     run, state, _ = evaluation(small.experiment(), tmp_path)
     metrics, _ = run.run(state)
     assert metrics["valid/loss"] == pytest.approx(metrics["valid/loss/energy"] + metrics["valid/loss/recall"])
+
+
+def test_a_term_that_weighs_nothing_adds_nothing(tmp_path, monkeypatch):
+    run, state, _ = evaluation(small.experiment(), tmp_path)
+    step = run._step(MAIN)
+    empty = lambda *args: {**step(*args), "loss/recall": (0.0, 0.0)}
+    monkeypatch.setattr(run, "_step", lambda phase: empty)
+    metrics, _ = run.run(state)
+    assert metrics["valid/loss"] == metrics["valid/loss/energy"] and math.isnan(metrics["valid/loss/recall"])
+    monkeypatch.setattr(run, "_step", lambda phase: lambda *args: {**empty(*args), "loss/energy": (0.0, 0.0)})
+    assert math.isnan(run.run(state)[0]["valid/loss"])
+
+
+def test_evaluators_of_one_class_do_not_overwrite_each_other(tmp_path):
+    run, state, _ = evaluation(small.experiment(evaluators=(Shows(), Shows(2.0), Shows(3.0))), tmp_path)
+    metrics, artefacts = run.run(state)
+    assert [metrics[f"valid/dots{end}"] for end in ("", "_2", "_3")] == [1.0, 2.0, 3.0]
+    assert [one.name for one in artefacts] == ["dots", "said", "dots_2", "said_2", "dots_3", "said_3"]
+
+
+EVALUATORS = [
+    (probe.Probes, "train_images test_images epochs finetune_steps finetune_batch"),
+    (visualize.Neighbours, "queries nearest train_images"),
+    (codebook.Codebook, "images count patches"),
+    *((getattr(visualize, kind), "count") for kind in "Views PatchPCA GeneratedImages Reconstructions".split()),
+    *((kind, "count") for kind in (attention_maps.AttentionMaps, segments.Segments, InfillSamples, TextScores)),
+    (GenerateSamples, "count max_new_tokens"),
+    (PseudoPerplexity, "windows length"),
+    (functools.partial(MinimalPairs, "FILE"), "pairs"),
+    (functools.partial(TextProbes, "FILE"), "texts length epochs"),
+    (functools.partial(MultipleChoice, None, ("a", "b")), "count length"),
+    (UnigramBaseline, "windows"),
+    (BigramBaseline, "windows"),
+    (BigramCaptions, "captions"),
+]
+
+
+@pytest.mark.parametrize("kind, names", EVALUATORS)
+def test_nothing_to_look_at_is_told_before_the_first_step(kind, names):
+    for name in names.split():
+        with pytest.raises(UserError, match=rf"^\w+\.{name}=0: 1 is the least$"):
+            kind(**{name: 0}).check(None, None)
 
 
 def test_every_phase_is_evaluated(tmp_path):
@@ -133,8 +185,11 @@ def test_how_far_an_evaluator_is_goes_to_the_console_while_it_runs(tmp_path, mon
 
 @dataclasses.dataclass(frozen=True)
 class Shows(Evaluator):
+    number: float = 1.0
+
     def run(self, objective, variables, data):
-        return {}, [Artefact("dots", "image", np.zeros((20, 30, 3), np.uint8)), Artefact("said", "text", "x")]
+        picture = np.zeros((20, 30, 3), np.uint8)
+        return {"dots": self.number}, [Artefact("dots", "image", picture), Artefact("said", "text", "x")]
 
 
 def test_pictures_have_a_title(tmp_path):

@@ -29,6 +29,14 @@ def test_they_are_coco_captions():
     assert rouge_l(FOUND, TRUTH) == pytest.approx(0.8038007138540054)
 
 
+def test_letters_without_spaces_between_words_are_words():
+    found, truth = ["一个大红圆在一颗星上", "两只 green 猫"], [["一个小红圆在一颗星下"], ["两只green猫"]]
+    spaced = lambda text: " ".join(text.replace("green", "g").replace(" ", "")).replace("g", "green")
+    for score in (bleu, rouge_l, cider):
+        apart = score([*map(spaced, found)], [[*map(spaced, texts)] for texts in truth])
+        assert 0 < score(found, truth) == apart
+
+
 def test_cider_by_a_loop():
     """Vectors over all n-grams of the corpus, as equation 2 has them, one reference each."""
     texts = [t.lower().replace(",", "").replace(".", "").split() for t in FOUND]

@@ -147,6 +147,9 @@ def test_captions_of_each_batch_are_drawn_by_themselves(tmp_path, monkeypatch):
     monkeypatch.setattr(captions, "BATCH", 1)
     monkeypatch.setattr(captions, "write", lambda *a, seed: seeds.append(seed) or ["a"])
     objective = tiny.coca(tokenizer=None).bind(ByteTokenizer(0).vocabulary)
+    Captions(prompt="a").check(objective, data)
+    with pytest.raises(UserError, match="a prompt of 22 tokens leaves no room in captions of 7"):
+        Captions(prompt="a caption of a picture").check(objective, data)
     Captions(temperature=1.0, seed=3).run(objective, {"params": {}}, data)
     assert len(seeds) > 1 and len(set(seeds)) == len(seeds) and seeds[0] == 3
 

@@ -54,5 +54,6 @@ def test_what_a_person_can_set_wrong(tmp_path):
     with pytest.raises(UserError, match="TwoPictures.pairs=0: 1 is the least"):
         TwoPictures(pairs=0)
     data = data_of(tmp_path, ["Red", "Red one"])
-    with pytest.raises(UserError, match="no two captions of the valid split differ in a word each"):
-        TwoPictures(random=False).run(Oracle(), KNOWS, data)
+    for ask in (lambda one: one.run(Oracle(), KNOWS, data), lambda one: one.check(Oracle(), data)):
+        with pytest.raises(UserError, match="no two captions of the valid split differ in a word each"):
+            ask(TwoPictures(random=False))

@@ -79,5 +79,7 @@ def test_answers_as_squads_script_counts():
     assert score("the black cat", "a cat", "dog") == [0.0, pytest.approx(2 / 3)]
     assert score("a a b", "a b b") == [0.0, 1.0 * 2 * 1 / (1 + 2)]  # the article is no word
     assert score("", "") == score("") == [1.0, 1.0] and score("x") == [0.0, 0.0]
+    assert score("纽约市", "纽约") == [0.0, 0.8] and score("バス停", "バス 停") == [1.0, 1.0]  # MLQA: by letters
+    assert score("in 北京", "北京 in the") == [0.0, 1.0] and score("北京", "上海") == [0.0, 0.0]
     counts = C.answer_counts("cat", ["cat"]) + C.answer_counts("black cat", ["cat"])
     assert C.answer_scores(counts) == {"exact_match": 0.5, "answer_f1": pytest.approx(5 / 6)}

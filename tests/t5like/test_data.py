@@ -16,7 +16,7 @@ import pytest
 
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.records import hash_of
+from paradigm.records import Subset, hash_of
 from paradigm.schedule import Linear
 from t5like import data, held_out
 from t5like import prepare as P
@@ -509,6 +509,14 @@ def test_mixture_of_texts(folder, tmp_path):
     assert share == [0.5, 0, 0] and mixed.tokenizer == first.tokenizer
     valid = Dataset(mixed.source("valid"), NextTokenWindows(BYTES, 40), 8, train=False)
     assert valid.examples == sum(len(p.source("valid")) for p in mixed.parts)
+    one, two = (p.source("valid") for p in mixed.parts)
+    both = Subset(mixed.source("valid"), np.array([0, len(one), len(one) + len(two) - 1]))  # as evaluators read them
+    wanted = [one[0], two[0], two[len(two) - 1]]
+    for found in (list(map(both.__getitem__, range(3))), both.__getitems__(range(3))):
+        assert all((a["tokens"] == b["tokens"]).all() for a, b in zip(found, wanted))
+    assert both.name(1) == two.name(0) and len(mixed.source("valid")) == valid.examples
+    with pytest.raises(IndexError):
+        mixed.source("valid")[valid.examples]
     one_without = TextMixture((parts[0], TextData(str(folder / "b"), valid=0.0)), (1, 1))
     assert len(one_without.build(tmp_path / "c", 40, progress=False, workers=1).source("valid").sources) == 1
     with pytest.raises(UserError, match="a mixture of 2 sources has 1 weights"):

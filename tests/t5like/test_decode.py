@@ -345,6 +345,9 @@ def test_samples_that_cannot_be_had_are_told_before_the_first_step():
         UserError, match="^InfillSamples: NextToken cannot fill the spans that sentinels hide, SpanCorruption can: take"
     ):
         InfillSamples().check(gpt2, None)
+    for kind, objective in ((GenerateSamples, gpt2), (InfillSamples, SPANS)):
+        with pytest.raises(UserError, match="^top_k and top_p choose what is drawn from, and temperature=0 draws noth"):
+            kind(top_k=5).check(objective, None)
 
 
 class Data:

@@ -13,6 +13,7 @@ import pytest
 
 from paradigm.errors import UserError
 from paradigm.objective import Context
+from paradigm.schedule import FINAL
 from t5like.bart import bart
 from t5like.decode.likelihood import log_probs
 from t5like.likelihood import MinimalPairs, PseudoPerplexity
@@ -94,6 +95,15 @@ def test_simcse_by_a_loop(pool):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=5e-3), grads, slopes)
     assert value > 0.01  # dropout tells the readings apart
+
+
+def test_evaluation_tells_readings_of_one_text_apart_by_dropout_too():
+    params, ctx = jax.jit(OBJECTIVE.init)(jax.random.key(0)), Context(jnp.int32(FINAL), train=False)
+    for objective, twice in ((OBJECTIVE, True), (dataclasses.replace(OBJECTIVE, shortest=2), False)):
+        read = jax.jit(lambda inputs, params=params, one=objective: one.encode(params, {}, inputs, ctx)[0])
+        batch = make_batch(OBJECTIVE)  # of one text twice
+        found = read(batch)
+        assert (found == read(batch)).all() and bool((found[:, 0] != found[:, 1]).any()) == twice
 
 
 @pytest.mark.parametrize(
@@ -253,6 +263,13 @@ def test_minimal_pairs_are_checked(tmp_path):
     bare = MaskedLM(ENCODER.model, 64, masked=0.0, random=1.0).bind(ByteTokenizer().vocabulary)
     with pytest.raises(UserError, match="the tokenizer has no mask"):
         log_probs(bare, {}, [[70]])
+    (tmp_path / "broken.jsonl").write_text('{"sentence_good": "a", "sentence_bad": "a long one"}\n')
+    short = NextToken(gpt("tiny", style="gpt2", max_length=8, **TINY), 8).bind(BYTES.vocabulary)
+    MinimalPairs(str(tmp_path / "broken.jsonl")).check(ENCODER, KnowsLetters())
+    with pytest.raises(UserError, match="a sentence of 10 tokens, and the model has 8 learned positions"):
+        MinimalPairs(str(tmp_path / "broken.jsonl")).check(short, KnowsLetters())
+    with pytest.raises(UserError, match="the tokenizer has no mask"):
+        MinimalPairs(str(tmp_path / "broken.jsonl")).check(bare, KnowsLetters())
 
 
 def test_pseudo_perplexity_of_a_model_that_knows_nothing():
@@ -273,6 +290,10 @@ def test_pseudo_perplexity_of_a_model_that_knows_nothing():
         def __getitems__(self, at):
             return self.get(at)
 
+    short = NextToken(gpt("tiny", style="gpt2", max_length=8, **TINY), 8).bind(BYTES.vocabulary)
+    PseudoPerplexity(windows=2, length=8).check(short, Data())
+    with pytest.raises(UserError, match="a sentence of 20 tokens, and the model has 8 learned positions"):
+        PseudoPerplexity(windows=2, length=30).check(short, Data())
     found, _ = PseudoPerplexity(windows=2, length=30).run(ENCODER, {"params": params}, Data())
     assert found["pseudo/perplexity"] == pytest.approx(BYTES.vocab_size, rel=1e-4)  # even odds over all ids
     assert found["pseudo/bits_per_byte"] == pytest.approx(np.log2(BYTES.vocab_size), rel=1e-4)

@@ -14,6 +14,7 @@ from vision.augment import Augment
 from vision.objectives import IGPT, VQ
 from vision.objectives.igpt import image_gpt
 from vision.palette import Palette, kmeans
+from vision.visualize import GeneratedImages
 
 BATCH = tiny.batch_of(channels=1)
 SIZE = {"d_model": 16, "heads": 2, "d_ff": 32, "layers": 2, "image_size": 4, "channels": 1}
@@ -106,6 +107,8 @@ def test_ids_become_pictures_and_features():
 
 
 def test_mistakes():
+    with pytest.raises(UserError, match="^GeneratedImages.temperature=0.0: what is drawn needs one above 0$"):
+        GeneratedImages(temperature=0.0).check(igpt(), None)
     with pytest.raises(UserError, match="IGPT: the encoder has 8 ids and its source 4: set codes alike"):
         igpt(source=Palette(1, 4))
     with pytest.raises(UserError, match="IGPT: the encoder has 2 x 2 places and its source 4 x 4"):

@@ -216,6 +216,15 @@ def test_finetuning_moves_deep_layers_less(monkeypatch):
     assert head > 1e-5 and embed == pytest.approx(head * 0.75**2, rel=0.2)
 
 
+def test_finetuning_a_resnet_which_has_no_stack_of_layers(monkeypatch):
+    objective = Classify(encoder=resnet("tiny", channels=1), augment=no_views(8), host_image_size=8, classes=10)
+    variables = {"params": jax.eval_shape(objective.init, jax.random.key(0))}
+    monkeypatch.setattr(probe, "features", lambda *_: (np.zeros((10, 2)), np.arange(10), np.arange(10)))
+    monkeypatch.setattr(Probes, "trained", lambda *args: len(args[-1].leaves(variables["params"])))
+    found, _ = Probes(("finetune",), random=False).run(objective, variables, digits())
+    assert found["finetune"] == len(jax.tree.leaves(variables["params"]))
+
+
 def test_encoders_to_compare_are_made_on_any_mesh():
     """A module's example input is one picture, which eight devices cannot share."""
     objective = mae()
@@ -256,8 +265,9 @@ def test_labels_that_no_probe_can_use():
     objective = mae()
     variables = {"params": tiny.params(objective)}
     data = lambda labels: tiny.Opened(lambda split: Labelled(labels))
-    with pytest.raises(UserError, match="two classes or more, and all 3 training pictures used are of class 4"):
-        Probes(random=False).run(objective, variables, data([4, 4, 4]))
+    for ask in (lambda *a: Probes(random=False).run(*a), lambda one, _, three: Probes().check(one, three)):
+        with pytest.raises(UserError, match="two classes or more, and all 3 training pictures used are of class 4"):
+            ask(objective, variables, data([4, 4, 4]))
     with pytest.raises(UserError, match="need labels, and 1 of 3 training and 1 of 3 validation pictures have"):
         Probes(random=False).run(objective, variables, data([4, -1, 3]))
     Probes().check(objective, data([4, 3, 3]))

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 import re
 
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import pytest
 
 from launch.run import registry
 from launch.run.experiment import Experiment, bound, flatten, validate, warnings
+from launch.run.measures import unit_of
 from launch.storage.workdir import config_diff
 from multimodal.data import PairData
 from multimodal.towers import clip_text
@@ -90,6 +92,23 @@ def test_a_stage_that_a_run_never_reaches_is_told():
     (said,) = warnings(experiment(objective=stages))
     assert said == "objective: 'two' begins at step 10 and the run has 10: it is never trained"
     assert warnings(experiment(objective=stages, total_steps=11)) == []
+
+
+def test_a_best_checkpoint_that_is_the_worst_is_told():
+    best = lambda metric, mode: warnings(experiment(best_metric=metric, best_mode=mode))
+    wrong = ("valid/accuracy", "min", "max"), ("valid/zero_shot@5", "min", "max"), ("valid/loss", "max", "min")
+    for metric, mode, other in wrong:
+        assert best(metric, other) == []
+        (said,) = best(metric, mode)
+        assert metric in said and said.endswith(f"is better: set Experiment.best_mode = '{other}'")
+    assert best("valid/mine", "min") == best("valid/mine", "max") == []
+
+
+def test_no_run_keeps_its_worst_checkpoint():
+    for path in (pathlib.Path(__file__).parents[3] / "gin_configs").rglob("*.gin"):
+        set_to = dict(re.findall(r"^Experiment\.(best_\w+) = '(\S+)'", path.read_text(), re.MULTILINE))
+        _, better = unit_of(set_to.get("best_metric", "valid/loss"))
+        assert better == {"min": "lower", "max": "higher"}[set_to.get("best_mode", "min")], path
 
 
 def test_captions_have_no_sentinels():

@@ -203,10 +203,13 @@ def test_the_picture_has_each_measure_with_its_baselines_the_rate_and_a_title(tm
         "valid/a": None,
         "valid/unigram/bits_per_byte": 3.0,
         "valid/bits_per_byte": 2.0,
+        "valid/probe/linear": 0.7,
+        "valid/probe/random/linear": 0.5,
     }
     assert writers.baselines(rows) == {
         "valid/knn": ["valid/chance/knn", "valid/random/knn"],
         "valid/bits_per_byte": ["valid/unigram/bits_per_byte"],
+        "valid/probe/linear": ["valid/probe/random/linear"],
     }
     writers.draw_loss(tmp_path / "loss.png", rows, "MAE · run")
     (figure,) = drawn
