@@ -191,6 +191,12 @@ def test_one_line_of_megabytes_can_teach_a_vocabulary(tmp_path):
     assert prepared.meta["invalid_utf8"]["bytes"] == 0 and prepared.tokenizer.vocabulary.text_ids
 
 
+def test_a_share_that_holds_out_nothing_is_told_at_once(tmp_path):
+    (tmp_path / "one.txt").write_text("one line and no more of it\n")
+    with pytest.raises(UserError, match="valid=0.0001 holds out nothing of 27 bytes: raise it, or set it to 0"):
+        make(tmp_path / "one.txt", tmp_path / "out", valid=1e-4, window=8)
+
+
 def test_no_validation(folder, tmp_path):
     prepared = make(folder, tmp_path / "out", valid=0.0)
     assert len(documents(prepared, "train")) == 30
