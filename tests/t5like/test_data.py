@@ -96,6 +96,7 @@ def test_the_last_window_is_padded_and_counted(tmp_path):
 
 def test_validation_by_glob_and_exclude(folder, tmp_path):
     prepared = make(folder, tmp_path / "out", valid_glob="b/0*", exclude="b/2*, a/1*")
+    assert "excluded   of these what matches b/2*, a/1*\n" in summary(prepared.meta)
     assert sorted(documents(prepared, "valid")) == sorted(text(i) for i in (1, 3, 5, 7, 9))
     kept = [i for i in range(30) if not (i % 2 and i >= 20) and not (i % 2 == 0 and 10 <= i < 20)]
     assert sorted(documents(prepared, "train")) == sorted(text(i) for i in kept if i not in (1, 3, 5, 7, 9))
