@@ -249,11 +249,11 @@ class Run:
 
     def _instead(self):
         """What a person who asked for the wrong one of infill and generate may do."""
-        from paradigm.capabilities import Generating, Infilling, parts
+        from paradigm.capabilities import Generating, Infilling, Rewriting, parts
         from t5like.decode import instead
 
         able = lambda capability: any(isinstance(part.objective, capability) for part in parts(self.objective))
-        return instead(able(Infilling), able(Generating))
+        return "use rewrite" if able(Rewriting) else instead(able(Infilling), able(Generating))
 
 
 def _listed(inputs):

@@ -39,7 +39,7 @@ def classify(objective, variables, tokenizer, images, classes, templates="photo"
             raises.
     """
     known = () if isinstance(classes, str) else tuple(classes)
-    if len(known) < 2 or not all(isinstance(name, str) for name in known):
+    if len(known) < 2 or not all(isinstance(name, str) and name.strip() for name in known):
         raise UserError(f"classify: classes={classes!r}: give the names of two or more to choose among")
     known = tuple(map(str, known))
     if twice := next((name for name in known if known.count(name) > 1), None):

@@ -35,12 +35,16 @@ def check_classes(names, records, where, fix):
         raise UserError(f"{where} holds {found}, which are no classes: {fix}")
 
 
-def check_same(trained, found, where):
-    """Raises UserError where data have other classes than those that a model was trained to tell apart, whose numbers
-    then mean something else. trained, found: their names in order; numbers are no names, and say nothing. where: the
-    data."""
+def are_same(trained, found):
+    """Whether data have the classes that a model was trained to tell apart, or none: their numbers else mean something
+    else. trained, found: their names in order; numbers are no names, and say nothing."""
     numbered = lambda names: all(name.isdecimal() for name in names)
-    if trained and found and tuple(trained) != tuple(found) and not (numbered(trained) or numbered(found)):
+    return not (trained and found) or tuple(trained) == tuple(found) or numbered(trained) or numbered(found)
+
+
+def check_same(trained, found, where):
+    """Raises UserError where data have other classes (see `are_same`). where: the data."""
+    if not are_same(trained, found):
         raise UserError(
             f"other classes: the run tells apart {few(trained)}, and {where} has {few(found)}: evaluate it on data of "
             "the same classes, by the same names"

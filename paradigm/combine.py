@@ -11,7 +11,7 @@ import jax
 
 from paradigm import trees
 from paradigm.errors import UserError
-from paradigm.objective import MAIN, Loss, Objective, rows_spec
+from paradigm.objective import MAIN, Loss, Objective, checked_loss, rows_spec
 from paradigm.schedule import as_schedule
 
 
@@ -200,7 +200,7 @@ class Sum(Combined):
         embeddings, loss = {}, Loss()
         for name, part, scale in self._weighted(ctx):
             embeddings[name], one = part.encode(params, extra[name], part_batch(batch, name), ctx)
-            loss = loss.join(one.prefixed(name, scale))
+            loss = loss.join(checked_loss(part, one).prefixed(name, scale))
         return embeddings, loss
 
     def full_batch_loss(self, params, extra, embeddings, batch, ctx):
@@ -245,7 +245,7 @@ class _OneAtATime(Combined):
 
     def loss(self, params, extra, batch, ctx):
         ((name, part),) = self._active(ctx.phase)
-        return part.loss(params, extra[name], part_batch(batch, name), ctx).prefixed(name)
+        return checked_loss(part, part.loss(params, extra[name], part_batch(batch, name), ctx)).prefixed(name)
 
     def encode(self, params, extra, batch, ctx):
         ((name, part),) = self._active(ctx.phase)

@@ -16,10 +16,12 @@ from flax import linen as nn
 from flax import struct
 
 from paradigm import rng, teacher, trees
+from paradigm.errors import UserError
 from paradigm.schedule import FINAL
 
 MAIN = "main"  # the phase of an objective that has only one
 BODIES = ("model", "encoder", "text")  # what the modules are called that are pre-trained and adapted
+REQUIRED = ("preprocess", "batch_spec", "modules", "partition_rules", "forward_flops")  # that have no default
 
 
 @struct.dataclass
@@ -79,6 +81,34 @@ class Loss:
         return Loss(*({**a, **b} for a, b in pairs))
 
 
+def checked_loss(objective, loss):
+    """The Loss that an objective gave, as it is.
+
+    Raises UserError for anything else, and for terms and metrics that are no scalars, which would not add up over the
+    parts of a batch.
+    """
+    owner = f"{type(objective).__name__}.loss"
+    if not isinstance(loss, Loss):
+        raise UserError(
+            f"{owner} gives a {type(loss).__name__}: return a Loss, as in Loss({{'nll': Term(sum, weight)}})"
+        )
+    for name, term in loss.terms.items():
+        if not isinstance(term, Term):
+            raise UserError(f"{owner}: its term {name!r} is a {type(term).__name__}: write Term(sum, weight)")
+    for name, pair in loss.metrics.items():
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise UserError(f"{owner}: its metric {name!r} is no (sum, weight) of two scalars")
+    pairs = {**{name: (term.sum, term.weight) for name, term in loss.terms.items()}, **loss.metrics}
+    for name, pair in pairs.items():
+        for what, x in zip(("sum", "weight"), pair):
+            if jnp.shape(x):
+                raise UserError(
+                    f"{owner}: the {what} of {name!r} has the shape {list(jnp.shape(x))} and must be a scalar: add up "
+                    "over the rows of the batch, those of padding (batch['mask'] 0) left out"
+                )
+    return loss
+
+
 def divide(total, weight):
     """total / weight, and 0 where the weight is 0 (a batch in which nothing is scored)."""
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
@@ -112,7 +142,7 @@ EVALUATION = Context(FINAL, train=False)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Base of all objectives. A subclass gives `preprocess`, `batch_spec`, `modules` and `loss`; the rest has defaults.
+    """Base of all objectives. A subclass gives the members of REQUIRED, and `loss`; the rest has defaults.
 
     Parameters are {module's name: its tree, scalar's name: its value}. `modules` is the one door to them: `init`,
     `apply`, batch statistics and the teacher derive from it.
@@ -229,6 +259,8 @@ class Objective:
         modules = {name: first["params"] for name, first in self._first(key).items() if "params" in first}
         if self.adapt is not None:
             self.adapt.check(type(self).__name__, modules, self.heads)
+        if both := modules.keys() & self.scalars.keys():
+            raise UserError(f"{type(self).__name__}: a module and a scalar are both called {min(both)!r}: rename one")
         return {**modules, **{name: jnp.float32(x) for name, x in self.scalars.items()}}
 
     def init_extra(self, params, key):
@@ -256,7 +288,11 @@ class Objective:
                 more = make()
             return trees.merge(more, make())  # the added leaves must not change what the others begin with
 
-        return {name: first(name, *pair) for name, pair in self.modules().items()}
+        modules = self.modules()
+        pairs = modules.values() if isinstance(modules, Mapping) else (None,)
+        if not all(isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], nn.Module) for p in pairs):
+            raise UserError(f"{type(self).__name__}.modules must give {{name: (Flax module, an example of its input)}}")
+        return {name: first(name, *pair) for name, pair in modules.items()}
 
     def _adapted(self, name):
         """The place where an adaptation enters the call of a module."""
@@ -277,7 +313,10 @@ class Objective:
         Returns:
             moments: {"NAME/.../mean": array} of this batch's BatchNorm for Loss.stats; {} in evaluation or frozen.
         """
-        module, own = self.modules()[name][0], {kind: tree[name] for kind, tree in variables.items() if name in tree}
+        modules = self.modules()
+        if name not in modules:
+            raise UserError(f"{type(self).__name__} applies {name!r}, and its modules are {', '.join(modules)}")
+        module, own = modules[name][0], {kind: tree[name] for kind, tree in variables.items() if name in tree}
         with self._adapted(name):
             if ctx.train and name not in ctx.frozen and "batch_stats" in own:
                 (output, more), seen = module.apply(own, *inputs, train=True, mutable=["moments"], method=method, **how)

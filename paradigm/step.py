@@ -16,7 +16,7 @@ from flax import struct
 
 from paradigm import partition, precision, rng, teacher, trees
 from paradigm.errors import UserError
-from paradigm.objective import MAIN, Context, Loss
+from paradigm.objective import MAIN, Context, Loss, checked_loss
 from paradigm.schedule import FINAL, as_schedule
 
 
@@ -143,7 +143,7 @@ def make_eval_step(objective, *, seed=0, phase=MAIN, which="online"):
     def evaluate(params, extra, batch):
         ctx = Context(jnp.int32(FINAL), seed, False, phase)
         params = objective.variables(params, extra, which)["params"]
-        return _report(objective.loss(params, extra, batch, ctx), all_terms=True)
+        return _report(checked_loss(objective, objective.loss(params, extra, batch, ctx)), all_terms=True)
 
     return evaluate
 
@@ -167,7 +167,10 @@ class _Trained:
         return self.objective.full_batch
 
     def loss(self, params, *rest):
-        return self.objective.loss(trees.merge(params, self.frozen), *rest)
+        loss = checked_loss(self.objective, self.objective.loss(trees.merge(params, self.frozen), *rest))
+        if not loss.terms:
+            raise UserError(f"{type(self.objective).__name__}.loss has no term: there is nothing to minimise")
+        return loss
 
     def encode(self, params, *rest):
         return self.objective.encode(trees.merge(params, self.frozen), *rest)

@@ -20,6 +20,7 @@ from t5like import rows, stdlib_records, tables
 _NAME = re.compile(r"[^\W\d][\w.-]{0,29}")
 _LOOKED = 100  # records of whose fields one reading has to fit
 _TEXTS, _LABELS = ("text", "sentence"), ("label", "intent", "class")
+_TURNS = ("turns", "messages", "conversations", "conversation", "dialogue", "dialog")
 _NAMES = {  # label_kind: (input, target, label)
     "class": (_TEXTS, (), _LABELS),
     "classes": (_TEXTS, (), (*_LABELS, "labels")),
@@ -50,7 +51,8 @@ def complete(recipe):
     if len(text) != 1:
         which = f"{' and '.join(text)} may be it" if text else f"none is called {' or '.join(texts)}"
         inside = [field for field in fields if field.lower().rpartition(".")[2] in texts]
-        more, example = "", (text or inside or fields)[0]
+        turns, example = _one(fields, _TURNS), (text or inside or fields)[0]
+        more = f"; if {turns[0]} holds the turns of a dialogue, set TextRecords.turns = '{turns[0]}'" if turns else ""
         if part.kind in ("tsv", "csv") and not recipe.columns:
             more = "; without a header, name its columns (TextRecords.columns, --columns)"
             example = example if all(_NAME.fullmatch(field) for field in fields) else texts[0]  # no header, it seems

@@ -115,6 +115,8 @@ def told_of_source(meta):
         yield f"read       {source['read']}"
     if source.get("left"):
         yield f"left out   {source['left']}"
+    if exclude := meta["settings"].get("exclude"):
+        yield f"excluded   of these what matches {exclude}"
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan

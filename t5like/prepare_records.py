@@ -98,11 +98,14 @@ def replies(recipe, record):
         said.append((role, tables.text_of(text, recipe.turns)))
     whole = {k: v for k, v in record.items() if k != recipe.turns} | {"dialogue": hash_of(repr(said))}
     written = [tables.render(recipe.turn, {"role": role, "text": text}) for role, text in said]
-    return [
+    found = [
         {**whole, "context": "".join(written[:k]), "role": role, "response": text}
         for k, (role, text) in enumerate(said)
         if k and role == recipe.roles[-1]
     ]
+    if not found:
+        raise ValueError(f"has no turn of {recipe.roles[-1]!r} behind another: nobody replies")
+    return found
 
 
 def _example(recipe, split, record):

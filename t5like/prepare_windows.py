@@ -156,6 +156,8 @@ def _too_little(recipe, meta):
         )
     if recipe.valid_glob and not valid["documents"]:
         return f"no document matches valid_glob={recipe.valid_glob!r}"
+    if recipe.valid and not recipe.valid_glob and not valid["tokens"]:
+        return f"valid={recipe.valid:g} holds out nothing of {train['bytes']:,} bytes: raise it, or set it to 0"
     return None
 
 

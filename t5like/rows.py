@@ -348,7 +348,8 @@ def _plain(value):
 
 
 def header(piece):
-    """The names of a table's columns. Raises UserError if it has none, or two of one name."""
+    """The names of a table's columns, "" of those that spreadsheets leave behind the last. Raises UserError if it has
+    none, or two of one name."""
     start = dataclasses.replace(piece, start=0, end=None, line=1)
     names = next((cells for _, cells in _cells(start) if cells), None)
     names = [name.strip() for name in names] if isinstance(names, list) else names
@@ -356,7 +357,7 @@ def header(piece):
         raise UserError(f"{place_of(piece)} is empty: it wants a header and a line for each record")
     if isinstance(names, Exception):
         raise UserError(f"{place_of(piece)}: its header {names}: mend it")
-    if twice := [n for n in names if names.count(n) > 1]:
+    if twice := [n for n in names if n and names.count(n) > 1]:
         raise UserError(
             f"{place_of(piece)} has {names.count(twice[0])} columns {twice[0]!r}: give each a name of its own"
         )

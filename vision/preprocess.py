@@ -1,5 +1,6 @@
 """Pictures of any shape become pictures of one shape: numpy and Pillow alone, since data workers import it."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -9,6 +10,7 @@ from paradigm.errors import UserError
 from paradigm.records import spread
 
 LOOKED, FAR = 16, 4  # pictures that are looked at, and how many times as large as they are read is worth a word
+BLACK = 16  # of 255: as bright as 12 bits in 16 are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +85,27 @@ def resize_to_square(image, size):
     return np.stack([np.asarray(p) for p in planes], axis=-1)
 
 
-def told_of_size(source, size):
-    """A line where the pictures of a source are far larger than the `size` pixels a side at which they are read; else
-    none. Of some that can be read, spread over it."""
-    sides = []
+def look(source):
+    """Some records of a source that can be read, spread over it."""
     for place in spread(len(source), min(LOOKED, len(source))).tolist():
-        try:
-            sides.append(source[place]["image"].shape[:2])
-        except Exception:  # a broken one, which is told when its turn comes
-            continue
-    if not sides or (middle := float(np.median(np.max(sides, 1)))) < FAR * size:
-        return ()
-    return (
-        f"warning: pictures of about {middle:.0f} pixels a side ({len(sides)} looked at) are read at {size}: make the "
-        "encoder's image_size larger, unless that is meant",
-    )
+        with contextlib.suppress(Exception):  # a broken one is told when its turn comes
+            yield source[place]
+
+
+def told_of_pictures(source, size):
+    """Lines where the pictures of a source are far larger than the `size` pixels a side at which they are read, or
+    nearly black, as small numbers in files of 16 bits are. Of some that can be read, spread over it."""
+    seen = [(record["image"].shape[:2], int(record["image"].max())) for record in look(source)]
+    if not seen:
+        return
+    sides, brightest = zip(*seen)
+    if (middle := float(np.median(np.max(sides, 1)))) >= FAR * size:
+        yield (
+            f"warning: pictures of about {middle:.0f} pixels a side ({len(sides)} looked at) are read at {size}: make "
+            "the encoder's image_size larger, unless that is meant"
+        )
+    if max(brightest) <= BLACK:
+        yield (
+            f"warning: pictures are nearly black, the brightest pixel of {len(sides)} looked at is {max(brightest)} of "
+            "255: numbers of 8 to 12 bits in files of 16 have to be scaled to all 16 first"
+        )

@@ -114,6 +114,7 @@ def _bars(panel, score, rows, colors, labelled):
     panel.set_title(f"{score.name}{better}", fontsize=10)
     panel.set_xlabel(score.unit)
     panel.grid(alpha=0.3, axis="x")
+    panel.locator_params(axis="x", nbins=5)  # more of 0.0025 run into each other
     panel.set_axisbelow(True)
 
 

@@ -12,6 +12,8 @@ from launch.run.experiment import Init, bound
 from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
 from paradigm import rng, trees
+from paradigm.capabilities import parts
+from paradigm.classes import OnClasses
 from paradigm.errors import UserError
 from paradigm.hf import peft
 from paradigm.hf.family import FREE, differing
@@ -98,7 +100,9 @@ def initial_state(program, checkpoints, inits=()):
         return lambda: state, meta, f"resumed from step {int(state.step)}{also}"
     wanted = dict(trees.named_leaves(program.state.all_params))
     wanted_stats = running_stats(program.state.extra)
-    given, stats, lines, vocabularies, tokenizers = {}, {}, [], [], []
+    given, stats, lines, vocabularies, tokenizers, labels = {}, {}, [], [], [], []
+    named = [part.objective for part in parts(program.experiment.objective) if isinstance(part.objective, OnClasses)]
+    heads = {head for objective in named for head in objective.heads}
     for init in inits:
         source = _read(init, program.experiment.objective, given)
         found, where, vocabulary = source.params, source.where, source.vocabulary
@@ -122,6 +126,8 @@ def initial_state(program, checkpoints, inits=()):
         # Running statistics belong to the parameters that were trained with them.
         stats |= stats_for(wanted_stats, source.stats)
         lines.append(line)
+        if any(name.split("/")[0] in heads for name in matched):
+            labels.append((where, source.labels))
         if any(name.endswith(TABLES) for name in matched):
             if vocabulary is not None:
                 vocabularies.append((where, vocabulary))
@@ -136,6 +142,7 @@ def initial_state(program, checkpoints, inits=()):
     if not inits:
         return program.init, fresh, "started from scratch"
     fresh["vocabularies"], fresh["tokenizers"] = vocabularies, tokenizers  # of which the data have to be
+    fresh["labels"] = labels  # of which they should
     drawn = [name for name in wanted if name not in given and _is_new(program.experiment.objective, name)]
     lines += [f"drawn are {drawn[0]}{_more(drawn)}"] if drawn else []
     return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
@@ -170,7 +177,8 @@ def same_ids(found, wanted, found_in, wanted_in):
 
 class _Source(NamedTuple):
     """What an Init gives, renamed. params, stats: {name: array}. names: {renamed: as it was}. where: what to call it.
-    modules: {name as it was: module}, adapt: that they are under; {} and None where that is not known."""
+    modules: {name as it was: module}, adapt: that they are under; {} and None where that is not known. labels: names of
+    the classes that its heads tell apart."""
 
     params: dict
     stats: dict
@@ -179,6 +187,7 @@ class _Source(NamedTuple):
     vocabulary: Any = None
     modules: Any = None
     adapt: Any = None
+    labels: tuple = ()
 
 
 def _read(init, objective, base):
@@ -212,12 +221,12 @@ def _read(init, objective, base):
 
 
 def _about(path, meta):
-    """Of a run, its vocabulary, modules and adaptation; without the latter two where no gin file described it."""
+    """Of a run, its vocabulary, labels, modules and adaptation; without the last two where no gin file described it."""
     tokenizer = tokenizer_of(path)
-    about = {"vocabulary": tokenizer and tokenizer.vocabulary}
+    about = {"vocabulary": tokenizer and tokenizer.vocabulary, "labels": labels_of(path)}
     try:
         experiment = registry.parse_text(meta["config"])
-        objective = bound(experiment, about["vocabulary"], labels_of(path), tokenizer).objective
+        objective = bound(experiment, about["vocabulary"], about["labels"], tokenizer).objective
     except (KeyError, UserError):
         return about
     return {**about, "modules": {n: module for n, (module, _) in objective.modules().items()}, "adapt": objective.adapt}

@@ -36,7 +36,9 @@ from launch.storage import filesystem
 from launch.storage import workdir as run_directory
 from launch.storage.checkpoint import Checkpoints
 from launch.storage.sync import WorkdirSync
+from paradigm.classes import are_same
 from paradigm.errors import UserError
+from paradigm.names import few
 from paradigm.progress import heard_by, timed
 from t5like.vocabulary import same
 
@@ -164,6 +166,10 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
         same(vocabulary, data.vocabulary, where, f"the data in {files.local / 'data'}")
     for where, tokenizer in meta.get("tokenizers", ()):
         same_ids(tokenizer, data.tokenizer, where, f"the data in {files.local / 'data'}")
+    for where, labels in meta.get("labels", ()):
+        if not are_same(labels, data.labels) and jax.process_index() == 0:
+            told = f"warning: the head in {where} tells apart {few(labels)}, and the data have {few(data.labels)}"
+            print(f"{told}: it begins with other classes' weights", file=sys.stderr, flush=True)
     state = made.result()
     step = int(state.step)
     if meta["data"] not in (None, data.fingerprint):

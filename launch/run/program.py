@@ -15,6 +15,7 @@ from launch.run import host
 from launch.run.initial import make_state
 from paradigm import attention_kernels, partition, trees
 from paradigm.errors import UserError
+from paradigm.objective import rows_spec
 from paradigm.step import make_train_step
 
 
@@ -33,6 +34,11 @@ class Program:
         self.shardings = partition.state_shardings(shapes, objective.all_partition_rules, mesh)
         self.state = _placed(shapes, self.shardings)
         specs = {phase: objective.batch_spec(experiment.batch_size, phase) for phase in objective.phases()}
+        rows = rows_spec(experiment.batch_size)
+        if not all(rows.items() <= spec.items() for spec in specs.values()):
+            raise UserError(
+                f"{type(objective).__name__}.batch_spec must hold {', '.join(rows)}: add **rows_spec(batch_size)"
+            )
         lying = lambda spec: partition.batch_shardings(spec, mesh, objective.context_length)
         self.batch = {phase: _placed(spec, lying(spec)) for phase, spec in specs.items()}
 
@@ -99,6 +105,14 @@ class Program:
                 f"{type(self.experiment.objective).__name__}.preprocess gives {sorted(batch)} and batch_spec says "
                 f"{sorted(spec)}: make them agree"
             )
+
+        for name, s in spec.items():
+            own, shape = np.asarray(batch[name]), [len(self._held), *s.shape[1:]]
+            if [*own.shape] != shape or not np.can_cast(own.dtype, s.dtype, "same_kind"):
+                raise UserError(
+                    f"{type(self.experiment.objective).__name__}.preprocess gives {name!r} as {own.dtype} "
+                    f"{[*own.shape[1:]]} and batch_spec says {np.dtype(s.dtype)} {shape[1:]}: make them agree"
+                )
 
         def whole(mine, s):
             def part(index):  # a device's rows, all of which are here, one after the other

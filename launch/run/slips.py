@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 from flax import linen as nn
 
+from paradigm import capabilities
 from paradigm.errors import UserError
+from paradigm.objective import REQUIRED, Objective
 from paradigm.schedule import Schedule
 
 _NUMBER = r"[-+]?[\d.,_]+(e[-+]?\d+)?"
@@ -196,13 +198,27 @@ def _wrong_parts(experiment) -> Iterator[str]:
             yield f"Experiment.{name} = {_shown(given)} {_advice(given, (tuple,))}"
             continue
         for one in given if name in ("evaluators", "init") else [given]:
-            if isinstance(one, nn.Module) or not (hasattr(one, method) or (name == "adapt" and one is None)):
+            fits = isinstance(one, Objective) if name == "objective" else hasattr(one, method)
+            if isinstance(one, nn.Module) or not (fits or (name == "adapt" and one is None)):
                 what = (
                     f"Experiment.{name} = {_shown(one)} is no {'adaptation' if name == 'adapt' else name.rstrip('s')}"
                 )
                 yield f"{what}: write @NAME(), as in @{example}(); launch.train --list has the names"
+    if isinstance(experiment.objective, Objective):
+        for part in capabilities.parts(experiment.objective):
+            kind = type(part.objective)
+            if lacking := list(_lacking(kind)):
+                yield f"{kind.__name__} lacks {', '.join(lacking)}: see paradigm/objective.py"
     if not callable(getattr(experiment.data, "build", None)):
         yield f"Experiment.data = {_shown(experiment.data)} is no data: write @NAME(), as in @TextData()"
+
+
+def _lacking(kind) -> Iterator[str]:
+    """The members without a default that a class of objectives does not give."""
+    has = lambda name: getattr(kind, name) is not getattr(Objective, name)
+    yield from (name for name in REQUIRED if not has(name) and not (name == "forward_flops" and has("flops")))
+    if not (has("loss") or has("encode") and has("full_batch_loss")):
+        yield "loss"
 
 
 def _kinds(annotation) -> tuple:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from paradigm import partition, trees
 from paradigm.errors import UserError
+from paradigm.objective import BODIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,11 @@ class Adaptation:
 
     def refuse(self, objective, params, heads):
         bodies = ", ".join(name for name in params if name not in heads)
+        if not bodies:
+            raise UserError(
+                f"{type(self).__name__} adapts modules called {', '.join(BODIES)}, and {objective} has "
+                f"{', '.join(params)}: give what is pre-trained one of these names, or choose another method"
+            )
         raise UserError(
             f"{type(self).__name__} {self.carriers}, and {objective} has none in {bodies}: choose another method"
         )
@@ -222,6 +228,8 @@ class BitFit(Adaptation):
 
     def check(self, objective, params, heads):
         bodies = {name: tree for name, tree in params.items() if name not in heads}
+        if not bodies:
+            self.refuse(objective, params, heads)
         paths = (name.split("/") for name, _ in trees.named_leaves(bodies))
         if not any(path[-1] == "bias" and path[1] != "head" for path in paths):
             raise UserError(

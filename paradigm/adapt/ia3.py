@@ -30,7 +30,7 @@ class IA3(Adaptation):
     inputs: tuple[str, ...] = (r"mlp/down/kernel$",)
 
     own = (SCALE,)
-    carriers = "scales the outputs and inputs of Dense"
+    carriers = "scales the outputs and inputs of paradigm.layers' Dense"
     partition_rules = (
         (r"(attention|cross)/(query|key|value)/ia3$", ("tensor", "fsdp?")),
         (r"mlp/(gate|up|down)/ia3$", (("tensor", "fsdp?"),)),

@@ -54,7 +54,7 @@ class LoRA(Adaptation):
     dora: bool = False
 
     own = (A, B, MAGNITUDE)
-    carriers = "adapts the kernels of Dense and Embed (no convolution)"
+    carriers = "adapts the kernels of paradigm.layers' Dense and Embed (no convolution)"
     partition_rules = (
         (r"(attention|cross)/(query|key|value)/lora_a$", ("fsdp", None)),
         (r"(attention|cross)/(query|key|value)/lora_b$", (None, "tensor", "fsdp?")),

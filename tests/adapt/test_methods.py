@@ -163,10 +163,11 @@ def test_dropout_is_drawn_in_training_alone_and_where_the_model_itself_draws_not
 
 REFUSED = {
     "resnet": {
-        LoRA(): r"LoRA adapts the kernels of Dense and Embed \(no convolution\), and Classify has none in encoder",
+        LoRA(): r"LoRA adapts the kernels of paradigm.layers' Dense and Embed \(no convolution\), and Classify "
+        "has none in encoder",
         BottleneckAdapter(): "BottleneckAdapter stands in a transformer's layers, and Classify has none in encoder",
         PromptTuning(): "PromptTuning puts soft tokens before a transformer's, and Classify has none in encoder",
-        IA3(): "IA3 scales the outputs and inputs of Dense, and Classify has none in encoder",
+        IA3(): "IA3 scales the outputs and inputs of paradigm.layers' Dense, and Classify has none in encoder",
     },
     "gpt2": {
         LoRA(targets=("atention/querry/kernel",)): "LoRA.targets: 'atention/querry/kernel' matches no parameter; the "
@@ -194,6 +195,14 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(name, adapt):
     with pytest.raises(UserError, match=REFUSED[name][adapt]):
         jax.eval_shape(OBJECTIVES[name].adapted(adapt).init, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "adapt", [LoRA(), BottleneckAdapter(), METHODS["bitfit"]], ids=lambda adapt: type(adapt).__name__
+)
+def test_an_adaptation_says_what_a_body_is_called(adapt):
+    with pytest.raises(UserError, match="adapts modules called model, encoder, text, and Mine has network: give what"):
+        adapt.check("Mine", {"network": {"dense": {"bias": jnp.zeros(2)}}}, ("network",))
 
 
 def test_bitfit_wants_biases_in_the_layers_and_those_of_zero_change_nothing():

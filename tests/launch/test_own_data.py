@@ -19,9 +19,9 @@ TEXT = [*SMALL, "bert.layers = 1", "bert.d_model = 16", "bert.heads = 2", "bert.
 CLASSIFY = ["runs/smoke/classification.gin"]
 
 
-def train(files, params, workdir):
+def train(files, params, workdir, **how):
     experiment = registry.parse(files, params)
-    return loop.train(experiment, workdir, config=registry.operative_config())
+    return loop.train(experiment, workdir, config=registry.operative_config(), **how)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def pictures(folder, classes=("cat", "dog", "owl"), count=4):
     return folder
 
 
-def test_classes_follow_pictures(tmp_path):
+def test_classes_follow_pictures(tmp_path, capfd):
     source = pictures(tmp_path / "set")
     params = [*SMALL, f"ImageData.source = '{source}'", "Experiment.adapt = None", "vit.layers = 1", "vit.d_model = 16"]
     params += ["vit.heads = 2", "vit.d_ff = 32", "Experiment.evaluators = ()"]
@@ -104,6 +104,10 @@ def test_classes_follow_pictures(tmp_path):
     others = pictures(tmp_path / "others", ("bee", "cat", "dog"))  # as many, and a number is another class's
     with pytest.raises(UserError, match="other classes: the run tells apart cat, dog, owl, and .* has bee, cat, dog: "):
         evaluate.evaluate(tmp_path / "run", gin_params=[f"ImageData.source = '{others}'"])
+    other = [*params, f"ImageData.source = '{others}'"]
+    train(["runs/smoke/lora.gin"], other, tmp_path / "other", init_from=tmp_path / "run")
+    told = "run at step 1 tells apart cat, dog, owl, and the data have bee, cat, dog: it begins with other classes'"
+    assert told in capfd.readouterr().err
     with pytest.raises(
         UserError, match="Classify.classes=2 and the training records have 3 labels: set it to that, or"
     ):

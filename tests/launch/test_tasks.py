@@ -130,6 +130,8 @@ def test_a_task_begins_with_the_base_and_answers_in_a_notebook(task, model, base
     else:
         wanted = run.rewrite(["w1 bark now", "a"])
         assert len(wanted) == 2 and run.rewrite("a") == wanted[1] == run.generate("a")
+        with pytest.raises(UserError, match="^infill: TextToText cannot fill blanks, .* can: use rewrite$"):
+            run.infill("a <X>")
         part, variables = run.objective, run.variables()
         read = [part.preprocess.kept(run.tokenizer.encode("w1 bark now"))]
         given = dict(inputs=read) if model == "t5" else {}

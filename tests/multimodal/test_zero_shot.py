@@ -342,6 +342,8 @@ def test_asked_in_a_notebook():
         ask.classify(clip, variables, None, images, "red")
     with pytest.raises(UserError, match=r"^classify: classes=\[1, 2\]: give the names of two or more"):
         ask.classify(clip, variables, None, images, [1, 2])
+    with pytest.raises(UserError, match=r"^classify: classes=\['red', ' '\]: give the names of two or more"):
+        ask.classify(clip, variables, None, images, ["red", " "])
     with pytest.raises(UserError, match="^classify: the class 'red' is named twice, .*: name it once"):
         ask.classify(clip, variables, None, images, ["red", "blue", "red"])
     again = ask.classify(clip, variables, None, images[0], iter(["red", "blue"]), ("plain",))

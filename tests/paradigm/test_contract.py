@@ -328,6 +328,60 @@ def test_combinator_errors():
         clash.init(jax.random.key(0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Miswritten(miniatures.TwoTerms):
+    """What its loss gives in place of a Loss of two terms."""
+
+    gives: Any = None
+
+    def loss(self, *given):
+        return self.gives(super().loss(*given))
+
+
+ENERGY = lambda loss: loss.terms["energy"]
+
+
+@pytest.mark.parametrize(
+    "gives, message",
+    [
+        (lambda loss: loss.value(), "Miswritten.loss gives a .*Tracer: return a Loss"),
+        (lambda loss: (ENERGY(loss).sum, ENERGY(loss).weight), "Miswritten.loss gives a tuple: return a Loss"),
+        (lambda loss: Loss({"x": (1.0, 2.0)}), r"its term 'x' is a tuple: write Term\(sum, weight\)"),
+        (lambda loss: loss.replace(metrics={"x": 1.0}), r"its metric 'x' is no \(sum, weight\) of two scalars"),
+        (
+            lambda loss: Loss({"x": Term(ENERGY(loss).sum[None], 1.0)}),
+            r"the sum of 'x' has the shape \[1\] and must be",
+        ),
+        (
+            lambda loss: loss.replace(metrics={"x": (1.0, jnp.ones((8, 2)))}),
+            r"the weight of 'x' has the shape \[8, 2\] and must be a scalar: add up over the rows",
+        ),
+        (lambda loss: Loss(), "Miswritten.loss has no term: there is nothing to minimise"),
+    ],
+)
+def test_what_is_no_loss_is_told(gives, message):
+    alone = Miswritten(gives=gives)
+    wholes = [alone] if "no term" in message else [alone, Sum(parts=(("a", miniatures.TwoTerms()), ("b", alone)))]
+    for objective in [*wholes, *(Alternate(parts=w.parts, pattern=("b", "a")) for w in wholes[1:])]:
+        phase = objective.phase(0)
+        state = jax.eval_shape(lambda: init_state(objective, OPTIMIZER, 0))
+        step = make_train_step(objective, OPTIMIZER, phase=phase)
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(step, state, objective.batch_spec(8, phase))
+
+
+def test_what_are_no_modules_is_told():
+    lone = OneLayer(print)
+    given = {"name": lambda self: {"model": lone.modules()["model"][0]}, "list": lambda self: [1]}
+    for modules in given.values():
+        with pytest.raises(UserError, match=r"Wrong.modules must give \{name: \(Flax module, an example of its input"):
+            type("Wrong", (OneLayer,), {"modules": modules})(print).init(jax.random.key(0))
+    with pytest.raises(UserError, match="OneLayer applies 'modle', and its modules are model"):
+        lone.apply("modle", {"params": {}}, jnp.ones((1, 8)))
+    with pytest.raises(UserError, match="Wrong: a module and a scalar are both called 'model': rename one"):
+        type("Wrong", (OneLayer,), {"scalars": {"model": 1.0}})(print).init(jax.random.key(0))
+
+
 class Wide(miniatures.TwoTerms):
     def init(self, key):
         return {"encoder": {"in": {"kernel": jnp.zeros((7, 16))}}}

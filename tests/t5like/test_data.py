@@ -96,6 +96,7 @@ def test_the_last_window_is_padded_and_counted(tmp_path):
 
 def test_validation_by_glob_and_exclude(folder, tmp_path):
     prepared = make(folder, tmp_path / "out", valid_glob="b/0*", exclude="b/2*, a/1*")
+    assert "excluded   of these what matches b/2*, a/1*\n" in summary(prepared.meta)
     assert sorted(documents(prepared, "valid")) == sorted(text(i) for i in (1, 3, 5, 7, 9))
     kept = [i for i in range(30) if not (i % 2 and i >= 20) and not (i % 2 == 0 and 10 <= i < 20)]
     assert sorted(documents(prepared, "train")) == sorted(text(i) for i in kept if i not in (1, 3, 5, 7, 9))
@@ -189,6 +190,12 @@ def test_one_line_of_megabytes_can_teach_a_vocabulary(tmp_path):
     )
     prepared = make(tmp_path / "no_spaces.txt", tmp_path / "out2", tokenizer="sentencepiece:420")
     assert prepared.meta["invalid_utf8"]["bytes"] == 0 and prepared.tokenizer.vocabulary.text_ids
+
+
+def test_a_share_that_holds_out_nothing_is_told_at_once(tmp_path):
+    (tmp_path / "one.txt").write_text("one line and no more of it\n")
+    with pytest.raises(UserError, match="valid=0.0001 holds out nothing of 27 bytes: raise it, or set it to 0"):
+        make(tmp_path / "one.txt", tmp_path / "out", valid=1e-4, window=8)
 
 
 def test_no_validation(folder, tmp_path):

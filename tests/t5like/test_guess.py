@@ -67,6 +67,7 @@ def test_words_with_tags_questions_and_replies(tmp_path):
         (lines({"body": "x", "kind": "y"}), {}, r"input is not set: .*'\{body\}'; of body, kind in \S+jsonl none is "
          "called text or sentence$"),
         (lines({"id": 3, "data": {"id": 4, "text": "x"}}), {}, r"as in '\{data.text\}'; of id, data, "),
+        (lines({"id": "x", "messages": ["y"]}), {}, r"sentence; if messages holds the turns of a dialogue, set T"),
         (lines({"text": "x", "sentence": "y"}), {}, r"text and sentence may be it$"),
         (lines({"text": "x", "label": "y", "intent": "z"}), {}, "label is not set, and label and intent may be it:"),
         ({"a.tsv": "It is one\t3\nIt is two\t4\n"}, {},

@@ -296,6 +296,12 @@ def test_files_that_hold_no_records(name, content, message, tmp_path):
         build(tmp_path / "nowhere", tmp_path / "out")
 
 
+def test_columns_without_a_name_are_no_more_than_left_out(tmp_path):
+    (tmp_path / "spam.csv").write_text("v1,v2,,,\nham,one,,,\nspam,two,more,,\nham,three,,,\n")
+    prepared = build(tmp_path / "spam.csv", tmp_path / "out", input="{v2}", label="v1", valid=0.0)
+    assert [r[0] for r in read(prepared)] == ["one", "two", "three"] and prepared.classes == ("ham", "spam")
+
+
 def test_labels_are_sorted_names_and_whole_numbers_by_size(tmp_path):
     words = ["no", "yes", "maybe", "no"]
     path = jsonl(tmp_path / "a.jsonl", [{"text": "x", "k": w} for w in words])

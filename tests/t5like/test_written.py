@@ -217,7 +217,8 @@ def test_shots_stand_before_what_is_asked(tmp_path):
 def test_dialogues_become_contexts_and_responses(tmp_path):
     rows = [{"turns": ["hi", "hello", "bye", "see you"]},
             {"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-            {"turns": [{"role": "cook", "content": "a"}]}]  # fmt: skip
+            {"turns": [{"role": "cook", "content": "a"}]},
+            {"turns": ["hi"]}]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = TextRecords(
@@ -231,4 +232,7 @@ def test_dialogues_become_contexts_and_responses(tmp_path):
         ("user: hi\nassistant: hello\nuser: bye\nassistant:", "see you"),
         ("user: a\nassistant:", "b"),
     ]
-    assert built.meta["broken"]["first"] == [f"{path}:3 has a turn of 'cook', which is none of user, assistant"]
+    assert built.meta["broken"]["first"] == [
+        f"{path}:3 has a turn of 'cook', which is none of user, assistant",
+        f"{path}:4 has no turn of 'assistant' behind another: nobody replies",
+    ]

@@ -10,7 +10,7 @@ from PIL import Image
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
 from tests.vision import tiny
-from tests.vision.pictures import folder, opened, pixels
+from tests.vision.pictures import encoded, folder, opened, pixels
 from tests.vision.test_simclr import simclr
 from vision.ask import pictures
 from vision.objectives import Classify
@@ -108,6 +108,16 @@ def test_pictures_that_are_read_far_smaller_are_told(make, tmp_path):
         f" are read at {objective.host_image_size}: make the encoder's image_size larger, unless that is meant"
     )
     assert not dataclasses.replace(objective, host_image_size=32).check_data(prepared)
+
+
+def test_pictures_of_few_bits_in_many_are_told(tmp_path):
+    """Of 12 bits in 16, as microscopes write them: read as 16, they are nearly black."""
+    deep = np.random.default_rng(0).integers(0, 4096, (6, 9)).astype(np.uint16)
+    for scale in (1, 16):
+        files = {f"{'ab'[i % 2]}/{i}.png": encoded(deep * scale) for i in range(8)}
+        said = simclr().check_data(opened(folder(tmp_path / str(scale), files)))
+        told = "warning: pictures are nearly black, the brightest pixel of 6 looked at is 16 of 255: numbers of 8 to"
+        assert [line.startswith(told) for line in said] == [True] * (scale == 1)
 
 
 def test_a_notebook_may_give_arrays_paths_or_pillows_pictures(tmp_path):

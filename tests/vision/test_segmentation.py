@@ -196,6 +196,18 @@ def test_bad_maps(tmp_path):
         opened("shapes", regions="size")
 
 
+def test_masks_in_black_and_white_are_refused(tmp_path):
+    def prepared(name, *values):
+        files = {f"images/{i}.png": pixels(i) for i in range(4)}
+        maps = {f"masks/{i}.png": np.resize(np.uint8(values), (6, 9)) for i in range(4)}
+        return opened(folder(tmp_path / name, {**files, **maps}), regions="masks", valid=0.25)
+
+    with pytest.raises(UserError, match=r"\(3 looked at\) hold 0 and 255 alone, and 255 is of pixels that are not lab"):
+        OBJECTIVE.check_data(prepared("bw", 0, 255))
+    assert "looked at) hold no class but 0" in OBJECTIVE.check_data(prepared("black", 0))[0]
+    assert not OBJECTIVE.check_data(prepared("good", 0, 1, 255))
+
+
 def test_regions_of_scenes_are_where_their_colours_are():
     shapes = Shapes(size=48, objects=3)
     seen = set()

@@ -17,7 +17,7 @@ from paradigm.errors import UserError
 from paradigm.objective import MAIN, Objective, rows_spec
 from vision.augment import Augment
 from vision.partition import PARTITION_RULES
-from vision.preprocess import PreprocessImage, told_of_size
+from vision.preprocess import PreprocessImage, told_of_pictures
 from vision.views import draw_views, view_groups
 
 
@@ -105,8 +105,8 @@ class ImageObjective(ImageFeatures, Objective):
         return self.encoder
 
     def check_data(self, prepared):
-        """As of any objective: a line where pictures lose most of what they show by being read so small."""
-        return told_of_size(prepared.source("train"), self.host_image_size)
+        """As of any objective: lines where pictures lose most of what they show by how they are read."""
+        return tuple(told_of_pictures(prepared.source("train"), self.host_image_size))
 
     @property
     def preprocess(self):

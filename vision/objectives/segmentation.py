@@ -18,7 +18,7 @@ from paradigm.errors import UserError
 from paradigm.objective import MAIN, Loss, Term
 from vision.objectives.base import ImageObjective
 from vision.objectives.classify import Linear
-from vision.preprocess import PreprocessRegions
+from vision.preprocess import PreprocessRegions, look
 
 UNLABELLED = 255  # of a pixel: it weighs nothing and is not scored
 
@@ -55,6 +55,19 @@ class Segmentation(Segmenting, ImageObjective):
     @property
     def preprocess(self):
         return PreprocessRegions(self.host_image_size, self.encoder.channels, self.classes)
+
+    def check_data(self, prepared):
+        """As of any objective on images; UserError for maps in black and white, whose white is not labelled."""
+        maps = [record["regions"] for record in look(prepared.source("train")) if "regions" in record]
+        held = set().union(*(np.unique(regions).tolist() for regions in maps))
+        said = f"the maps of {prepared.name} ({len(maps)} looked at) hold"
+        if UNLABELLED in held and len(held) <= 2:
+            raise UserError(
+                f"{said} {' and '.join(map(str, sorted(held)))} alone, and {UNLABELLED} is of pixels that are not "
+                "labelled: number the classes 0, 1 ..."
+            )
+        warned = (f"warning: {said} no class but {min(held)}",) if len(held) == 1 else ()
+        return (*warned, *super().check_data(prepared))
 
     def batch_spec(self, batch_size, phase=MAIN):
         side = self.host_image_size

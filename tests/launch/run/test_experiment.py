@@ -11,11 +11,12 @@ from launch.run.measures import unit_of
 from launch.storage.workdir import config_diff
 from multimodal.data import PairData
 from multimodal.towers import clip_text
-from paradigm.combine import Stages
+from paradigm.combine import Stages, Sum
 from paradigm.errors import UserError
+from paradigm.objective import Objective
 from paradigm.optim import AdamW
 from paradigm.schedule import Linear
-from tests.miniatures import BothEncoders, Miniature, NumbersData, TwoTerms, alternating
+from tests.miniatures import BothEncoders, Miniature, NumbersData, Rows, TwoTerms, alternating
 from tests.multimodal import tiny
 
 
@@ -85,6 +86,17 @@ def test_what_another_run_has_trained_has_to_be_frozen():
     for freeze in ((), (("^encoder/in/", True),)):
         text = problem(objective=Reading(), freeze=freeze)
         assert "Reading reads 'encoder' as another run has trained it: set Experiment.freeze = (('^encoder/', " in text
+
+
+def test_an_objective_that_is_not_finished_is_told_with_what_it_lacks():
+    bare = type("Bare", (Objective,), {"batch_spec": TwoTerms.batch_spec, "flops": Sum.flops})()
+    for objective in (bare, Sum(parts=(("a", TwoTerms()), ("b", bare)))):
+        with pytest.raises(
+            UserError, match="Bare lacks preprocess, modules, partition_rules, loss: see paradigm/object"
+        ):
+            experiment(objective=objective)
+    with pytest.raises(UserError, match=r"Experiment.objective = @Rows\(\) is no objective"):
+        experiment(objective=Rows())
 
 
 def test_a_stage_that_a_run_never_reaches_is_told():

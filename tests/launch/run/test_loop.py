@@ -419,6 +419,15 @@ def test_shapes_of_prepare_and_batch_spec_must_agree():
     program = Program(small.experiment(), contract.mesh_of("data"))
     with pytest.raises(UserError, match="TwoTerms.preprocess gives .* and batch_spec says"):
         program.put({"y": np.zeros((16, 6))}, "main")
+    good = {name: np.zeros(s.shape, s.dtype) for name, s in program.batch["main"].items()}
+    program.put({**good, "x": np.zeros((16, 8))}, "main")  # of float64
+    for x, what in (np.zeros((16, 9), np.float32), r"float32 \[9\]"), (np.zeros((16, 8), complex), r"complex128 \[8\]"):
+        said = rf"TwoTerms.preprocess gives 'x' as {what} and batch_spec says float32 \[8\]: make them agree"
+        with pytest.raises(UserError, match=said):
+            program.put({**good, "x": x}, "main")
+    rowless = type("Rowless", (miniatures.TwoTerms,), {"batch_spec": lambda self, n, phase=None: {}})()
+    with pytest.raises(UserError, match="Rowless.batch_spec must hold index, mask: add"):
+        Program(small.experiment(objective=rowless), contract.mesh_of("data"))
     assert program.rows() == slice(0, 16)
     assert not any(x.sharding is None for _, x in trees.named_leaves(program.state))
 
