@@ -4,13 +4,15 @@ import dataclasses
 import difflib
 import json
 import pathlib
+import re
 
 from paradigm.errors import UserError
 from paradigm.storage import expand
 from t5like.tokenizers import subwords
 from t5like.tokenizers.base import META, Tokenizer
 from t5like.tokenizers.clip import ClipTokenizer, clip_tokenizer
-from t5like.tokenizers.sentence_piece import SentencePieceTokenizer, is_t5_like, train_sentencepiece
+from t5like.tokenizers.released import settings
+from t5like.tokenizers.sentence_piece import SentencePieceTokenizer, is_t5_like, processor, train_sentencepiece
 from t5like.tokenizers.siglip import SigLipTokenizer, siglip_tokenizer
 from t5like.tokenizers.subwords import SubwordTokenizer, read_subwords, train_bpe, train_wordpiece
 from t5like.tokenizers.utf8 import ByteTokenizer
@@ -43,6 +45,7 @@ _FIRST = {  # the special ids of what each of them learns
     "wordpiece": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
 }
 SENTINELS = 100  # as many as T5 has
+_SENTINEL = re.compile(r"<extra_id_\d+>$")
 _OLD_META = "tokenizer.json"  # META's name before; the transformers library gives it to another file
 _FAIRSEQ = "sentencepiece.bpe.model"  # of XLM-R and mBART, whose ids are not the model's: they begin with four others
 _KNOWN = (
@@ -151,14 +154,16 @@ def _opened(path, extra_ids, specials):
             return load_tokenizer(path / "tokenizer")
         models = [path / n for n in ("spiece.model", "tokenizer.model", "sentencepiece.model")]
         models += sorted(p for p in path.glob("*.model") if p.name != _FAIRSEQ)
-        files = [*models, path / subwords.FILE, path / "merges.txt", path / "vocab.txt"]
+        files = [*models, path / subwords.FILE, path / "merges.txt", path / "vocab.txt", path / _FAIRSEQ]
         path = next((p for p in files if p.is_file()), path)
-        if path.is_dir() and (path / _FAIRSEQ).is_file():
-            raise UserError(
-                f"tokenizer: {path / _FAIRSEQ} does not say the ids that the weights beside it were trained with: have "
-                f"the transformers library's AutoTokenizer write {subwords.FILE} there, or name the file itself for "
-                "the ids of the SentencePiece model"
-            )
+        if path.suffix == ".model":
+            beside = settings(path.parent)
+            if beside.kind == "SiglipTokenizer":
+                return siglip_tokenizer(path)
+            if why := _more_than(path, beside):
+                if not (path.parent / subwords.FILE).is_file():
+                    beside.refuse(path.name, why)
+                path = path.parent / subwords.FILE
         if path.is_dir():
             held = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
             raise UserError(f"tokenizer: {path} holds no tokenizer of a known kind; it holds {held}; kinds: {_KNOWN}")
@@ -170,6 +175,17 @@ def _opened(path, extra_ids, specials):
     if extra_ids is None:
         extra_ids = SENTINELS if is_t5_like(model) else 0
     return SentencePieceTokenizer(model, extra_ids, specials)
+
+
+def _more_than(path, beside):
+    """Why the ids of a directory are not those of its SentencePiece model alone; None where they are."""
+    if path.name == _FAIRSEQ or not beside.knows(".model"):
+        return f"which are a {beside.kind or 'fairseq vocabulary'}'s"
+    added, size = {i: token["content"] for i, token in beside.added.items()}, processor(path.read_bytes()).piece_size()
+    if (there := path.parent / subwords.FILE).is_file():
+        added |= {t["id"]: t["content"] for t in json.loads(there.read_text("utf-8")).get("added_tokens") or ()}
+    more = [f"{text!r}, added to it as {i}" for i, text in added.items() if i >= size and not _SENTINEL.match(text)]
+    return f"as {more[0]}" if more else None
 
 
 def _is_old_meta(path):

@@ -16,6 +16,7 @@ import re
 from paradigm.errors import UserError
 from paradigm.storage import expand
 from t5like.tokenizers.base import Tokenizer, checked_specials
+from t5like.tokenizers.released import settings
 
 FILE = "tokenizer.json"
 _ROLES = ("pad", "bos", "eos", "unk", "mask", "cls", "sep")
@@ -181,55 +182,64 @@ def read_subwords(path, extra_ids=0, specials=()):
     if path.is_dir():
         path = next((path / name for name in names if (path / name).is_file()), path / FILE)
     try:
-        config = _settings_beside(path.parent)
+        beside = settings(path.parent)
         if path.name in ("merges.txt", "vocab.json"):
-            library = _byte_level_bpe(path.with_name("vocab.json"), path.with_name("merges.txt"), config)
+            library = _byte_level_bpe(path.with_name("vocab.json"), path.with_name("merges.txt"), beside)
         elif path.suffix == ".txt":
-            library = _wordpiece(path, config)
+            library = _wordpiece(path, beside)
         else:
             from tokenizers import Tokenizer as Library
 
             library = Library.from_str(path.read_text("utf-8"))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"tokenizer: {error.filename} cannot be read ({error.strerror})") from None
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"tokenizer: {path} cannot be read by the tokenizers library ({error})") from None
-    return _finished(library, config, extra_ids, specials)
+    return _finished(library, beside.spelled, extra_ids, specials)
 
 
-def _settings_beside(directory):
-    """Roles of special tokens and how text is split, as the transformers library's files in a directory say."""
-    found = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (directory / name).is_file():
-            found |= json.loads((directory / name).read_text("utf-8"))
-    return found
-
-
-def _byte_level_bpe(vocab, merges, config):
+def _byte_level_bpe(vocab, merges, beside):
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Library
 
     pairs = [tuple(x.split(" ")) for x in merges.read_text("utf-8").split("\n") if x and not x.startswith("#version")]
     ids = json.loads(vocab.read_text("utf-8"))
     library = Library(models.BPE(vocab=ids, merges=pairs))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space")))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(beside.entries.get("add_prefix_space")))
     library.decoder = decoders.ByteLevel()
     names = {name for spellings in _SPELLED.values() for name in spellings}
     library.add_special_tokens([AddedToken(name, special=True) for name in ids if name in names])
-    return library
+    return _with_added(library, beside, merges.name)
 
 
-def _wordpiece(path, config):
+def _wordpiece(path, beside):
     from tokenizers import models
 
     pieces = path.read_text("utf-8").split("\n")
     ids = {piece.rstrip("\r"): i for i, piece in enumerate(pieces) if piece}
     special = {name for spellings in _SPELLED.values() for name in spellings}
     cased = any(c.isupper() for piece in ids if piece not in special for c in piece if not piece.startswith("["))
-    lowercase, chinese = config.get("do_lower_case", not cased), config.get("tokenize_chinese_chars", True)
-    how = {"strip_accents": config.get("strip_accents"), "handle_chinese_chars": chinese}
-    return _bert(models.WordPiece(ids, unk_token="[UNK]"), lowercase, **how)
+    said = beside.entries
+    lowercase, chinese = said.get("do_lower_case", not cased), said.get("tokenize_chinese_chars", True)
+    how = {"strip_accents": said.get("strip_accents"), "handle_chinese_chars": chinese}
+    library = _bert(models.WordPiece(ids, unk_token="[UNK]"), lowercase, **how)
+    return _with_added(library, beside, "vocab.txt")
+
+
+def _with_added(library, beside, file):
+    """The library's tokenizer with the tokens that were added to the vocabulary in this file."""
+    from tokenizers import AddedToken
+
+    if not beside.knows(file):
+        beside.refuse(file, f"which are a {beside.kind}'s")
+    for i, token in beside.added.items():
+        flags = {name: bool(token.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        library.add_tokens([AddedToken(token["content"], **flags)])
+        if library.token_to_id(token["content"]) != i:
+            beside.refuse(file, f"as {token['content']!r}, added to it as {i}")
+    return library
 
 
 def _bert(model, lowercase, **how):
@@ -246,20 +256,32 @@ def _bert(model, lowercase, **how):
     return library
 
 
-def _finished(library, config, extra_ids, specials):
+def _finished(library, spelled, extra_ids, specials):
+    """spelled: role -> its token or None; KeyError: it is found here."""
     ids = library.get_vocab(with_added_tokens=True)
     special = {t.content for t in library.get_added_tokens_decoder().values() if t.special}
-    roles = {}
+    framed, roles = _framed(json.loads(library.to_str()).get("post_processor")), {}
     for role in _ROLES:
-        said = config.get(f"{role}_token")
-        said = said.get("content") if isinstance(said, dict) else said
-        if said is not None and said not in ids:
-            raise UserError(f"tokenizer: {role}_token is {said!r}, which is none of its {len(ids)} pieces")
-        told = f"{role}_token" in config
-        name = said if told else next((n for n in _SPELLED[role] if n in special or (n in ids and role == "unk")), None)
+        try:
+            name = spelled(role)
+        except KeyError:
+            name = next((n for n in _SPELLED[role] if n in special or (n in ids and role == "unk")), framed.get(role))
+        if name is not None and name not in ids:
+            raise UserError(f"tokenizer: {role}_token is {name!r}, which is none of its {len(ids)} pieces")
         if name is not None:
             roles[role] = ids[name]
     return SubwordTokenizer(library.to_str().encode(), tuple(roles.items()), extra_ids, specials)
+
+
+def _framed(processor):
+    """{cls, sep: tokens} that a tokenizer.json puts around a text, where both are there, as RoBERTa's <s> and </s>."""
+    processor = processor or {}
+    if processor.get("type") in ("RobertaProcessing", "BertProcessing"):
+        return {name: processor[name][0] for name in ("cls", "sep")}
+    parts = processor.get("single") or []
+    if [list(part) for part in parts] == [["SpecialToken"], ["Sequence"], ["SpecialToken"]]:
+        return {name: part["SpecialToken"]["id"] for name, part in zip(("cls", "sep"), parts[::2])}
+    return {}
 
 
 # ---- Learning --------------------------------------------------------------------------------------------------------
@@ -280,7 +302,7 @@ def train_bpe(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=(
     how = dict(special_tokens=["<pad>", "</s>"], initial_alphabet=sorted(alphabet), show_progress=False)
     texts = _taken(texts, max_bytes)
     trained = _trained(library, trainers.BpeTrainer, how, 2 + 256, texts, vocab_size, extra_ids, specials)
-    return _finished(trained, {}, extra_ids, specials)
+    return _finished(trained, {}.__getitem__, extra_ids, specials)
 
 
 def train_wordpiece(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=()):
@@ -297,7 +319,8 @@ def train_wordpiece(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, spec
     inside = sorted({letter for text in texts for word, _ in words(text) for letter in word[1:]})
     how = dict(special_tokens=[*names, *(f"##{letter}" for letter in inside)], show_progress=False)
     trained = _trained(library, trainers.WordPieceTrainer, how, len(names), texts, vocab_size, extra_ids, specials)
-    return _finished(_bert(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"), True), {}, extra_ids, specials)
+    library = _bert(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"), True)
+    return _finished(library, {}.__getitem__, extra_ids, specials)
 
 
 def _trained(library, trainer, how, least, texts, vocab_size, extra_ids, specials):

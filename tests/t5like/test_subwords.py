@@ -58,6 +58,60 @@ def test_how_text_is_split_is_read_beside_a_vocabulary(tmp_path):
     assert read("gpt2", add_prefix_space=True).encode("a a").tolist() == [2, 2]
 
 
+def test_tokens_that_were_added_are_read_beside_a_vocabulary(tmp_path):
+    """Where older directories say them, added_tokens.json, and where later ones do; a text spells no special one."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ncovid\n##19\n")
+    ids = lambda text: tok.get_tokenizer(tmp_path).encode(text).tolist()
+    assert ids("covid19 <e>") == [4, 5, 1, 1, 1]
+    (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<e>"]}')
+    (tmp_path / "added_tokens.json").write_text('{"<e>": 7, "covid19": 6}')
+    assert ids("Covid19 <e>") == [6, 1, 1, 1] and tok.get_tokenizer(tmp_path).vocab_size == 8
+    added = {"6": {"content": "cov", "special": False}, "7": {"content": "[E]", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "pad_token": "[E]"}))
+    assert ids("covid19") == [6, 1] and tok.get_tokenizer(tmp_path).vocabulary.pad == 7
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"9": added["6"]}}))
+    with pytest.raises(UserError, match="vocab.txt does not say the ids .* as 'cov', added to it as 9: have the"):
+        ids("")
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": [1]}')
+    with pytest.raises(UserError, match="the settings in .* are damaged"):
+        ids("")
+
+
+def test_a_vocabulary_of_another_class_is_refused(tmp_path):
+    """Qwen2's files are called as GPT-2's and its words are others."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"<s>": 0, "</s>": 1, "a": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    of = lambda kind: (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    of("Qwen2TokenizerFast")
+    with pytest.raises(
+        UserError, match="merges.txt does not say the ids .*, which are a Qwen2Tokenizer's: have the tr"
+    ):
+        tok.get_tokenizer(tmp_path)
+    of("RobertaTokenizerFast")  # which frames a text without a word in its settings
+    v = tok.get_tokenizer(tmp_path).vocabulary
+    assert (v.cls, v.sep) == (0, 1)
+
+
+def test_what_stands_around_a_text_is_read_in_its_tokenizer_json(tmp_path):
+    """roberta-base and xlm-roberta-base say it nowhere else: their <s> is cls, their </s> is sep."""
+    library = {"version": "1.0", "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "a": 2}, "merges": []}}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = [{"id": i, "content": x, "special": True, **flags} for i, x in enumerate(("<s>", "</s>"))]
+    roberta = {"type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0], "trim_offsets": True}
+    roberta["add_prefix_space"] = False
+    token = lambda i: {"SpecialToken": {"id": special[i]["content"], "type_id": 0}}
+    named = {x["content"]: {"id": x["content"], "ids": [x["id"]], "tokens": [x["content"]]} for x in special}
+    template = {"type": "TemplateProcessing", "pair": [], "special_tokens": named}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    both = {**template, "single": [token(0), text, token(1)]}
+    t5 = {**template, "single": [text, token(1)]}
+    for processor, framed in ((roberta, (0, 1)), (both, (0, 1)), (t5, (None, None)), (None, (None, None))):
+        whole = {**library, "added_tokens": special, "post_processor": processor}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+        v = tok.get_tokenizer(tmp_path).vocabulary
+        assert (v.cls, v.sep) == framed and (v.bos, v.eos) == (0, 1)
+
+
 def test_learnt_ones_have_their_layout(learnt):
     name, tokenizer = learnt
     v = tokenizer.vocabulary

@@ -157,6 +157,33 @@ def test_fairseq_numbers_pieces_in_its_own_way(pieces, tmp_path):
     assert tok.get_tokenizer(tmp_path).content == learnt.content
 
 
+def test_a_sentencepiece_model_to_which_tokens_were_added(pieces, tmp_path):
+    """The library keeps those beside the model: its tokenizer.json is then read, or the model alone is not."""
+    (tmp_path / "spiece.model").write_bytes(pieces.model)
+    model = lambda: tok.get_tokenizer(tmp_path, extra_ids=20)
+    settings = lambda **entries: (tmp_path / "tokenizer_config.json").write_text(json.dumps(entries))
+    sentinel = {str(pieces.text_size): {"content": "<extra_id_19>", "special": True}}
+    settings(tokenizer_class="T5Tokenizer", added_tokens_decoder=sentinel)
+    assert model() == pieces
+    for entries, why in (
+        ({"added_tokens_decoder": {"650": {"content": "{", "special": False}}}, "as '{', added to it as 650"),
+        ({"tokenizer_class": "PegasusTokenizer"}, "which are a PegasusTokenizer's"),  # whose ids are 103 higher
+    ):
+        settings(**entries)
+        with pytest.raises(UserError, match=f"spiece.model does not say the ids .*, {why}: .* or name the file itself"):
+            model()
+        assert tok.get_tokenizer(tmp_path / "spiece.model", extra_ids=20) == pieces
+    settings(tokenizer_class="SiglipTokenizer")
+    assert isinstance(model(), tok.SigLipTokenizer)
+    settings(tokenizer_class="T5TokenizerFast")
+    learnt = json.loads(tok.train_bpe(CORPUS, 400, extra_ids=0).content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(learnt))
+    assert model() == pieces
+    learnt["added_tokens"].append({**learnt["added_tokens"][-1], "id": 640, "content": "{}"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(learnt))
+    assert model().kind == "subwords"
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("fallback", [False, True])
 def test_the_sign_for_a_space_in_a_text(keeps, fallback):
