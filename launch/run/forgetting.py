@@ -1,7 +1,8 @@
 """What a pre-trained model still knows after it was adapted: the run's own validation, on another run's model.
 
 The objective, its data and its evaluators are those of pre-training; the parameters are the adapted run's, entered as
-it enters them (a LoRA, a prompt), and where it has none, as of a decoder that stayed behind, those of pre-training.
+it enters them (a LoRA, a prompt), and where it has none, as of a decoder that stayed behind, those of pre-training. So
+is what the objective has gathered beside them, a queue or a centre.
 """
 
 import dataclasses
@@ -45,6 +46,8 @@ def adapted_state(program, checkpoints, other, where, step=None):
             "that was, or settings of the model that it has beside (--gin_param)"
         )
     own_stats, new_stats = (running_stats(arrays.get("extra", {})) for _, arrays, _ in (own, new))
-    stats = own_stats | stats_for(own_stats, new_stats)
+    leaves = trees.named_leaves(own[1].get("extra", {}))  # a queue, a centre, counts: a teacher begins as the model
+    kept = {name: x for name, x in leaves if not {"teacher", "ema"} & set(name.split("/"))}
+    stats = kept | own_stats | stats_for(own_stats, new_stats)
     as_wanted = {name: jnp.asarray(x, wanted[name].dtype) for name, x in (given | fits).items()}
     return program.init(as_wanted, stats), own[0]

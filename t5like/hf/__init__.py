@@ -16,7 +16,7 @@ from t5like.hf.gpt2 import GPT2
 from t5like.hf.llama import LLAMAS
 from t5like.hf.modernbert import MODERNBERT
 from t5like.hf.t5 import MT5, T5, UMT5
-from t5like.models import EncoderDecoder
+from t5like.models import Decoder, Encoder, EncoderDecoder
 
 FAMILIES = (T5, MT5, UMT5, BART, MBART, BERT, ROBERTA, DISCRIMINATOR, GENERATOR, MODERNBERT, GPT2, *LLAMAS)
 read = functools.partial(hf.read, families=FAMILIES)
@@ -25,7 +25,23 @@ write = functools.partial(hf.write, families=FAMILIES)
 
 def write_objective(path, objective, params):
     """Writes the model of an objective; as `paradigm.hf.write`."""
-    return write(path, {name: module for name, (module, _) in objective.modules().items()}, params)
+    modules = {name: module for name, (module, _) in objective.modules().items()}
+    return write(path, modules, params, **ids(objective))
+
+
+def ids(objective):
+    """Entries of config.json that its vocabulary decides: with what the library's `generate` begins, ends and pads."""
+    v, (model, _) = objective.data_vocabulary, objective.modules().get("model", (None, None))
+    if v is None or model is None:
+        return {}
+    if isinstance(model, Encoder):  # one whose positions have an offset counts them from its padding's id
+        return {} if model.position_offset else {"pad_token_id": v.filler}
+    end = v.sep if v.eos is None else v.eos
+    if isinstance(model, Decoder):
+        return {"pad_token_id": v.filler, "bos_token_id": v.start, "eos_token_id": end}
+    known = {"pad_token_id": v.filler, "bos_token_id": v.bos, "eos_token_id": end}
+    known["decoder_start_token_id"] = objective.decoder_start
+    return known | ({"forced_eos_token_id": end} if model.logits_bias else {})
 
 
 def texts_end(objective):

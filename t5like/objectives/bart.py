@@ -78,6 +78,10 @@ class Bart(SequenceToSequence, SentenceScoring, Continuing, ByMask, TextObjectiv
         return Row([*written, *ids[:-1]], places, ids, [*front, *prompt, mask_of(v), v.end])
 
     @property
+    def decoder_start(self):
+        return self._opening[1][0]
+
+    @property
     def _opening(self):
         """(ids before a text in the encoder, and in the decoder, as t5like/denoise.py starts it)."""
         v = self.known

@@ -71,6 +71,11 @@ class OnText(TextFeatures, Objective):
             raise UserError(f"{name} has no vocabulary yet: objective.bind(vocabulary) gives it one, a run's data do")
         return self.vocabulary
 
+    @property
+    def decoder_start(self):
+        """The id that a decoder reads before the first one that it writes."""
+        return self.known.start
+
     def groups(self, batch):
         """name -> shares of the targets whose nll is told by itself; see score_text."""
         del batch

@@ -17,8 +17,10 @@ from launch.evaluate import evaluate
 from launch.run import loop, registry, writers
 from launch.run.data import Data
 from launch.run.evaluation import Evaluation
+from launch.run.forgetting import adapted_state
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
+from launch.storage.checkpoint import Checkpoints
 from multimodal.captions import BigramCaptions
 from paradigm import progress
 from paradigm.errors import UserError
@@ -32,7 +34,7 @@ from t5like.likelihood import MinimalPairs, PseudoPerplexity
 from t5like.probes import TextProbes
 from t5like.tasks.choice import MultipleChoice
 from t5like.tasks.written import TextScores
-from tests import miniatures
+from tests import contract, miniatures
 from tests.launch import small
 from vision import attention_maps, codebook, probe, segments, visualize
 
@@ -162,6 +164,17 @@ def test_offline_and_during_training_agree_and_evaluators_run_in_both(settings, 
     monkeypatch.setattr(registry, "parse_text", lambda *_: dataclasses.replace(experiment, eval_batches=0))
     with pytest.raises(UserError, match="at least 1"):
         evaluate(tmp_path)
+
+
+def test_what_was_forgotten_is_asked_with_the_queue_of_pretraining(tmp_path):
+    experiment = small.experiment(miniatures.TeacherQueue(), total_steps=3, eval_every=3)
+    done = loop.train(experiment, tmp_path)
+    program, saved = Program(experiment, make_mesh(experiment.mesh)), Checkpoints(tmp_path / "checkpoints")
+    state, _ = adapted_state(program, saved, saved, tmp_path)
+    for name in ("queue", "cursor"):
+        np.testing.assert_array_equal(state.extra[name], done.state.extra[name])
+    contract.assert_trees_equal(state.params, done.state.params)
+    contract.assert_trees_equal(state.extra["teacher"], done.state.params)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,11 @@ from paradigm import trees
 from paradigm.errors import UserError
 from paradigm.hf.family import abstract
 from t5like import hf
-from t5like.models import Encoder, gpt, t5
+from t5like.bart import bart
+from t5like.models import Encoder, bert, gpt, t5
+from t5like.objectives import Bart, MaskedLM, NextToken, SpanCorruption
+from t5like.tasks import TextToText
+from t5like.vocabulary import Vocabulary
 from tests.parity import cases, make
 
 SMALL = dict(d_model=12, heads=3, head_dim=4, d_ff=20, layers=2)
@@ -87,6 +91,29 @@ def test_what_is_read_is_written(case, tmp_path):
     same = {k: v for k, v in golden["config"].items() if k not in unsaid and v is not None}
     assert {k: config[k] for k in same} == same
     assert hf.read(target)[0] == hf.read(source)[0]
+
+
+def test_the_library_begins_and_ends_as_the_objective_does(tmp_path):
+    """The ids of its `generate` are the vocabulary's; they were those of released models, whatever it had."""
+    learnt = Vocabulary(40, pad=0, eos=1, unk=2, mask=3, sentinels=range(20, 40))
+    barts = Vocabulary(40, pad=3, eos=5, bos=4, unk=6, mask=7, sentinels=range(20, 40))
+    small = dict(d_model=8, heads=2, d_ff=8, layers=1)
+    denoising, writing = (kind(bart("tiny", max_length=66, **small), 32) for kind in (Bart, TextToText))
+    decoder = gpt("tiny", style="gpt2", max_length=32, **small)
+    for objective, vocabulary, wanted in (
+        (denoising, learnt, {"decoder_start": 0, "eos": 1, "forced_eos": 1, "pad": 0, "bos": None}),
+        (denoising, barts, {"decoder_start": 5, "eos": 5, "forced_eos": 5, "pad": 3, "bos": 4}),
+        (writing, barts, {"decoder_start": 4, "eos": 5, "forced_eos": 5, "pad": 3, "bos": 4}),
+        (SpanCorruption(t5("tiny", **small), 32), learnt, {"decoder_start": 0, "eos": 1, "pad": 0, "bos": None}),
+        (MaskedLM(bert("tiny", max_length=32, **small), 32), barts, {"pad": 3}),
+        (NextToken(decoder, 32), learnt, {"bos": 0, "eos": 1, "pad": 0}),
+        (NextToken(decoder, 32), barts, {"bos": 4, "eos": 5, "pad": 3}),
+    ):
+        bound = objective.bind(vocabulary)
+        found = hf.ids(bound)
+        assert found == {f"{name}_token_id": i for name, i in wanted.items()}, (objective, vocabulary)
+    hf.write_objective(tmp_path / "out", bound, {"model": random_params(bound.model)})
+    assert json.loads((tmp_path / "out" / "config.json").read_text()).items() >= found.items()
 
 
 def test_host_holds_the_parameters_once(tmp_path):
