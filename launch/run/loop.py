@@ -190,9 +190,10 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
         (files.local / LABELS).write_text(json.dumps(data.labels, indent=1) + "\n")
     unit = objective.throughput(program.batch[first])[0]
     progress = meta["progress"]
+    ended = min(step, progress["evaluated"]) >= total  # then all rows are there, that of the last steps too
     writers = make_writers(
         files.local,
-        logged=progress["logged"],
+        logged=total if ended else progress["logged"],
         evaluated=progress["evaluated"],
         step=step,
         total_steps=total,
@@ -243,7 +244,7 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
         watch.at(f"step {step + 1}")
         stopping, last = stop.asked(step), step >= total
         fresh = {}
-        if last:
+        if last and not ended:
             step_metrics.finish()
         if step > evaluated and (last or step % experiment.eval_every == 0) and not stopping:
             step_metrics.drain()
