@@ -34,7 +34,7 @@ class AttentionMask:
         `causal` lets them see.
     window: static; None, or of what the rest lets through only keys fewer than `window` positions away are seen, the
         query's own place among them: Mistral's sliding_window under `causal`, local attention to both sides otherwise.
-    everywhere: bool [] or None; where it is true the window is none, in a loop over layers that differ in it.
+    everywhere: bool [] or None; where it is true there is no window, in a loop over layers that differ in it.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -43,9 +43,9 @@ class AttentionMask:
     keys: Any = None
     offset: Any = None
     window: int | None = struct.field(pytree_node=False, default=None)
-    everywhere: Any = None
     alone: Any = None
     shared: int = struct.field(pytree_node=False, default=0)
+    everywhere: Any = None
 
     def positions(self, length):
         """int32 [B or 1, L]: the queries' positions among the keys."""

@@ -232,7 +232,7 @@ class Decoder(TextModel, kw_only=True):
         offset = None if cache is None else cache["index"]
         if positions is None:
             positions = jnp.arange(tokens_in.shape[1]) + jnp.reshape(0 if offset is None else offset, (-1, 1))
-        mask = AttentionMask(True, prefix, segments, segments, offset, self.window, alone)
+        mask = AttentionMask(True, prefix, segments, segments, offset, self.window, alone=alone)
         embedded = self.embedded(tokens_in, positions)
         hidden, intermediates = self.decoder(
             embedded, mask, positions=positions, keys=keys, cache=None if cache is None else cache["decoder"]
