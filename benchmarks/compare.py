@@ -77,14 +77,16 @@ def save(page, text):
 
 
 def joined(old, new):
-    """`new`, and of `old` what it lacks: sections by heading, rows of tables by their first cell, cells that are empty.
-    A table whose columns have changed is the new one alone; what is to go, a person takes out of the page."""
+    """`new`, and of `old` what it lacks: sections by heading, their tables by the names of the columns, rows by their
+    first cell, cells that are empty. A table whose columns have changed is the new one alone; what is to go, a person
+    takes out of the page."""
     before, sections = _sections(old), _sections(new)
     for heading in before.keys() & sections.keys():
-        tables = {lines[0]: lines for kind, lines in _blocks(before[heading]) if kind}
-        blocks = [_rows(tables.get(lines[0], []), lines) if kind else lines for kind, lines in
-                  _blocks(sections[heading])]  # fmt: skip
-        sections[heading] = [line for lines in blocks for line in lines]
+        (there, _), (tables, rest) = _tables(before[heading]), _tables(sections[heading])
+        made = {key: (text, _rows(there.get(key, ("", []))[1], rows)) for key, (text, rows) in tables.items()}
+        lacks = len(tables) < len(there)  # else the columns of some have changed
+        found = _both(there, made) if lacks else made
+        sections[heading] = [line for text, rows in found.values() for line in (*text, *rows)] + rest
     return "\n".join(line for lines in _both(before, sections).values() for line in lines)
 
 
@@ -107,9 +109,17 @@ def _sections(text):
     return sections
 
 
-def _blocks(lines):
-    """[(whether these are a table, lines)]."""
-    return [(kind, list(block)) for kind, block in itertools.groupby(lines, lambda line: line.startswith("|"))]
+def _tables(lines):
+    """({(the line of a table's columns, which of those alike): (the lines before it, its own)}, those behind all)."""
+    tables, text = {}, []
+    for is_table, block in itertools.groupby(lines, lambda line: line.startswith("|")):
+        block = list(block)
+        if is_table:
+            alike = sum(columns == block[0] for columns, _ in tables)
+            tables[block[0], alike], text = (text, block), []
+        else:
+            text = block
+    return tables, text
 
 
 def _rows(old, new):

@@ -116,6 +116,7 @@ ROWS = (
     ("multimodal/few_shot.py", "jnp.exp(-beta * (1 - x @ keys.T))", "jnp.exp(-beta * (1 + x @ keys.T))", "multimodal/test_few_shot", "by_loops"),
     ("multimodal/few_shot.py", "order >= max(self.shots)", "order >= 0", "multimodal/test_few_shot", "what_names_do_not"),
     ("launch/convert.py", "meta, checkpoints.meta(step)[1])", "meta, {})", "launch/test_adapted_runs", "without_its_optimizers"),
+    ("benchmarks/compare.py", "lacks = len(tables) < len(there)", "lacks = False", "test_adaptation_page", "of_which_no_run_is_here"),
     ("benchmarks/compare.py", "x or y for x, y", "x for x, y", "test_adaptation_page", "of_other_runs_stays"),
     ("benchmarks/compare.py", "order.index(last) + 1", "order.index(last)", "test_adaptation_page", "of_other_runs_stays"),
     ("benchmarks/adaptation_data.py", "order[: -2 * HELD_OUT] for", "order for", "test_adaptation_page", "held_out_by"),

@@ -66,6 +66,26 @@ def test_what_a_page_has_of_other_runs_stays(tmp_path):
     assert (tmp_path / "page.md").read_text() == "\n".join(wanted) + "\n## Notes\n\nby hand\n"
 
 
+def test_a_table_stays_of_which_no_run_is_here(tmp_path):
+    """A section's later table, which a page is made without as long as none of its runs has been made."""
+    table = lambda measure, *rows: [f"|  | {measure} |", "|---|---|", *(f"| {name} | {x} |" for name, x in rows), ""]
+    old = [
+        "## A",
+        "",
+        *table("knn", ("mae", 1)),
+        *table("nats", ("coca", 2), ("cappa", 3)),
+        *table("cider", ("vlp", 4)),
+    ]
+    path, save = tmp_path / "page.md", lambda *lines: compare.save(tmp_path / "page.md", "\n".join(lines))
+    path.write_text("\n".join(old))
+    save("## A", "", *table("knn", ("mae", 9)))
+    assert path.read_text() == "\n".join(["## A", "", *table("knn", ("mae", 9)), *old[6:]])
+    save("## A", "", *table("knn", ("mae", 9)), *table("nats", ("coca", 8)))
+    assert path.read_text() == "\n".join(
+        ["## A", "", *table("knn", ("mae", 9)), *table("nats", ("coca", 8), ("cappa", 3)), *old[11:]]
+    )
+
+
 def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
     assert [part for part, *_ in adaptation_page.SECTIONS] == list(CELLS)
     base = lambda settings, **row: runs.Run(
