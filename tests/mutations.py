@@ -24,7 +24,7 @@ ROWS = (
     ("paradigm/attention.py", "near |= self.everywhere", "near &= self.everywhere", "paradigm/test_stack_settings", "alternate"),
     ("paradigm/splash.py", "of(near.replace(window=None)), of(near)", "of(near), of(near.replace(window=None))", "paradigm/test_attention_kernels", "splash_computes"),
     ("multimodal/tables.py", "int(found[:, labels >= 0].sum())", "len(words) - words.count('')", "multimodal/test_tables", "class_a_line"),
-    ("multimodal/objectives/nlvr.py", '"second_")[: self.pictures]', '"second_")[::-1][: self.pictures]', "multimodal/test_nlvr", "vilts"),
+    ("multimodal/objectives/nlvr.py", '"second_aspect"))[: self.pictures]', '"second_aspect"))[::-1][: self.pictures]', "multimodal/test_nlvr", "vilts"),
     ("t5like/labels.py", 'begin = start + len(inside) - len(inside.lstrip())', 'begin = start - 4', "t5like/test_tasks", "spans"),
     ("t5like/labels.py", 'if set(tags[first : last + 1]) != {"O"}', 'if False', "t5like/test_tasks", "spans"),
     ("launch/run/experiment.py", "slips.check_parts(self)", "pass", "launch/run/test_experiment", "parts_that_are_none"),

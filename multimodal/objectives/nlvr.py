@@ -111,8 +111,8 @@ class NLVR(TwoWay):
 
     def loss(self, params, extra, batch, ctx):
         variables, index, states = self.variables(params, extra), batch["index"], []
-        for k, name in enumerate(("", "second_")[: self.pictures]):
-            one = {**batch, "image": batch[name.strip("_") or "image"], "aspect": batch[f"{name}aspect"]}
+        for k, (image, aspect) in enumerate((("image", "aspect"), ("second", "second_aspect"))[: self.pictures]):
+            one = {**batch, "image": batch[image], "aspect": batch[aspect]}
             patches, _, _ = self.apply("encoder", variables, self._images(one, ctx, k), ctx=ctx, method="see")
             patches = self.apply("second", variables, patches, ctx=ctx)[0] if k else patches
             states.append(self.read(variables, patches, batch["tokens"], f"picture/{k}", ctx, index)[:, 0])
