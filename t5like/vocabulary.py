@@ -20,7 +20,8 @@ class Vocabulary:
     size: all ids, 0 .. size - 1. pad, bos, eos, unk, mask, cls, sep: the special ones, None where there is none; nlu,
     nlg, s2s: UL2's modes.
     sentinels: those that stand for masked spans, first one first. silent: other ids that spell no text, as control
-    pieces do. fingerprint: of the tokenizer; "" while it has yet to be learnt from the data.
+    pieces do. seps: how many sep stand between two texts, 2 in RoBERTa's kin. fingerprint: of the tokenizer; "" while
+    it has yet to be learnt from the data.
     """
 
     size: int
@@ -36,6 +37,7 @@ class Vocabulary:
     s2s: int | None = None
     sentinels: tuple[int, ...] = ()
     silent: tuple[int, ...] = ()
+    seps: int = 1
     fingerprint: str = ""
 
     def __post_init__(self):

@@ -2,7 +2,8 @@
 
 A task is a plain objective: a model, named "model" as in pre-training, and a head. `reading` makes of an example
 
-    inputs    int32 [L]     Encoder and EncoderDecoder's encoder     [cls] a [sep], or [cls] a [sep] b [sep]
+    inputs    int32 [L]     Encoder and EncoderDecoder's encoder     [cls] a [sep], or [cls] a [sep] b [sep]; RoBERTa's
+                                                                     kin has two [sep] between a and b
                             Decoder                                  [start] a [end], or [start] a [end] b [end]
     segments  int32 [L]     1, and 0 for padding
     types     int32 [L]     1 for b and what ends it, else 0 (Devlin et al. 2019, figure 2)
@@ -49,16 +50,26 @@ class Reading:
         first = self.vocabulary.start if self.causal else self.vocabulary.cls
         return [] if first is None else [first]
 
+    @property
+    def between(self):
+        """How many ids stand between two texts."""
+        return 1 if self.causal or self.vocabulary.sep is None else self.vocabulary.seps
+
+    def around(self, texts):
+        """How many ids stand beside those of so many texts."""
+        return len(self.opening) + self.between * (texts - 1) + 1
+
     def __call__(self, *texts):
         """(arrays [L] by name, [(place of the text's first token, tokens of it that are left)] of each text)."""
         texts = [np.asarray(text, np.int32) for text in texts]
-        lengths, room = [len(text) for text in texts], self.length - len(self.opening) - len(texts)
-        kept = cut_longest(lengths, room)
+        lengths = [len(text) for text in texts]
+        kept = cut_longest(lengths, self.length - self.around(len(texts)))
         ids, types, places = [*self.opening], [0] * len(self.opening), []
         for n, (text, keep) in enumerate(zip(texts, kept)):
             places.append((len(ids), keep))
-            ids += [*text[:keep], self.closing]
-            types += [n] * (keep + 1)
+            ends = [self.closing] * (self.between if n < len(texts) - 1 else 1)
+            ids += [*text[:keep], *ends]
+            types += [n] * (keep + len(ends))
         fill = self.length - len(ids)
         arrays = {
             "inputs": np.array(ids + [self.vocabulary.filler] * fill, np.int32),
@@ -101,7 +112,6 @@ class TextTask(OnText):
     architectures = (Encoder, Decoder, EncoderDecoder)
     side = "input_lengths"  # of which texts it is told how many are cut
     cut_off = "ends are cut off"
-    around = 2  # ids beside those of the texts, at most
 
     def __post_init__(self):
         if not isinstance(self.model, self.architectures):
@@ -110,6 +120,11 @@ class TextTask(OnText):
         if self.length < 8:
             raise UserError(f"{type(self).__name__}.length={self.length}: texts need 8 tokens or more")
         self.check_positions(type(self).__name__)
+
+    @property
+    def around(self):
+        """How many ids stand beside those of the texts."""
+        return self.reading.around(2 if self.side == "both_lengths" else 1)
 
     @property
     def label_kind(self):

@@ -105,10 +105,6 @@ class TextClassification(Classifying, OnClasses, TextTask):
     def side(self):
         return "both_lengths" if self.pair else "input_lengths"
 
-    @property
-    def around(self):
-        return 3 if self.pair else 2
-
     @functools.cached_property
     def preprocess(self):
         return ReadLabelled(self.reading, self.pair)

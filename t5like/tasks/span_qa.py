@@ -34,7 +34,7 @@ class ReadQuestion:
 
     def __call__(self, example, rng, step, train):
         del step
-        room = self.reading.length - 3
+        room = self.reading.length - self.reading.around(2)
         question = example["inputs"][: max(room // 2, room - len(example["targets"]))]  # the context is cut before it
         arrays, [_, (begin, kept)] = self.reading(question, example["targets"])
         arrays["cut"] = np.maximum(arrays["cut"], np.float32(len(question) < len(example["inputs"])))
@@ -74,7 +74,6 @@ class SpanQA(Answering, TextTask):
     label_kind = "answer"
     architectures = (Encoder, EncoderDecoder)
     side = "both_lengths"
-    around = 3
 
     @functools.cached_property
     def preprocess(self):

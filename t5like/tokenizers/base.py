@@ -31,7 +31,7 @@ class Tokenizer:
     `_text_byte_lengths()`.
     """
 
-    extra_ids, specials, silent = 0, (), ()
+    extra_ids, specials, silent, seps = 0, (), (), 1
     own_sentinels = ()  # ids of <extra_id_0>, <extra_id_1> ... where the model has them itself
 
     @property
@@ -51,6 +51,7 @@ class Tokenizer:
             **{**self.own, **given},
             sentinels=(*self.own_sentinels, *range(top - 1, self.text_size - 1, -1)),
             silent=tuple(self.silent),
+            seps=self.seps,
             fingerprint=self.fingerprint,
         )
 

@@ -97,6 +97,17 @@ class SubwordTokenizer(Tokenizer):
         return tuple(sorted((special | gaps) - {*self.own.values(), *self.own_sentinels}))
 
     @functools.cached_property
+    def seps(self):
+        """How many sep stand between two texts: as its file says, or two where texts are framed by <s> and </s>."""
+        sep = self._pieces.get(self.own.get("sep"))
+        pair = (self._json.get("post_processor") or {}).get("pair") or []
+        ids = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in pair]
+        if ids.count(None) == 2:  # a template
+            first, second = (n for n, x in enumerate(ids) if x is None)
+            return max(ids[first:second].count(sep), 1)
+        return 2 if sep == "</s>" else 1
+
+    @functools.cached_property
     def own_sentinels(self):
         ids = {piece: i for i, piece in self._pieces.items()}
         names = itertools.takewhile(ids.__contains__, (f"<extra_id_{i}>" for i in itertools.count()))

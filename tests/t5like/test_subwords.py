@@ -103,13 +103,17 @@ def test_what_stands_around_a_text_is_read_in_its_tokenizer_json(tmp_path):
     named = {x["content"]: {"id": x["content"], "ids": [x["id"]], "tokens": [x["content"]]} for x in special}
     template = {"type": "TemplateProcessing", "pair": [], "special_tokens": named}
     text = {"Sequence": {"id": "A", "type_id": 0}}
-    both = {**template, "single": [token(0), text, token(1)]}
+    frame = {**template, "single": [token(0), text, token(1)]}
+    other = {"Sequence": {"id": "B", "type_id": 0}}
+    one, two = ({**frame, "pair": [token(0), text, *[token(1)] * n, other, token(1)]} for n in (1, 2))
     t5 = {**template, "single": [text, token(1)]}
-    for processor, framed in ((roberta, (0, 1)), (both, (0, 1)), (t5, (None, None)), (None, (None, None))):
+    none = (None, None, 1)
+    said = ((roberta, (0, 1, 2)), (frame, (0, 1, 2)), (one, (0, 1, 1)), (two, (0, 1, 2)), (t5, none), (None, none))
+    for processor, framed in said:
         whole = {**library, "added_tokens": special, "post_processor": processor}
         (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
         v = tok.get_tokenizer(tmp_path).vocabulary
-        assert (v.cls, v.sep) == framed and (v.bos, v.eos) == (0, 1)
+        assert (v.cls, v.sep, v.seps) == framed and (v.bos, v.eos) == (0, 1)
 
 
 def test_learnt_ones_have_their_layout(learnt):

@@ -45,6 +45,10 @@ def test_texts_as_a_model_reads_them():
     assert row["inputs"].tolist() == [V.cls, *ids("ab"), V.sep, *ids("cde"), V.sep, V.pad, V.pad]
     assert row["segments"].tolist() == [1] * 8 + [0] * 2 and row["types"].tolist() == [0] * 4 + [1] * 4 + [0] * 2
     assert places == [(1, 2), (4, 3)] and row["cut"] == 0
+    roberta = dataclasses.replace(V, seps=2)  # <s> a </s></s> b </s>
+    row, places = Reading(roberta, 9, False)(ids("ab"), ids("cdef"))
+    assert row["inputs"].tolist() == [V.cls, *ids("ab"), V.sep, V.sep, *ids("cde"), V.sep] and row["cut"] == 1
+    assert places == [(1, 2), (5, 3)] and row["types"].tolist() == [0] * 5 + [1] * 4
     row, _ = Reading(V, 10, True)(ids("abcdefghijkl"))
     assert row["inputs"].tolist() == [V.start, *ids("abcdefgh"), V.eos] and row["cut"] == 1
 
