@@ -12,13 +12,12 @@ from multimodal.zero_shot import captions_at, check_captions
 from paradigm.capabilities import Captioning, CaptionScoring
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.evaluator import Evaluator, at_least_one
 from paradigm.metrics import Artefact
 from paradigm.partition import constrain
 from paradigm.records import Subset
 from t5like.baselines import CountingBaseline, kneser_ney
-from t5like.decode import Sampling, decode_rows
-from vision.ask import TOGETHER, pictures
+from t5like.decode import Sampling, Writing, decode_rows
+from vision.ask import batches, pictures
 from vision.probe import BATCH
 
 LEARN = 20_000  # captions that the bigram baseline counts at most
@@ -79,18 +78,15 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
         UserError: pictures of other channels than the encoder reads, and what `write` raises.
     """
     images, alone = pictures(images, objective.encoder.channels)
-    prepared = [objective.preprocess.image({"image": image}, None, 0, False) for image in images]
     sampling, found = Sampling(temperature, top_k, top_p), []
-    for start in range(0, len(prepared), TOGETHER):
-        some = prepared[start : start + TOGETHER]
-        batch = {name: np.stack([one[name] for one in some]) for name in ("image", "aspect")}
-        prompts = [prompt] * len(some)
-        found += write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tokens, seed + start)
+    for batch in batches(images, objective.preprocess.image):
+        prompts = [prompt] * len(batch["image"])
+        found += write(objective, variables, batch, tokenizer, prompts, sampling, max_new_tokens, seed + len(found))
     return found[0] if alone else found
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions(Evaluator):
+class Captions(Writing):
     """bleu4, rouge_l and cider of captions of held-out pictures, against all that the data have for each, and some of
     them under their pictures (see caption_scores.py).
 
@@ -111,14 +107,7 @@ class Captions(Evaluator):
     seed: int = 0
 
     needs = Captioning
-
-    def __post_init__(self):
-        at_least_one(self, "images", "shown")
-        _ = self._sampling
-
-    @property
-    def _sampling(self):
-        return Sampling(self.temperature, self.top_k, self.top_p)
+    counts = ("images", "shown")
 
     def check(self, objective, data):
         super().check(objective, data)
@@ -135,7 +124,7 @@ class Captions(Evaluator):
             batch = dataset.batch(step)
             prompts = [self.prompt] * len(batch["mask"])
             seed = self.seed + step * len(prompts)  # rows of another batch draw by themselves
-            texts = write(objective, variables, batch, data.tokenizer, prompts, self._sampling, seed=seed)
+            texts = write(objective, variables, batch, data.tokenizer, prompts, self.sampling(), seed=seed)
             real = batch["mask"] > 0
             found += [text for text, one in zip(texts, real) if one]
             places += (batch["index"][real].astype(np.int64) @ np.array([1 << 32, 1])).tolist()

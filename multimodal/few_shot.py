@@ -37,7 +37,6 @@ from multimodal.zero_shot import (
 )
 from paradigm import rng
 from paradigm.errors import choose
-from paradigm.evaluator import at_least_one
 from paradigm.probing import linear
 from paradigm.records import Subset
 from vision.data import known_labels
@@ -75,6 +74,8 @@ class FewShot(Compared):
     random: bool = True
     seed: int = 0
 
+    counts = ("shots", "epochs", "train_images", "test_images")
+
     def __post_init__(self):
         for name in ("methods", "shots", "templates"):
             value = getattr(self, name)
@@ -82,7 +83,7 @@ class FewShot(Compared):
         for method in self.methods:
             choose("FewShot.methods", method, dict.fromkeys(METHODS))
         templates(self.templates)
-        at_least_one(self, "shots", "epochs", "train_images", "test_images")
+        super().__post_init__()
 
     def check(self, objective, data):
         super().check(objective, data)

@@ -12,7 +12,6 @@ import numpy as np
 
 from multimodal.zero_shot import TIE, Compared, captions_at, check_captions, embed_pictures, embed_texts
 from paradigm.errors import UserError
-from paradigm.evaluator import at_least_one
 from paradigm.records import Subset
 
 
@@ -29,8 +28,7 @@ class TwoPictures(Compared):
     random: bool = True
     seed: int = 0
 
-    def __post_init__(self):
-        at_least_one(self, "pairs")
+    counts = ("pairs",)
 
     def check(self, objective, data):
         super().check(objective, data)

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from multimodal.zero_shot import captions_at, check_captions, embed_pictures, embed_texts
 from paradigm.capabilities import PairEmbedding
-from paradigm.evaluator import Evaluator, at_least_one
+from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
 from paradigm.records import Subset, spread
 from vision.preprocess import resize_to_square
@@ -42,8 +42,7 @@ class Similarity(_OfPairs):
     split: str = "valid"
     seed: int = 0
 
-    def __post_init__(self):
-        at_least_one(self, "count")
+    counts = ("count",)
 
     def run(self, objective, variables, data):
         objective, variables = self.towers(objective, variables)
@@ -67,8 +66,7 @@ class Retrieved(_OfPairs):
     split: str = "valid"
     seed: int = 0
 
-    def __post_init__(self):
-        at_least_one(self, "queries", "nearest", "pairs")
+    counts = ("queries", "nearest", "pairs")
 
     def run(self, objective, variables, data):
         objective, variables = self.towers(objective, variables)

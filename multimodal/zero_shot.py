@@ -25,7 +25,7 @@ from paradigm import rng
 from paradigm.capabilities import PairEmbedding
 from paradigm.dataset import Dataset
 from paradigm.errors import UserError
-from paradigm.evaluator import Evaluator, at_least_one
+from paradigm.evaluator import Evaluator
 from paradigm.partition import constrain
 from paradigm.records import Subset
 from vision.data import known_labels
@@ -85,12 +85,14 @@ class ZeroShot(Compared):
     random: bool = True
     seed: int = 0
 
+    counts = ("images",)
+
     def __post_init__(self):
+        super().__post_init__()
         wanted = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
         object.__setattr__(self, "templates", wanted)  # gin gives a list
         if len(templates(wanted)) < 2 and self.robust:
             raise UserError("ZeroShot.robust compares templates, and there is one: name several, such as 'clip_7'")
-        at_least_one(self, "images")
 
     def check(self, objective, data):
         super().check(objective, data)
@@ -135,9 +137,11 @@ class Retrieval(Compared):
     random: bool = True
     seed: int = 0
 
+    counts = ("ks", "captions", "pairs", "chunk")
+
     def __post_init__(self):
         object.__setattr__(self, "ks", tuple(self.ks))  # gin gives a list
-        at_least_one(self, "ks", "captions", "pairs", "chunk")
+        super().__post_init__()
 
     def check(self, objective, data):
         super().check(objective, data)

@@ -55,6 +55,7 @@ class TextProbes(Evaluator):
     counts = ("texts", "length", "epochs")
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "methods", tuple(self.methods))
         for method in self.methods:
             choose("TextProbes.methods", method, dict.fromkeys(METHODS))

@@ -58,14 +58,19 @@ def asked(function, objective, variables, images):
     """
     images, alone = pictures(images, objective.encoder.channels)
     prepare = PreprocessImage(objective.host_image_size, objective.encoder.channels)
-    rows = [prepare({"image": image}, None, 0, False) for image in images]
     found = []
-    for start in range(0, len(rows), TOGETHER):
-        some = rows[start : start + TOGETHER]
-        padded = some + [some[-1]] * (TOGETHER - len(some))
-        batch = {name: np.stack([row[name] for row in padded]) for name in ("image", "aspect")}
-        found += list(np.asarray(function(variables, batch))[: len(some)])
+    for batch in batches(images, prepare):
+        rows = len(batch["image"])
+        whole = {name: np.pad(x, [(0, TOGETHER - rows)] + [(0, 0)] * (x.ndim - 1), "edge") for name, x in batch.items()}
+        found += list(np.asarray(function(variables, whole))[:rows])  # one size, one program
     return found, alone
+
+
+def batches(images, prepare):
+    """{"image", "aspect"} of TOGETHER pictures after the other, and of what is left. prepare: a PreprocessImage."""
+    for start in range(0, len(images), TOGETHER):
+        rows = [prepare({"image": image}, None, 0, False) for image in images[start : start + TOGETHER]]
+        yield {name: np.stack([row[name] for row in rows]) for name in ("image", "aspect")}
 
 
 def classified(chances, labels):

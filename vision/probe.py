@@ -79,12 +79,13 @@ class Probes(Evaluator):
     finetune_batch: int = 128
     finetune_rate: float = 1e-3
 
-    def __post_init__(self):
-        for method in self.methods:
-            choose("probe", method, dict.fromkeys(METHODS))
-
     needs = ImageFeatures
     counts = ("train_images", "test_images", "epochs", "finetune_steps", "finetune_batch")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for method in self.methods:
+            choose("probe", method, dict.fromkeys(METHODS))
 
     def check(self, objective, data):
         super().check(objective, data)

@@ -1,5 +1,5 @@
 """Text out of a model: greedy, sampled and beam decoding with a cache, likelihoods of given texts, `infill` and
-`generate`, and two evaluators that show them."""
+`generate`, and evaluators that show them."""
 
 from t5like.decode.beam import beam_rows as beam_rows
 from t5like.decode.beam import beam_search as beam_search
@@ -14,6 +14,7 @@ from t5like.decode.sampled import decode as decode
 from t5like.decode.sampled import decode_rows as decode_rows
 from t5like.decode.samples import GenerateSamples as GenerateSamples
 from t5like.decode.samples import InfillSamples as InfillSamples
+from t5like.decode.samples import Writing as Writing
 from t5like.decode.steps import ModelAlone as ModelAlone
 from t5like.decode.text import Infill as Infill
 from t5like.decode.text import generate as generate

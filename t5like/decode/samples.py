@@ -12,8 +12,19 @@ from t5like.decode.sampled import Sampling, decode_rows
 from t5like.decode.steps import check_room
 
 
+class Writing(Evaluator):
+    """An evaluator that lets a model write, by settings `temperature`, `top_k` and `top_p` as of Sampling."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.sampling()  # which may refuse them
+
+    def sampling(self, vocab_size=None):
+        return Sampling(self.temperature, self.top_k, self.top_p, vocab_size)
+
+
 @dataclasses.dataclass(frozen=True)
-class InfillSamples(Evaluator):
+class InfillSamples(Writing):
     """Shows validation examples of span corruption: the corrupted text, then each span by the model and in truth.
 
     count: examples. temperature, top_k, top_p: see Sampling; above a temperature of 0 what is drawn stands beside the
@@ -29,10 +40,6 @@ class InfillSamples(Evaluator):
     needs = SpanFilling
     counts = ("count",)
 
-    def check(self, objective, data):
-        super().check(objective, data)
-        _ = Sampling(self.temperature, self.top_k, self.top_p)  # which may refuse them
-
     def run(self, objective, variables, data):
         """({"infill_exact": the share of the shown spans that are filled as in truth}, [Artefact "infill"])."""
         part = self.part(objective)
@@ -41,8 +48,7 @@ class InfillSamples(Evaluator):
         targets = [x[real > 0] for x, real in zip(rows["targets"], rows["segments"])]
         ways = {"model": Sampling(vocab_size=tokenizer.vocab_size)}
         if self.temperature:
-            how = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
-            ways[f"at temperature {self.temperature:g}"] = how
+            ways[f"at temperature {self.temperature:g}"] = self.sampling(tokenizer.vocab_size)
         fixed = part.objective, part.variables(variables), [[]] * len(inputs), rows["targets"].shape[1]
         found = [decode_rows(*fixed, way, tokenizer.vocabulary, self.seed, inputs) for way in ways.values()]
         text = lambda ids: _with_ends(tokenizer, ids)
@@ -60,7 +66,7 @@ class InfillSamples(Evaluator):
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateSamples(Evaluator):
+class GenerateSamples(Writing):
     """Shows validation windows: how they begin, how the model goes on, and how the text does.
 
     count: windows. prompt_tokens: how much of each is given, of its first document. The rest as in `generate`.
@@ -79,7 +85,6 @@ class GenerateSamples(Evaluator):
 
     def check(self, objective, data):
         super().check(objective, data)
-        _ = Sampling(self.temperature, self.top_k, self.top_p)  # which may refuse them
         part = self.part(objective).objective
         check_room(part, min(self.prompt_tokens, part.raw_length - 1), self.max_new_tokens)
 
@@ -89,7 +94,7 @@ class GenerateSamples(Evaluator):
         rows, tokenizer = part.examples(data, self.count), data.tokenizer
         windows = [tokens[segments == segments[0]] for tokens, segments in zip(rows["targets"], rows["segments"])]
         prompts = [tokens[: min(self.prompt_tokens, max(len(tokens) - 1, 1))] for tokens in windows]
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, tokenizer.vocab_size)
+        sampling = self.sampling(tokenizer.vocab_size)
         found = decode_rows(
             part.objective,
             part.variables(variables),

@@ -56,6 +56,7 @@ class MultipleChoice(Evaluator):
     counts = ("count", "length")
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "choices", tuple(self.choices))  # gin gives lists
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         if len(self.choices) < 2 or self.classes and len(self.classes) != len(self.choices):

@@ -87,6 +87,7 @@ class TextScores(Evaluator):
     counts = ("count",)
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "scores", tuple(self.scores))  # gin gives a list
         for name in self.scores:
             choose("TextScores.scores", name, LIBRARIES)

@@ -228,7 +228,7 @@ def test_caption(tmp_path, monkeypatch):
     assert found == run.caption(pictures, prompt="ab") and run.caption(pictures[0], "ab") == found[0]
     assert run.caption(pictures[0], temperature=1.0, seed=2) == run.caption(pictures[:1], temperature=1.0, seed=2)[0]
     assert run.caption([]) == []
-    monkeypatch.setattr("multimodal.captions.TOGETHER", 1)
+    monkeypatch.setattr("vision.ask.TOGETHER", 1)
     assert run.caption(pictures, "ab") == found
     make_run(tmp_path / "next", NEXT)
     with pytest.raises(UserError, match="caption: NextToken cannot caption pictures, .*CapPa.*can: use an objective"):

@@ -10,7 +10,6 @@ from launch.run.experiment import flatten
 from paradigm.errors import UserError
 from paradigm.layers import Dense
 from paradigm.optim import SGD, AdamW, Muon
-from t5like.decode.samples import GenerateSamples
 from tests.miniatures import NumbersData, TwoTerms
 from vision.synthetic_scenes import Shapes
 
@@ -248,15 +247,22 @@ def test_a_value_of_the_wrong_kind_is_told(line, text):
     assert text in failure(GOOD + line)
 
 
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    count: int = 4
+    temperature: float = 0.0
+    top_p: float | None = None
+
+
 @pytest.mark.parametrize("value, said", [
     (AdamW(1e-3, b2=1.5), "AdamW.b2 = 1.5 must be from 0 to below 1"),
     (AdamW(1e-3, weight_decay=-0.1), "AdamW.weight_decay = -0.1 must be 0 or more"),
     (AdamW(1e-3, eps=float("inf")), "AdamW.eps = inf must be a finite number"),
     (Muon(adam_learning_rate=-1.0), "Muon.adam_learning_rate = -1.0 must be 0 or more"),
     (SGD(0.1, momentum=-0.9), "SGD.momentum = -0.9 must be from 0 to 1"),
-    (GenerateSamples(temperature=-0.1), "GenerateSamples.temperature = -0.1 must be 0 or more"),
-    (GenerateSamples(top_p=0.0), "GenerateSamples.top_p = 0.0 must be above 0 and at most 1"),
-    ((GenerateSamples(), GenerateSamples(count=-1)), "GenerateSamples.count = -1 must be 0 or more"),
+    (Draws(temperature=-0.1), "Draws.temperature = -0.1 must be 0 or more"),
+    (Draws(top_p=0.0), "Draws.top_p = 0.0 must be above 0 and at most 1"),
+    ((Draws(), Draws(count=-1)), "Draws.count = -1 must be 0 or more"),
     (Shapes(seed=2**32), "Shapes.seed = 4294967296 must be from 0 to below 2^32"),
     (Dense((3,), dtype="fp16"), "Dense.dtype = 'fp16': the texts that it can be are float32, bfloat16, float16"),
 ])  # fmt: skip
