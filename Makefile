@@ -7,7 +7,7 @@ ADAPT ?= workdirs/adapt
 # Of the tests, on two cores: one always waits for a disk, a store or a process.
 WORKERS ?= 3
 
-.PHONY: venv demo demo-adapt test test-all lint golden parity clean
+.PHONY: venv demo demo-adapt test test-long test-all lint golden parity clean
 
 venv: $(VENV)/.ready
 
@@ -44,11 +44,15 @@ demo-adapt: venv  # pre-trains an encoder, adapts it in three ways, and puts the
 	@echo '  $(PY) -m launch.sweep --gin_file=runs/adapt/tagging.gin --workdir=$(ADAPT)/more --init_from=$(ADAPT)/base \'
 	@echo '      --grid=gin_file=adapt/full.gin,adapt/lora.gin --grid=TextRecords.fraction=0.003,0.03    # with ten times the labels'
 
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: venv
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(PYTEST) -m 'not slow and not long'
+
+test-long: venv  # what takes seconds, by tests/long.txt; continuous integration runs it behind `make test`
+	$(PYTEST) -m 'long and not slow'
 
 test-all: venv  # slow tests too, compiled as a run is
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST)
 
 lint: venv
 	$(VENV)/bin/ruff check .

@@ -36,6 +36,8 @@ import jax
 import pytest
 from absl import flags
 
+from tests import long
+
 flags.FLAGS.mark_as_parsed()  # grain and absl.logging read flags; pytest never parses them
 
 
@@ -49,7 +51,10 @@ LONGEST = ("launch/test_configs", "launch/storage/test_gcs", "adapt/test_methods
 def pytest_collection_modifyitems(items):
     ranks = {pathlib.Path(__file__).parent / f"{name}.py": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    left = long.listed()
     for item in items:
+        if long.is_long(item.nodeid, left):
+            item.add_marker(pytest.mark.long)
         if (item.get_closest_marker("gpu") is not None) != GPU:
             why = "JAX_PLATFORMS=cuda runs those marked gpu alone" if GPU else "it needs a GPU, and JAX_PLATFORMS=cuda"
             item.add_marker(pytest.mark.skip(reason=why))

@@ -214,3 +214,16 @@ def test_each_kind_of_objective_has_one_that_stands_for_it():
     assert len(found) > 50 and found.count(("encoder", "masked_lm")) == 1
     with pytest.raises(ValueError, match="'novel' is no kind of tests/contract.py: encoder, "):
         contract.Case(None, None, "novel")
+
+
+def test_what_is_left_out_by_its_time_is_there():
+    """Each line of tests/long.txt names a test, so that one that was renamed is measured anew."""
+    from tests import contract, long
+
+    own, common = set(contract.tests({})), {}
+    for node in long.listed():
+        file, _, name = node.partition("[")[0].partition("::")
+        text = common.setdefault(file, (REPO / file).read_text())
+        assert f"def {name}(" in text or name in own and "contract.tests(" in text, node
+        assert long.is_long(node, long.listed()) and not long.STAY.search(node), node
+    assert not long.is_long("tests/test_house.py::test_no_such_thing[1]", long.listed())
