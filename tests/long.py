@@ -1,7 +1,7 @@
-"""Which tests `make test` leaves to `make test-long`, so that it takes ten minutes: those of long.txt, by what they took.
+"""Which tests `make test` leaves to `make test-long`, so that it takes ten minutes: those of long.txt, by what they take.
 
-    make test test-long PYTEST=--durations=0 | tee LOG        with nothing compiled before, on an idle machine
-    python -m tests.long LOG                                  writes long.txt anew
+    PYTEST_ADDOPTS=--durations=0 make test test-long > LOG     with nothing compiled before, on an idle machine
+    python -m tests.long LOG                                   writes long.txt anew
 
 A test is long that takes SECONDS or more, unless it is of those that stay: for each guarantee of the table in
 docs/contributing.md whose tests are all long the one that says the most.

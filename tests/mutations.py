@@ -3,7 +3,7 @@
     python -m tests.mutations                   every row: the changed copy, its test, caught or missed
     python -m tests.mutations moco contrastive  the rows whose file or test holds one of these words
     python -m tests.mutations --package ...     all of the package's tests in place of the row's own
-    python -m tests.mutations --check           only whether each text is still there, once, and its test in `make test`
+    python -m tests.mutations --check           only whether each text is still there, once, and its test is not slow
 
 A row is (file, its text, the text of the mistake, a test's file, the name of the test or a part of it). The kinds: signs,
 masks, axes, one off, the wrong reduction, old weights for new, a fixture that makes two things equal, a setting tested as
@@ -367,7 +367,7 @@ def caught(row, package=False):
 
 
 def unguarded(rows):
-    """Those of the rows whose test is not there in `make test`, by what pytest collects."""
+    """Those of the rows whose test is not there in `make test` or `make test-long`, by what pytest collects."""
     files = sorted({f"tests/{part.strip()}.py" for row in rows for part in row[3].split(" or ")})
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow", "--collect-only", "-o", "addopts="]
     listed = subprocess.run([*command, *files], cwd=REPO, capture_output=True, text=True).stdout.splitlines()
@@ -391,7 +391,7 @@ def main(words):
     if "--check" in flags:
         lost = unguarded(rows)
         for file, old, _, test, name in lost:
-            print(f"no test {file}: {old}: `make test` has none in {test} -k '{name}'")
+            print(f"no test {file}: {old}: none that is not slow in {test} -k '{name}'")
         stale += lost
     found = []
     for row in [] if "--check" in flags else [row for row in rows if row not in stale]:
