@@ -121,6 +121,7 @@ ROWS = (
     ("benchmarks/compare.py", "order.index(last) + 1", "order.index(last)", "test_adaptation_page", "of_other_runs_stays"),
     ("benchmarks/adaptation_data.py", "order[: -2 * HELD_OUT] for", "order for", "test_adaptation_page", "held_out_by"),
     ("launch/run/forgetting.py", "(given | fits)", "(fits | given)", "launch/test_adapted_runs", "what_was_forgotten"),
+    ("t5like/tasks/choice.py", "mean = total / np.array", "mean = total * np.array", "t5like/test_written", "by_likelihood"),
     ("t5like/tasks/choice.py", "is not None or i != asked]", "is not None or True]", "t5like/test_written", "shots"),
     ("paradigm/adapt/prompt.py", "x, positions + self.length, *more", "x, positions, *more", "adapt/test_peft", "gpt2_prompt or gpt2_prefix"),
     ("paradigm/attention.py", "shared=self.shared + count", "shared=self.shared", "adapt/test_references", "who_sees_soft_tokens"),

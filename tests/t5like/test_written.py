@@ -68,7 +68,7 @@ def test_a_score_that_cannot_read_the_texts_is_refused(score, text, how):
 
 
 def test_choices_by_likelihood(tmp_path):
-    rows = [{"q": "two", "a": "ab", "b": "cde", "right": k % 2} for k in range(3)]
+    rows = [{"q": "two", "a": "de", "b": "abc", "right": k % 2} for k in range(3)]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     objective = NextToken(GPT, 16).bind(TOKENIZER.vocabulary)
@@ -79,12 +79,13 @@ def test_choices_by_likelihood(tmp_path):
     evaluator.check(objective, data)
     numbers, _ = evaluator.run(objective, variables, data)
     scores = []
-    for choice in ("ab", "cde"):
+    for choice in ("de", "abc"):
         ids = TOKENIZER.encode("two " + choice)
         read = np.r_[TOKENIZER.vocabulary.start, ids[:-1]][None].astype(np.int32)
         logs = np.asarray(jax.nn.log_softmax(objective.apply("model", variables, read)[0][0]))
         scores.append([logs[t, ids[t]] for t in range(4, len(ids))])
     best, by_length = np.argmax([sum(s) for s in scores]), np.argmax([np.mean(s) for s in scores])
+    assert best != by_length
     share = lambda k: pytest.approx(np.mean([row["right"] == k for row in rows]))
     assert numbers == {"choice": share(best), "choice_by_length": share(by_length), "choice_chance": 0.5}
     with pytest.raises(UserError, match="has the label '0', which is none of x, y"):
