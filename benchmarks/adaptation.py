@@ -14,9 +14,9 @@ place, where they were made elsewhere.
 and test.jsonl; --parallel is a table with columns en and sv, --summaries SciTLDR's files, --photos EuroSAT's. A part
 whose data are not given is left out. Each run is an ordinary one: `launch.train` on a file of runs/small with one of
 gin_configs/adapt. A method's rate is the best of its own on a validation split with 10 % of the labels, CLINC150's
-for texts and EuroSAT's for pictures; scores are of the test splits. docs/results/adaptation.md and the picture beside
-it are written anew after each run, of what has run so far; --part=none writes them alone. What the page has of runs on
-another machine stays.
+for each model of texts and EuroSAT's for the first of pictures; scores are of the test splits.
+docs/results/adaptation.md and the picture beside it are written anew after each run, of what has run so far;
+--part=none writes them alone. What the page has of runs on another machine stays.
 """
 
 import dataclasses
@@ -64,15 +64,16 @@ def main(argv):
     if not models:
         raise UserError(f"--bases={BASES.value}: none of masked_lm/0, next_token/0, span_corruption/0 or eurosat/*/0")
     cells = {part: [c for c in cells if c[0] in work.given and c[1] in models] for part, cells in CELLS.items()}
-    rates = {(method, kind): best_rate(work, method, kind, models) for method in METHODS for kind in (False, True)}
+    alike = lambda model: [m for m in PICTURES if m in models] if model in PICTURES else [model]
+    rates = {(method, m): best_rate(work, method, alike(m), cells) for method in METHODS for m in models}
     found, shown = {}, functools.partial(page.write, expand(OUT.value), work, cells, rates)
     for part in CELLS:
         for seed in range(SEEDS.value):
             for method, (task, model, share) in itertools.product(METHODS, cells[part]):
-                rate = rates[method, model in PICTURES]
-                run = work.run(task, model, method, rate, share, seed, train=part in PART.value)
+                train, rate = part in PART.value, rates[method, model]
+                run = work.run(task, model, method, rate, share, seed, train=train)
                 found[task, model, method, share, seed] = run
-                if part in PART.value:
+                if train:
                     shown(found)
     shown(found)
     print(json.dumps({"wrote": f"{OUT.value}/adaptation.md", "seconds": round(time.time() - work.start)}))
@@ -189,15 +190,12 @@ class Work:
         return json.loads(kept.read_text())
 
 
-def best_rate(work, method, pictures, models):
-    """The rate with the best accuracy on a validation split, of those that have run where nothing is to be run."""
-    wanted = [part for part, cells in CELLS.items() if any((model in PICTURES) == pictures for _, model, _ in cells)]
-    train = any(part in PART.value for part in wanted)
-    task, choice = (LAND, PICTURES) if pictures else (INTENTS, MODELS)
-    model = next((model for model in choice if model in models), None)
-    if model is None:
-        return method.rates[0]
-    tried = {rate: work.run(task, model, method, rate, TUNED, 0, "valid", train) for rate in method.rates}
+def best_rate(work, method, models, cells):
+    """The rate of a method with the best accuracy of the first of models on a validation split, of those that have run
+    where no part that has one of the models is to be run."""
+    train = any(model in models for part in PART.value for _, model, _ in cells.get(part, ()))
+    task = LAND if models[0] in PICTURES else INTENTS
+    tried = {rate: work.run(task, models[0], method, rate, TUNED, 0, "valid", train) for rate in method.rates}
     done = {rate: run.last("valid/accuracy") for rate, run in tried.items() if run is not None}
     return max(done, key=done.get, default=method.rates[0])
 

@@ -17,7 +17,7 @@ def write(out, work, cells, rates, found):
 
     Args:
         out: the folder. work: of benchmarks.adaptation. cells: {part: [(task, model, share)]} that can be had.
-        rates: {(method, whether of pictures): rate}. found: {(task, model, method, share, seed): a Run, or None}.
+        rates: {(method, model): rate}. found: {(task, model, method, share, seed): a Run, or None}.
     """
     out.mkdir(parents=True, exist_ok=True)
     runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
@@ -40,7 +40,7 @@ def report(work, cells, rates, found, forgets):
         "",
         "Small models pre-trained on text or on photographs, adapted by one method after the other for as many steps.",
         "From scratch is the same model, drawn. A row's rate is the best of two or three on a validation split with",
-        "a tenth of the labels: of CLINC150 on the first model of text, of EuroSAT on the first of pictures. Scores",
+        "a tenth of the labels: of CLINC150 on that model of text, of EuroSAT on the first of pictures. Scores",
         "are of the test splits (of CLINC150's a fixed sample of 1,280), in percent but for BLEU and chrF:",
         "the mean and the standard deviation where a part has several seeds.",
         "The models of text have no biases: for BitFit they are given some, 0 at first, which changes nothing.",
@@ -87,6 +87,9 @@ SECTIONS = (
 )  # fmt: skip
 
 
+RATED = ("labels", "written", "pictures")  # the parts whose columns have one rate
+
+
 def section(part, work, cells, rates, found, forgets):
     """The table of a part."""
     columns, rows = list(dict.fromkeys(cells[part])), []
@@ -97,15 +100,15 @@ def section(part, work, cells, rates, found, forgets):
         if part == "labels":
             row += costs(found.get((INTENTS, ENCODER, method, TUNED, 0)))
             row += ["" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %"]
-        if part in ("labels", "pictures"):
-            row.append(f"{rates[method, part == 'pictures']:g}")
+        if part in RATED:
+            row.append(f"{rates[method, columns[0][1]]:g}")
         rows.append(row)
     if part == "requests" and (shown := work.in_context(REQUESTS, DECODER)):
         how = f"in context, {shown['choice_shots']:.1f} examples (chance {100 * shown['choice_chance']:.1f})"
         rows.append([how, f"{100 * shown['choice']:.1f}", *[""] * (len(columns) - 1)])
     names = [f"{task_title(part, *c)} {name}".strip() for c in columns for name, _, _ in c[0].metrics]
     names += ["trained", "memory", "step", "forgotten"] if part == "labels" else []
-    names += ["rate"] if part in ("labels", "pictures") else []
+    names += ["rate"] if part in RATED else []
     return table(["", *names], rows)
 
 

@@ -100,7 +100,7 @@ def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
     method = METHODS[1]
     found = {(INTENTS, ENCODER, method, TUNED, seed): done for seed in (0, 1)}
     cells = {part: [c for c in cells if c[0] in (INTENTS, LAND)] for part, cells in CELLS.items()}
-    rates = {(m, kind): 0.01 for m in METHODS for kind in (False, True)}
+    rates = {(m, ENCODER): 0.01 for m in METHODS}
     (tmp_path / "config.gin").write_text("Experiment.batch_size = 8\nTextData.window = 16\n")
     work = types.SimpleNamespace(base=lambda model: tmp_path)
     page = adaptation_page.report(work, cells, rates, found, {method: 0.25})
