@@ -180,8 +180,8 @@ class CoCaText(Captioner, kw_only=True):
 
     open_clip: as the weights of open_clip have it (its transformer.py: MultimodalTransformer, and TextTransformer with
         correct_cls_mask=False). The class token has a position, the last of max_length + 1; it sees the text's end and
-        one place more, and itself only where that is its own; attention to the picture is a layer of its own
-        (cross_mlp).
+        one place more, and itself only where that is its own; padding is read as id 0, whatever the vocabulary's is;
+        attention to the picture is a layer of its own (cross_mlp).
     """
 
     multimodal_layers: int = 12
@@ -212,8 +212,10 @@ class CoCaText(Captioner, kw_only=True):
         """
         ones = jnp.ones((len(tokens), 1), jnp.int32)
         token = jnp.broadcast_to(self.class_token.astype(self.dtype), (len(tokens), 1, self.d_model))
-        if self.open_clip:  # all that is read, and the end behind it, and one place more
-            mask = AttentionMask(True, keys=jnp.concatenate([ones, ones, segments], 1)[:, : 1 + tokens.shape[1]])
+        if self.open_clip:  # all that is read, and the end behind it, and one place more, which holds their padding
+            real = jnp.concatenate([ones, segments], 1)[:, :-1]
+            tokens = jnp.where(real > 0, tokens, 0)
+            mask = AttentionMask(True, keys=jnp.concatenate([ones, real], 1))
             token = token + self.learned(jnp.full((1, 1), self.max_length))
         else:
             segments = jnp.concatenate([segments, ones], 1)

@@ -40,6 +40,7 @@ from paradigm.errors import choose
 from paradigm.probing import linear
 from paradigm.records import Subset
 from vision.data import known_labels
+from vision.views import own_colours
 
 METHODS = ("tip", "tip_trained", "linear")
 ALPHA, BETA = 1.17, 1.0
@@ -128,8 +129,7 @@ class FewShot(Compared):
         """float32 [views, N, E]: unit vectors of the random views of a source's pictures; of the plain view, if 0."""
         if not self.views:
             return plain[None]
-        view = dataclasses.replace(objective.views[0], crop="random", scale=AREA, flip=MIRROR, jitter=0.0, grey=0.0)
-        view = dataclasses.replace(view, blur=0.0, solarise=0.0, ratio=(3 / 4, 4 / 3))
+        view = own_colours(objective.views[0], crop="random", scale=AREA, ratio=(3 / 4, 4 / 3), flip=MIRROR)
         keys = [rng.key(self.seed, f"few_shot/{i}") for i in range(self.views)]
         return np.stack([embed_views(objective, variables, source, view, key) for key in keys])
 

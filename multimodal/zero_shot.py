@@ -202,7 +202,7 @@ def embed_views(objective, variables, source, view, key):
     xs, dataset = [], Dataset(source, objective.preprocess, min(BATCH, len(source)), train=False)
     for step in range(len(dataset)):
         batch = dataset.batch(step)
-        pictures = batch["image"], batch["aspect"]
+        pictures = batch["image"], objective.aspect(batch)
         x = _random_views(objective, view)(variables, *pictures, rng.per_example(key, batch["index"]))
         xs.append(np.asarray(x)[batch["mask"] > 0])
     return np.concatenate(xs)

@@ -71,15 +71,16 @@ def _centres(count, nominal):
     return (np.arange(count) + 0.5) * (nominal / count) - 0.5
 
 
-def resize_table(table, old, new):
+def resize_table(table, old, new, antialias=False):
     """Learned positions [rows * columns, D] of the grid `old` for the grid `new`, by bicubic interpolation.
 
-    As in timm, DINO and the transformers library: torch's interpolate(mode="bicubic", align_corners=False), without
-    antialiasing. Written as two products with small constant matrices, so that it needs no gather on any mesh.
+    As torch's interpolate(mode="bicubic", align_corners=False): in DINO and most of the transformers library without
+    antialiasing, with it in DINOv2 with registers and timm. Written as two products with small constant matrices, so
+    that it needs no gather on any mesh.
     """
     if tuple(old) == tuple(new):
         return table
-    down, across = (_cubic(n, m) for n, m in zip(new, old))
+    down, across = (_cubic(n, m, antialias) for n, m in zip(new, old))
     grid = table.reshape(*old, -1)
     y = jnp.einsum("nr,mc,rcd->nmd", down, across, grid, precision="highest")
     return y.reshape(new[0] * new[1], -1).astype(table.dtype)
@@ -123,14 +124,17 @@ def relative_bias(table, nominal, grid, prefix):
     return jnp.concatenate([first, jnp.concatenate([looks(1, rows * columns, prefix), x], -1)], -2)
 
 
-def _cubic(new, old, a=-0.75):
-    """Weights float32 [new, old] of cubic interpolation (Keys 1981, equation 4; torch's a), edges repeated."""
+def _cubic(new, old, antialias):
+    """Weights float32 [new, old] of cubic interpolation (Keys 1981, equation 4), edges repeated; with antialias as wide
+    as what it stands for, and cut off at the edges. Each has torch's a."""
+    a, width = (-0.5, max(old / new, 1.0)) if antialias else (-0.75, 1.0)
     at = (np.arange(new) + 0.5) * (old / new) - 0.5
-    weights = np.zeros((new, old))
-    for tap in range(-1, 3):
-        place = np.floor(at) + tap
-        d = np.abs(at - place)
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-        np.add.at(weights, (np.arange(new), np.clip(place, 0, old - 1).astype(int)), np.where(d <= 1, near, far))
-    return weights.astype(np.float32)
+    d = np.abs(at[:, None] - np.arange(-2, old + 2)) / width
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+    weights = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    before, inside, behind = np.split(weights, (2, old + 2), 1)
+    if not antialias:
+        inside[:, 0] += before.sum(1)
+        inside[:, -1] += behind.sum(1)
+    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)

@@ -50,6 +50,7 @@ from paradigm.step import init_state, make_train_step
 from vision.data import known_labels
 from vision.objectives.classify import Classify
 from vision.objectives.multi_crop import MultiCrop
+from vision.views import own_colours
 
 BATCH = 250  # pictures encoded at a time
 LABELS = {"linear": 1.0, "linear_10pct": 0.1, "linear_1pct": 0.01}
@@ -320,5 +321,4 @@ def classifier(objective, variables, classes, seed=0, **how):
 
 def mild(view):
     """An Augment of the same size, pixels and mirror, but of nearly whole pictures in their own colours."""
-    plain = {name: 0.0 for name in ("jitter", "grey", "blur", "solarise")}
-    return dataclasses.replace(view, crop="random", scale=(0.8, 1.0), strength=(0.0,) * 4, **plain)
+    return own_colours(view, crop="random", scale=(0.8, 1.0), strength=(0.0,) * 4)

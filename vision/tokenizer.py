@@ -41,7 +41,8 @@ class Codebook(nn.Module):
 
     def table(self):
         """float32 [K, d]."""
-        return unit(self.sum.value) if self.normalized else self.sum.value / self.count.value[:, None]
+        mean = self.sum.value / self.count.value[:, None]
+        return unit(mean) if self.normalized else mean
 
     def __call__(self, z, weights, train):
         """z float32 [B, N, d], weights [B] -> (ids int32 [B, N], codes [B, N, d])."""

@@ -6,10 +6,17 @@ moco_v3_views(224)                          a pair of recipes, one view by each
 (((big, small), 1),)                        one crop at two sizes: both draw alike (BEiT)
 """
 
+import dataclasses
 import itertools
 
 from paradigm.errors import UserError
 from vision.augment import Augment
+
+
+def own_colours(view, **changes):
+    """An Augment's crops and mirrors in the pictures' own colours. changes: of its other fields."""
+    plain = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0, "rand": None}
+    return dataclasses.replace(view, **plain | changes)
 
 
 def view_groups(augment, count):

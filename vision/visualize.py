@@ -99,7 +99,7 @@ class Views(Evaluator):
         for i, augment in enumerate(objective.views):
             keys = rng.per_example(rng.key(0, f"view/{i}"), batch["index"])
             name = f"view {i + 1}" if len(objective.views) > 1 else "view"
-            columns[name] = augment.undo(jax.jit(augment.__call__)(batch["image"], batch["aspect"], keys))
+            columns[name] = augment.undo(jax.jit(augment.__call__)(batch["image"], objective.aspect(batch), keys))
         rows = zip(*map(np.asarray, columns.values()))
         return {}, [Artefact("views", "image", sheet(list(rows), list(columns)))]
 

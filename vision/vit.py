@@ -36,7 +36,8 @@ class ViT(Architecture, kw_only=True):
 
     layers: how many. image_size, patch: in pixels; the pixels beyond the last whole patch are not read. channels: C.
     positions: sincos, fixed (see `patches.sincos`; the class token's is zero), learned, or none. An image of another
-        size has sincos positions at fractions of the nominal coordinates, and learned ones interpolated (bicubic).
+        size has sincos positions at fractions of the nominal coordinates, and learned ones interpolated (bicubic; with
+        registers antialiased, as in DINOv2).
     grid_bias: none; BEiT's on attention logits, `shared` by all layers (its pre-training) or one table for each of
         the `layers` (its fine-tuning, and data2vec); zero at first.
     class_token: whether there is one. pool: class, its output, or mean, that of the patches without class token and
@@ -156,7 +157,7 @@ class ViT(Architecture, kw_only=True):
         count = int(self.class_token) + int(np.prod(self.grid))
         table = Embed(count, self.d_model, 0.02, name="positions")(None)
         first, table = (table[0], table[1:]) if self.class_token else (0.0, table)
-        return first, resize_table(table, self.grid, grid)
+        return first, resize_table(table, self.grid, grid, antialias=self.registers > 0)
 
     @nn.nowrap
     def _grid_bias(self, grid, keep):

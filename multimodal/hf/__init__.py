@@ -63,6 +63,7 @@ def read_objective(path, tokenizer=None, **changes):
     modules, params = read(path)
     [family] = hf.family_of(modules, FAMILIES)
     if family is COCA:
+        tokenizer = tokenizer or tokenizers.beside(path, "clip")
         objective = objectives.CoCa(**_coca(modules, tokenizer) | changes)
         return _same(objective, family, modules, path), params
     kind, views = _OBJECTIVES[family.model_type]

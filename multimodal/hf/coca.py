@@ -19,13 +19,13 @@ _IMAGE = {"no_ln_pre": False, "pos_embed_type": "learnable", "final_ln_after_poo
           "attentional_pool": True, "output_tokens": True}  # fmt: skip
 _TEXT = {"hf_model_name": None, "ls_init_value": None, "block_type": None, "act_kwargs": None, "norm_kwargs": None,
          "no_causal_mask": False, "proj_bias": False, "proj_type": "linear", "embed_cls": True, "output_tokens": True,
-         "correct_cls_mask": False, "use_pad_mask": False}  # fmt: skip
+         "correct_cls_mask": False, "use_pad_mask": False, "pad_id": 0}  # fmt: skip
 _CUSTOM = dict.fromkeys(
     ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), False
 )
 _TRAINING = ("patch_dropout", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop",
              "timm_drop_path", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "hf_tokenizer_name",
-             "tokenizer_mode", "tokenizer_kwargs", "pool_type", "eos_id", "pad_id", "final_ln_after_pool")  # fmt: skip
+             "tokenizer_mode", "tokenizer_kwargs", "pool_type", "eos_id", "final_ln_after_pool")  # fmt: skip
 _UNREAD = ("dim_head", "n_queries", "attn_pooler_heads", "mlp_ratio")  # of the second half
 
 

@@ -93,9 +93,9 @@ class WithCaptions(ImageObjective):
         where an example has several pictures."""
         if not ctx.train:
             return self.view(batch)
-        return self.views[0](batch["image"], self._aspect(batch), ctx.keys(f"view/{number}", batch["index"]))
+        return self.views[0](batch["image"], self.aspect(batch), ctx.keys(f"view/{number}", batch["index"]))
 
-    def _aspect(self, batch):
+    def aspect(self, batch):
         """[B]: the picture is a square already, and stays one where its aspect is ignored."""
         return jnp.ones_like(batch["aspect"]) if self.ignore_aspect else batch["aspect"]
 
@@ -105,10 +105,6 @@ class WithCaptions(ImageObjective):
 
     def _keys(self, name, tower, ctx, index):
         return ctx.keys(name, index) if ctx.train and self.draws(tower) else None
-
-    def view(self, batch):
-        """The plain view of a batch's pictures, [B, H, W, C], normalised."""
-        return self.views[0].plain(batch["image"], self._aspect(batch))
 
     def tokenize(self, texts, tokenizer=None):
         """Texts -> int32 [n, L] as the text tower reads them; longer ones are cut, and keep their end token.

@@ -105,9 +105,6 @@ class _SILC(DINO):
         found = super().variables(params, extra, which)  # a teacher has no text tower of its own
         return {**found, "params": {**params, **found["params"]}} if which == "teacher" else found
 
-    def augment_views(self, batch, ctx):
-        return super().augment_views({**batch, "aspect": self._aspect(batch)}, ctx)
-
     def pooled(self, variables, images, ctx, keys):
         """(z [B, E], moments)."""
         x, found, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)

@@ -9,6 +9,7 @@ import pytest
 
 from multimodal import few_shot
 from multimodal.few_shot import ALPHA, ALPHAS, BETA, BETAS, Cache, FewShot, drawn
+from multimodal.zero_shot import embed_views
 from paradigm.errors import UserError
 from tests.multimodal.pairs import opened, table
 from tests.multimodal.test_zero_shot import COLOURS, KNOWS, KNOWS_NOTHING, Data, Oracle, unit
@@ -115,6 +116,22 @@ def test_pictures_say_what_names_do_not(data, monkeypatch):
     assert FewShot(("tip",), (3,), views=0, random=False).run(Towers(), KNOWS, data)[0]["few_shot/tip@3"] == 1.0
     blind = FewShot(("tip",), (3,), random=False).run(Towers(), KNOWS_NOTHING, data)[0]
     assert blind["few_shot/tip@3"] == 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Squashing(Towers):
+    """Says what it is shown."""
+
+    def aspect(self, batch):
+        return jnp.ones_like(batch["aspect"])
+
+    def embed_images(self, variables, images):
+        return images
+
+
+def test_views_are_of_the_aspect_that_the_objective_reads(data):
+    shown = embed_views(Squashing(), KNOWS, data.records("valid"), lambda x, aspect, keys: aspect, jax.random.key(0))
+    assert shown.tolist() == [1.0] * 8  # of pictures of 6 x 4
 
 
 def test_what_it_refuses(data, tmp_path):

@@ -369,3 +369,19 @@ def test_a_resnet_tower_reads_views_of_any_size():
 
 def test_they_contrast_the_pairs_of_a_batch():
     assert tiny.clip().contrasts and tiny.siglip().contrasts
+
+
+@pytest.mark.parametrize(
+    "name, models, sizes",
+    [
+        ("slip", ("clip",), ()),
+        ("siglip_captions", ("siglip", "cappa"), ("SigLIP.width = 96",)),
+        ("siglip2", ("siglip", "cappa"), ("SILCSigmoid.width = 96", "dino_views.local_size = 16")),
+    ],
+)
+def test_parts_that_share_an_encoder_show_it_the_same_pixels(name, models, sizes):
+    run = ["Experiment.total_steps = 1", "Experiment.batch_size = 8", "Experiment.data = @PairData()", "size = 32"]
+    run += ["Experiment.optimizer = @AdamW()", "AdamW.learning_rate = 1e-3", *sizes]
+    files = [f"objectives/{name}.gin", *(f"models/{model}_tiny.gin" for model in models)]
+    views = [view for _, part in registry.parse(files, run).objective.parts for view in part.views]
+    assert len(views) > 1 and len({(view.mean, view.std) for view in views}) == 1

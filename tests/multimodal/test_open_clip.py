@@ -23,6 +23,22 @@ def test_outputs_of_open_clip(tmp_path):
     assert pretrained.is_pretrained(tmp_path) and set(pretrained.read(tmp_path)[0]) == {*objective.modules()}
 
 
+def test_what_pads_a_caption_makes_no_difference(tmp_path):
+    golden = cases.load()
+    objective, params = hf.read_objective(parity.released(golden, tmp_path))
+    ids = cases.inputs()[1]
+    tokens = np.pad(np.where(ids, ids, cases.END), ((0, 0), (0, 1)))  # CLIP's own tokenizer pads with the end
+    text = objective.embed_texts({"params": params}, tokens)
+    np.testing.assert_allclose(text, golden["text"], atol=1e-4)
+
+
+def test_the_tokenizer_that_lies_beside_the_weights_is_read(tmp_path):
+    directory = parity.released(cases.load(), tmp_path)
+    (directory / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    with pytest.raises(UserError, match="the tokenizer has 515 ids but the text tower of CoCa 128"):
+        hf.read_objective(directory)
+
+
 def test_written_files_are_those_that_were_read(tmp_path):
     golden = cases.load()
     objective, params = hf.read_objective(parity.released(golden, tmp_path / "released"))
@@ -57,6 +73,7 @@ def test_a_run_with_its_settings_can_be_written_and_one_without_cannot():
         (lambda c: c["vision_cfg"].update(attentional_pool=False), "vision_cfg.attentional_pool=False is not one of"),
         (lambda c: c["vision_cfg"].update(qk_norm=True), "vision_cfg.qk_norm=True is not one of our models"),
         (lambda c: c["multimodal_cfg"].update(width=24), "multimodal_cfg.width=24 is not one of our models: their two"),
+        (lambda c: c["text_cfg"].update(pad_id=3), "text_cfg.pad_id=3 is not one of our models: they have 0"),
         (lambda c: c["text_cfg"].update(mlp_ratio=2.0), "text_cfg.mlp_ratio=2.0 is not one of our models"),
         (lambda c: c.pop("multimodal_cfg"), "of open_clip's models CoCa alone is read"),
         (lambda c: c.update(new=1), "new=1 is not one of our models: we do not know what this entry does"),

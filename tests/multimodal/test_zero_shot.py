@@ -54,6 +54,9 @@ class Oracle(PairEmbedding):
     def view(self, batch):
         return batch["image"].astype(jnp.float32) / 255
 
+    def aspect(self, batch):
+        return batch["aspect"]
+
     def embed_images(self, variables, images):
         return unit(images.mean((1, 2)) @ variables["params"]["image"] + 1e-3)
 

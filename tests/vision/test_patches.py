@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from paradigm.errors import UserError
 from vision import patches
@@ -50,6 +51,15 @@ def test_resizing_a_table():
     assert y[4:-4, 0, 0] == pytest.approx((np.arange(12)[4:-4] + 0.5) / 2 - 0.5, abs=0.05)
     assert y[0, 8:-8, 1] == pytest.approx((np.arange(20)[8:-8] + 0.5) / 4 - 0.5, abs=0.05)
     assert (np.diff(y[:, 0, 0]) > 0).all() and np.abs(np.diff(y[:, 0, 1])).max() < 1e-5
+
+
+@pytest.mark.parametrize("new", [(3, 2), (12, 20), (4, 9), (1, 1)])
+def test_antialiased_resizing_is_that_of_images(new):
+    """Torch's antialiased bicubic is Pillow's, which resizes planes of floats."""
+    table = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
+    found = patches.resize_table(jnp.asarray(table.reshape(30, 2)), (6, 5), new, antialias=True)
+    planes = [Image.fromarray(table[..., i]).resize(new[::-1], Image.Resampling.BICUBIC) for i in range(2)]
+    np.testing.assert_allclose(np.asarray(found).reshape(*new, 2), np.stack(planes, -1), atol=1e-5)
 
 
 def test_mistakes():

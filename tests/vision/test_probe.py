@@ -22,6 +22,7 @@ from vision.data import ImageData
 from vision.objectives import DINO, IGPT, MAE, Classify, SimCLR
 from vision.objectives.igpt import image_gpt
 from vision.probe import Probes
+from vision.rand_augment import RandAugment
 from vision.resnet import resnet
 from vision.vit import vit
 
@@ -197,7 +198,7 @@ def test_finetuning_has_mild_views_in_the_objectives_own_pixels():
     """Crops of a fifteenth, other hues and blur are for pre-training: labels are learnt from nearly whole pictures."""
     pixels = {"mean": (0.3,), "std": (0.2,), "flip": 0.0, "filter": "bicubic"}
     encoder = mae().encoder
-    objective = SimCLR(encoder=encoder, augment=simclr_views(8, **pixels))
+    objective = SimCLR(encoder=encoder, augment=simclr_views(8, rand=RandAugment(), **pixels))
     [view] = probe.classifier(objective, {"params": tiny.params(objective)}, 10)[0].views
     assert view == Augment(8, scale=(0.8, 1.0), centre=1.0, **pixels)
 

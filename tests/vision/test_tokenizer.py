@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paradigm.errors import UserError
-from paradigm.objective import Context
+from paradigm.objective import Context, Loss
 from paradigm.schedule import Linear
 from tests import contract
 from tests.compiled import compiled
@@ -136,6 +136,21 @@ def test_codes_are_moving_means_and_dead_ones_start_again():
         else:
             np.testing.assert_allclose(after["count"][k], count, rtol=1e-5)
             np.testing.assert_allclose(after["sum"][k], total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_code_that_nothing_is_near_to_for_long_keeps_its_place(normalized):
+    """Without restarts its moving averages would come to 0 / 0, and a code that is no number is the nearest to all."""
+    objective = vq(restart=0.0, decay=0.1, normalized=normalized)
+    params, extra = start(objective)
+    book = {"count": jnp.full(8, 1e-37), "sum": 1e-37 * jax.random.normal(jax.random.key(0), (8, 4))}
+    extra["batch_stats"]["quantizer"]["codebook"] = book
+    nothing = Loss(stats={f"quantizer/codebook/{name}": jnp.zeros(x.shape) for name, x in book.items()})
+    table = lambda extra: objective.apply("quantizer", {"params": params, **extra}, jnp.arange(8), method="lookup")[0]
+    before = table(extra)
+    for _ in range(3):
+        extra = objective.update_extra(extra, params, nothing, Context(jnp.int32(0), 0, True))
+    np.testing.assert_allclose(table(extra), before, rtol=1e-4)
 
 
 def test_use_of_the_codebook():

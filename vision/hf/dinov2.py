@@ -1,8 +1,7 @@
 """DINOv2, and DINOv2 with registers: a ViT with LayerScale, a mask token and learned positions.
 
 The class token and the patches are normed together at the end; the MLP is plain (the giant's SwiGLU is refused by
-name). At another size than its own the library resizes the positions of the model with registers with antialiasing, by
-which its outputs differ a little from ours there; those of the model without are equal.
+name).
 """
 
 import functools

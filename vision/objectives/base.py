@@ -59,7 +59,7 @@ class ImageObjective(ImageFeatures, Objective):
     def augment_views(self, batch, ctx):
         """Random views of each picture, one entry a view: float32 [B, H, W, C], or a tuple of a crop's sizes."""
         keys = lambda number: ctx.keys(f"view/{number}", batch["index"])
-        return draw_views(self.groups, batch["image"], batch["aspect"], keys)
+        return draw_views(self.groups, batch["image"], self.aspect(batch), keys)
 
     def encode_views(self, variables, views, index, ctx, apart=False, dropout=True):
         """(pooled [B, V, D], moments) of V views; in one pass those of one size that follow one another.
@@ -132,7 +132,11 @@ class ImageObjective(ImageFeatures, Objective):
 
     def view(self, batch):
         """The plain view of a batch's pictures, [B, H, W, C], normalised."""
-        return self.views[0].plain(batch["image"], batch["aspect"])
+        return self.views[0].plain(batch["image"], self.aspect(batch))
+
+    def aspect(self, batch):
+        """float32 [B], width / height of a batch's pictures as every view of them takes it to be."""
+        return batch["aspect"]
 
     @property
     def partition_rules(self):

@@ -19,6 +19,7 @@ from paradigm.objective import MAIN, Loss, Term
 from vision.objectives.base import ImageObjective
 from vision.objectives.classify import Linear
 from vision.preprocess import PreprocessRegions, look
+from vision.views import own_colours
 
 UNLABELLED = 255  # of a pixel: it weighs nothing and is not scored
 
@@ -79,10 +80,8 @@ class Segmentation(Segmenting, ImageObjective):
 
     def regions(self, batch, keys=None):
         """int32 [B, H, W] of the plain view, or of the random one of these keys; -1 where nothing is labelled."""
-        how = dataclasses.replace(
-            self.views[0], jitter=0.0, grey=0.0, blur=0.0, solarise=0.0, rand=None, filter="bilinear",
-            mean=(0.0,) * self.classes, std=(1.0,) * self.classes,
-        )  # fmt: skip
+        pixels = {"mean": (0.0,) * self.classes, "std": (1.0,) * self.classes}
+        how = own_colours(self.views[0], filter="bilinear", **pixels)
         planes = jnp.uint8(255) * (batch["regions"][..., None] == jnp.arange(self.classes, dtype=jnp.uint8))
         share = how.plain(planes, batch["aspect"]) if keys is None else how(planes, batch["aspect"], keys)
         return jnp.where(share.sum(-1) > 0.5, jnp.argmax(share, -1), -1)

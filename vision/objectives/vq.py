@@ -30,6 +30,7 @@ from vision.objectives.tokenizer import TokenizerObjective, codebook_metrics
 from vision.patches import patchify
 from vision.tokenizer import VectorQuantizer, unit
 
+FADED = 1e-6  # of an even share: a code that falls no further keeps its place, where 0 / 0 would have none
 MOMENTS = {"count": "quantizer/codebook/count", "sum": "quantizer/codebook/sum"}
 
 
@@ -117,10 +118,11 @@ class VQ(TokenizerObjective):
         extra = super().update_extra(extra, params, loss.replace(stats=stats), ctx)
         if len(stats) == len(loss.stats):
             return extra  # the quantizer is frozen
-        book = extra["batch_stats"]["quantizer"]["codebook"]
-        book = ema(book, {name: loss.stats[path] for name, path in MOMENTS.items()}, self.decay)
+        old, even = extra["batch_stats"]["quantizer"]["codebook"], self.patches / self.codes
+        book = ema(old, {name: loss.stats[path] for name, path in MOMENTS.items()}, self.decay)
+        faded = book["count"] < FADED * even
+        book = {name: jnp.where(faded.reshape(-1, *(1,) * (x.ndim - 1)), old[name], x) for name, x in book.items()}
         if self.restart:
-            even = self.patches / self.codes
             dead = book["count"] < self.restart * even
             chance = jnp.log(loss.rows["mask"])
             drawn = jax.random.categorical(rng.fold(ctx.key("restart"), "codes"), chance, shape=(self.codes,))
