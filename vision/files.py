@@ -106,7 +106,7 @@ class Tar:
     def read(self, name):
         file, archive = self._open()
         member = archive.members[name]
-        check_bytes(self, name, member.size)
+        check_bytes(self, member.size)
         return os.pread(file.fileno(), member.size, member.offset_data)
 
     def place(self, name):
@@ -130,11 +130,12 @@ def listed(archive, stamp):
     return sorted(names), collections.Counter(without)
 
 
-def check_bytes(files, name, size):
+def check_bytes(files, size):
+    """ValueError for what would unpack to more than a picture."""
     if size > files.max_bytes:
-        raise UserError(
-            f"{files.place(name)} unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: "
-            "remove it, or raise that if it is no decompression bomb"
+        raise ValueError(
+            f"it unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: remove it, or raise "
+            "that if it is no decompression bomb"
         )
 
 
@@ -173,7 +174,7 @@ class Archive:
         return archive
 
     def read(self, name):
-        check_bytes(self, name, self._zip().size(name))
+        check_bytes(self, self._zip().size(name))
         with self._zip().open(name) as file:
             return file.read()
 
