@@ -3,6 +3,7 @@
 import collections
 import pathlib
 import re
+import unicodedata
 
 SPLITS = {  # split -> what people call it, in any case
     "train": ("train", "training"),
@@ -27,6 +28,11 @@ _NAMED = 6  # kinds of files that a line names
 def parts_of(name):
     """The folders and the file of a name; an archive's may begin with ./ or worse, which leads nowhere here."""
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def plain(name):
+    """A name of a file in the one form of all that it may be written in: with slashes, accented letters as one each."""
+    return unicodedata.normalize("NFC", "/".join(parts_of(name)))
 
 
 def is_hidden(name):
