@@ -387,12 +387,8 @@ def test_outside_models_evaluators_recipes_and_functions_can_be_named(tmp_path, 
 
 def test_references_keep_the_scopes_that_bindings_give_them():
     """So that the line which runs without one of several evaluators is one that works."""
-    written = ["@a/Probes()", "@Reconstructions()", "@b/Probes()"]
-    scoped = [
-        f"Experiment.evaluators = ({', '.join(written)})",
-        "a/Probes.methods = ('knn',)",
-        "b/Probes.methods = ('knn',)",
-    ]
-    found = registry.parse(["runs/smoke/mae.gin"], scoped)
+    written = ["@a/NumbersData()", "@TwoTerms()", "@b/NumbersData()"]
+    scoped = [f"Experiment.evaluators = ({', '.join(written)})", "a/NumbersData.train = 5", "b/NumbersData.train = 6"]
+    found = parse(GOOD, *scoped)
     assert registry.references("Experiment.evaluators", found.evaluators) == written
-    assert registry.references("Experiment.evaluators", found.evaluators[1:]) == ["@Reconstructions()", "@Probes()"]
+    assert registry.references("Experiment.evaluators", found.evaluators[1:]) == ["@TwoTerms()", "@NumbersData()"]
