@@ -17,6 +17,7 @@ from paradigm.partition import constrain
 from paradigm.records import Subset
 from t5like.baselines import CountingBaseline, kneser_ney
 from t5like.decode import Sampling, Writing, decode_rows
+from t5like.tokenizers.base import check_texts
 from vision.ask import batches, pictures
 from vision.probe import BATCH
 
@@ -77,6 +78,7 @@ def caption(objective, variables, tokenizer, images, prompt="", temperature=0.0,
     Raises:
         UserError: pictures of other channels than the encoder reads, and what `write` raises.
     """
+    check_texts("caption", [prompt], "a prompt is a text")
     images, alone = pictures(images, objective.encoder.channels)
     sampling, found = Sampling(temperature, top_k, top_p), []
     for batch in batches(images, objective.preprocess.image):

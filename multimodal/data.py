@@ -52,7 +52,7 @@ class PairData:
     tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from the training captions); or the path of
         one (see t5like/tokenizers).
     channels: 3 or 1. on_broken: a pair without its picture or its text is 'replace'd by another, counted and named, or
-        'refuse'd. max_pixels: a larger picture is refused unread. shapes: settings of the source of that name.
+        'refuse'd. max_pixels: a larger picture is broken, not unpacked. shapes: settings of the source of that name.
 
     A setting that says nothing of a kind of source is refused for it (multimodal/sources.py). Pictures are read where
     they lie. A run keeps a learnt tokenizer and the index of tar files.

@@ -9,7 +9,7 @@ import dataclasses
 import json
 
 from paradigm.errors import UserError
-from paradigm.names import few, kind_of, left_out, parts_of
+from paradigm.names import few, kind_of, left_out, plain
 from t5like import files, rows
 from t5like.tables import Part
 from vision.arrange import arrange
@@ -80,18 +80,23 @@ def _whole(part):
             found = json.loads(stream.read().decode("utf-8-sig"))
         except (ValueError, RecursionError):
             return None
-    table = None
+    table, said = None, ""
     if isinstance(found, dict) and {"images", "annotations"} <= found.keys():
         captions = collections.defaultdict(list)
         try:
             for one in found["annotations"]:
                 captions[one["image_id"]].append(str(one["caption"]))
             table = [[str(one["file_name"]), tuple(captions.get(one["id"], ()))] for one in found["images"]]
+            ids = collections.Counter(one["id"] for one in found["images"])
+            if twice := [i for i, n in ids.items() if n > 1]:
+                raise UserError(f"{part.path} has {ids[twice[0]]} images of the id {twice[0]}: give each its own")
+            lost = sum(len(own) for i, own in captions.items() if i not in ids)
+            said = f"{lost:,} captions of no image left out" if lost else ""
         except (KeyError, TypeError) as error:
             raise UserError(f"{part.path} is not of COCO's form: an object lacks {error}") from None
     elif isinstance(found, dict) and found and all(map(is_picture, found)):
         table = [[name, _cell(captions)] for name, captions in found.items()]
-    return table and (["image", "caption"], table, list(range(1, len(table) + 1)), "")
+    return table and (["image", "caption"], table, list(range(1, len(table) + 1)), said)
 
 
 def beside(container, path):
@@ -99,22 +104,22 @@ def beside(container, path):
     listed, without = container.list()
     names = [name for name, _ in listed]
     pictures = [name for name in names if is_picture(name)]
-    texts = {_stem(name): name for name in names if name.lower().endswith(TEXTS)}
-    table, alone = [], []
+    texts, table, alone, read = collections.defaultdict(list), [], [], set()
+    for name in names:
+        if name.lower().endswith(TEXTS):
+            texts[_stem(name)].append(name)
     splits = arrange(pictures, path, labels=False) if pictures else None
     split_of = {name: split for split, own in splits.splits.items() for name, _ in own} if splits else {}
     for name in split_of:
-        if (text := texts.get(_stem(name))) is None:
+        if not (own := texts.get(_stem(name))):
             alone.append(name)
             continue
-        try:
-            table.append([name, container.read(text).decode("utf-8-sig"), split_of[name]])
-        except UnicodeDecodeError:
-            raise UserError(f"{container.place(text)} is not UTF-8: save it as that") from None
+        read.update(own)
+        captions = tuple(_text(container, text) for text in own)
+        table.append([name, captions if len(own) > 1 else captions[0], split_of[name]])
     if not table:
         return None
-    read = {_stem(row[0]) for row in table}
-    without += collections.Counter(kind_of(n) for n in names if not is_picture(n) and _stem(n) not in read)
+    without += collections.Counter(kind_of(n) for n in names if not is_picture(n) and n not in read)
     said = ["captions from texts beside the pictures", splits.note, left_out(without)]
     said += [f"{len(alone):,} pictures without a text left out ({few(sorted(alone), 3)})"] if alone else []
     header = ["image", "caption", "split"]
@@ -123,5 +128,12 @@ def beside(container, path):
     return header, table, list(range(1, len(table) + 1)), "; ".join(filter(None, said))
 
 
+def _text(container, name):
+    try:
+        return container.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{container.place(name)} is not UTF-8: save it as that") from None
+
+
 def _stem(name):
-    return "/".join(parts_of(name)).rpartition(".")[0]
+    return plain(name).rpartition(".")[0]

@@ -208,7 +208,7 @@ class TfdsPairs(TfdsSource):
     def __getitem__(self, position):
         record, reading = self.parsed(position), self.reading
         raw = record[reading.image_field]
-        image = decode(raw, self.name(position), reading.channels, reading.max_pixels, RECIPE)
+        image = decode(raw, reading.channels, reading.max_pixels, RECIPE)
         label = int(record[reading.label_field]) if reading.labels else -1
         return {"image": image, "label": label, "captions": self._captions(record)}
 

@@ -13,7 +13,7 @@ from multimodal.columns import check_wanted, columns_told, completed, places_of,
 from multimodal.fields import RECIPE, captions_of, complete, filled, form_of, held_out, names_in
 from paradigm.classes import check_classes
 from paradigm.errors import UserError, choose
-from paradigm.names import SPLITS, few, is_hidden, kind_of, parts_of, split_of, splits_by_path, without_shard
+from paradigm.names import SPLITS, few, is_hidden, kind_of, parts_of, plain, split_of, splits_by_path, without_shard
 from paradigm.records import keys_of
 from paradigm.storage import expand
 from t5like import files
@@ -46,6 +46,23 @@ class Below:
 
     def sample(self, names):
         return self.files.sample([self.outer + name for name in names])
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """Files of a container by their plain names. own: {such a name: the container's}, where that is another."""
+
+    files: Any
+    own: dict
+
+    def read(self, name):
+        return self.files.read(self.own.get(name, name))
+
+    def place(self, name):
+        return self.files.place(self.own.get(name, name))
+
+    def sample(self, names):
+        return self.files.sample([self.own.get(name, name) for name in names])
 
 
 def outer_folders(paths):
@@ -86,7 +103,7 @@ class TablePairs:
         if place < 0:
             raise ValueError(f"there is no picture {self.table.names[row]}")
         files, reading = self.files[place], self.reading
-        read = lambda name: decode(files.read(name), files.place(name), reading.channels, reading.max_pixels, RECIPE)
+        read = lambda name: decode(files.read(name), reading.channels, reading.max_pixels, RECIPE)
         label = -1 if self.table.labels is None else int(self.table.labels[row])
         more = {} if self.table.seconds is None else {"second": read(self.table.seconds[row])}
         return {"image": read(self.table.names[row]), "label": label, "captions": captions, **more}
@@ -243,6 +260,7 @@ def _opened(path, content, recipe, header, rows, lines, said, inside=None):
     nowhere = ~np.any(found, axis=0)
     notes = [_table_problems(table, nowhere, recipe, files), said]
     notes.append(f"{others:,} pictures of no line left out" if others else "")
+    notes.append(f"{n:,} lines without a label" if recipe.label and (n := int((labels < 0).sum())) else "")
     splits = {}
     for split in ("train", "valid", "test"):
         chosen = split_of == split
@@ -266,7 +284,7 @@ def _opened(path, content, recipe, header, rows, lines, said, inside=None):
 
 
 def _safe(name, path, line, places):
-    """A picture's name from one of the places on. Raises UserError where it lies in none of them."""
+    """A picture's plain name from one of the places on. Raises UserError where it lies in none of them."""
     roots = (f"{os.path.abspath(place)}/" for place in places if name.startswith("/"))
     name = next((name.removeprefix(root) for root in roots if name.startswith(root)), name)
     if name.startswith(("/", "\\")) or ".." in pathlib.PurePosixPath(name.replace("\\", "/")).parts:
@@ -274,7 +292,7 @@ def _safe(name, path, line, places):
             f"{path} line {line}: the picture {name!r} lies outside of {few(places)}: set PairData.images to the "
             "folders that hold the pictures, or mend that line"
         )
-    return "/".join(parts_of(name)) if "\\" in name or name.startswith("./") else name
+    return plain(name)
 
 
 def _table_splits(groups, whole, recipe, cells, path):
@@ -306,8 +324,11 @@ def _table_files(path, recipe, names, seconds, header, rows, places, inside):
             what = "neither a folder nor a whole zip file, nor a tar" if place.exists() else "not there"
             raise UserError(f"{place} of PairData.images is {what}: name the zip file or folder of the pictures")
         listed = dict(one.list()[0])
+        if own := {plain(name): name for name in listed if plain(name) != name}:
+            one, listed = Renamed(one, own), {plain(name): stamp for name, stamp in listed.items()}
         if not wanted & listed.keys() and (outer := outer_folders([parts_of(name) for name in listed])):
-            one = Below(one, "/".join(outer) + "/")
+            tops = ["/".join(outer[:k]) + "/" for k in range(len(outer), 0, -1)]
+            one = Below(one, next((top for top in tops if any(top + name in listed for name in wanted)), tops[0]))
             listed = {name.removeprefix(one.outer): stamp for name, stamp in listed.items()}
         others += sum(is_picture(name) for name in listed.keys() - wanted)
         every = names if seconds is names else (*names, *seconds)

@@ -77,7 +77,7 @@ class TarPairs:
         raw = self._member(row, PICTURE)
         if raw is None:
             raise ValueError("there is no picture beside the text")
-        image = decode(raw, self.name(position), self.reading.channels, self.reading.max_pixels, RECIPE)
+        image = decode(raw, self.reading.channels, self.reading.max_pixels, RECIPE)
         return {"image": image, "label": int(row[LABEL]), "captions": captions}
 
     def captions(self, position):

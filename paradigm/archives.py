@@ -1,12 +1,15 @@
-"""Packed files and tars by one rule for every reader: all streams and tars that are there one after the other, and
-none that is damaged, cut short, or followed by something else."""
+"""Packed files, tars and zips by one rule for every reader: all streams and tars that are there one after the other,
+and none that is damaged, cut short, or followed by something else; links lead where they would in a folder."""
 
 import bz2
 import contextlib
 import gzip
 import io
 import lzma
+import posixpath
+import stat
 import tarfile
+import zipfile
 
 from paradigm.errors import UserError
 
@@ -125,14 +128,15 @@ class _Frame:
 
 
 class Tar:
-    """The files in a seekable stream of a tar, already unpacked: {name: tarfile.TarInfo}, of one name the last.
+    """The files in a seekable stream of a tar, already unpacked: {name: tarfile.TarInfo}, of one name the last. A link
+    to one of them is that file once more.
 
-    repeated: how many have the name of a later one. Raises tarfile.ReadError for a stream that is no tar or is cut
-    short, which Python's tarfile takes for its end.
+    repeated: how many have the name of a later one. lost: how many links lead to none of its files. Raises
+    tarfile.ReadError for a stream that is no tar or is cut short, which Python's tarfile takes for its end.
     """
 
     def __init__(self, stream):
-        self.members, self._of, self.repeated, at = {}, {}, 0, 0
+        self.members, self._of, self.repeated, links, at = {}, {}, 0, {}, 0
         while at is not None:
             stream.seek(at)
             archive = tarfile.TarFile(fileobj=stream)
@@ -140,13 +144,61 @@ class Tar:
                 if member.isfile():
                     self.repeated += member.name in self.members
                     self.members[member.name], self._of[member.name] = member, archive
+                elif member.islnk():  # from the archive's root on
+                    links[member.name] = member.linkname
+                elif member.issym():
+                    links[member.name] = posixpath.join(posixpath.dirname(member.name), member.linkname)
             if archive.offset == at and at:
                 raise tarfile.ReadError("there is something else behind its end")
             at = _after_zeros(stream, archive.offset)
+        found = _followed(links, self.members)
+        self.lost = len(links) - len(found)
+        for held in (self.members, self._of):
+            held |= {name: held[target] for name, target in found.items()}
 
     def open(self, name):
         """A binary stream of a file."""
         return self._of[name].extractfile(self.members[name])
+
+    def size(self, name):
+        return self.members[name].size
+
+
+class Zip:
+    """The same of a zip: {name: zipfile.ZipInfo} in the order of names, whatever wrote it."""
+
+    def __init__(self, stream):
+        self._of = zipfile.ZipFile(stream)
+        infos = [i for i in self._of.infolist() if not i.filename.endswith(("/", "\\"))]
+        there = {i.filename: i for i in sorted(infos, key=lambda i: i.filename)}
+        self.repeated = len(infos) - len(there)
+        kept = lambda i: stat.S_ISLNK(i.external_attr >> 16) and i.file_size < _CHUNK and not i.flag_bits & 1
+        links = {name: self._of.read(info).decode("utf-8", "replace") for name, info in there.items() if kept(info)}
+        files = {name: info for name, info in there.items() if name not in links}
+        found = _followed({n: posixpath.join(posixpath.dirname(n), to) for n, to in links.items()}, files)
+        self.lost = len(links) - len(found)
+        self.members = {n: there[found.get(n, n)] for n in there if n in files or n in found}
+
+    def open(self, name):
+        """A binary stream of a file."""
+        return self._of.open(self.members[name].filename)
+
+    def size(self, name):
+        return self.members[name].file_size
+
+
+def _followed(links, files):
+    """{link: the file that it leads to, by way of others maybe} of {link: path}, without those that lead to none."""
+    there = {posixpath.normpath(name): name for name in (*links, *files)}
+    found = {}
+    for name in links:
+        target, seen = name, set()
+        while target in links and target not in seen:
+            seen.add(target)
+            target = there.get(posixpath.normpath(links[target]))
+        if target in files:
+            found[name] = target
+    return found
 
 
 def _after_zeros(stream, at):

@@ -3,6 +3,7 @@
 import collections
 import pathlib
 import re
+import unicodedata
 
 SPLITS = {  # split -> what people call it, in any case
     "train": ("train", "training"),
@@ -16,13 +17,22 @@ _CLEAN = re.compile(  # after a number, before what it is a split of, before a y
 )
 _COMPOUND = re.compile(rf"(?:(.+)[-_. ])?({_WORD})(?:[-_. ](.+))?")
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$")
-HIDDEN, DANGLING = "hidden name", "dangling link"  # kinds of what is left out, beside suffixes
+HIDDEN, DANGLING, REPLACED = (
+    "hidden name",
+    "dangling link",
+    "replaced file",
+)  # kinds of what is left out, beside suffixes
 _NAMED = 6  # kinds of files that a line names
 
 
 def parts_of(name):
     """The folders and the file of a name; an archive's may begin with ./ or worse, which leads nowhere here."""
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+
+
+def plain(name):
+    """A name of a file in the one form of all that it may be written in: with slashes, accented letters as one each."""
+    return unicodedata.normalize("NFC", "/".join(parts_of(name)))
 
 
 def is_hidden(name):
@@ -90,7 +100,7 @@ def left_out(kinds):
     order = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
     plural = lambda kind: "s" * (kinds[kind] != 1)
     lines = [
-        f"{kinds[k]:,} {k}{plural(k)} left out" if k in (HIDDEN, DANGLING) else
+        f"{kinds[k]:,} {k}{plural(k)} left out" if k in (HIDDEN, DANGLING, REPLACED) else
         f"{kinds[k]:,} file{plural(k)} of {k} left out" for k in order[:_NAMED]
     ]  # fmt: skip
     if rest := order[_NAMED:]:

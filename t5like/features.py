@@ -74,7 +74,7 @@ def embed(objective, variables, tokenizer, texts, pool="mean", layer=None):
     """
     if isinstance(texts, str):
         return embed(objective, variables, tokenizer, [texts], pool, layer)[0]
-    if not all(isinstance(text, str) for text in texts):
+    if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)):
         raise UserError("embed: this run reads texts: give a text, or a list of them")
     check_pool(objective.model, pool, "embed: pool")
     model, ids = objective.model, tokenizer.encode_batch(texts)

@@ -20,7 +20,7 @@ import zlib
 
 from paradigm import archives, tfds
 from paradigm.errors import UserError
-from paradigm.names import is_hidden, splits_by_path, without_shard
+from paradigm.names import is_hidden, parts_of, splits_by_path, without_shard
 from paradigm.storage import unreadable
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -234,7 +234,7 @@ def _archive(path, inside, stamp):
             stream = _spooled(_unpacked(stream, name))
         elif inside:
             stream = _spooled(stream)
-        return zipfile.ZipFile(stream) if what == "zip" else archives.Tar(archives.unpacked(stream))
+        return archives.Zip(stream) if what == "zip" else archives.Tar(archives.unpacked(stream))
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
             f"{place}: cannot be read as a {what} archive ({tfds.first_line(error)}): pack or fetch it again"
@@ -253,20 +253,16 @@ def _spooled(stream):
 def _members(file, left):
     """The Files in a container: of a zip in the order of names, of a tar as stored, since it is read in that order.
 
-    Of several of one name the last is what is there; the others are counted in `left`.
+    Of several of one name the last is what is there; the others are counted in `left`. A name has slashes, whatever
+    wrote it.
     """
     with reading(place_of(file)):
         archive = _archive(file.path, file.inside, _stamp(file.path))
-        if isinstance(archive, zipfile.ZipFile):
-            infos = [i for i in archive.infolist() if not i.is_dir()]
-            sizes = dict(sorted((i.filename, i.file_size) for i in infos))
-            left["replaced"] += len(infos) - len(sizes)
-        else:
-            sizes = {name: member.size for name, member in archive.members.items()}
-            left["replaced"] += archive.repeated
-    for member, size in sizes.items():
-        name = f"{file.name}/{member.removeprefix('./')}"
-        yield File(file.path, name, size, (*file.inside, member), file.outer or file.name)
+        left["replaced"] += archive.repeated
+        left["broken links"] += archive.lost
+    for member in archive.members:
+        name = "/".join((file.name, *parts_of(member)))
+        yield File(file.path, name, archive.size(member), (*file.inside, member), file.outer or file.name)
 
 
 def _unpacked(stream, name):

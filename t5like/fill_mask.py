@@ -1,6 +1,7 @@
 """Filling masks: what an encoder that was trained by masked language modelling puts in the place of <mask>."""
 
 import functools
+import numbers
 import re
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from paradigm.errors import UserError
 from t5like.models import Encoder
+from t5like.tokenizers.base import check_texts
 
 _MASK = re.compile(r"( ?)(?:<mask>|\[MASK\])")
 ROUNDED = 64  # texts are padded to a multiple, so that few lengths are compiled
@@ -46,9 +48,10 @@ def fill_mask(objective, variables, tokenizer, text, top=5):
         raise UserError(f"fill_mask asks an Encoder, and the model is a {type(model).__name__}: use infill or generate")
     if v.mask is None:
         raise UserError("fill_mask: the tokenizer has no mask; take the one that the model was trained with")
+    check_texts("fill_mask", [text], "a text is wanted")
     if not _MASK.search(text):
         raise UserError("fill_mask: there is no mask in the text; write <mask> where a token is to be found")
-    if not 1 <= top <= v.text_ids:
+    if not isinstance(top, numbers.Integral) or not 1 <= top <= v.text_ids:
         raise UserError(f"fill_mask: top={top} of {v.text_ids} tokens that spell text; choose 1 or more, and no more")
     parts = [part for n, part in enumerate(_MASK.split(text)) if n % 2 == 0]
     if tokenizer.kind == "bytes":

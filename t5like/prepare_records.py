@@ -30,6 +30,7 @@ LENGTHS = ("input_lengths", "target_lengths", "both_lengths")  # how many record
 _SIDES = ("input", "target")
 NAMED = 3  # broken records that are named; all are counted
 _SURVEYED = 10_000  # records of the first part among which one is held out in any case
+_NONE = ("null", "nan", "n/a", "<na>", "none")  # what tables say where a cell is empty
 _TOGETHER = 256  # texts that are encoded at once
 
 
@@ -338,11 +339,12 @@ def _nothing_in(plan, records, counts):
 
 def _complaint(recipe, meta):
     """What is wrong with records that cannot be trained on; None if nothing is."""
+    seen, broken = collections.Counter(), meta["broken"]
     if not meta["counts"]["train"]["records"]:
         held = meta["counts"]["valid"]["records"]
         alike = " (those of one group or one input stay together)" if held > 1 else ""
-        return f"all of its {held:,} records that can be used are held out{alike}: add some, or set valid to 0"
-    seen, broken = collections.Counter(), meta["broken"]
+        rest = f"; {broken['records']:,} cannot be used: {broken['first'][0]}" if broken["records"] else ""
+        return f"all of its {held:,} records that can be used are held out{alike}: add some, or set valid to 0{rest}"
     for split in ("train", "valid"):
         seen.update(meta["counts"][split]["classes"])
     for why in (why for split, why in meta["nothing_in"].items() if split != "train"):
@@ -408,15 +410,25 @@ def summary(meta):
                 f"warning    the labels {few(numbers, 3)} are numbers and {few(sorted(whole - {*numbers}), 3)} are "
                 "none: if a number stands for a name, write that name"
             )
-        alike = collections.defaultdict(list)
-        for name in meta["classes"]:
-            alike[name.casefold()].append(name)
-        if same := [repr(name) for names in alike.values() if len(names) > 1 for name in names]:
-            lines.append(f"warning    {few(same)} differ in case alone: if they mean one class, write them alike")
+        for form, what in ((str.casefold, "in case"), (_number, "in how a number is written")):
+            alike = collections.defaultdict(list)
+            for name in meta["classes"]:
+                alike[form(name)].append(name)
+            if same := [repr(name) for names in alike.values() if len(names) > 1 for name in names]:
+                lines.append(f"warning    {few(same)} differ {what} alone: if they mean one class, write them alike")
+        if none := [repr(name) for name in meta["classes"] if name.casefold() in _NONE]:
+            lines.append(
+                f"warning    {few(none)} are classes like others: if that stands for no label, leave its cell empty"
+            )
     if n := meta["broken"]["records"]:
         more = f"; and {n - len(meta['broken']['first']):,} more" if n > len(meta["broken"]["first"]) else ""
         lines.append(f"left out   {n:,} broken records: {'; '.join(meta['broken']['first'])}{more}")
     return "\n".join(lines)
+
+
+def _number(name):
+    """One value for 1, 01 and 1.0, as spreadsheets and the pandas library make them."""
+    return float(name) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", name) else name
 
 
 RECORDS = Kind("records", _listing, _split, _sample, _job, _meta, _complaint, summary, guess.complete)

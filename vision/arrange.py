@@ -2,11 +2,10 @@
 
 import collections
 import dataclasses
-import unicodedata
 from typing import Any
 
 from paradigm.errors import UserError
-from paradigm.names import few, parts_of, split_of, splits_of
+from paradigm.names import few, parts_of, plain, split_of, splits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ def arrange(names, where, labels=True):
     not, if some pictures have a class and others not, or if a folder may be a split as well as a class.
     """
     # Names of folders that look alike are alike, however a Mac or a zip writes their accents.
-    outer, paths = _inner([parts_of(unicodedata.normalize("NFC", name)) for name in names])
+    outer, paths = _inner([parts_of(plain(name)) for name in names])
     if all(len(p) == 2 for p in paths) and len(tops := {p[0] for p in paths}) == 1 and not split_of([*tops][0]):
         outer, paths = [*outer, *tops], [p[1:] for p in paths]  # one class alone is none
     paths = _split_first(paths, where)
@@ -67,7 +66,7 @@ def maps_of(names, folder, where):
     masks/train/x.png, train/x.jpg and train/masks/x.png. Raises UserError where there is no such folder, or none of its
     maps is a picture's.
     """
-    split = lambda name: (*parts_of(name)[:-1], parts_of(name)[-1].rsplit(".", 1)[0])
+    split = lambda name: tuple(plain(name).rpartition(".")[0].split("/"))
     without = lambda path, k: (*path[:k], *path[k + 1 :])
     paths = {name: split(name) for name in names}
     maps = {without(path, path.index(folder)): name for name, path in paths.items() if folder in path[:-1]}

@@ -97,7 +97,7 @@ def pictures(images, channels):
 def _pixels(one, channels):
     try:
         if isinstance(one, (str, os.PathLike)):
-            return decode(pathlib.Path(one).expanduser().read_bytes(), str(one), channels)
+            return decode(pathlib.Path(one).expanduser().read_bytes(), channels)
         return pixels_of(one, channels) if isinstance(one, Image.Image) else np.asarray(one)
     except (OSError, ValueError) as error:
         raise UserError(

@@ -28,7 +28,7 @@ class ImageData:
     out in any case, and leave the test split alone. fraction: the share of the training pictures that is used, of each
     class as large a one, drawn by fraction_seed: a smaller fraction is a part of a larger one. labels: False reads
     none, so that none are needed. on_broken: a picture that cannot be read is 'replace'd by another, counted and named,
-    or 'refuse'd. max_pixels: a larger one is refused unread. classes: names of numbered labels. image_field,
+    or 'refuse'd. max_pixels: a larger one is broken, and not unpacked. classes: names of numbered labels. image_field,
     label_field: of tfds records, and columns of Parquet, where the only one of pictures need not be named. regions: the
     folder with a map for each picture, grey or palette numbers of classes, 255 for none: images/train/x.jpg has
     masks/train/x.png with regions='masks', and train/images/x.jpg has train/masks/x.png; of `shapes`, shape or colour.

@@ -7,8 +7,6 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, features
 
-from paradigm.errors import UserError
-
 with contextlib.suppress(ImportError):  # an extra of Pillow's that a person may have
     import pillow_heif
 
@@ -33,20 +31,20 @@ def suffixes():
     return tuple(s for s in _SUFFIXES if s in known and (s not in _OPTIONAL or features.check(_OPTIONAL[s])))
 
 
-def decode(raw, name, channels=3, max_pixels=MAX_PIXELS, recipe="ImageData"):
+def decode(raw, channels=3, max_pixels=MAX_PIXELS, recipe="ImageData"):
     """uint8 [h, w, channels] of the bytes of a picture, turned upright as EXIF says, the first one of several.
 
     Transparent parts are laid on white, 16 bits become 8, CMYK and the like RGB; channels 1 is the luminance. Raises
-    UserError if it would have more than max_pixels (its header is read before it is unpacked), and what Pillow raises
+    ValueError if it would have more than max_pixels (its header is read before it is unpacked), and what Pillow raises
     if it is broken. recipe: the class whose setting max_pixels is, for the message.
     """
     try:
         picture = Image.open(io.BytesIO(raw))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _bomb(name, f"more than {PILLOW_PIXELS:,}", max_pixels, recipe) from None
+        raise _bomb(f"more than {PILLOW_PIXELS:,}", max_pixels, recipe) from None
     with picture:
         if picture.width * picture.height > max_pixels:
-            raise _bomb(name, f"{picture.width * picture.height:,}", max_pixels, recipe)
+            raise _bomb(f"{picture.width * picture.height:,}", max_pixels, recipe)
         return pixels_of(picture, channels)
 
 
@@ -74,9 +72,9 @@ def mode(raw):
         return picture.mode
 
 
-def _bomb(name, pixels, limit, recipe):
-    return UserError(
-        f"{name} has {pixels} pixels and {recipe}.max_pixels is {limit:,}: remove it, or raise that if it is no "
+def _bomb(pixels, limit, recipe):
+    return ValueError(
+        f"it has {pixels} pixels and {recipe}.max_pixels is {limit:,}: remove it, or raise that if it is no "
         "decompression bomb"
     )
 

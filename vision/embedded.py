@@ -163,7 +163,7 @@ class Embedded:
         raw = cell.get("bytes") if isinstance(cell, dict) else cell
         if raw is None:
             raise ValueError("there is no picture in it")
-        check_bytes(self, name, len(raw))
+        check_bytes(self, len(raw))
         return raw
 
     def _cells(self, file, k):

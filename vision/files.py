@@ -14,7 +14,7 @@ import zlib
 
 from paradigm import archives
 from paradigm.errors import UserError
-from paradigm.names import DANGLING, HIDDEN, is_hidden, kind_of
+from paradigm.names import DANGLING, HIDDEN, REPLACED, is_hidden, kind_of
 from paradigm.storage import unreadable
 from vision.decode_image import suffixes
 
@@ -82,10 +82,10 @@ class Tar:
 
     def __init__(self, root, max_pixels, recipe="ImageData"):
         self.root, self.max_bytes, self.recipe = root, 8 * max_pixels + (1 << 20), recipe
-        self._opened = (None, None, {})  # (process, file, {name: (begin, size)})
+        self._opened = (None, None, None)  # (process, file, the archives.Tar of it)
 
     def __getstate__(self):
-        return {**self.__dict__, "_opened": (None, None, {})}
+        return {**self.__dict__, "_opened": (None, None, None)}
 
     def _open(self):
         if self._opened[0] != os.getpid():
@@ -95,28 +95,27 @@ class Tar:
                     file = tempfile.TemporaryFile()
                     shutil.copyfileobj(stream, file)
                     file.flush()
-                members = archives.Tar(file).members
+                archive = archives.Tar(file)
             except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
                 raise UserError(
                     f"{self.root} cannot be read as a tar file ({error}): pack or fetch it again"
                 ) from error
-            self._opened = os.getpid(), file, {name: (m.offset_data, m.size) for name, m in members.items()}
+            self._opened = os.getpid(), file, archive
         return self._opened[1:]
 
     def read(self, name):
-        file, members = self._open()
-        begin, size = members[name]
-        check_bytes(self, name, size)
-        return os.pread(file.fileno(), size, begin)
+        file, archive = self._open()
+        member = archive.members[name]
+        check_bytes(self, member.size)
+        return os.pread(file.fileno(), member.size, member.offset_data)
 
     def place(self, name):
         return f"{self.root} ({name})"
 
     def list(self):
         """(sorted [(name, size)] of every file, {what is left out: how many})."""
-        members = self._open()[1]
-        names = [(name, f"{size}") for name, (_, size) in members.items() if not is_hidden(name)]
-        return sorted(names), collections.Counter({HIDDEN: len(members) - len(names)})
+        archive = self._open()[1]
+        return listed(archive, lambda member: f"{member.size}")
 
     def sample(self, names):
         """What changes with the contents of some of these files, beside their sizes."""
@@ -124,11 +123,19 @@ class Tar:
         return [f"{name} {hashlib.sha256(self.read(name)[:SAMPLE_BYTES]).hexdigest()[:32]}" for name in some]
 
 
-def check_bytes(files, name, size):
+def listed(archive, stamp):
+    """What `list` gives of an archives.Tar or Zip. stamp: of a member, what changes with its contents."""
+    names = [(name, stamp(member)) for name, member in archive.members.items() if not is_hidden(name)]
+    without = {HIDDEN: len(archive.members) - len(names), REPLACED: archive.repeated, DANGLING: archive.lost}
+    return sorted(names), collections.Counter(without)
+
+
+def check_bytes(files, size):
+    """ValueError for what would unpack to more than a picture."""
     if size > files.max_bytes:
-        raise UserError(
-            f"{files.place(name)} unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: "
-            "remove it, or raise that if it is no decompression bomb"
+        raise ValueError(
+            f"it unpacks to {size:,} bytes, more than any picture of {files.recipe}.max_pixels: remove it, or raise "
+            "that if it is no decompression bomb"
         )
 
 
@@ -154,7 +161,7 @@ class Archive:
 
     def __init__(self, root, max_pixels, recipe="ImageData"):
         self.root, self.max_bytes, self.recipe = root, 8 * max_pixels + (1 << 20), recipe
-        self._opened = (None, None)  # (process, ZipFile)
+        self._opened = (None, None)  # (process, the archives.Zip)
 
     def __getstate__(self):
         return {**self.__dict__, "_opened": (None, None)}
@@ -162,25 +169,24 @@ class Archive:
     def _zip(self):
         process, archive = self._opened
         if process != os.getpid():  # a fork shares the file's position with its parent
-            archive = zipfile.ZipFile(self.root)
+            archive = archives.Zip(self.root)
             self._opened = (os.getpid(), archive)
         return archive
 
     def read(self, name):
-        check_bytes(self, name, self._zip().getinfo(name).file_size)
-        return self._zip().read(name)
+        check_bytes(self, self._zip().size(name))
+        with self._zip().open(name) as file:
+            return file.read()
 
     def place(self, name):
         return f"{self.root} ({name})"
 
     def list(self):
         """(sorted [(name, what changes with the contents)] of every file, {what is left out: how many})."""
-        infos = [i for i in self._zip().infolist() if not i.is_dir()]
-        locked = next((i.filename for i in infos if i.flag_bits & 1), None)
-        if locked:
+        archive = self._zip()
+        if locked := next((name for name, i in archive.members.items() if i.flag_bits & 1), None):
             raise UserError(f"{self.place(locked)} is encrypted: pack the pictures again without a password")
-        names = [(i.filename, f"{i.file_size} {i.CRC:08x}") for i in infos if not is_hidden(i.filename)]
-        return sorted(names), collections.Counter({HIDDEN: len(infos) - len(names)})
+        return listed(archive, lambda info: f"{info.file_size} {info.CRC:08x}")
 
     def sample(self, names):
         """Nothing: an archive has a checksum of each member."""

@@ -40,7 +40,7 @@ class Opened:
 
 def decoded(raw, name, reading):
     """The pixels of raw() -> bytes; a broken picture is a UserError if it is to be refused, else a ValueError."""
-    return checked(lambda: decode(raw(), name, reading.channels, reading.max_pixels), name, reading)
+    return checked(lambda: decode(raw(), reading.channels, reading.max_pixels), name, reading)
 
 
 def checked(made, name, reading):

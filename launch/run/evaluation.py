@@ -8,6 +8,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from launch.run.registry import references
 from paradigm import progress
 from paradigm.errors import UserError
 from paradigm.metrics import mean, merge
@@ -93,10 +94,10 @@ def _free(name, taken):
 def _check(experiment, data):
     """One UserError of all evaluators that cannot work with the objective or the data, and the line without them."""
     problems, left = [], []
-    for evaluator in experiment.evaluators:
+    for evaluator, written in zip(experiment.evaluators, references("Experiment.evaluators", experiment.evaluators)):
         try:
             evaluator.check(experiment.objective, data)
-            left.append(f"@{type(evaluator).__name__}()")
+            left.append(written)
         except UserError as error:
             problems.append(str(error))
     if problems:

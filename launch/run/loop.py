@@ -183,6 +183,7 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
     evaluation = Evaluation(program, data)
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     parameters = {"all": count, "trained": trained}
+    executables[first].result()  # a loss may refuse its batch as it is compiled
     changed = run_directory.claim(files, config, imports, parameters)  # all is there that the run needs
     if data.tokenizer is not None and jax.process_index() == 0:
         data.tokenizer.save(files.local / "tokenizer")  # a run can be used where its data are not
@@ -222,7 +223,6 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
         idle=lambda: all(executable.done() for executable in executables.values()),
     )
     evaluated, metrics, last_save = progress["evaluated"], {}, ()
-    executables[first].result()
     for line in program.attention_lines():
         writers.say(line)
     stop = closing.enter_context(Stop())

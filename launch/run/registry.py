@@ -145,6 +145,17 @@ def imported() -> dict[str, list[pathlib.Path]]:
     return files
 
 
+def references(setting: str, values: Sequence) -> list[str]:
+    """'@Name()' of each of the values that a setting of several has; '@scope/Name()' where its binding says so."""
+    plain = [f"@{type(value).__name__}()" for value in values]
+    try:
+        written = gin.query_parameter(setting)
+    except ValueError:  # a notebook's
+        return plain
+    texts = list(map(repr, written)) if isinstance(written, tuple | list) else []
+    return texts if [re.sub(r"@(\w+/)+", "@", text) for text in texts] == plain else plain
+
+
 def _build(sources: Sequence[tuple[str, str]], params: Sequence[str]) -> Experiment:
     """Parses each (text, origin), then the bindings, and builds the Experiment."""
     gin.clear_config()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from paradigm.errors import UserError
 from paradigm.partition import constrain
 from t5like.decode.sampled import Sampling, decode_rows
-from t5like.decode.steps import Reader, batch_of, fetched, until, written
+from t5like.decode.steps import Reader, batch_of, check_count, fetched, until, written
 
 _NEVER = -1e9
 
@@ -36,10 +36,9 @@ def chosen_by(vocab_size, temperature=0.0, top_k=None, top_p=None, beams=1, leng
         raise UserError(f"length_penalty={length_penalty:g} chooses among the texts of beams: set beams above 1")
     if beams == 1:
         return sampling
+    check_count("beams", beams, "1 follows one text, which is greedy: ask for")
     if temperature:
         raise UserError(f"beams={beams} searches and temperature={temperature:g} draws: choose one of them")
-    if beams < 1:
-        raise UserError(f"beams={beams}: follow 1 text, which is greedy, or more")
     return Beams(beams, length_penalty)
 
 

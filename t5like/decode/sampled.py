@@ -3,6 +3,7 @@ and then takes one token a step until every row has said eos."""
 
 import dataclasses
 import functools
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from paradigm import rng
 from paradigm.errors import UserError
 from paradigm.partition import constrain
-from t5like.decode.steps import Reader, batch_of, fetched, until, written
+from t5like.decode.steps import Reader, batch_of, check_count, fetched, until, written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +30,13 @@ class Sampling:
     vocab_size: int | None = None
 
     def __post_init__(self):
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p or 0)):
+            if not isinstance(value, numbers.Real):
+                raise UserError(f"{name}={value!r}: it is a number")
         if not self.temperature >= 0:
             raise UserError(f"temperature={self.temperature}: 0 takes the most probable token, above 0 draws")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k={self.top_k}: draw among 1 or more tokens, or leave it out")
+        if self.top_k is not None:
+            check_count("top_k", self.top_k, "leave it out, or draw among")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p}: a share of the probability lies in (0, 1]")
         if self.temperature == 0 and (self.top_k or self.top_p):

@@ -6,6 +6,7 @@ Lengths are rounded up to powers of two, so that few programs are compiled.
 import contextlib
 import dataclasses
 import math
+import numbers
 import time
 from typing import Any
 
@@ -83,8 +84,7 @@ def batch_of(objective, vocabulary, prompts, new, inputs, name="model"):
 
     Raises UserError when the prompt and what follows it pass the learned positions of the model.
     """
-    if new < 1:
-        raise UserError(f"max_new_tokens={new}: ask for 1 or more")
+    check_count("max_new_tokens", new, "ask for")
     if not prompts:
         raise UserError("there is no prompt to go on from: give one or more")
     check_room(objective, max(map(len, prompts)), new, max(map(len, inputs)) if inputs else 0, name)
@@ -97,6 +97,12 @@ def batch_of(objective, vocabulary, prompts, new, inputs, name="model"):
     if inputs is not None:
         read, segments = pad(inputs, vocabulary.filler), pad([np.ones(len(row)) for row in inputs])
     return pad(prompts, vocabulary.filler), lengths, read, segments
+
+
+def check_count(name, value, fix):
+    """Raises UserError for what is no whole number of at least 1."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise UserError(f"{name}={value!r}: {fix} 1 or more")
 
 
 def new_cache(objective, batch, length, name="model"):

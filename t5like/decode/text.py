@@ -10,7 +10,9 @@ from paradigm.errors import UserError
 from t5like.decode.beam import chosen_by, write_rows
 from t5like.decode.blanks import BySentinels
 from t5like.decode.sampled import Sampling, decode_rows
+from t5like.decode.steps import check_count
 from t5like.models import Decoder, EncoderDecoder
+from t5like.tokenizers.base import check_texts
 
 _BLANK = re.compile(r"( ?)(<[XYZ]>|<extra_id_\d+>)")
 
@@ -43,6 +45,7 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
         UserError: no blank in the text, one of them twice, or more of them than the objective tells apart; a model that
             fills none, or of another vocabulary.
     """
+    check_texts("infill", [text], "a text is wanted")
     way = objective if isinstance(objective, Infilling) else BySentinels()
     if way is not objective:
         _check(objective.model, EncoderDecoder, tokenizer, "infill")
@@ -57,6 +60,7 @@ def infill(objective, variables, tokenizer, text, max_new_tokens=64, temperature
     asked = {"vocabulary": v, **way.with_blanks(ids.tolist(), v)}
     _check(objective.model, EncoderDecoder if "inputs" in asked else Decoder, tokenizer, "infill")
     sampling = Sampling(temperature, top_k, top_p, v.size)
+    check_count("max_new_tokens", max_new_tokens, "ask for")
     new = max_new_tokens + asked.pop("given", 0)
     (found,) = decode_rows(objective, variables, new=new, sampling=sampling, seed=seed, **asked)
     filled = way.fillings(ids.tolist(), found, v)
@@ -97,6 +101,7 @@ def generate(
             another vocabulary.
     """
     _check(objective.model, Decoder, tokenizer, "generate")
+    check_texts("generate", [prompt], "a text is wanted")
     ids = tokenizer.encode(prompt)
     how, v = chosen_by(tokenizer.vocab_size, temperature, top_k, top_p, beams, length_penalty), tokenizer.vocabulary
     (found,) = write_rows(objective, variables, [ids], max_new_tokens, how, v, seed, prefix=prefix)

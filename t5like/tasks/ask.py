@@ -9,6 +9,7 @@ from t5like import labels as kinds
 from t5like.decode import chosen_by
 from t5like.tasks.base import batch_of_rows
 from t5like.tasks.evaluators import scores_of, spelt
+from t5like.tokenizers.base import check_texts
 
 
 def classify(objective, variables, tokenizer, labels, texts):
@@ -24,16 +25,18 @@ def classify(objective, variables, tokenizer, labels, texts):
     Raises:
         UserError: a text where pairs are read, or a pair where texts are.
     """
-    if isinstance(texts, str) or (objective.pair and texts and isinstance(texts[0], str)):
+    several = isinstance(texts, (list, tuple))
+    if isinstance(texts, str) or (objective.pair and several and texts and isinstance(texts[0], str)):
         return classify(objective, variables, tokenizer, labels, [texts])[0]
-    if not texts:
-        return []
-    for text in texts:
-        if isinstance(text, str) == objective.pair:
+    is_pair = lambda one: isinstance(one, (list, tuple)) and [isinstance(text, str) for text in one] == [True, True]
+    for text in texts if several else [None]:
+        if not (is_pair(text) if objective.pair else isinstance(text, str)):
             raise UserError(
                 "classify: this run reads pairs of texts: give (first, second)" if objective.pair
                 else "classify: this run reads one text at a time: give a text, or a list of them"
             )  # fmt: skip
+    if not texts:
+        return []
     pairs = [text if objective.pair else (text, "") for text in texts]
     unknown = kinds.encode(objective.kind, None, labels)
     rows = [{"inputs": tokenizer.encode(a), "targets": tokenizer.encode(b), "label": unknown} for a, b in pairs]
@@ -72,7 +75,9 @@ def tag(objective, variables, tokenizer, labels, words):
     Returns:
         [(word, its tag)]; None is the tag of a word past the length that is read.
     """
-    words = words.split() if isinstance(words, str) else list(words)
+    words = (
+        words.split() if isinstance(words, str) else check_texts("tag", words, "a text is wanted, or a list of words")
+    )
     if not words:
         return []
     ids, starts = kinds.encode_words(tokenizer, words)
@@ -87,6 +92,7 @@ def tag(objective, variables, tokenizer, labels, words):
 def answer(objective, variables, tokenizer, labels, question, context):
     """The answer to a question in a context, as it is spelt there; "" for none. The rest as of `classify`."""
     del labels
+    check_texts("answer", [question, context], "question and context are texts")
     ids, starts = kinds.encode_words(tokenizer, context.split())
     row = {"inputs": tokenizer.encode(question), "targets": ids, "words": starts, "label": np.zeros((0, 2), np.int32)}
     [(first, last)] = asked(objective, variables, [row], 1)
@@ -103,6 +109,6 @@ def rewrite(objective, variables, tokenizer, labels, texts, max_new_tokens=None,
     """
     if isinstance(texts, str):
         return rewrite(objective, variables, tokenizer, labels, [texts], max_new_tokens, seed, **how)[0]
-    choice = chosen_by(tokenizer.vocab_size, **how)
+    texts, choice = check_texts("rewrite", texts), chosen_by(tokenizer.vocab_size, **how)
     found = objective.rewrite(variables, tokenizer.encode_batch(texts), choice, seed, max_new_tokens) if texts else []
     return [tokenizer.decode(ids) for ids in found]

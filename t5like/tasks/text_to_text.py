@@ -161,7 +161,7 @@ class TextToText(Rewriting, Continuing, TextTask, TextObjective):
         read = [self.preprocess.kept(tokens) for tokens in inputs]
         prompts, encoder = (read, None) if self.causal else ([[]] * len(read), read)
         how = {"inputs": encoder, "prefix": self.prefix}
-        new, sampling = new or self.target_length, sampling or Sampling()
+        new, sampling = self.target_length if new is None else new, sampling or Sampling()
         return write_rows(self, variables, prompts, new, sampling, self.known, seed, **how)
 
     def continued(self, prompt, ids):

@@ -21,6 +21,14 @@ _UNSPACED = re.compile(UNSPACED)
 _SILENT = ("pad", "bos", "eos", "cls", "sep")  # what `decode` leaves out
 
 
+def check_texts(what, texts, wanted="a text is wanted, or a list of them"):
+    """The texts as a list. Raises UserError for what is none: whom `what` asks may be given anything."""
+    for text in texts if isinstance(texts, (list, tuple)) else [texts]:
+        if not isinstance(text, str):
+            raise UserError(f"{what}: {wanted}, not {type(text).__name__}")
+    return list(texts)
+
+
 class Tokenizer:
     """What all tokenizers share.
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -16,6 +17,10 @@ from launch.run.experiment import bound
 from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
 from paradigm.step import init_state
+from t5like import decode
+from t5like.features import embed
+from t5like.models import gpt
+from t5like.tasks import ask
 from t5like.tokenizers import ByteTokenizer
 from tests.launch import small
 
@@ -173,6 +178,27 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="its tokenizer/, which belongs to the run, is gone"):
         (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
         _ = load(tmp_path, 4).tokenizer
+
+
+@pytest.mark.parametrize("given", [3, None, ["a", 3], b"a", np.zeros(2)])
+def test_what_is_no_text_is_refused(given):
+    """A notebook may give anything: one line, before a model is asked."""
+    known = types.SimpleNamespace(pair=False, model=gpt("tiny", 384)), None, ByteTokenizer()
+    pairs = (types.SimpleNamespace(pair=True), *known[1:], ())
+    asks = {
+        "rewrite: a text is wanted, or a list of them, not": lambda: ask.rewrite(*known, (), given),
+        "classify: this run reads one text at a time": lambda: ask.classify(*known, (), given),
+        "classify: this run reads pairs of texts": lambda: ask.classify(*pairs, [given]),
+        "tag: a text is wanted, or a list of words, not": lambda: ask.tag(*known, (), given),
+        "answer: question and context are texts, not": lambda: ask.answer(*known, (), "who?", given),
+        "infill: a text is wanted, not": lambda: decode.infill(*known, given),
+        "generate: a text is wanted, not": lambda: decode.generate(*known, given),
+        "embed: this run reads texts": lambda: embed(*known, given),
+        "max_new_tokens=1.5: ask for 1 or more": lambda: decode.generate(*known, "a", max_new_tokens=1.5),
+    }
+    for said, asked in asks.items():
+        with pytest.raises(UserError, match=f"^{said}"):
+            asked()
 
 
 def test_importing_launch_is_cheap():

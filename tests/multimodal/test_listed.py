@@ -7,7 +7,7 @@ import json
 import pytest
 
 from paradigm.errors import UserError
-from tests.multimodal.pairs import opened, plain, tar
+from tests.multimodal.pairs import opened, plain, table, tar
 from tests.multimodal.test_tables import everything, written
 from tests.vision.pictures import encoded, folder, pixels, zipped
 
@@ -210,3 +210,38 @@ def test_what_img2dataset_writes_beside_its_tars(tmp_path):
     (tmp_path / "captions.csv").write_text("image,caption\n")
     with pytest.raises(UserError, match=r"holds captions.csv, 00000.tar: name the one to read, or write wds:"):
         opened(tmp_path)
+
+
+def test_names_are_one_however_they_are_written(tmp_path):
+    """A Mac takes accents apart, Windows packs with backslashes: in a folder, beside texts, in a zip beside a table."""
+    mac = {f"o\u0308/{i}.png": pixels(i) for i in range(COUNT)}
+    texts = {f"\u00f6/{i}.txt": text.encode() for i, (text,) in ALL.items()}
+    assert everything(opened(folder(tmp_path / "beside", {**mac, **texts}))) == ALL
+    folder(tmp_path / "table", mac)
+    rows = [(f"\u00f6\\{i}.png", text) for i, (text,) in ALL.items()]
+    assert everything(opened(table(tmp_path / "table", ("image", "caption"), *rows))) == ALL
+    windows = {name.replace("/", "\\"): content for name, content in (mac | texts).items()}
+    assert everything(opened(zipped(tmp_path / "windows.zip", windows))) == ALL
+    path = table(tmp_path / "z", ("image", "caption"), *rows)
+    zipped(path.with_suffix(".zip"), {"out\\" + name: content for name, content in windows.items()})
+    assert everything(opened(path)) == ALL
+
+
+def test_no_text_beside_a_picture_and_no_caption_of_coco_is_lost_without_a_word(tmp_path):
+    files = {f"{i}.png": pixels(i) for i in range(COUNT)} | {f"{i}.txt": f"caption {i}".encode() for i in range(COUNT)}
+    found = opened(folder(tmp_path / "d", {**files, "3.caption": b"another", "4.json": b"{}"}))
+    assert everything(found) == ALL | {3: ("another", "caption 3")}
+    assert "1 file of .json left out" in found.note
+    folder(tmp_path, {f"img/{i}.png": pixels(i) for i in range(COUNT)})
+    more = {"annotations": COCO["annotations"] + [{"image_id": 1, "caption": "of none"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(COCO | more))
+    assert "1 captions of no image left out" in opened(tmp_path / "coco.json").note
+    (tmp_path / "coco.json").write_text(json.dumps(COCO | {"images": [COCO["images"][0], *COCO["images"]]}))
+    with pytest.raises(UserError, match="coco.json has 2 images of the id 0: give each its own"):
+        opened(tmp_path / "coco.json")
+
+
+def test_lines_without_a_label_are_told(tmp_path):
+    rows = [(f"img/{i}.png", f"caption {i}", "ab"[i % 2] if i % 4 else "") for i in range(COUNT)]
+    path = written(tmp_path, "p.csv", rows, ("image", "caption", "label"))
+    assert "3 lines without a label" in opened(path, label="label").note

@@ -185,6 +185,8 @@ def test_draws_have_their_probabilities(sampling, wanted):
     [
         ("temperature=-1", dict(temperature=-1)),
         ("top_k=0", dict(temperature=1.0, top_k=0)),
+        ("top_k=2.5: leave it out, or draw among 1 or more", dict(temperature=1.0, top_k=2.5)),
+        ("temperature='hot': it is a number", dict(temperature="hot")),
         ("top_p=1.5", dict(temperature=1.0, top_p=1.5)),
         ("temperature=0 draws nothing", dict(top_k=3)),
     ],

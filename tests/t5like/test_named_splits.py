@@ -88,6 +88,8 @@ def test_test_data_are_not_trained_on_without_a_word(tmp_path, capsys):
 
 def test_labels_that_differ_in_case_or_not_at_all_are_told(tmp_path, capsys):
     for labels, told in ((("Pos", "neg", "pos"), "'Pos', 'pos' differ in case alone: if they mean one class, write"),
+                         (("01", 1, "NULL", 2), "'01', '1' differ in how a number is written alone: if they mean one"),
+                         (("a", "b", "nan", "NULL", "c"), "'NULL', 'nan' are classes like others: if that stands for"),
                          (("yes",), "all labels are 'yes': of one class there is nothing to tell apart")):  # fmt: skip
         records = [json.dumps({"text": f"text {k}", "label": labels[k % len(labels)]}) for k in range(24)]
         (tmp_path / f"{len(labels)}.jsonl").write_text("\n".join(records))

@@ -107,6 +107,50 @@ def test_of_several_members_of_one_name_the_last_is_read_and_the_others_are_told
     assert "left out   1 replaced file\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_links_in_a_container_lead_where_they_would_in_a_folder(kind, tmp_path, capsys):
+    """Hard ones and soft ones; such as lead nowhere, or round in a circle, are counted."""
+    soft = {
+        "train/b.jsonl": "../all/a.jsonl",
+        "train/c.jsonl": "b.jsonl",
+        "d.jsonl": "/etc/passwd",
+        "e.jsonl": "e.jsonl",
+    }
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("all/a.jsonl", LINES)
+            for name, target in soft.items():
+                info = zipfile.ZipInfo(name)
+                info.external_attr = 0o120777 << 16
+                archive.writestr(info, target)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name, target, link in [
+                ("./all/a.jsonl", "", tarfile.REGTYPE),
+                ("./all/h.jsonl", "./all/a.jsonl", tarfile.LNKTYPE),
+            ] + [(f"./{name}", target, tarfile.SYMTYPE) for name, target in soft.items()]:
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname, member.size = link, target, 0 if target else len(LINES)
+                archive.addfile(member, io.BytesIO(LINES.encode()))
+    found = build(path)
+    assert found.meta["counts"]["train"]["records"] == len(ROWS) * (3 if kind == "zip" else 4)
+    assert "left out   2 broken links\n" in capsys.readouterr().err
+
+
+def test_a_zip_of_windows_has_folders(tmp_path):
+    """Its names may have backslashes: what says test is not trained on."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("set\\train\\", "set\\train\\a.jsonl", "set\\test\\b.jsonl", "__MACOSX\\c.jsonl"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, "" if name.endswith("\\") else LINES)
+    counts = build(path).meta["counts"]
+    assert {split: counts[split]["records"] for split in ("train", "test")} == {"train": 12, "test": 12}
+    assert "1 hidden file" in TextData(str(path), window=8).build(tmp_path / "text", 8).meta["source"]["left"]
+
+
 def test_tars_one_after_the_other_and_tars_that_are_cut_short(tmp_path):
     one, two = tar(tmp_path / "1.tar", [("a.jsonl", LINES)]), tar(tmp_path / "2.tar", [("b.jsonl", LINES)])
     (tmp_path / "both.tar").write_bytes(one.read_bytes() + two.read_bytes())

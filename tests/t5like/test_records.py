@@ -343,6 +343,8 @@ def test_held_out_by_a_hash_of_the_input_so_that_duplicates_stay_together(tmp_pa
         assert [len(read(some, split)) for split in ("train", "valid", "test")] == [4, 1, 31]
     with pytest.raises(UserError, match="all of its 1 records that can be used are held out: add some, or set valid"):
         build(jsonl(tmp_path / "e.jsonl", records[:1]), tmp_path / "e", valid=0.2)
+    with pytest.raises(UserError, match=r"or set valid to 0; 1 cannot be used: .*e.jsonl:2 has no field 'text', only"):
+        build(jsonl(tmp_path / "e.jsonl", [records[0], {"other": "x"}]), tmp_path / "e", valid=0.2)
 
 
 def test_splits_by_a_field_by_files_and_by_glob(tmp_path):

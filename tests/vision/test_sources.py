@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 
@@ -41,10 +42,10 @@ def test_every_mode_becomes_the_same_picture():
         ),
         (encoded(Image.fromarray(grey > 99)), np.repeat(np.uint8(255 * (grey > 99))[:, :, None], 3, 2), 0),
     ):
-        found = decode(raw, "x")
+        found = decode(raw)
         assert found.dtype == np.uint8 and found.shape == (6, 9, 3)
         assert np.abs(found.astype(int) - wanted).max() <= near
-        luminance = decode(raw, "x", channels=1)
+        luminance = decode(raw, channels=1)
         assert luminance.shape == (6, 9, 1)
         assert np.abs(luminance[:, :, 0].astype(int) - np.asarray(Image.fromarray(wanted).convert("L"))).max() <= near
 
@@ -52,13 +53,13 @@ def test_every_mode_becomes_the_same_picture():
 def test_transparent_parts_lie_on_white():
     colour, alpha = pixels(1), np.array([[0, 128, 255]], np.uint8).repeat(6, 0).repeat(3, 1)
     wanted = colour * (alpha[:, :, None] / 255) + 255 * (1 - alpha[:, :, None] / 255)
-    assert np.abs(decode(encoded(np.dstack([colour, alpha])), "x") - wanted).max() <= 0.51
+    assert np.abs(decode(encoded(np.dstack([colour, alpha]))) - wanted).max() <= 0.51
     grey = np.asarray(Image.fromarray(colour).convert("L"))
-    found = decode(encoded(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])), "x")
+    found = decode(encoded(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])))
     assert (found[:, :3] == 255).all() and (found[:, 6:] == grey[:, 6:, None]).all()
     palette = Image.fromarray(colour).quantize(4)
     first = palette.getpixel((0, 0))
-    found = decode(encoded(palette, transparency=first), "x")
+    found = decode(encoded(palette, transparency=first))
     assert (found[np.asarray(palette) == first] == 255).all() and (found != 255).any()
 
 
@@ -66,9 +67,9 @@ def test_pictures_are_turned_upright_and_the_first_of_several_is_read():
     colour = pixels(2)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
-    assert (decode(encoded(colour, exif=exif), "x") == np.rot90(colour, -1)).all()
+    assert (decode(encoded(colour, exif=exif)) == np.rot90(colour, -1)).all()
     frames = [Image.fromarray(np.full((4, 4), 60 * i, np.uint8)) for i in range(3)]
-    assert (decode(encoded(frames[1], "GIF", save_all=True, append_images=frames[2:]), "x") == 60).all()
+    assert (decode(encoded(frames[1], "GIF", save_all=True, append_images=frames[2:])) == 60).all()
 
 
 def bomb(width, height):
@@ -81,16 +82,22 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 9)) + chunk(b"IEND", b"")
 
 
-def test_decompression_bombs_are_refused_whatever_is_done_with_broken_pictures(tmp_path, monkeypatch):
+def test_decompression_bombs_are_broken_and_never_unpacked(tmp_path, monkeypatch):
+    """A picture above max_pixels ends no run that replaces broken ones, and any run that refuses them."""
     bombs = {"train/1.png": bomb(30_000, 30_000), "train/2.png": bomb(9_000, 8_000)}
     folder(tmp_path / "d", {"train/0.png": pixels(0), "valid/3.png": pixels(3), **bombs})
-    source = opened(tmp_path / "d").source("train")
-    with pytest.raises(UserError, match=r"3.png has 54 pixels and ImageData.max_pixels is 53"):
+    replaces = opened(tmp_path / "d").source("train")
+    refuses = opened(tmp_path / "d", on_broken="refuse").source("train")
+    with pytest.raises(UserError, match=r"3.png \(it has 54 pixels and ImageData.max_pixels is 53"):
         opened(tmp_path / "d", max_pixels=53)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was unpacked"))
     for i, count in ((1, "more than 178,956,970"), (2, "72,000,000")):
-        with pytest.raises(UserError, match=rf"{i}.png has {count} pixels and ImageData.max_pixels is 64,000,000: rem"):
-            source[i]
+        said = rf"it has {count} pixels and ImageData.max_pixels is 64,000,000: remove it, or raise that"
+        with pytest.raises(ValueError, match=f"^{said}") as broken:
+            replaces[i]
+        assert not isinstance(broken.value, UserError)
+        with pytest.raises(UserError, match=rf"{i}.png is broken \({said}"):
+            refuses[i]
 
 
 # ------------------------------------------------------------------------------------------------- folders and archives
@@ -256,6 +263,20 @@ def test_links_that_go_round_in_circles(tmp_path):
     prepared = opened(place)
     assert prepared.classes == ("a", "b")
     assert sum(len(prepared.source(s)) for s in ("train", "valid")) == 5
+
+
+def test_archives_say_what_is_not_there(tmp_path):
+    """Links lead to files; of several of one name the last is read; both are told where they come to nothing."""
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        links = [("b/3.png", "../a/0.png"), ("b/4.png", "gone.png")]
+        for name, target in [*((name, "") for name in ("a/0.png", "a/1.png", "b/2.png", "b/2.png")), *links]:
+            member, raw = tarfile.TarInfo(name), encoded(pixels(1))
+            member.type, member.linkname = (tarfile.SYMTYPE, target) if target else (tarfile.REGTYPE, "")
+            member.size = 0 if target else len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    found = opened(tmp_path / "d.tar")
+    assert sum(len(found.source(split)) for split in ("train", "valid")) == 4 and found.classes == ("a", "b")
+    assert "1 dangling link left out, 1 replaced file left out" in found.note
 
 
 def cut(path, by):
@@ -459,7 +480,9 @@ def test_broken_archives(tmp_path):
     large = zipped(tmp_path / "b.zip", {f"{i}.png": pixels(i) for i in range(4)})
     with zipfile.ZipFile(large, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("5.png", b"0" * (2 << 20))
-    with pytest.raises(UserError, match=r"b.zip \(5.png\) unpacks to 2,097,152 bytes, more than any picture of Image"):
+    with pytest.raises(
+        UserError, match=r"b.zip \(5.png\) .*\(it unpacks to 2,097,152 bytes, more than any picture of Image"
+    ):
         prepared = opened(large, max_pixels=100)
         records(prepared), records(prepared, "valid")
 

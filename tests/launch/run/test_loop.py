@@ -31,6 +31,12 @@ from vision.data import ImageData
 
 
 @dataclasses.dataclass(frozen=True)
+class Refusing(miniatures.TwoTerms):
+    def loss(self, params, extra, batch, ctx):
+        raise UserError("there is no such batch")
+
+
+@dataclasses.dataclass(frozen=True)
 class Poisoned(miniatures.TwoTerms):
     """Its loss is not a number at some steps."""
 
@@ -435,5 +441,7 @@ def test_shapes_of_prepare_and_batch_spec_must_agree():
 def test_a_start_that_failed_before_its_first_row_claims_nothing(tmp_path):
     with pytest.raises(UserError, match="no records"):
         loop.train(small.experiment(data=miniatures.NumbersData(train=0)), tmp_path)
+    with pytest.raises(UserError, match="no such batch"):  # when the step is compiled
+        loop.train(small.experiment(objective=Refusing()), tmp_path)
     assert not (tmp_path / "config.gin").exists()
     assert loop.train(small.experiment(total_steps=1, seed=5), tmp_path).step == 1
