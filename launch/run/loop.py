@@ -183,6 +183,9 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
     evaluation = Evaluation(program, data)
     count, trained = (sum(x.size for x in jax.tree.leaves(t)) for t in (program.state.all_params, program.state.params))
     parameters = {"all": count, "trained": trained}
+    if jax.process_index() == 0:
+        part = "" if trained == count else f", {trained:,} of them trained ({100 * trained / count:.3g} %)"
+        print(f"{source} · {count:,} parameters{part} · {workdir}", flush=True)
     executables[first].result()  # a loss may refuse its batch as it is compiled
     changed = run_directory.claim(files, config, imports, parameters)  # all is there that the run needs
     if data.tokenizer is not None and jax.process_index() == 0:
@@ -203,8 +206,6 @@ def _train(experiment, files, prepared, config, inits, profile, imports, watch, 
         config=config,
     )
     closing.callback(writers.close)
-    trained = "" if trained == count else f", {trained:,} of them trained ({100 * trained / count:.3g} %)"
-    writers.say(f"{source} · {count:,} parameters{trained} · {workdir}")
     for line in changed:
         writers.say(f"warning: {line}")
     if profile and profile[1] <= step:
