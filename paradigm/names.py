@@ -17,11 +17,7 @@ _CLEAN = re.compile(  # after a number, before what it is a split of, before a y
 )
 _COMPOUND = re.compile(rf"(?:(.+)[-_. ])?({_WORD})(?:[-_. ](.+))?")
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$")
-HIDDEN, DANGLING, REPLACED = (
-    "hidden name",
-    "dangling link",
-    "replaced file",
-)  # kinds of what is left out, beside suffixes
+HIDDEN, DANGLING, REPLACED = KINDS = "hidden name", "dangling link", "replaced file"  # left out, beside suffixes
 _NAMED = 6  # kinds of files that a line names
 
 
@@ -100,7 +96,7 @@ def left_out(kinds):
     order = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
     plural = lambda kind: "s" * (kinds[kind] != 1)
     lines = [
-        f"{kinds[k]:,} {k}{plural(k)} left out" if k in (HIDDEN, DANGLING, REPLACED) else
+        f"{kinds[k]:,} {k}{plural(k)} left out" if k in KINDS else
         f"{kinds[k]:,} file{plural(k)} of {k} left out" for k in order[:_NAMED]
     ]  # fmt: skip
     if rest := order[_NAMED:]:
