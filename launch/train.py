@@ -35,6 +35,9 @@ INIT_FROM = flags.DEFINE_string(
 INIT_PARTLY_FROM = flags.DEFINE_string(
     "init_partly_from", None, "The same, but what does not match is made anew: an encoder under another head."
 )
+BASE = flags.DEFINE_string(
+    "base", None, "A pre-trained model to adapt, as it is there: a run directory, or one of the transformers library's."
+)
 IMPORT = flags.DEFINE_multi_string(
     "import",
     [],
@@ -61,7 +64,8 @@ def run(gin_files, workdir, gin_params=(), imports=(), **how):
 
     Args:
         gin_files: a run file or several, as --gin_file. workdir: the run directory. gin_params, imports: one or several
-            too, as the flags. how: init_from, init_partly_from, profile, step_timeout of launch.run.loop.train.
+            too, as the flags. how: base, as the flag; init_from, init_partly_from, profile, step_timeout of
+            launch.run.loop.train.
 
     Returns:
         launch.run.loop.Finished. An interrupt of the kernel saves and returns; the same call goes on.
@@ -77,9 +81,20 @@ def run(gin_files, workdir, gin_params=(), imports=(), **how):
         host.enable_compilation_cache(COMPILATION_CACHE.default)
 
     several = lambda given: [str(given)] if isinstance(given, str | os.PathLike) else [*map(str, given)]
-    experiment = registry.parse(several(gin_files), several(gin_params), several(imports))
+    experiment = parsed(several(gin_files), several(gin_params), several(imports), how.pop("base", None))
     how |= {"imports": registry.imported(), "unset": registry.unset()}
     return loop.train(experiment, workdir, config=registry.operative_config(), **how)
+
+
+def parsed(gin_files, gin_params, imports, base=None):
+    """The Experiment of these flags."""
+    from launch.run import registry
+    from launch.run.base import bindings
+
+    found = registry.parse(gin_files, gin_params, imports)
+    if base is None:
+        return found
+    return registry.parse(gin_files, [*bindings(base, found), *gin_params], imports)
 
 
 def main(argv):
@@ -94,8 +109,8 @@ def main(argv):
         raise UserError("--gin_file is required, as in --gin_file=runs/demo.gin")
     if not (WORKDIR.value or DRY_RUN.value):
         raise UserError("--workdir is required, as in --workdir=/tmp/demo; only --dry_run needs none")
-    if INIT_FROM.value and INIT_PARTLY_FROM.value:
-        raise UserError("--init_from and --init_partly_from are two ways to begin: give one of them")
+    if sum(map(bool, (INIT_FROM.value, INIT_PARTLY_FROM.value, BASE.value))) > 1:
+        raise UserError("--base, --init_from and --init_partly_from are ways to begin: give one of them")
     if PROFILE.value and not re.fullmatch(r"\d+:\d+", PROFILE.value):
         raise UserError(f"--profile={PROFILE.value} must be two steps, as in 10:13")
     if PROFILE.value and not int.__lt__(*map(int, PROFILE.value.split(":"))):
@@ -108,7 +123,7 @@ def main(argv):
     from launch.run import experiment, loop, registry
 
     mesh = [f"Experiment.mesh = {MESH.value!r}"] if MESH.value else []
-    found = registry.parse(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value)
+    found = parsed(GIN_FILE.value, GIN_PARAM.value + mesh, IMPORT.value, BASE.value)
     if DRY_RUN.value:
         found = experiment.completed(experiment.bound(found))
         experiment.validate(found, dry_run.stand_in_devices(found.mesh))

@@ -29,11 +29,14 @@ class Init:
     strict: all that is there has to have its place and shape in the model; and where every source is strict, all of
         the model has to come from them, but for a task's head (Objective.new_modules). False takes what fits by name
         and shape: an encoder under another head.
+    bodies: only the modules that are pre-trained have to come from there (paradigm.objective.BODIES); heads are taken
+        where there are such, and drawn else.
     """
 
     path: str
     rename: tuple[tuple[str, str], ...] = ()
     strict: bool = True
+    bodies: bool = False
 
     def __post_init__(self):
         from paradigm import trees  # which brings jax

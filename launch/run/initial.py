@@ -11,12 +11,14 @@ from launch.run.data import labels_of, tokenizer_of
 from launch.run.experiment import Init, bound
 from launch.storage import filesystem
 from launch.storage.checkpoint import Checkpoints
+from launch.storage.workdir import open_run
 from paradigm import rng, trees
 from paradigm.capabilities import parts
 from paradigm.classes import OnClasses
 from paradigm.errors import UserError
 from paradigm.hf import peft
 from paradigm.hf.family import FREE, differing
+from paradigm.objective import BODIES
 from paradigm.step import init_state
 
 # Of a module: what training alone reads, or sizes, or what its leaves show.
@@ -101,17 +103,18 @@ def initial_state(program, checkpoints, inits=()):
     wanted = dict(trees.named_leaves(program.state.all_params))
     wanted_stats = running_stats(program.state.extra)
     given, stats, lines, vocabularies, tokenizers, labels = {}, {}, [], [], [], []
+    is_new = functools.partial(_is_new, program.experiment.objective, bodies=any(init.bodies for init in inits))
     named = [part.objective for part in parts(program.experiment.objective) if isinstance(part.objective, OnClasses)]
     heads = {head for objective in named for head in objective.heads}
     for init in inits:
         source = _read(init, program.experiment.objective, given)
         found, where, vocabulary = source.params, source.where, source.vocabulary
         theirs = sorted({name.split("/")[0] for name in found})
-        if program.experiment.objective.adapt is not None:
+        if init.bodies or program.experiment.objective.adapt is not None:
             found, behind = _of_bodies(program.experiment.objective, found, wanted)
             if behind:
                 print(f"{where}: not taken {', '.join(behind)}", flush=True)
-        needed = {n: x for n, x in wanted.items() if n in found or not _is_new(program.experiment.objective, n)}
+        needed = {n: x for n, x in wanted.items() if n in found or not is_new(n)}
         try:
             matched, line = _matched(init, found, needed, where, alone=len(inits) == 1)
         except UserError as error:
@@ -133,7 +136,7 @@ def initial_state(program, checkpoints, inits=()):
                 vocabularies.append((where, vocabulary))
             elif (tokenizer := pretrained.tokenizer(filesystem.as_path(init.path))) is not None:
                 tokenizers.append((where, tokenizer))
-    missing = [name for name in wanted if name not in given and not _is_new(program.experiment.objective, name)]
+    missing = [name for name in wanted if name not in given and not is_new(name)]
     if len(inits) > 1 and missing and all(init.strict for init in inits):
         lacking = f"{missing[0]}{_more(missing)}"
         raise UserError(f"Experiment.init: none of its sources has {lacking}: add one that has, or set strict=False")
@@ -143,7 +146,7 @@ def initial_state(program, checkpoints, inits=()):
         return program.init, fresh, "started from scratch"
     fresh["vocabularies"], fresh["tokenizers"] = vocabularies, tokenizers  # of which the data have to be
     fresh["labels"] = labels  # of which they should
-    drawn = [name for name in wanted if name not in given and _is_new(program.experiment.objective, name)]
+    drawn = [name for name in wanted if name not in given and is_new(name)]
     lines += [f"drawn are {drawn[0]}{_more(drawn)}"] if drawn else []
     return functools.partial(program.init, given, stats), fresh, f"started from {'; '.join(lines)}"
 
@@ -192,9 +195,7 @@ class _Source(NamedTuple):
 
 def _read(init, objective, base):
     """The _Source of an Init."""
-    path, step = filesystem.as_path(init.path), None
-    if path.name.isdecimal() and path.parent.name == "checkpoints":
-        path, step = path.parent.parent, int(path.name)
+    path, step = _run_of(init.path)
     about, stats, where = {}, {}, f"{init.path}"
     if peft.is_adapter(path):
         params = trees.nested(pretrained.adapter(path, objective, base))
@@ -218,6 +219,24 @@ def _read(init, objective, base):
     names = {_renamed(init, name): name for name, _ in trees.named_leaves(params)}
     params = {_renamed(init, name): x for name, x in trees.named_leaves(params)}
     return _Source(params, stats, names, where, **about)
+
+
+def _run_of(path):
+    """(a run directory, the step or None) of DIR or DIR/checkpoints/STEP."""
+    path = filesystem.as_path(path)
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def run_modules(path):
+    """{name: module} of a run, or one checkpoint in it. Raises UserError where no gin file described them."""
+    directory, step = _run_of(path)
+    checkpoints, step = open_run(directory, step)
+    modules = _about(directory, checkpoints.meta(step)[0]).get("modules")
+    if modules is None:
+        raise UserError(f"{path} does not say what its model is: describe that in a gin file, for --init_from={path}")
+    return modules
 
 
 def _about(path, meta):
@@ -302,14 +321,17 @@ def _other_kinds(init, objective, theirs):
     return f"{init.path} is of another kind: it holds {has}, and {type(objective).__name__} has {mine}: "
 
 
-def _is_new(objective, name):
-    """Whether no base run need have the parameter of this name: the adaptation adds it, or it is a new head's."""
+def _is_new(objective, name, bodies):
+    """Whether no base run need have the parameter of this name: the adaptation adds it, or it is a new head's. bodies:
+    whether all that is no body's is."""
     adapt, module = objective.adapt, name.split("/")[0]
-    return module in objective.new_modules or adapt is not None and (adapt.is_own(name) or module in objective.heads)
+    if module in objective.new_modules or bodies and module not in BODIES:
+        return True
+    return adapt is not None and (adapt.is_own(name) or module in objective.heads)
 
 
 def _of_bodies(objective, found, wanted):
-    """(what of a source is for an adapted objective, the names of modules that stay behind).
+    """(what of a source is for an objective on its bodies, the names of modules that stay behind).
 
     Other modules than the objective's stay behind, and heads of other shapes: those are drawn.
     """

@@ -24,6 +24,11 @@ def read(path):
     return hf.read(path, families())
 
 
+def modules(path):
+    """The modules by name of such a directory, without their parameters. Raises as `read`."""
+    return hf.read_modules(path, families())
+
+
 def bodies(objective):
     """The modules that a family of the library has: all of a pair's, and without heads of others'."""
     modules = {name: module for name, (module, _) in objective.modules().items()}

@@ -101,6 +101,25 @@ def read(path, families, modules=None):
             something else; a tensor that is missing, left over, or of another shape: its name, the shape wanted and
             the shape found.
     """
+    with _opened(path, families) as (family, found, tensors):
+        if modules is None:
+            modules = found
+        elif modules.keys() != family.kinds.keys() or not _fits(family, modules):
+            raise UserError(f"{path} holds a {family.title}, and the modules are {_described(modules)}")
+        for field, ours, theirs in differences(family, modules, found):
+            raise UserError(f"{path} holds a {family.title} with {field}={theirs!r}; the model has {field}={ours!r}")
+        return modules, files.load(path, leaves_of(family, modules), abstract(family, modules), tensors)
+
+
+def read_modules(path, families):
+    """The modules alone, without reading their parameters. Args, raises: as of `read`."""
+    with _opened(path, families) as (_, modules, _):
+        return modules
+
+
+@contextlib.contextmanager
+def _opened(path, families):
+    """(the Family, its modules as config.json has them, the Tensors) of a directory."""
     path = expand(path)
     where, entries, file = files.described(path)
     found = entries if isinstance(entries, dict) else {}
@@ -116,15 +135,9 @@ def read(path, families, modules=None):
     with contextlib.ExitStack() as stack:
         tensors = files.Tensors(path, stack, family.rename, family.ignored, file)
         config = Config(entries, family.title, where, irrelevant=family.irrelevant)
-        found = family.modules(config, tensors)
+        modules = family.modules(config, tensors)
         config.finish()
-        if modules is None:
-            modules = found
-        elif modules.keys() != family.kinds.keys() or not _fits(family, modules):
-            raise UserError(f"{path} holds a {family.title}, and the modules are {_described(modules)}")
-        for field, ours, theirs in differences(family, modules, found):
-            raise UserError(f"{path} holds a {family.title} with {field}={theirs!r}; the model has {field}={ours!r}")
-        return modules, files.load(path, leaves_of(family, modules), abstract(family, modules), tensors)
+        yield family, modules, tensors
 
 
 def write(path, modules, params, families, **entries):

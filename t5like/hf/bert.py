@@ -1,22 +1,23 @@
-"""BERT and RoBERTa: an Encoder with learned positions, norms after each branch, and a head for hidden tokens.
+"""BERT and RoBERTa: an Encoder with learned positions, norms after each branch, and a head for hidden tokens where the
+file has one (the bare model, sentence encoders and classifiers have none).
 
-A file's pooler and its next-sentence head, which no model of ours has, are left unread.
+A file's pooler, its next-sentence head and heads of tasks, which no model of ours has, are left unread.
 """
 
 from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 from paradigm.hf.leaves import Vector
-from t5like.hf.common import ACTIVATIONS, text_family
+from t5like.hf.common import ACTIVATIONS, prefixed, text_family
 from t5like.models import Encoder
 
 
-def _model(offset, head_activation=None):
-    """offset: Config -> the first row of the table of positions that a token is at."""
+def _model(offset, bias, head_activation=None):
+    """offset: Config -> the first row of the table of positions that a token is at. bias: a tensor of the head."""
 
     def model(config, tensors):
-        del tensors
         config.only(position_embedding_type="absolute", tie_word_embeddings=True)
-        return encoder(config, offset(config), head=True, head_activation=head_activation)
+        head = {"head": True, "head_activation": head_activation} if bias in tensors else {}
+        return encoder(config, offset(config), **head)
 
     return model
 
@@ -47,12 +48,12 @@ def encoder(config, offset, **fields):
     )
 
 
-def config(kind, architecture):
-    """ours -> config.json."""
+def config(kind, architecture, bare=None):
+    """ours -> config.json. bare: the architecture without a head, where that is another."""
 
     def of(model):
         return {
-            "architectures": [architecture],
+            "architectures": [architecture if model.head or bare is None else bare],
             "model_type": kind,
             "vocab_size": model.vocab_size,
             "hidden_size": model.d_model,
@@ -97,6 +98,8 @@ def _leaves(root, transform, transform_norm, bias, output):
     """Of one of the two, by the names of its head's tensors."""
 
     def leaves(model):
+        if not model.head:
+            return encoder_leaves(model, root, ())
         return [
             *encoder_leaves(model, root, (f"{output}.weight",)),
             *plain(dense(transform, "head/dense") + norm(transform_norm, "head/norm")),
@@ -106,9 +109,13 @@ def _leaves(root, transform, transform_norm, bias, output):
     return leaves
 
 
+TASKS = ("classifier.", "qa_outputs.")  # of files that were tuned to a task
+
+
 def _renamed(name):
-    """Files that TensorFlow's were made into have its words for a norm's two vectors."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    """Files that TensorFlow's were made into have its words for a norm's two vectors; the bare model has no prefix."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    return prefixed("bert.", "cls.", *TASKS)(name)
 
 
 HOW = {
@@ -119,8 +126,8 @@ BERT = text_family(
     "bert",
     Encoder,
     "learned",
-    _model(lambda config: 0),
-    config("bert", "BertForMaskedLM"),
+    _model(lambda config: 0, "cls.predictions.bias"),
+    config("bert", "BertForMaskedLM", "BertModel"),
     _leaves(
         "bert",
         "cls.predictions.transform.dense",
@@ -130,16 +137,17 @@ BERT = text_family(
     ),
     **HOW,
     rename=_renamed,
-    ignored=r"bert\.pooler\.|cls\.seq_relationship\.|bert\.embeddings\.position_ids",
+    ignored=r"bert\.pooler\..*|cls\.seq_relationship\..*|bert\.embeddings\.position_ids|classifier\..*|qa_outputs\..*",
 )
 ROBERTA = text_family(
     "RoBERTa",
     "roberta",
     Encoder,
     "learned",
-    _model(lambda config: config.get("pad_token_id", 1) + 1, "gelu_exact"),  # fairseq counts places from there
-    config("roberta", "RobertaForMaskedLM"),
+    _model(lambda config: config.get("pad_token_id", 1) + 1, "lm_head.bias", "gelu_exact"),  # fairseq counts from there
+    config("roberta", "RobertaForMaskedLM", "RobertaModel"),
     _leaves("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
     **HOW,
-    ignored=r"roberta\.pooler\.|roberta\.embeddings\.position_ids",
+    rename=prefixed("roberta.", *TASKS),
+    ignored=r"roberta\.pooler\..*|roberta\.embeddings\.position_ids|classifier\..*|qa_outputs\..*",
 )

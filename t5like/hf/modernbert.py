@@ -1,4 +1,5 @@
-"""ModernBERT: an Encoder with norms before each branch, rotary positions, a gated MLP and layers of local attention."""
+"""ModernBERT: an Encoder with norms before each branch, rotary positions, a gated MLP and layers of local attention;
+the bare model, as sentence encoders are, has no head for hidden tokens."""
 
 import dataclasses
 
@@ -6,11 +7,12 @@ from paradigm.hf import MEANING, Leaf, dense, norm, plain, stacked
 from paradigm.hf.config import inverse
 from paradigm.hf.leaves import Absent, Vector
 from t5like.hf.common import ACTIVATIONS as OF_HEAD
-from t5like.hf.common import text_family
+from t5like.hf.common import prefixed, text_family
 from t5like.models import Encoder
 
 ACTIVATIONS = {"gelu": "gated_gelu_exact", "gelu_pytorch_tanh": "gated_gelu", "silu": "gated_silu"}
 THETA, LOCAL_THETA = 160_000.0, 10_000.0
+_BIAS = "decoder.bias"  # of the head
 
 
 def _thetas(config):
@@ -40,7 +42,6 @@ def _rhythm(config):
 
 
 def _model(config, tensors):
-    del tensors
     theta, local_theta = _thetas(config)
     width = config.get("local_attention", 128)
     if width % 2:
@@ -66,7 +67,7 @@ def _model(config, tensors):
         global_every=_rhythm(config),
         attention_dropout=config.get("attention_dropout", 0.0),
         tied=True,
-        head=True,
+        head=_BIAS in tensors,
         head_activation=config.choose("classifier_activation", "gelu", OF_HEAD),  # of the head for hidden tokens too
     )
 
@@ -74,7 +75,7 @@ def _model(config, tensors):
 def _config(model):
     kinds = ["sliding_attention" if i % (model.global_every or 1) else "full_attention" for i in range(model.layers)]
     return {
-        "architectures": ["ModernBertForMaskedLM"],
+        "architectures": ["ModernBertForMaskedLM" if model.head else "ModernBertModel"],
         "model_type": "modernbert",
         "vocab_size": model.vocab_size,
         "hidden_size": model.d_model,
@@ -105,6 +106,7 @@ def _leaves(model):
         *norm("attn_norm", "attention_norm", bias=False),
     ]
     layers = stacked(model.layers, "model.layers.{}", "encoder", rows)
+    head = dense("head.dense", "head/dense", bias=False) + norm("head.norm", "head/norm", bias=False)
     return [
         Leaf("model.embeddings.tok_embeddings.weight", ("embed/embedding",), aliases=("decoder.weight",)),
         *plain(norm("model.embeddings.norm", "encoder/pre_norm", bias=False)),
@@ -114,8 +116,7 @@ def _leaves(model):
             for x in layers
         ),
         *plain(norm("model.final_norm", "encoder/norm", bias=False)),
-        *plain(dense("head.dense", "head/dense", bias=False) + norm("head.norm", "head/norm", bias=False)),
-        Leaf("decoder.bias", ("head/bias",), Vector),
+        *([*plain(head), Leaf(_BIAS, ("head/bias",), Vector)] if model.head else []),
     ]
 
 
@@ -127,6 +128,7 @@ MODERNBERT = text_family(
     _model,
     _config,
     _leaves,
+    rename=prefixed("model.", "head.", "decoder."),
     free=frozenset({"max_length", "dropout"}),
     meaning={"head_activation": lambda m: m.head_activation or m.activation},
     irrelevant=(

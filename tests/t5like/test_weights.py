@@ -184,10 +184,38 @@ def test_a_bare_bart_has_no_prefix_and_no_bias_of_logits(tmp_path):
     """As the files of bart-base and bart-large, whose bias the library then has at zero."""
     wanted, golden = read(released("bart", tmp_path))[1], cases.load("bart")
     bare = {name.removeprefix("model."): x for name, x in golden["weights"].items() if name != "final_logits_bias"}
+    bare["classification_head.dense.weight"] = np.zeros(3, np.float32)  # as bart-large-mnli's
     found = read(make.released(golden | {"weights": bare}, tmp_path))[1]
     assert not found["head"]["bias"].any()
     found["head"]["bias"] = wanted["head"]["bias"]
     assert equal(found, wanted)
+
+
+@pytest.mark.parametrize("case, prefix, head, beside", [
+    ("bert", "bert.", ("cls.",), ("pooler.dense.weight", "pooler.dense.bias")),
+    ("roberta", "roberta.", ("lm_head.",), ("pooler.dense.weight",)),
+    ("modernbert", "model.", ("head.", "decoder."), ()),
+])  # fmt: skip
+def test_an_encoder_is_read_with_its_head_and_without(case, prefix, head, beside, tmp_path):
+    """bert-base-uncased holds a pooler and a next-sentence head beside the head for hidden tokens; a sentence encoder's
+    file the bare model, without a prefix; a classifier's a head of its own."""
+    golden = cases.load(case)
+    weights = golden["weights"]
+    of = lambda weights: read(make.released(golden | {"weights": weights}, tmp_path / "theirs"))
+    model, wanted = of(weights)
+    left = np.zeros(3, np.float32)
+    more = {prefix + name: left for name in beside} | ({"cls.seq_relationship.weight": left} if case == "bert" else {})
+    assert equal(of(weights | more)[1], wanted)
+    bare = {name: x for name, x in weights.items() if not name.startswith(head)}
+    without, found = of({name.removeprefix(prefix): x for name, x in bare.items()} | dict.fromkeys(beside, left))
+    assert model.head and not without.head
+    assert equal(found, {name: x for name, x in wanted.items() if name != "head"})
+    if case != "modernbert":
+        assert equal(of(bare | {"classifier.dense.weight": left, "qa_outputs.bias": left})[1], found)
+    write(tmp_path / "ours", without, found)
+    assert json.loads((tmp_path / "ours" / files.CONFIG).read_text())["architectures"][0].endswith("Model")
+    again, theirs = read(tmp_path / "ours")
+    assert not again.head and equal(theirs, found)
 
 
 def test_a_modernbert_s_head_has_an_activation_of_its_own(tmp_path):

@@ -1,0 +1,85 @@
+"""`--base=DIR`: an objective on a pre-trained model as it is there, whatever the run file makes.
+
+    lines = bindings(DIR, registry.parse(files, params))
+    experiment = registry.parse(files, [*lines, *params])
+
+The model's settings, its tokenizer and where its parameters are become bindings on top of the run file's, so that
+config.gin has them all. How a model is trained and computed (drop_path, remat, dtype ...: FREE) stays the run file's;
+what a person binds beside counts more than either.
+"""
+
+import dataclasses
+
+from launch.run import pretrained
+from launch.run.initial import run_modules
+from launch.storage import filesystem
+from paradigm.errors import UserError
+from paradigm.hf.family import FREE
+from paradigm.objective import BODIES
+
+# Which function of gin makes a module of this class, and what it is told before its fields.
+MAKERS = {
+    "Encoder": ("bert", {"size": "tiny", "style": "bert"}),
+    "Decoder": ("gpt", {"size": "tiny", "style": "rope"}),
+    "EncoderDecoder": ("t5", {"size": "tiny", "version": "1.1"}),
+    "ViT": ("vit", {"size": "tiny"}),
+    "ResNet": ("resnet", {"depth": "18"}),
+    "ClipViT": ("clip_vit", {"size": "tiny"}),
+    "TextTower": ("clip_text", {"size": "tiny"}),
+}
+
+
+def bindings(base, experiment):
+    """The lines by which an experiment's objective has the model of `base`, a run or a directory of the transformers
+    library, and begins with its parameters.
+
+    Raises:
+        UserError: nothing there, or of no known architecture; an objective of several parts, or of another kind.
+    """
+    objective, path = experiment.objective, filesystem.as_path(base)
+    owner = type(objective).__name__
+    theirs = pretrained.modules(path) if pretrained.is_pretrained(path) else run_modules(path)
+    own = [field.name for field in dataclasses.fields(objective) if field.name in BODIES]
+    if not own:
+        raise UserError(
+            f"--base={base}: {owner} has several models, or none: describe them in a gin file, and say in "
+            "Experiment.init what they begin with"
+        )
+    shared = [name for name in own if name in theirs]
+    if not shared:
+        kinds = ", ".join(f"{name} ({type(module).__name__})" for name, module in theirs.items())
+        raise UserError(f"--base={base} holds {kinds}, and {owner} reads {' and '.join(own)}: take another base")
+    lines = [line for name in shared for line in _model(base, f"{owner}.{name}", theirs[name])]
+    lines += _data(base, experiment.data, [theirs[name] for name in shared])
+    return [*lines, "Experiment.init = (@base/Init(),)", f"base/Init.path = {str(base)!r}", "base/Init.bodies = True"]
+
+
+def _model(base, setting, module):
+    """Lines that make a setting this module: all of its fields, since a run file may have set any of them."""
+    kind = type(module).__name__
+    if kind not in MAKERS:
+        known = ", ".join(MAKERS)
+        raise UserError(f"--base={base} holds a {kind}, and models to adapt are {known}: describe it in a gin file")
+    maker, first = MAKERS[kind]
+    fields = {f: getattr(module, f) for f in type(module).__dataclass_fields__ if f not in FREE}
+    lines = [f"{setting} = @{maker}()"]
+    for name, value in {**first, **fields}.items():
+        if dataclasses.is_dataclass(value):  # a value of rope.py
+            scope = f"{maker}_{name}"
+            lines += [f"{scope}/{type(value).__name__}.{f.name} = {getattr(value, f.name)!r}"
+                      for f in dataclasses.fields(value)]  # fmt: skip
+            value = f"@{scope}/{type(value).__name__}()"
+        else:
+            value = repr(value)
+        lines.append(f"{maker}.{name} = {value}")
+    return lines
+
+
+def _data(base, recipe, modules):
+    """Lines that make data ones that the modules can read: ids of their tokenizer, pictures of their channels."""
+    name, lines = type(recipe).__name__, []
+    if any(hasattr(module, "vocab_size") for module in modules) and hasattr(recipe, "tokenizer"):
+        lines += [f"{name}.tokenizer = {str(base)!r}"]
+        lines += [f"{name}.specials = ()"] if hasattr(recipe, "specials") else []  # those of the run file's tokenizer
+    channels = [module.channels for module in modules if hasattr(module, "channels")]
+    return lines + ([f"{name}.channels = {channels[0]}"] if channels and hasattr(recipe, "channels") else [])

@@ -1,0 +1,97 @@
+"""--base: a run on a pre-trained model as it is there, whatever the run file makes."""
+
+import jax
+import numpy as np
+import pytest
+
+from launch import load, train
+from launch.run import base, pretrained, registry
+from paradigm.errors import UserError
+from paradigm.hf.family import FREE, differing
+from t5like.tokenizers import ByteTokenizer
+from tests.launch.test_load import CONFIG, make_run
+from tests.parity import cases, make
+
+RUN = "runs/smoke/classification.gin"
+HIDDEN = (
+    CONFIG.format(objective="MaskedLM", model="bert", ema=None)
+    + """
+TextData.tokenizer = 'bytes'
+TextData.specials = ('mask',)
+MaskedLM.length = 16
+bert.d_model = 24
+bert.heads = 3
+bert.d_ff = 32
+bert.style = 'modern'
+"""
+)
+
+
+def experiment(directory, *params, run=RUN):
+    lines = base.bindings(str(directory), registry.parse([run], params))
+    return registry.parse([run], [*lines, *params])
+
+
+def differs(ours, theirs):
+    return [name for name, *_ in differing(ours, theirs) if name not in FREE]
+
+
+SHORT = "TextClassification.length = 16"  # the models have few positions
+CASES = {
+    "Encoder": ("bert", "modernbert"),
+    "Decoder": ("gpt2", "llama_31", "llama_yarn"),
+    "EncoderDecoder": ("t5_v1_0", "mbart"),
+}
+
+
+@pytest.mark.parametrize("case, owner", [(case, owner) for owner, several in CASES.items() for case in several])
+def test_a_task_has_the_model_of_the_base_and_its_tokenizer(case, owner, tmp_path):
+    """All of its settings, also those that the run file sets, and config.gin has them."""
+    directory = make.released(cases.load(case), tmp_path)
+    found = experiment(directory, "Experiment.total_steps = 3", SHORT)
+    [model] = pretrained.modules(directory).values()
+    assert type(found.objective.model).__name__ == owner and not differs(found.objective.model, model)
+    assert found.data.tokenizer == str(directory) and not found.data.specials and found.total_steps == 3
+    [init] = found.init
+    assert (init.path, init.strict, init.bodies) == (str(directory), True, True)
+    assert registry.parse_text(registry.operative_config()) == found
+
+
+def test_what_is_bound_beside_counts_and_how_it_is_computed_stays(tmp_path):
+    directory = make.released(cases.load("bert"), tmp_path)
+    found = experiment(
+        directory, SHORT, "bert.dropout = 0.25", "bert.drop_path = 0.5", "TextRecords.specials = ('mask',)"
+    )
+    assert found.objective.model.dropout == 0.25 and found.objective.model.drop_path == 0.5
+    assert found.data.specials == ("mask",)
+
+
+def test_a_task_trains_on_a_run_and_what_is_drawn_is_told(tmp_path, capsys):
+    was, state = make_run(tmp_path / "base", HIDDEN, ByteTokenizer(specials=("mask",)))
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(f'{{"text": "a{i}", "label": "{"xyz"[i % 3]}"}}\n' for i in range(20)))
+    params = [f"TextRecords.source = '{table}'", "TextRecords.input = '{text}'", "TextRecords.label = 'label'"]
+    params += ["Experiment.total_steps = 1", "Experiment.batch_size = 8", "Experiment.evaluators = ()"]
+    params += [SHORT]
+    train.run(RUN, tmp_path / "run", params, base=tmp_path / "base")
+    assert "drawn are classifier/" in capsys.readouterr().out
+    run = load(tmp_path / "run")
+    assert not differs(run.model, was.objective.model) and len(run.classify("a").chances) == 3
+    jax.tree.map(np.testing.assert_array_equal, run.params["model"], state.params["model"])  # a schedule begins at 0
+
+
+def test_what_cannot_be_a_base(tmp_path):
+    directory = make.released(cases.load("bert"), tmp_path / "bert")
+    with pytest.raises(UserError, match=r"holds model \(Encoder\), and MAE reads encoder: take another base"):
+        experiment(directory, run="runs/smoke/mae.gin")
+    with pytest.raises(UserError, match="Sum has several models, or none: describe them in a gin file"):
+        experiment(directory, run="runs/smoke/slip.gin")
+    with pytest.raises(UserError, match="no such run directory"):
+        experiment(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="SpanQA works on Encoder or EncoderDecoder"):
+        experiment(make.released(cases.load("gpt2"), tmp_path / "gpt2"), run="runs/smoke/span_qa.gin")
+
+
+def test_every_maker_of_a_base_makes_its_class():
+    made = {name: registry.configurables()[maker](**first) for name, (maker, first) in base.MAKERS.items()}
+    assert {name: type(module).__name__ for name, module in made.items()} == {name: name for name in base.MAKERS}
