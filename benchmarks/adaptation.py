@@ -104,6 +104,8 @@ class Work:
         """launch.results' Run of one adaptation, trained unless that is done already; None where it is not to be."""
         from launch.results import runs
 
+        if method.head and task.objective == "TextToText":
+            return None
         if not method.file:  # drawn, models that are built alike are one
             model = next(m for m in (*MODELS, *PICTURES) if self.base(m) and self.built(m) == self.built(model))
         label = task.folder or "eurosat"

@@ -6,19 +6,21 @@ import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A row. file: of gin_configs/adapt, "" for a model from scratch. rates: that are tried. biases: whether a text
-    model is given biases of 0 that its base does not have. pictures: the file for a vision transformer, if another."""
+    model is given biases of 0 that its base does not have. pictures: the file for a vision transformer, if another.
+    head: whether it trains a new head alone, which a task that writes does not have."""
 
     name: str
     file: str
     rates: tuple[float, ...]
     biases: bool = False
     pictures: str | None = None
+    head: bool = False
 
 
 METHODS = (
     Method("from scratch", "", (1e-3, 3e-3)),
     Method("full fine-tuning", "full", (3e-4, 1e-3, 3e-3)),
-    Method("linear probe", "linear_probe", (5e-3, 2e-2)),
+    Method("linear probe", "linear_probe", (5e-3, 2e-2), head=True),
     Method("BitFit", "bitfit", (5e-3, 2e-2, 5e-2), biases=True),
     Method("LoRA", "lora", (3e-3, 1e-2, 3e-2)),
     Method("adapters (Pfeiffer)", "pfeiffer", (3e-3, 1e-2, 3e-2)),

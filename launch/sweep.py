@@ -156,7 +156,7 @@ def check(point, workdir):
     mesh = [f"Experiment.mesh = {train.MESH.value!r}"] if train.MESH.value else []
     try:
         params = [*train.GIN_PARAM.value, *point.bindings, *mesh]
-        run = registry.parse([*train.GIN_FILE.value, *point.files], params, train.IMPORT.value)
+        run = train.parsed([*train.GIN_FILE.value, *point.files], params, train.IMPORT.value, train.BASE.value)
         validate(run, None)
         look(run.data, sync.local(workdir / point.name) / "data")
     except UserError as error:
