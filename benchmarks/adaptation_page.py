@@ -22,7 +22,7 @@ def write(out, work, cells, rates, found):
     out.mkdir(parents=True, exist_ok=True)
     runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
     forgets = {method: work.forgotten(run, ENCODER, method) for method, run in runs.items() if run is not None}
-    if any(run is not None for (task, *_), run in found.items() if task is INTENTS):
+    if any(run is not None for key, run in found.items() if key[:2] == (INTENTS, ENCODER)):
         picture(found, out / "adaptation.png")
     save(out / "adaptation.md", report(work, cells, rates, found, forgets))
 
