@@ -60,16 +60,16 @@ def main(argv):
     for task, path in work.given.items():
         if task.folder:
             getattr(data, task.folder)(there(path), work.root / "data")
-    models = {model for cells in CELLS.values() for _, model, _ in cells if work.base(model) is not None}
+    models = [model for model in (*MODELS, *PICTURES) if work.base(model) is not None]
     if not models:
         raise UserError(f"--bases={BASES.value}: none of masked_lm/0, next_token/0, span_corruption/0 or eurosat/*/0")
-    cells = {part: [c for c in cells if c[0] in work.given and c[1] in models] for part, cells in CELLS.items()}
-    alike = lambda model: [m for m in PICTURES if m in models] if model in PICTURES else [model]
-    rates = {(method, m): best_rate(work, method, alike(m), cells) for method in METHODS for m in models}
-    found, shown = {}, functools.partial(page.write, expand(OUT.value), work, cells, rates)
+    alike = lambda model: [m for m in models if m in PICTURES] if model in PICTURES else [model]
+    rates = {(method, model): best_rate(work, method, alike(model)) for method in METHODS for model in models}
+    found, shown = {}, functools.partial(page.write, expand(OUT.value), work, rates)
     for part in CELLS:
         for seed in range(SEEDS.value):
-            for method, (task, model, share) in itertools.product(METHODS, cells[part]):
+            here = [cell for cell in CELLS[part] if cell[1] in models]
+            for method, (task, model, share) in itertools.product(METHODS, here):
                 train, rate = part in PART.value, rates[method, model]
                 run = work.run(task, model, method, rate, share, seed, train=train)
                 found[task, model, method, share, seed] = run
@@ -192,10 +192,10 @@ class Work:
         return json.loads(kept.read_text())
 
 
-def best_rate(work, method, models, cells):
+def best_rate(work, method, models):
     """The rate of a method with the best accuracy of the first of models on a validation split, of those that have run
     where no part that has one of the models is to be run."""
-    train = any(model in models for part in PART.value for _, model, _ in cells.get(part, ()))
+    train = any(model in models for part in PART.value for _, model, _ in CELLS.get(part, ()))
     task = LAND if models[0] in PICTURES else INTENTS
     tried = {rate: work.run(task, models[0], method, rate, TUNED, 0, "valid", train) for rate in method.rates}
     done = {rate: run.last("valid/accuracy") for rate, run in tried.items() if run is not None}

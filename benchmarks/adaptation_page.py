@@ -2,7 +2,18 @@
 
 import statistics
 
-from benchmarks.adaptation_cells import DECODER, ENCODER, INTENTS, METHODS, PICTURES, REQUESTS, SHARES, TUNED
+from benchmarks.adaptation_cells import (
+    CELLS,
+    DECODER,
+    ENCODER,
+    INTENTS,
+    METHODS,
+    MODELS,
+    PICTURES,
+    REQUESTS,
+    SHARES,
+    TUNED,
+)  # fmt: skip
 from benchmarks.compare import cell, save, table
 from benchmarks.machine import processor
 
@@ -12,19 +23,19 @@ LINE = """
 """
 
 
-def write(out, work, cells, rates, found):
+def write(out, work, rates, found):
     """Writes both.
 
     Args:
-        out: the folder. work: of benchmarks.adaptation. cells: {part: [(task, model, share)]} that can be had.
-        rates: {(method, model): rate}. found: {(task, model, method, share, seed): a Run, or None}.
+        out: the folder. work: of benchmarks.adaptation. rates: {(method, model): rate}.
+        found: {(task, model, method, share, seed): a Run, or None}.
     """
     out.mkdir(parents=True, exist_ok=True)
     runs = {method: found.get((INTENTS, ENCODER, method, TUNED, 0)) for method in METHODS if method.file}
     forgets = {method: work.forgotten(run, ENCODER, method) for method, run in runs.items() if run is not None}
     if any(run is not None for key, run in found.items() if key[:2] == (INTENTS, ENCODER)):
         picture(found, out / "adaptation.png")
-    save(out / "adaptation.md", report(work, cells, rates, found, forgets))
+    save(out / "adaptation.md", report(work, rates, found, forgets))
 
 
 def scores(found, task, model, method, share, metric):
@@ -33,7 +44,7 @@ def scores(found, task, model, method, share, metric):
     return [number for run in chosen if (number := run.last(f"valid/{metric}")) is not None]
 
 
-def report(work, cells, rates, found, forgets):
+def report(work, rates, found, forgets):
     """The page, as markdown."""
     lines = [
         "# What an adaptation keeps of a pre-trained model, and what it costs",
@@ -49,13 +60,13 @@ def report(work, cells, rates, found, forgets):
         "",
         "## What is adapted",
         "",
-        *bases(work, cells),
+        *bases(work),
     ]
     for part, title, what in SECTIONS:
-        there = {seed for (*cell, _, share, seed), run in found.items() if run and (*cell, share) in cells[part]}
+        there = {seed for (*cell, _, share, seed), run in found.items() if run and (*cell, share) in CELLS[part]}
         if there:
             count = f"{len(there)} seed{'s' * (len(there) > 1)}."
-            lines += [f"## {title}", "", *what, count, "", *section(part, work, cells, rates, found, forgets)]
+            lines += [f"## {title}", "", *what, count, "", *section(part, work, rates, found, forgets)]
             lines += ["![accuracy by labels seen](adaptation.png)", ""] if part == "labels" else []
     return "\n".join(lines)
 
@@ -90,9 +101,9 @@ SECTIONS = (
 RATED = ("labels", "written", "pictures")  # the parts whose columns have one rate
 
 
-def section(part, work, cells, rates, found, forgets):
+def section(part, work, rates, found, forgets):
     """The table of a part."""
-    columns, rows = list(dict.fromkeys(cells[part])), []
+    columns, rows = CELLS[part], []
     for method in METHODS:
         row = [method.name]
         for task, model, share in columns:
@@ -101,7 +112,8 @@ def section(part, work, cells, rates, found, forgets):
             row += costs(found.get((INTENTS, ENCODER, method, TUNED, 0)))
             row += ["" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %"]
         if part in RATED:
-            row.append(f"{rates[method, columns[0][1]]:g}")
+            rate = next((rates[method, model] for _, model, _ in columns if (method, model) in rates), None)
+            row.append("" if rate is None else f"{rate:g}")
         rows.append(row)
     if part == "requests" and (shown := work.in_context(REQUESTS, DECODER)):
         how = f"in context, {shown['choice_shots']:.1f} examples (chance {100 * shown['choice_chance']:.1f})"
@@ -129,12 +141,12 @@ def costs(run):
     )]  # fmt: skip
 
 
-def bases(work, cells):
+def bases(work):
     """A table of the pre-trained models: how large they are, what they have read and what they reached."""
     from launch.results import runs
 
-    models, rows = dict.fromkeys(model for part in cells.values() for _, model, _ in part), []
-    for model in models:
+    rows = []
+    for model in (m for m in (*MODELS, *PICTURES) if work.base(m) is not None):
         run = runs.read(work.base(model))
         size = run.parameters.get("all")
         loss = next((name for name in ("valid/bits_per_byte", "valid/loss") if run.last(name) is not None), None)

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from benchmarks import adaptation_data, adaptation_page, compare
-from benchmarks.adaptation_cells import CELLS, ENCODER, INTENTS, LAND, METHODS, PICTURES, TUNED
+from benchmarks.adaptation_cells import CELLS, ENCODER, INTENTS, METHODS, PICTURES, TUNED
 from launch.results import runs
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -99,11 +99,10 @@ def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
     done = runs.Run(tmp_path, {}, [{"step": 3, "valid/accuracy": 0.5, "speed": {"seconds_per_step": 0.02}}], {})
     method = METHODS[1]
     found = {(INTENTS, ENCODER, method, TUNED, seed): done for seed in (0, 1)}
-    cells = {part: [c for c in cells if c[0] in (INTENTS, LAND)] for part, cells in CELLS.items()}
     rates = {(m, ENCODER): 0.01 for m in METHODS}
     (tmp_path / "config.gin").write_text("Experiment.batch_size = 8\nTextData.window = 16\n")
     work = types.SimpleNamespace(base=lambda model: tmp_path)
-    page = adaptation_page.report(work, cells, rates, found, {method: 0.25})
+    page = adaptation_page.report(work, rates, found, {method: 0.25})
     assert "| full fine-tuning |  | 50.0 ± 0.0 |  |  |  | 20 ms | +25.0 % | 0.01 |" in page
     assert "## Three architectures" in page and "## Land from above" not in page and "2 seeds" in page
     assert "| encoder | `masked_lm` |" in page
