@@ -47,6 +47,8 @@ def _modules(config, tensors):
         patch=image.get("patch_size", 16), activation=activation,
     )  # fmt: skip
     queries, heads = image.get("attn_pooler_queries", 256), image.get("attn_pooler_heads", 8)
+    if queries < 2:
+        image.refuse("attn_pooler_queries", "the first is the picture's vector, and a caption reads the others")
     words = text.get("width", 512)
     text.only(mlp_ratio=4.0)  # of the second half it is 4 whatever is said
     for name, default in {"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408}.items():

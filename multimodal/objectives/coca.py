@@ -51,6 +51,8 @@ class CoCa(CaptionObjective, CLIP):
         super().__post_init__()
         if self.text.pool != "class":
             raise UserError("CoCa.text is no decoder in two halves: choose coca_text")
+        if self.queries < (least := 1 + (self.image_pool == "one")):
+            raise UserError(f"CoCa.queries={self.queries} leaves captions no token of a picture: {least} is the least")
 
     def modules(self):
         e, modules = self.encoder, super().modules()

@@ -215,6 +215,7 @@ def test_masked_clip_reads_some_patches_in_training_and_all_in_evaluation():
         (lambda: tiny.cappa(parallel=1.5), "CapPa.parallel=1.5: a share of the examples lies from 0 to 1"),
         (lambda: tiny.cappa(captioner=cappa_text("tiny", None, 7, mask_token=False)), "mask_token=True, or parallel=0"),
         (lambda: tiny.cappa(encoder=resnet("tiny", image_size=16)), "CapPa reads patches: choose a ViT"),
+        (lambda: tiny.open_coca(queries=1), "CoCa.queries=1 leaves captions no token of a picture: 2 is the least"),
         (lambda: tiny.coca(text=tiny.clip().text), "CoCa.text is no decoder in two halves: choose coca_text"),
         (lambda: tiny.clip(patch_drop=1.0), "CLIP.patch_drop=1.0: a share of a ViT's patches"),
         (lambda: tiny.coca(text=coca_text("tiny", 100, 7)), "the tokenizer has 259 ids but the text tower of CoCa 100"),

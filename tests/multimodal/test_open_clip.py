@@ -73,6 +73,7 @@ def test_a_run_with_its_settings_can_be_written_and_one_without_cannot():
         (lambda c: c["vision_cfg"].update(attentional_pool=False), "vision_cfg.attentional_pool=False is not one of"),
         (lambda c: c["vision_cfg"].update(qk_norm=True), "vision_cfg.qk_norm=True is not one of our models"),
         (lambda c: c["multimodal_cfg"].update(width=24), "multimodal_cfg.width=24 is not one of our models: their two"),
+        (lambda c: c["vision_cfg"].update(attn_pooler_queries=1), "vision_cfg.attn_pooler_queries=1 is not one of our"),
         (lambda c: c["text_cfg"].update(pad_id=3), "text_cfg.pad_id=3 is not one of our models: they have 0"),
         (lambda c: c["text_cfg"].update(mlp_ratio=2.0), "text_cfg.mlp_ratio=2.0 is not one of our models"),
         (lambda c: c.pop("multimodal_cfg"), "of open_clip's models CoCa alone is read"),
