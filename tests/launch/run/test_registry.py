@@ -383,12 +383,3 @@ def test_outside_models_evaluators_recipes_and_functions_can_be_named(tmp_path, 
     assert registry.imported()["outside_all"] == [tmp_path / "outside_all.py"]
     assert registry.register_module("outside_listed") == ["listed"]
     assert sorted(registry.register_module("outside_all")) == ["Counts", "Net", "Recipe", "wide"]
-
-
-def test_references_keep_the_scopes_that_bindings_give_them():
-    """So that the line which runs without one of several evaluators is one that works."""
-    written = ["@a/NumbersData()", "@TwoTerms()", "@b/NumbersData()"]
-    scoped = [f"Experiment.evaluators = ({', '.join(written)})", "a/NumbersData.train = 5", "b/NumbersData.train = 6"]
-    found = parse(GOOD, *scoped)
-    assert registry.references("Experiment.evaluators", found.evaluators) == written
-    assert registry.references("Experiment.evaluators", found.evaluators[1:]) == ["@TwoTerms()", "@NumbersData()"]
