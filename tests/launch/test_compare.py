@@ -190,6 +190,12 @@ def test_a_run_that_was_only_begun(tmp_path):
     assert picture.draw(found).startswith(b"\x89PNG")
 
 
+def test_a_long_label_stands_in_lines_and_loses_nothing():
+    label = "first=1 · " + "a-name-without-spaces" * 4 + " · last=2"
+    lines = picture.in_lines(label).split("\n")
+    assert "".join("".join(lines).split()) == "".join(label.split()) and max(map(len, lines)) <= picture.LENGTH
+
+
 def test_the_spread_is_over_the_steps_that_all_have():
     steps, means, low, high = picture.spread([[(1, 1.0), (2, 2.0), (3, math.nan)], [(2, 4.0), (3, 1.0), (4, 1.0)]])
     assert steps == [2, 3] and means[0] == 3 and math.isnan(means[1])
