@@ -206,6 +206,7 @@ def test_a_param_may_cut_off_what_a_file_binds():
     ("Experiment.seed == 3", "a value is set with one `=`: write Experiment.seed = 3"),
     ("Experiment.seed =", "the value is missing: write Experiment.seed = VALUE"),
     ("Experiment.seed = 3;", "nothing stands behind a value: write Experiment.seed = 3"),
+    ("TwoTerms.name = 'a', 'b'", "one value, and several stand in brackets: write TwoTerms.name = ('a', 'b')"),
     ("Experiment.seed = 3 4", "a line has one value, and several stand in brackets: write Experiment.seed = (3, 4)"),
     ("Experiment.seed = 1,000", "numbers have no commas, and a tuple has brackets: write Experiment.seed = 1000"),
     ("Experiment.seed = 2 * 3", "gin does not calculate: write Experiment.seed = the result of 2 * 3"),
