@@ -208,7 +208,7 @@ class Run:
         from paradigm.capabilities import FillingMasks, ask
         from t5like.fill_mask import fill_mask
 
-        part = ask(FillingMasks, self.objective, "fill_mask", "use infill or generate")
+        part = ask(FillingMasks, self.objective, "fill_mask", self._instead())
         return fill_mask(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):
