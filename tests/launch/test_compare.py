@@ -182,6 +182,23 @@ def test_refusals(sweep, tmp_path):
         compare.compared([tmp_path / "a"], out=tmp_path / "a" / "config.gin" / "out")
 
 
+@pytest.mark.parametrize(
+    "rows, settings, told",
+    [
+        ([{"step": "2", "valid/loss": 1.0}], {}, "metrics.jsonl: step = '2' is no number"),
+        ([{"step": 2.5}], {}, "metrics.jsonl: step = 2.5 is no number of steps"),
+        ([{"step": 2, "valid/loss": [1]}], {}, r"metrics.jsonl: valid/loss = \[1\] is no number"),
+        ([{"step": 2, "speed": "fast"}], {}, "metrics.jsonl: speed = 'fast' is no number"),
+        ([], {"Experiment__total_steps": "1e3"}, "config.gin: total_steps = 1e3 is no number of steps"),
+        ([], {"rate": "%rate"}, "config.gin: a macro is set to itself"),
+    ],
+)
+def test_directories_of_others_are_one_line(rows, settings, told, tmp_path):
+    path = write(tmp_path / "a", rows=rows, **settings)
+    with pytest.raises(UserError, match=f"{tmp_path}/a/{told}"):
+        find([path])
+
+
 def test_a_run_that_was_only_begun(tmp_path):
     (run,), _ = find([write(tmp_path / "a", rows=[])])
     found = table.compare([run])
