@@ -122,7 +122,7 @@ def to_parameters(workdir, out, step=None):
     source, out = filesystem.as_path(workdir), _empty(out)
     checkpoints, step = open_run(source, step if step in (None, "best") else _integer(step))
     step, arrays, meta = checkpoints.arrays(step, ("step", "bad_steps", "params", "extra", FROZEN))
-    experiment = registry.parse_text(meta["config"], name=f"the configuration in {checkpoints.directory / str(step)}")
+    experiment = registry.parse_meta(meta, str(checkpoints.directory / str(step)))
     with Checkpoints(out / "checkpoints", 1, experiment.best_metric, experiment.best_mode) as written:
         written.save(step, arrays, meta, checkpoints.meta(step)[1])
     for path in [*(source / name for name in KEPT), *(source / "tokenizer").glob("*")]:

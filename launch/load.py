@@ -39,7 +39,7 @@ def load(workdir, step=None):
     checkpoints, step = open_run(workdir, step)
     step, arrays, meta = checkpoints.arrays(step, only=("params", "extra"))
     where = checkpoints.directory / str(step)
-    experiment = registry.parse_text(meta["config"], name=f"the configuration in {where}")
+    experiment = registry.parse_meta(meta, str(where))
     experiment = bound(experiment, vocabulary_of_run(workdir), labels_of(workdir), tokenizer_of(workdir))
     e = experiment
     wanted = jax.eval_shape(lambda: init_state(e.objective, e.optimizer, e.seed, e.ema, freeze=e.freeze))
@@ -208,7 +208,7 @@ class Run:
         from paradigm.capabilities import FillingMasks, ask
         from t5like.fill_mask import fill_mask
 
-        part = ask(FillingMasks, self.objective, "fill_mask", "use infill or generate")
+        part = ask(FillingMasks, self.objective, "fill_mask", self._instead())
         return fill_mask(part.objective, part.variables(self.variables(which)), self.tokenizer, text, **how)
 
     def generate(self, prompt, which=None, **how):

@@ -35,6 +35,8 @@ def main(argv):
         if not TOPOLOGY.value:
             raise UserError("--topology is required, as in --topology=v5e:16x16")
         topology = parse_topology(TOPOLOGY.value, SLICES.value)
+    if NFS.value and not re.fullmatch(r"[^:/\s]+:/\S*", NFS.value):
+        raise UserError(f"--nfs={NFS.value} must be SERVER:/SHARE, as in --nfs=10.0.0.2:/share")
     if verb == "run":
         check(train)
     pod = Pod(

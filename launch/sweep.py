@@ -123,14 +123,21 @@ def part(count, index=None, of=None, environment=os.environ):
     Raises UserError where one of the two is missing, or the index is not below `of`.
     """
     source = "--index"
+
+    def said(name, default=None):
+        if not (text := environment.get(name, str(default))).isdecimal():
+            raise UserError(
+                f"{name}={text!r} is no number: set or unset it, or give --index=I --of=N, which stand above it"
+            )
+        return int(text)
+
     if index is None and "SLURM_ARRAY_TASK_ID" in environment:
-        source, first = "SLURM_ARRAY_TASK_ID", int(environment.get("SLURM_ARRAY_TASK_MIN", 0))
-        each = int(environment.get("SLURM_ARRAY_TASK_STEP", 1))
-        index = (int(environment[source]) - first) // each
-        of = of or int(environment.get("SLURM_ARRAY_TASK_COUNT", 0)) or None
+        source, first = "SLURM_ARRAY_TASK_ID", said("SLURM_ARRAY_TASK_MIN", 0)
+        index = (said(source) - first) // max(said("SLURM_ARRAY_TASK_STEP", 1), 1)
+        of = of or said("SLURM_ARRAY_TASK_COUNT", 0) or None
     elif index is None and "JOB_COMPLETION_INDEX" in environment:
         source = "JOB_COMPLETION_INDEX"
-        index = int(environment[source])
+        index = said(source)
     if index is None and of is None:
         return range(count), ""
     if index is None or of is None:

@@ -1,5 +1,7 @@
 """Asking two towers in a notebook: vectors of pictures and texts in one space, and classes by their names."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from multimodal.zero_shot import class_vectors, embed_texts, towers
@@ -38,7 +40,7 @@ def classify(objective, variables, tokenizer, images, classes, templates="photo"
         UserError: fewer than two classes, one of no name or named twice, an unknown set of templates, and what `embed`
             raises.
     """
-    known = () if isinstance(classes, str) else tuple(classes)
+    known = tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else ()
     if len(known) < 2 or not all(isinstance(name, str) and name.strip() for name in known):
         raise UserError(f"classify: classes={classes!r}: give the names of two or more to choose among")
     known = tuple(map(str, known))

@@ -149,7 +149,10 @@ def open_table(place, recipe, cache_dir=None):
 
 
 def tables_in(root):
-    """The tables of a folder, or else of its folders; without what lies beside pictures and tars of its name."""
+    """The tables of a folder, below outer ones, or else of its folders; without what lies beside pictures and tars of
+    its name."""
+    while len(inside := [p for p in root.iterdir() if not is_hidden(p.name)]) == 1 and inside[0].is_dir():
+        [root] = inside
     is_table = lambda p: files.unpacked_ending(p.name) in TABLES or listed.is_listed(p)
     ours = lambda found: sorted(p for p in found if is_table(p) and not is_hidden(p.name) and p.is_file())
     beside = lambda p: p.suffix == ".json" and any(p.with_suffix(suffix).exists() for suffix in suffixes())
@@ -187,7 +190,10 @@ def _open_tables(root, tables, recipe):
             records.append((line, [inside, split, *(cells[name] for name in first[1])]))
         content.append(hashlib.sha256(path.read_bytes()).hexdigest())
     own, header, said = first
-    said = [said, "splits by the tables' names: " + ", ".join(f"{p.name} is {split}" for p, split in tables.items())]
+    said = [
+        said,
+        "splits by the tables' names: " + ", ".join(f"{p.relative_to(root)} is {split}" for p, split in tables.items()),
+    ]
     own = dataclasses.replace(own, image=_PICTURE, split=recipe.split or _SPLIT)
     lines, rows = zip(*records)
     return _opened(
@@ -202,7 +208,15 @@ def open_beside(place, recipe, cache_dir=None):
         raise UserError(f"{recipe.source.partition(':')[0]}:{place}: no such file or directory")
     container = open_container(path, recipe.max_pixels, RECIPE)
     if (found := container and listed.beside(container, path)) is None:
-        kinds = few(sorted({kind_of(name) for name, _ in container.list()[0]})) if container else "no files"
+        names = [name for name, _ in container.list()[0]] if container else []
+        if table := next(
+            (name for name in names if files.unpacked_ending(name) in (*TABLES, ".jsonl", ".ndjson")), None
+        ):
+            how = (
+                "name it" if path.is_dir() else "unpack it, have the pictures beside or in PairData.images, and name it"
+            )
+            raise UserError(f"PairData.source={recipe.source!r} holds the table {table}: {how}")
+        kinds = few(sorted(set(map(kind_of, names)))) if container else "no files"
         raise UserError(
             f"PairData.source={recipe.source!r} holds no table and no tar file (.csv, .jsonl, .tar ...) and no "
             f"picture with a text of its name beside ({', '.join(listed.TEXTS)}); it holds {kinds or 'nothing'}"

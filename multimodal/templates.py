@@ -1,6 +1,7 @@
 """Sentences around the name of a class, by which a text tower is asked for it; {} stands for the name."""
 
 from paradigm.errors import UserError, choose
+from t5like.tokenizers.base import check_texts
 
 # The 80 for ImageNet, and the 7 that forward selection took from them, in its order (openai/CLIP,
 # notebooks/Prompt_Engineering_for_ImageNet.ipynb).
@@ -48,7 +49,7 @@ def templates(wanted):
     Raises UserError for a name that is none of those (the nearest is told), or a sentence with several {}.
     """
     found = []
-    for one in (wanted,) if isinstance(wanted, str) else wanted:
+    for one in check_texts("templates", [wanted] if isinstance(wanted, str) else wanted):
         if one.count("{}") > 1:
             raise UserError(f"the template {one!r} has several {{}}: the name of a class stands in one place")
         found += [one] if "{}" in one else choose("template", one, TEMPLATES)

@@ -305,9 +305,13 @@ class Dataset:
         rngs = (ExampleRng(*words, int(i), seeds=seeds) for i, seeds in zip(index, _seeds(*words, index)))
         batch = {}
         for row, (record, rng) in enumerate(zip(records, rngs)):
-            record = spare if record is None else record
+            own, record = records[row] is not None, spare if record is None else record
             try:
                 prepared = self.preprocess(record, rng, step if self.train else FINAL, self.train)
+            except UserError as error:
+                if not own or int(index[row]) in {problem.index for problem in problems}:
+                    raise  # of another record, which stands in for this one
+                raise UserError(f"{_name(self.sources[which[row]], position[row])}: {error}") from error
             except KeyError as error:
                 if error.args[0] in record:
                     raise

@@ -3,13 +3,14 @@
 import io
 import math
 import statistics
+import textwrap
 
 from launch.results.table import COSTS, shown
 
 BARS = 6  # scores that have a panel; the table has all
 ROWS = 24  # rows that are drawn
 ACROSS = 3  # panels of bars beside each other
-LENGTH = 42  # of a label, in characters
+LENGTH = 42  # of a line of a label, in characters
 
 
 def draw(comparison, title=""):
@@ -21,8 +22,9 @@ def draw(comparison, title=""):
     colors = _colors(len(rows))
     scores = [s for s in (*comparison.scores[:BARS], *COSTS) if any(row.number(s)[0] is not None for row in rows)]
     down = -(-len(scores) // ACROSS)
-    tall = 0.3 * len(rows) + 1.2  # inches of a panel of bars
-    wide = ACROSS * 3.7 + 0.075 * max(len(_label(row)) for row in rows)
+    labels = [in_lines(row.label).split("\n") for row in rows]
+    tall = sum(0.15 + 0.15 * len(lines) for lines in labels) + 1.2  # inches of a panel of bars
+    wide = ACROSS * 3.7 + 0.075 * max(len(line) for lines in labels for line in lines)
     figure = Figure(figsize=(wide, 5 + tall * down), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title or _title(comparison), fontsize=14)
@@ -44,8 +46,9 @@ def _title(comparison):
     return told + (f" (the first {ROWS} rows)" if rows > ROWS else "")
 
 
-def _label(row):
-    return row.label if len(row.label) <= LENGTH else f"..{row.label[2 - LENGTH :]}"
+def in_lines(label):
+    """All of a label: what tells two rows apart may stand anywhere in it."""
+    return "\n".join(textwrap.wrap(label, LENGTH))
 
 
 def _curves(panel, legend, comparison, rows, colors):
@@ -62,7 +65,7 @@ def _curves(panel, legend, comparison, rows, colors):
         several |= len(row.runs) > 1
         marker = "o" if len(steps) < 40 else ""
         style = "-" if row.ended else "--"
-        label = _label(row) + (f" (n = {len(row.runs)})" if len(row.runs) > 1 else "")
+        label = in_lines(row.label) + (f" (n = {len(row.runs)})" if len(row.runs) > 1 else "")
         panel.plot(steps, means, style, color=color, marker=marker, markersize=4, label=label)
         if len(row.runs) > 1:
             panel.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
@@ -108,7 +111,7 @@ def _bars(panel, score, rows, colors, labelled):
     for place, at, (mean, deviation) in zip(places, reach, numbers):
         panel.text(max(at, 0) + 0.03 * width, place, shown(mean, deviation) or "none", va="center", fontsize=9)
     panel.set_xlim(1.1 * min([0, *heights]), 1.6 * max([0, *reach]) or 0.6 * width)
-    panel.set_yticks(places, [_label(row) for row in rows] if labelled else [""] * len(rows), fontsize=9)
+    panel.set_yticks(places, [in_lines(row.label) for row in rows] if labelled else [""] * len(rows), fontsize=9)
     panel.invert_yaxis()
     better = f", {score.better} is better" if score.better else ""
     panel.set_title(f"{score.name}{better}", fontsize=10)

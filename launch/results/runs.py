@@ -99,14 +99,17 @@ class Run:
     @property
     def peak_memory(self):
         """MiB that a device held at most during a step."""
-        found = [row["speed"]["peak_memory"] for row in self.rows if "peak_memory" in row.get("speed", {})]
+        found = self._speed("peak_memory")
         return max(found) / 2**20 if found else None
 
     @property
     def step_seconds(self):
         """The median of the rows' means: a row that was disturbed does not count."""
-        found = [row["speed"]["seconds_per_step"] for row in self.rows if "seconds_per_step" in row.get("speed", {})]
+        found = self._speed("seconds_per_step")
         return statistics.median(found) if found else None
+
+    def _speed(self, name):
+        return [number for row in self.rows if (number := row.get("speed", {}).get(name)) is not None]
 
 
 def class_name(value):
@@ -121,7 +124,11 @@ def is_adaptation(name):
 
 
 def read(path):
-    """The Run in a directory, a path or a URL; None where there is none."""
+    """The Run in a directory, a path or a URL; None where there is none.
+
+    Raises:
+        UserError: files of those names that launch.train did not write.
+    """
     path = filesystem.as_path(path)
     with filesystem.explained(path):
         config = _text(path / "config.gin")
@@ -129,7 +136,19 @@ def read(path):
             return None
         lines, environment = _text(path / "metrics.jsonl") or "", _text(path / "environment.json")
     rows = [row for row in map(_row, lines.splitlines()) if "step" in row]
-    return Run(path, _settings(config), rows, _row(environment or "").get("parameters") or {})
+    for row in rows:
+        speed = row.get("speed", {})
+        numbers = {**row, "speed": None} | (speed if isinstance(speed, dict) else {"speed": speed})
+        if wrong := next((n for n, v in numbers.items() if not isinstance(v, int | float | None)), None):
+            raise UserError(f"{path / 'metrics.jsonl'}: {wrong} = {numbers[wrong]!r} is no number: {WHAT_A_RUN_IS}")
+        if not isinstance(row["step"], int):
+            raise UserError(f"{path / 'metrics.jsonl'}: step = {row['step']} is no number of steps: {WHAT_A_RUN_IS}")
+    parameters = _row(environment or "").get("parameters")
+    whole = isinstance(parameters, dict) and {"all", "trained"} <= parameters.keys()
+    run = Run(path, _settings(config, path), rows, parameters if whole else {})
+    if not str(total := run.setting("total_steps", 0)).isdecimal():
+        raise UserError(f"{path / 'config.gin'}: total_steps = {total} is no number of steps: {WHAT_A_RUN_IS}")
+    return run
 
 
 def find(patterns):
@@ -171,8 +190,8 @@ def nearest(name, options):
     return f"; there are: {shown}" if options else "; there is none"
 
 
-def _settings(config):
-    """bindings(config) with each %macro replaced by what it is set to, and without the macros themselves."""
+def _settings(config, path):
+    """bindings(config) of a run in `path`, each %macro replaced by what it is set to, without the macros themselves."""
     found, macros = bindings(config), set()
 
     def put_in(match):
@@ -184,7 +203,10 @@ def _settings(config):
     def resolved(value):
         return re.sub(r"%([\w./]+)", put_in, value)
 
-    values = {name: resolved(value) for name, value in found.items()}
+    try:
+        values = {name: resolved(value) for name, value in found.items()}
+    except RecursionError:
+        raise UserError(f"{path / 'config.gin'}: a macro is set to itself, or to what refers to it") from None
     return {name: value for name, value in values.items() if name not in macros}
 
 

@@ -70,9 +70,10 @@ def join():
     bound.start()
     try:
         jax.distributed.initialize(*given, initialization_timeout=JOIN_TIMEOUT.value + 60, shutdown_timeout_seconds=60)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, KeyError) as error:
+        why = f"{error} is not set, of what the platform sets together" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"this process cannot join the others: {str(error).splitlines()[0]}; where no platform says who they are, "
+            f"this process cannot join the others: {why.splitlines()[0]}; where no platform says who they are, "
             "give --coordinator, --processes and --process"
         ) from error
     finally:

@@ -56,6 +56,17 @@ def parse_text(text: str, gin_params: Sequence[str] = (), name: str = "config.gi
     return _build([(text, name)], gin_params)
 
 
+def parse_meta(meta: dict, where: str) -> Experiment:
+    """The Experiment of a checkpoint, by what it says of itself.
+
+    Raises:
+        UserError: one of weights alone, which launch.convert writes; or as `parse`.
+    """
+    if "config" not in meta:
+        raise UserError(f"{where} holds weights and no run: launch.train --init_from={where} begins one with them")
+    return parse_text(meta["config"], name=f"the configuration in {where}")
+
+
 def configurables(imports: Sequence[str] = ()) -> dict[str, Callable]:
     """{name: class or function} of all that gin files may name, those of `imports` too."""
     names = [*_register_ours(), *(name for module in imports for name in register_module(module))]

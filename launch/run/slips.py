@@ -35,6 +35,8 @@ def explain(line: str) -> str:
     name, value = match.groups()
     if not value:
         return f"the value is missing: write {name} = VALUE"
+    if value[-1] in _QUOTES and re.fullmatch(r"\s*(,\s*)+", _unquoted(value)):
+        return f"a line has one value, and several stand in brackets: write {name} = ({value})"
     if value[0] in _QUOTES and (len(value) == 1 or value[-1] != value[0]):
         return f"the quote is not closed: write {name} = {value[0]}{value[1:].strip(_QUOTES)}{value[0]}"
     if value[-1] in _QUOTES and value[0] not in _QUOTES + "([{":

@@ -147,12 +147,16 @@ def open_run(workdir, step=None):
     if step not in (None, "best"):
         try:
             step = int(step)
-        except ValueError:
+        except (ValueError, TypeError):
             raise UserError(f"step={step!r}: write a number or 'best'") from None
     checkpoints = Checkpoints(workdir / "checkpoints")
     found = checkpoints.find(step)
     if found is None:
-        raise UserError(f"{checkpoints.directory}: no checkpoint there yet")
+        run = next((path for path in list(workdir.parents)[:2] if (path / "config.gin").exists()), None)
+        fix = f": the run is {run}, and a step is named beside it" if run else ""
+        if (workdir / "config.json").exists():
+            fix = f": weights of the transformers library begin a run, launch.train --init_from={workdir}"
+        raise UserError(f"{checkpoints.directory}: no checkpoint there yet{fix}")
     return checkpoints, found
 
 

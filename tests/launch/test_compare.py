@@ -182,12 +182,35 @@ def test_refusals(sweep, tmp_path):
         compare.compared([tmp_path / "a"], out=tmp_path / "a" / "config.gin" / "out")
 
 
+@pytest.mark.parametrize(
+    "rows, settings, told",
+    [
+        ([{"step": "2", "valid/loss": 1.0}], {}, "metrics.jsonl: step = '2' is no number"),
+        ([{"step": 2.5}], {}, "metrics.jsonl: step = 2.5 is no number of steps"),
+        ([{"step": 2, "valid/loss": [1]}], {}, r"metrics.jsonl: valid/loss = \[1\] is no number"),
+        ([{"step": 2, "speed": "fast"}], {}, "metrics.jsonl: speed = 'fast' is no number"),
+        ([], {"Experiment__total_steps": "1e3"}, "config.gin: total_steps = 1e3 is no number of steps"),
+        ([], {"rate": "%rate"}, "config.gin: a macro is set to itself"),
+    ],
+)
+def test_directories_of_others_are_one_line(rows, settings, told, tmp_path):
+    path = write(tmp_path / "a", rows=rows, **settings)
+    with pytest.raises(UserError, match=f"{tmp_path}/a/{told}"):
+        find([path])
+
+
 def test_a_run_that_was_only_begun(tmp_path):
     (run,), _ = find([write(tmp_path / "a", rows=[])])
     found = table.compare([run])
     assert found.notes == ("no run has been evaluated yet",) and not found.scores
     assert cells(table.markdown(found))[0]["state"] == "not ended: step 0 of 40"
     assert picture.draw(found).startswith(b"\x89PNG")
+
+
+def test_a_long_label_stands_in_lines_and_loses_nothing():
+    label = "first=1 · " + "a-name-without-spaces" * 4 + " · last=2"
+    lines = picture.in_lines(label).split("\n")
+    assert "".join("".join(lines).split()) == "".join(label.split()) and max(map(len, lines)) <= picture.LENGTH
 
 
 def test_the_spread_is_over_the_steps_that_all_have():

@@ -227,3 +227,16 @@ def test_the_command_is_helpful(tmp_path):
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "no run is here" in failed.stderr
     failed = command(f"--workdir={tmp_path}", "--step=last")
     assert failed.returncode == 2 and "--step=last: write a number of steps or 'best'" in failed.stderr
+
+
+def test_evaluators_are_named_with_their_scopes():
+    """So that the line which runs without one of several that cannot work is one that works."""
+    written = ["@a/Probes()", "@Reconstructions()", "@b/Probes()"]
+    scoped = [
+        f"Experiment.evaluators = ({', '.join(written)})",
+        "a/Probes.methods = ('knn',)",
+        "b/Probes.test_images = 9",
+    ]
+    found = registry.parse(["runs/smoke/mae.gin"], scoped).evaluators
+    assert registry.references("Experiment.evaluators", found) == written
+    assert registry.references("Experiment.evaluators", found[1:]) == ["@Reconstructions()", "@Probes()"]

@@ -169,6 +169,24 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="checkpoints: no checkpoint there yet"):
         load(tmp_path)
     make_run(tmp_path, NEXT)
+    (tmp_path / "config.gin").touch()
+    for inside in ("checkpoints", "checkpoints/4"):
+        with pytest.raises(UserError, match=f"no checkpoint there yet: the run is {tmp_path}, and a step is named bes"):
+            load(tmp_path / inside)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").touch()
+    with pytest.raises(
+        UserError, match=f"weights of the transformers library begin a run, .*--init_from={tmp_path}/hf"
+    ):
+        load(tmp_path / "hf")
+    with Checkpoints(tmp_path / "weights" / "checkpoints") as checkpoints:
+        checkpoints.save(0, {"params": {"model": {"kernel": np.zeros(2)}}}, {})
+    with pytest.raises(
+        UserError, match=r"checkpoints/0 holds weights and no run: launch.train --init_from=.*begins one"
+    ):
+        load(tmp_path / "weights")
+    with pytest.raises(UserError, match=r"step=\[1\]: write a number or 'best'"):
+        load(tmp_path, [1])
     registry.parse_text(NEXT + "\ngpt.vocab_size = 512")
     arrays = Checkpoints(tmp_path / "checkpoints").arrays()[1]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

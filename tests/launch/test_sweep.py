@@ -106,6 +106,8 @@ def test_every_machine_has_its_part():
         ((7, 1, None, {}), "--index is given and --of is not"),
         ((7, None, 2, {}), "--of is given and --index is not"),
         ((7, None, None, {"JOB_COMPLETION_INDEX": "1"}), "JOB_COMPLETION_INDEX is given and --of is not"),
+        ((7, None, None, slurm | {"SLURM_ARRAY_TASK_ID": ""}), "SLURM_ARRAY_TASK_ID='' is no number: set or unset it"),
+        ((7, None, 3, {"JOB_COMPLETION_INDEX": "x"}), "JOB_COMPLETION_INDEX='x' is no number"),
         ((7, 3, 3, {}), "--index is 3, and --of=3 parts have the indices 0 to 2"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -150,12 +150,13 @@ def test_pictures_that_no_column_names_are_found_by_a_form(tmp_path):
         opened(tmp_path / "p.csv")  # two forms fit
 
 
-@pytest.mark.parametrize("layout", ["beside each other", "in folders", "packed"])
+@pytest.mark.parametrize("layout", ["beside each other", "in folders", "packed", "below an outer folder"])
 def test_tables_of_splits(layout, tmp_path):
     """train.csv and val.csv; metadata.jsonl in each split's folder, from which its pictures are named."""
-    parts = {"train": range(9), "val": range(9, COUNT)}
+    parts, source = {"train": range(9), "val": range(9, COUNT)}, tmp_path
+    tmp_path = tmp_path / "in" / "data" if layout == "below an outer folder" else tmp_path
     for split, own in parts.items():
-        if layout == "in folders":
+        if layout in ("in folders", "below an outer folder"):
             folder(tmp_path, {f"{split}/{i}.png": pixels(i) for i in own})
             lines = [json.dumps({"file_name": f"{i}.png", "text": f"caption {i}"}) for i in own]
             (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines))
@@ -164,12 +165,12 @@ def test_tables_of_splits(layout, tmp_path):
             text = "image,caption\n" + "".join(f"img/{i}.png,caption {i}\n" for i in own)
             packed = gzip.compress(text.encode()) if layout == "packed" else text.encode()
             (tmp_path / f"{split}.csv{'.gz' * (layout == 'packed')}").write_bytes(packed)
-    prepared = opened(tmp_path)
+    prepared = opened(source)
     assert everything(prepared) == ALL
     assert [prepared.source("valid")[i]["caption"] for i in range(3)] == [f"caption {i}" for i in range(9, COUNT)]
     assert "splits by the tables' names: " in prepared.described
     more = tmp_path / "other.csv"
-    if layout != "in folders":
+    if layout in ("beside each other", "packed"):
         more.write_text("image,caption\n")
         with pytest.raises(UserError, match="other.csv.*: name the one to read$"):
             opened(tmp_path)

@@ -158,6 +158,9 @@ def test_what_a_path_holds_is_no_guess(tmp_path):
         opened(tmp_path / "a")
     with pytest.raises(UserError, match=r"0.png' is of no known form" + message):
         opened(tmp_path / "a/0.png")
+    zipped(tmp_path / "c.zip", {"in/0.png": pixels(0), "in/metadata.csv": b"file_name,text\n0.png,a\n"})
+    with pytest.raises(UserError, match=r"c.zip' holds the table in/metadata.csv: unpack it, have the pictures beside"):
+        opened(tmp_path / "c.zip")
     both = plain(tmp_path / "b")
     shard(tmp_path / "b/t.tar", 0, 4)
     with pytest.raises(UserError, match=r"b' holds pairs.tsv, t.tar: name the one to read, or write wds:"):

@@ -264,6 +264,14 @@ def test_what_evaluators_refuse(data, tmp_path):
         zero_shot.captions_at(Subset.drawn(ImageData("digits").build(progress=False).source("valid"), 2, 0), 0)
 
 
+@pytest.mark.parametrize("given", [3, None, [3]])
+def test_what_is_no_name_is_refused(given):
+    with pytest.raises(UserError, match="^templates: a text is wanted, or a list of them, not "):
+        templates(given)
+    with pytest.raises(UserError, match="^classify: classes=.*: give the names of two or more"):
+        ask.classify(None, None, None, [], given)
+
+
 def test_published_templates():
     assert len(set(TEMPLATES["clip_80"])) == 80 and set(TEMPLATES["clip_7"]) < set(TEMPLATES["clip_80"])
     assert all(sentence.count("{}") == 1 for group in TEMPLATES.values() for sentence in group)

@@ -234,6 +234,16 @@ def test_user_errors_of_a_source_are_not_broken_records():
         Dataset(Missing(5), Noise(), 4).batch(0)
 
 
+def test_what_is_refused_in_the_preparation_is_of_a_record_that_is_named():
+    def refuses(example, rng, step, train):
+        if example["x"] == 3:
+            raise UserError("it has too many classes")
+        return Noise()(example, rng, step, train)
+
+    with pytest.raises(UserError, match="^numbers.bin record 3: it has too many classes$"):
+        Dataset(Numbers(5), refuses, 5).batch(0)
+
+
 def test_errors_of_the_preparation_are_not_broken_records():
     def wrong(example, rng, step, train):
         raise ZeroDivisionError

@@ -206,6 +206,8 @@ def test_masks_in_black_and_white_are_refused(tmp_path):
         OBJECTIVE.check_data(prepared("bw", 0, 255))
     assert "looked at) hold no class but 0" in OBJECTIVE.check_data(prepared("black", 0))[0]
     assert not OBJECTIVE.check_data(prepared("good", 0, 1, 255))
+    with pytest.raises(UserError, match=r"\(3 looked at\) hold the class 4, and Segmentation.classes=3: raise it"):
+        OBJECTIVE.check_data(prepared("many", 0, 4, 255))
 
 
 def test_regions_of_scenes_are_where_their_colours_are():

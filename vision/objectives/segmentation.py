@@ -67,6 +67,8 @@ class Segmentation(Segmenting, ImageObjective):
                 f"{said} {' and '.join(map(str, sorted(held)))} alone, and {UNLABELLED} is of pixels that are not "
                 "labelled: number the classes 0, 1 ..."
             )
+        if (most := max(held - {UNLABELLED}, default=0)) >= self.classes:
+            raise UserError(f"{said} the class {most}, and Segmentation.classes={self.classes}: raise it")
         warned = (f"warning: {said} no class but {min(held)}",) if len(held) == 1 else ()
         return (*warned, *super().check_data(prepared))
 

@@ -211,6 +211,7 @@ def test_slurm_submits_a_script(cloud, tmp_path):
     (["start", "--name=x"], "'start' is not something to do with a pod: give one of create, run, logs, status, delete"),
     (["run", "--name=My Pod"], "--name=My Pod must be small letters, digits and hyphens"),
     (["run", *TPU], "--topology is required"),
+    (["run", *POD, "--nfs=10.0.0.2", *TRAIN], "--nfs=10.0.0.2 must be SERVER:/SHARE, as in --nfs=10.0.0.2:/share"),
     (["run", *POD, "--", "--gin_file=runs/demo.gin"], "--workdir is missing: the flags of launch.train stand after --"),
     (["run", *POD, "--", "--gin_file=runs/none.gin", "--workdir=/x"], "none.gin"),
     (["run", *POD, *TRAIN, "--gin_param=Experiment.batch_sise=8"], "Experiment has no parameter 'batch_sise'"),

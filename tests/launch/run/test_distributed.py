@@ -56,3 +56,16 @@ def test_messages_come_whole_however_they_are_cut():
     one.close()
     with pytest.raises(OSError):
         connection.receive(5)
+
+
+def test_a_platform_that_is_half_set_is_one_line(monkeypatch):
+    """mpirun's address without the number of processes, as in a shell that was started below one of them."""
+    import jax
+
+    def initialize(*_, **__):
+        raise KeyError("OMPI_COMM_WORLD_SIZE")  # as jax does, which reads one variable after the other
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(flags.FLAGS["distributed"], "value", True)
+    with pytest.raises(UserError, match="the others: 'OMPI_COMM_WORLD_SIZE' is not set, of what the platform sets"):
+        distributed.join()

@@ -205,6 +205,7 @@ def test_a_param_may_cut_off_what_a_file_binds():
     ("Experiment.seed == 3", "a value is set with one `=`: write Experiment.seed = 3"),
     ("Experiment.seed =", "the value is missing: write Experiment.seed = VALUE"),
     ("Experiment.seed = 3;", "nothing stands behind a value: write Experiment.seed = 3"),
+    ("TwoTerms.name = 'a', 'b'", "one value, and several stand in brackets: write TwoTerms.name = ('a', 'b')"),
     ("Experiment.seed = 3 4", "a line has one value, and several stand in brackets: write Experiment.seed = (3, 4)"),
     ("Experiment.seed = 1,000", "numbers have no commas, and a tuple has brackets: write Experiment.seed = 1000"),
     ("Experiment.seed = 2 * 3", "gin does not calculate: write Experiment.seed = the result of 2 * 3"),
@@ -389,12 +390,3 @@ def test_outside_models_evaluators_recipes_and_functions_can_be_named(tmp_path, 
     assert registry.imported()["outside_all"] == [tmp_path / "outside_all.py"]
     assert registry.register_module("outside_listed") == ["listed"]
     assert sorted(registry.register_module("outside_all")) == ["Counts", "Net", "Recipe", "wide"]
-
-
-def test_references_keep_the_scopes_that_bindings_give_them():
-    """So that the line which runs without one of several evaluators is one that works."""
-    written = ["@a/NumbersData()", "@TwoTerms()", "@b/NumbersData()"]
-    scoped = [f"Experiment.evaluators = ({', '.join(written)})", "a/NumbersData.train = 5", "b/NumbersData.train = 6"]
-    found = parse(GOOD, *scoped)
-    assert registry.references("Experiment.evaluators", found.evaluators) == written
-    assert registry.references("Experiment.evaluators", found.evaluators[1:]) == ["@TwoTerms()", "@NumbersData()"]
