@@ -153,7 +153,7 @@ class Augment:
 
     def undo(self, x):
         """Pixels in [0, 1] of normalised views [..., C]."""
-        mean, std = self._moments(x.shape[-1])
+        mean, std = self.moments(x.shape[-1])
         return x * std + mean
 
     def _middle(self, aspect):
@@ -161,10 +161,11 @@ class Augment:
         return _centred(self.centre * jnp.minimum(1.0, 1.0 / aspect), self.centre * jnp.minimum(1.0, aspect))
 
     def _normalised(self, x):
-        mean, std = self._moments(x.shape[1])
+        mean, std = self.moments(x.shape[1])
         return constrain_rows((jnp.moveaxis(x, 1, -1) - mean) / std)
 
-    def _moments(self, channels):
+    def moments(self, channels):
+        """(mean, deviation) [C] by which pictures of so many channels are normalised. Raises UserError."""
         mean, std = self.mean, self.std
         if not mean:
             mean, std = (MEAN, STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)

@@ -10,10 +10,13 @@ what a person binds beside counts more than either.
 
 import dataclasses
 
+import numpy as np
+
 from launch.run import pretrained
 from launch.run.initial import run_modules
 from launch.storage import filesystem
 from paradigm.errors import UserError
+from paradigm.hf import files
 from paradigm.hf.family import FREE
 from paradigm.objective import BODIES
 
@@ -51,6 +54,7 @@ def bindings(base, experiment):
         raise UserError(f"--base={base} holds {kinds}, and {owner} reads {' and '.join(own)}: take another base")
     lines = [line for name in shared for line in _model(base, f"{owner}.{name}", theirs[name])]
     lines += _data(base, experiment.data, [theirs[name] for name in shared])
+    _tell_pixels(path, objective)
     return [*lines, "Experiment.init = (@base/Init(),)", f"base/Init.path = {str(base)!r}", "base/Init.bodies = True"]
 
 
@@ -73,6 +77,21 @@ def _model(base, setting, module):
             value = repr(value)
         lines.append(f"{maker}.{name} = {value}")
     return lines
+
+
+def _tell_pixels(path, objective):
+    """Tells where pictures are normalised otherwise than in pre-training: by which function's settings, gin knows."""
+    file = path / "preprocessor_config.json"
+    if not (hasattr(objective, "views") and file.is_file()):
+        return
+    said = files.read_json(file)
+    there = [said.get(name) for name in ("image_mean", "image_std")] if isinstance(said, dict) else []
+    if there and all(isinstance(x, list) for x in there):
+        here = np.array(objective.views[0].moments(len(there[0])))
+        if not np.allclose(here, there, atol=1e-3):
+            text = lambda both: " and deviation ".join(f"({', '.join(f'{x:.3g}' for x in row)})" for row in both)
+            print(f"note: {file} has pictures of mean {text(there)}, and the run file's views of {text(here)}: bind "
+                  f"mean and std of {type(objective).__name__}.augment", flush=True)  # fmt: skip
 
 
 def _data(base, recipe, modules):

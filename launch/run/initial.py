@@ -120,7 +120,8 @@ def initial_state(program, checkpoints, inits=()):
         except UserError as error:
             objective = program.experiment.objective
             why = _is_adapted(source, objective) or _other_kinds(init, objective, theirs)
-            raise UserError(f"{why}{error}") from None
+            fix = "" if why else f". --base={init.path} takes the model as it is there"
+            raise UserError(f"{why}{error}{fix}") from None
         _compare(source, program.experiment.objective, matched)
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)

@@ -11,8 +11,9 @@ from paradigm.hf.family import FREE, differing
 from t5like.tokenizers import ByteTokenizer
 from tests.launch.test_load import CONFIG, make_run
 from tests.parity import cases, make
+from vision.vit import vit
 
-RUN = "runs/smoke/classification.gin"
+RUN = "runs/small/clinc150.gin"
 HIDDEN = (
     CONFIG.format(objective="MaskedLM", model="bert", ema=None)
     + """
@@ -36,6 +37,25 @@ def differs(ours, theirs):
     return [name for name, *_ in differing(ours, theirs) if name not in FREE]
 
 
+MASKED = """
+Experiment.objective = @MAE()
+Experiment.data = @ImageData()
+Experiment.optimizer = @AdamW()
+Experiment.total_steps = 4
+Experiment.batch_size = 8
+AdamW.learning_rate = 0.001
+MAE.encoder = @vit()
+MAE.augment = @mae_views()
+MAE.decoder_width = 16
+MAE.decoder_layers = 1
+MAE.decoder_heads = 2
+ImageData.source = 'digits'
+vit.size = 'tiny'
+vit.layers = 1
+vit.image_size = 8
+vit.patch = 4
+vit.channels = 1
+"""
 SHORT = "TextClassification.length = 16"  # the models have few positions
 CASES = {
     "Encoder": ("bert", "modernbert"),
@@ -48,7 +68,7 @@ CASES = {
 def test_a_task_has_the_model_of_the_base_and_its_tokenizer(case, owner, tmp_path):
     """All of its settings, also those that the run file sets, and config.gin has them."""
     directory = make.released(cases.load(case), tmp_path)
-    found = experiment(directory, "Experiment.total_steps = 3", SHORT)
+    found = experiment(directory, "Experiment.total_steps = 3", SHORT, "TextClassification.pool = None")
     [model] = pretrained.modules(directory).values()
     assert type(found.objective.model).__name__ == owner and not differs(found.objective.model, model)
     assert found.data.tokenizer == str(directory) and not found.data.specials and found.total_steps == 3
@@ -78,6 +98,34 @@ def test_a_task_trains_on_a_run_and_what_is_drawn_is_told(tmp_path, capsys):
     run = load(tmp_path / "run")
     assert not differs(run.model, was.objective.model) and len(run.classify("a").chances) == 3
     jax.tree.map(np.testing.assert_array_equal, run.params["model"], state.params["model"])  # a schedule begins at 0
+
+
+def test_pictures_are_of_the_channels_of_the_base_and_other_moments_are_told(tmp_path, capsys, monkeypatch):
+    encoder = vit("tiny", image_size=16, patch=8, layers=1, channels=3, pool="class", positions="learned")
+    monkeypatch.setattr(pretrained, "is_pretrained", lambda path: True)
+    monkeypatch.setattr(pretrained, "modules", lambda path: {"encoder": encoder, "decoder": encoder})
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    found = experiment(tmp_path, run="runs/smoke/lora.gin")
+    assert found.objective.encoder == encoder.clone(scan=False) and found.data.channels == 3
+    assert (
+        "mean (0.5, 0.5, 0.5) and deviation (0.5, 0.5, 0.5), and the run file's views of (0.485,"
+        in capsys.readouterr().out
+    )
+    experiment(
+        tmp_path, "mae_views.mean = (0.5, 0.5, 0.5)", "mae_views.std = (0.5, 0.5, 0.5)", run="runs/smoke/lora.gin"
+    )
+    assert not capsys.readouterr().out
+
+
+def test_an_encoder_of_pictures_comes_without_its_decoder_and_gets_a_classifier(tmp_path, capsys):
+    was, state = make_run(tmp_path / "base", MASKED)
+    params = ["Experiment.total_steps = 1", "Experiment.batch_size = 8", "Experiment.adapt = None"]
+    train.run("runs/smoke/lora.gin", tmp_path / "run", params, base=tmp_path / "base")
+    told = capsys.readouterr().out
+    assert "not taken decoder" in told and "drawn are classifier/" in told
+    run = load(tmp_path / "run")
+    assert not differs(run.objective.encoder, was.objective.encoder)
+    jax.tree.map(np.testing.assert_array_equal, run.params["encoder"], state.params["encoder"])
 
 
 def test_what_cannot_be_a_base(tmp_path):
