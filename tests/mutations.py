@@ -342,7 +342,7 @@ ROWS = (
     ("vision/ask.py", "np.argsort(-chances, kind", "np.argsort(chances, kind", "launch/test_load", "pictures_are_classified"),
     # a pre-trained model as it is there
     ("launch/run/base.py", "if f not in FREE}", "if f not in FREE and getattr(module, f)}", "launch/test_base", "has_the_model"),
-    ("launch/run/base.py", 'lines += [f"{name}.specials = ()"]', "lines += []", "launch/test_base", "has_the_model"),
+    ("launch/run/base.py", '[f"{name}.specials = ()"] if', "[] if", "launch/test_base", "has_the_model"),
     ("launch/run/initial.py", "bodies and module not in BODIES", "False", "launch/test_base", "comes_without_its_decoder"),
     ("t5like/hf/bert.py", "if bias in tensors else {}", "if True else {}", "t5like/test_weights", "with_its_head"),
     ("t5like/hf/bert.py", r"bert\.pooler\..*", r"bert\.pooler\.", "t5like/test_weights", "with_its_head"),

@@ -28,7 +28,6 @@ MAKERS = {
     "ViT": ("vit", {"size": "tiny"}),
     "ResNet": ("resnet", {"depth": "18"}),
     "ClipViT": ("clip_vit", {"size": "tiny"}),
-    "TextTower": ("clip_text", {"size": "tiny"}),
 }
 
 
@@ -43,17 +42,16 @@ def bindings(base, experiment):
     owner = type(objective).__name__
     theirs = pretrained.modules(path) if pretrained.is_pretrained(path) else run_modules(path)
     own = [field.name for field in dataclasses.fields(objective) if field.name in BODIES]
-    if not own:
+    if len(own) != 1:  # of two towers the heads have to fit as well
         raise UserError(
             f"--base={base}: {owner} has several models, or none: describe them in a gin file, and say in "
             "Experiment.init what they begin with"
         )
-    shared = [name for name in own if name in theirs]
-    if not shared:
+    [name] = own
+    if name not in theirs:
         kinds = ", ".join(f"{name} ({type(module).__name__})" for name, module in theirs.items())
-        raise UserError(f"--base={base} holds {kinds}, and {owner} reads {' and '.join(own)}: take another base")
-    lines = [line for name in shared for line in _model(base, f"{owner}.{name}", theirs[name])]
-    lines += _data(base, experiment.data, [theirs[name] for name in shared])
+        raise UserError(f"--base={base} holds {kinds}, and {owner} reads {name}: take another base")
+    lines = [*_model(base, f"{owner}.{name}", theirs[name]), *_data(base, experiment.data, theirs[name])]
     _tell_pixels(path, objective)
     return [*lines, "Experiment.init = (@base/Init(),)", f"base/Init.path = {str(base)!r}", "base/Init.bodies = True"]
 
@@ -94,11 +92,10 @@ def _tell_pixels(path, objective):
                   f"mean and std of {type(objective).__name__}.augment", flush=True)  # fmt: skip
 
 
-def _data(base, recipe, modules):
-    """Lines that make data ones that the modules can read: ids of their tokenizer, pictures of their channels."""
-    name, lines = type(recipe).__name__, []
-    if any(hasattr(module, "vocab_size") for module in modules) and hasattr(recipe, "tokenizer"):
-        lines += [f"{name}.tokenizer = {str(base)!r}"]
-        lines += [f"{name}.specials = ()"] if hasattr(recipe, "specials") else []  # those of the run file's tokenizer
-    channels = [module.channels for module in modules if hasattr(module, "channels")]
-    return lines + ([f"{name}.channels = {channels[0]}"] if channels and hasattr(recipe, "channels") else [])
+def _data(base, recipe, module):
+    """Lines that make data ones that the module can read: ids of its tokenizer, or pictures of its channels."""
+    name = type(recipe).__name__
+    if hasattr(module, "channels"):
+        return [f"{name}.channels = {module.channels}"] if hasattr(recipe, "channels") else []
+    lines = [f"{name}.tokenizer = {str(base)!r}"] if hasattr(recipe, "tokenizer") else []
+    return lines + ([f"{name}.specials = ()"] if hasattr(recipe, "specials") else [])  # of the run file's tokenizer

@@ -134,6 +134,8 @@ def test_what_cannot_be_a_base(tmp_path):
         experiment(directory, run="runs/smoke/mae.gin")
     with pytest.raises(UserError, match="Sum has several models, or none: describe them in a gin file"):
         experiment(directory, run="runs/smoke/slip.gin")
+    with pytest.raises(UserError, match="CLIP has several models, or none"):
+        experiment(directory, run="runs/smoke/clip.gin")
     with pytest.raises(UserError, match="no such run directory"):
         experiment(tmp_path / "nowhere")
     with pytest.raises(UserError, match="SpanQA works on Encoder or EncoderDecoder"):
