@@ -113,7 +113,7 @@ def section(part, work, rates, found, forgets):
             row += ["" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %"]
         if part in RATED:
             rate = next((rates[method, model] for _, model, _ in columns if (method, model) in rates), None)
-            row.append("" if rate is None else f"{rate:g}")
+            row.append(f"{rate:g}" if rate is not None and any(row[1:]) else "")
         rows.append(row)
     if part == "requests" and (shown := work.in_context(REQUESTS, DECODER)):
         how = f"in context, {shown['choice_shots']:.1f} examples (chance {100 * shown['choice_chance']:.1f})"
