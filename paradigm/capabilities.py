@@ -198,6 +198,10 @@ class PairEmbedding(Capability):
         """The plain view of a batch's pictures, float32 [B, H, W, C], normalised."""
         raise NotImplementedError
 
+    def aspect(self, batch):
+        """float32 [B], width / height of a batch's pictures as every view of them takes it to be."""
+        raise NotImplementedError
+
     def embed_images(self, variables, images):
         """float32 [B, H, W, C], normalised -> unit vectors float32 [B, E]."""
         raise NotImplementedError
