@@ -8,7 +8,7 @@ import io
 from multimodal import listed
 from multimodal.fields import IMAGE, RECIPE, complete, form_of, names_in
 from paradigm.errors import UserError
-from paradigm.names import few, split_of
+from paradigm.names import few, plain, split_of
 from paradigm.storage import expand
 from t5like import files
 from vision.files import is_picture, open_container
@@ -77,7 +77,7 @@ def _form(path, text, recipe):
 def _pictures(path, recipe):
     """The names of the pictures beside a table, in PairData.images or where they are looked for without."""
     container = open_container(places_of(path, recipe)[0], recipe.max_pixels, RECIPE)
-    return [name for name, _ in container.list()[0] if is_picture(name)] if container else []
+    return [plain(name) for name, _ in container.list()[0] if is_picture(name)] if container else []
 
 
 def places_of(path, recipe):

@@ -105,8 +105,14 @@ def replace(path, content):
 
 
 def expand(path):
-    """A path as a person writes it, ~ included, as a pathlib.Path: the one rule for whatever is given by hand."""
-    return pathlib.Path(path).expanduser()
+    """A path as a person writes it, ~ included, as a pathlib.Path: the one rule for whatever is given by hand.
+
+    Raises UserError for the home of somebody whom this machine does not know.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home directory: write the whole path") from None
 
 
 def here(path):

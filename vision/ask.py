@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 
 from paradigm.capabilities import Classified
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from vision.decode_image import decode, pixels_of
 from vision.preprocess import PreprocessImage
 from vision.reading import reason_of
@@ -97,7 +97,7 @@ def pictures(images, channels):
 def _pixels(one, channels):
     try:
         if isinstance(one, (str, os.PathLike)):
-            return decode(pathlib.Path(one).expanduser().read_bytes(), channels)
+            return decode(expand(one).read_bytes(), channels)
         return pixels_of(one, channels) if isinstance(one, Image.Image) else np.asarray(one)
     except (OSError, ValueError) as error:
         raise UserError(

@@ -85,6 +85,13 @@ def test_a_home_directory(monkeypatch):
     ]
 
 
+def test_a_home_directory_of_nobody_is_told():
+    with pytest.raises(
+        UserError, match="^~nobody-of-this-name/x: there is no such home directory: write the whole path"
+    ):
+        storage.expand("~nobody-of-this-name/x")
+
+
 def test_urls_are_no_folders_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text, records = TextData("stdlib", window=16), TextRecords(source="gs://bucket/x", input="{text}")

@@ -1,7 +1,9 @@
 """Folders and zip files of pictures as people have them: what is a split, a class, an outer folder, or left out."""
 
+import io
 import os
 import shutil
+import tarfile
 
 import pytest
 
@@ -133,3 +135,17 @@ def test_folders_that_say_a_split_twice_and_accents_in_two_forms(tmp_path):
     assert prepared.classes == ("caf\xe9", "pub")
     assert {s: len(prepared.source(s)) for s in ("train", "test")} == {"train": 6, "test": 6}
     assert [r["label"] for r in records(prepared, "test")] == [0, 0, 0, 1, 1, 1]
+
+
+def test_archives_say_what_is_not_there(tmp_path):
+    """Links lead to files; of several of one name the last is read; both are told where they come to nothing."""
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        links = [("b/3.png", "../a/0.png"), ("b/4.png", "gone.png")]
+        for name, target in [*((name, "") for name in ("a/0.png", "a/1.png", "b/2.png", "b/2.png")), *links]:
+            member, raw = tarfile.TarInfo(name), encoded(pixels(1))
+            member.type, member.linkname = (tarfile.SYMTYPE, target) if target else (tarfile.REGTYPE, "")
+            member.size = 0 if target else len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    found = opened(tmp_path / "d.tar")
+    assert sum(len(found.source(split)) for split in ("train", "valid")) == 4 and found.classes == ("a", "b")
+    assert "1 dangling link left out, 1 replaced file left out" in found.note
