@@ -270,7 +270,7 @@ ROWS = (
     ("multimodal/objectives/nlvr.py", 'batch["mask"] * (batch["label"] >= 0)', 'batch["mask"]', "multimodal/test_nlvr", "vilts"),
     ("multimodal/two_scenes.py", "words = pair[side if truth else 1 - side]", "words = pair[side]", "multimodal/test_nlvr", "drawn_sentences"),
     ("multimodal/objectives/silc.py", "embed(teacher, read(teacher))", "embed(variables, read(variables))", "multimodal/test_silc", "hidden_patches"),
-    ("multimodal/captioners.py", "jnp.concatenate([ones, ones, segments], 1)", "jnp.concatenate([ones, segments, ones], 1)", "multimodal/test_open_clip", "outputs"),
+    ("multimodal/captioners.py", "real = jnp.concatenate([ones, segments], 1)[:, :-1]", "real = segments", "multimodal/test_open_clip", "outputs"),
     ("paradigm/transformer.py", 'source = self.make_norm("source_norm")(source)', 'self.make_norm("source_norm")(source)', "multimodal/test_open_clip", "outputs"),
     ("t5like/pooled.py", "x[:, 1:] if self.sources else x", "x[:, :-1] if self.sources else x", "multimodal/test_mixture", "vector_of_its_data_set"),
     ("multimodal/mixture.py", "self.n == self.k", "self.n >= self.k", "multimodal/test_mixture", "by_turns"),
