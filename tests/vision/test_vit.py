@@ -19,7 +19,7 @@ from paradigm.objective import Loss, Objective, Term, rows_spec
 from paradigm.rng import fold
 from tests import contract
 from vision.partition import PARTITION_RULES
-from vision.patches import patchify, relative_bias, relative_entries, sincos, unpatchify
+from vision.patches import patchify, relative_bias, relative_entries, resize_table, sincos, unpatchify
 from vision.vit import ViT, vit
 
 SMALL = {"image_size": 16, "patch": 4, "d_model": 16, "heads": 4, "d_ff": 32, "layers": 2}
@@ -134,6 +134,16 @@ def test_the_norm_may_stand_after_the_mean():
     mean = np.asarray(found["patches"].mean(1), np.float64)
     wanted = (mean - mean.mean(1, keepdims=True)) / np.sqrt(mean.var(1, keepdims=True) + model.eps)
     close(pooled, wanted * variables["params"]["norm"]["scale"] + variables["params"]["norm"]["bias"])
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_positions_at_another_size_are_antialiased_with_registers(registers):
+    model, variables = made(positions="learned", registers=registers)
+    table, half = variables["params"]["positions"]["embedding"], model.clone(image_size=8)
+    small = resize_table(table[1:], model.grid, half.grid, antialias=registers > 0)
+    own = {**variables["params"], "positions": {"embedding": jnp.concatenate([table[:1], small])}}
+    x = images(3, 8, 8, 3)
+    close(apply(model, variables, x)[0], apply(half, {"params": own}, x)[0])
 
 
 def test_registers_are_read_by_the_stack_and_left_out():
