@@ -190,10 +190,8 @@ def _open_tables(root, tables, recipe):
             records.append((line, [inside, split, *(cells[name] for name in first[1])]))
         content.append(hashlib.sha256(path.read_bytes()).hexdigest())
     own, header, said = first
-    said = [
-        said,
-        "splits by the tables' names: " + ", ".join(f"{p.relative_to(root)} is {split}" for p, split in tables.items()),
-    ]
+    named = ", ".join(f"{p.relative_to(root)} is {split}" for p, split in tables.items())
+    said = [said, f"splits by the tables' names: {named}"]
     own = dataclasses.replace(own, image=_PICTURE, split=recipe.split or _SPLIT)
     lines, rows = zip(*records)
     return _opened(
@@ -209,13 +207,9 @@ def open_beside(place, recipe, cache_dir=None):
     container = open_container(path, recipe.max_pixels, RECIPE)
     if (found := container and listed.beside(container, path)) is None:
         names = [name for name, _ in container.list()[0]] if container else []
-        if table := next(
-            (name for name in names if files.unpacked_ending(name) in (*TABLES, ".jsonl", ".ndjson")), None
-        ):
-            how = (
-                "name it" if path.is_dir() else "unpack it, have the pictures beside or in PairData.images, and name it"
-            )
-            raise UserError(f"PairData.source={recipe.source!r} holds the table {table}: {how}")
+        if tables := [name for name in names if files.unpacked_ending(name) in (*TABLES, ".jsonl", ".ndjson")]:
+            unpack = "" if path.is_dir() else "unpack it, have the pictures beside or in PairData.images, and "
+            raise UserError(f"PairData.source={recipe.source!r} holds the table {tables[0]}: {unpack}name it")
         kinds = few(sorted(set(map(kind_of, names)))) if container else "no files"
         raise UserError(
             f"PairData.source={recipe.source!r} holds no table and no tar file (.csv, .jsonl, .tar ...) and no "
