@@ -307,8 +307,9 @@ def test_combinator_errors():
     one = (("a", miniatures.TwoTerms()), ("b", miniatures.Signs()))
     with pytest.raises(UserError, match=r"Alternate.pattern \('a',\) must name each of \['a', 'b'\]"):
         Alternate(parts=one, pattern=("a",))
-    with pytest.raises(UserError, match="Stages.boundaries .* must be 1 rising steps for 2 parts"):
-        Stages(parts=one, boundaries=(5, 3))
+    for boundaries in ((5, 7), (0,)):  # too many; and a first part of no step
+        with pytest.raises(UserError, match="Stages.boundaries .* must be 1 rising steps for 2 parts"):
+            Stages(parts=one, boundaries=boundaries)
     with pytest.raises(UserError, match="Sum.coefficients has 1 entries for 2 parts"):
         Sum(parts=one, coefficients=(1.0,))
     with pytest.raises(UserError, match="distinct names"):
