@@ -31,38 +31,39 @@ def reading_of(recipe, **changes):
     return Reading(channels=recipe.channels, max_pixels=recipe.max_pixels, shapes=recipe.shapes, **changes)
 
 
+class _ByOtherNames:
+    """`files` of a Folder or an Archive; a subclass says by `there(name)` what a name is in it."""
+
+    def read(self, name):
+        return self.files.read(self.there(name))
+
+    def place(self, name):
+        return self.files.place(self.there(name))
+
+    def sample(self, names):
+        return self.files.sample(list(map(self.there, names)))
+
+
 @dataclasses.dataclass(frozen=True)
-class Below:
-    """Files of a Folder or an Archive by their names below an outer folder, which ends in a slash."""
+class Below(_ByOtherNames):
+    """Files by their names below an outer folder, which ends in a slash."""
 
     files: Any
     outer: str
 
-    def read(self, name):
-        return self.files.read(self.outer + name)
-
-    def place(self, name):
-        return self.files.place(self.outer + name)
-
-    def sample(self, names):
-        return self.files.sample([self.outer + name for name in names])
+    def there(self, name):
+        return self.outer + name
 
 
 @dataclasses.dataclass(frozen=True)
-class Renamed:
-    """Files of a container by their plain names. own: {such a name: the container's}, where that is another."""
+class Renamed(_ByOtherNames):
+    """Files by their plain names. own: {such a name: the container's}, where that is another."""
 
     files: Any
     own: dict
 
-    def read(self, name):
-        return self.files.read(self.own.get(name, name))
-
-    def place(self, name):
-        return self.files.place(self.own.get(name, name))
-
-    def sample(self, names):
-        return self.files.sample([self.own.get(name, name) for name in names])
+    def there(self, name):
+        return self.own.get(name, name)
 
 
 def outer_folders(paths):

@@ -189,6 +189,8 @@ class Zip:
 
 def _followed(links, files):
     """{link: the file that it leads to, by way of others maybe} of {link: path}, without those that lead to none."""
+    if not links:  # as of nearly all: the names of a million files need no other form
+        return {}
     there = {posixpath.normpath(name): name for name in (*links, *files)}
     found = {}
     for name in links:

@@ -15,6 +15,7 @@ import numpy as np
 from launch.run import pretrained
 from launch.run.initial import run_modules
 from launch.storage import filesystem
+from paradigm.capabilities import ImageFeatures
 from paradigm.errors import UserError
 from paradigm.hf import files
 from paradigm.hf.family import FREE
@@ -41,7 +42,7 @@ def bindings(base, experiment):
     objective, path = experiment.objective, filesystem.as_path(base)
     owner = type(objective).__name__
     theirs = pretrained.modules(path) if pretrained.is_pretrained(path) else run_modules(path)
-    own = [field.name for field in dataclasses.fields(objective) if field.name in BODIES]
+    own = [name for name in _fields(objective) if name in BODIES]
     if len(own) != 1:  # of two towers the heads have to fit as well
         raise UserError(
             f"--base={base}: {owner} has several models, or none: describe them in a gin file, and say in "
@@ -63,13 +64,12 @@ def _model(base, setting, module):
         known = ", ".join(MAKERS)
         raise UserError(f"--base={base} holds a {kind}, and models to adapt are {known}: describe it in a gin file")
     maker, first = MAKERS[kind]
-    fields = {f: getattr(module, f) for f in type(module).__dataclass_fields__ if f not in FREE}
+    fields = {f: getattr(module, f) for f in _fields(module) if f not in FREE}
     lines = [f"{setting} = @{maker}()"]
     for name, value in {**first, **fields}.items():
         if dataclasses.is_dataclass(value):  # a value of rope.py
             scope = f"{maker}_{name}"
-            lines += [f"{scope}/{type(value).__name__}.{f.name} = {getattr(value, f.name)!r}"
-                      for f in dataclasses.fields(value)]  # fmt: skip
+            lines += [f"{scope}/{type(value).__name__}.{f} = {getattr(value, f)!r}" for f in _fields(value)]
             value = f"@{scope}/{type(value).__name__}()"
         else:
             value = repr(value)
@@ -80,7 +80,7 @@ def _model(base, setting, module):
 def _tell_pixels(path, objective):
     """Tells where pictures are normalised otherwise than in pre-training: by which function's settings, gin knows."""
     file = path / "preprocessor_config.json"
-    if not (hasattr(objective, "views") and file.is_file()):
+    if not (isinstance(objective, ImageFeatures) and file.is_file()):
         return
     said = files.read_json(file)
     there = [said.get(name) for name in ("image_mean", "image_std")] if isinstance(said, dict) else []
@@ -94,8 +94,12 @@ def _tell_pixels(path, objective):
 
 def _data(base, recipe, module):
     """Lines that make data ones that the module can read: ids of its tokenizer, or pictures of its channels."""
-    name = type(recipe).__name__
-    if hasattr(module, "channels"):
-        return [f"{name}.channels = {module.channels}"] if hasattr(recipe, "channels") else []
-    lines = [f"{name}.tokenizer = {str(base)!r}"] if hasattr(recipe, "tokenizer") else []
-    return lines + ([f"{name}.specials = ()"] if hasattr(recipe, "specials") else [])  # of the run file's tokenizer
+    name, settings = type(recipe).__name__, _fields(recipe)
+    if "channels" in _fields(module):
+        return [f"{name}.channels = {module.channels}"] if "channels" in settings else []
+    lines = [f"{name}.tokenizer = {str(base)!r}"] if "tokenizer" in settings else []
+    return lines + ([f"{name}.specials = ()"] if "specials" in settings else [])  # of the run file's tokenizer
+
+
+def _fields(value):
+    return [field.name for field in dataclasses.fields(value)]
