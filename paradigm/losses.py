@@ -39,7 +39,8 @@ def chunked_cross_entropy(hidden_BxLxD, kernel_DxV, targets_BxL, weights_BxL, *,
     recomputed and only [B, L, D] and [D, V] are kept. Without one (evaluation) only values are computed. Products take
     the dtype of `hidden` (the kernel is cast to it), every sum is float32, and the kernel's gradient is summed in
     float32 even when the products are bfloat16. Under a mesh (`jax.set_mesh`) each shard of tokens sums its own kernel
-    gradient, and the shards are reduced once, after the last chunk; the vocabulary may be cut over `tensor`.
+    gradient, and the shards are reduced once, after the last chunk, in the dtype of the products, as the gradient of
+    every other kernel is; the vocabulary may be cut over `tensor`.
 
     The z-loss term keeps the log normalizer near zero: z_loss * logsumexp(logits)^2 a token (Mesh-TensorFlow's
     softmax_cross_entropy_with_logits; PaLM, arXiv:2204.02311, section 5; T5 v1.1 trained with 1e-4).
@@ -131,6 +132,8 @@ def _over_chunks(static, hidden, kernel, targets, weights, gradient):
     total = jnp.sum(loss * weights)
     if not gradient:
         return total, nll, correct
+    if rows * parts > 1:  # half the bytes between devices
+        d_kernel_NxDxV = d_kernel_NxDxV.astype(hidden.dtype)
     return total, nll, correct, loss, d_hidden[0], jnp.sum(d_kernel_NxDxV, axis=0).astype(kernel.dtype)
 
 

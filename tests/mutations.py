@@ -27,6 +27,9 @@ ROWS = (
     ("multimodal/objectives/nlvr.py", '"second_aspect"))[: self.pictures]', '"second_aspect"))[::-1][: self.pictures]', "multimodal/test_nlvr", "vilts"),
     ("t5like/labels.py", 'begin = start + len(inside) - len(inside.lstrip())', 'begin = start - 4', "t5like/test_tasks", "spans"),
     ("t5like/labels.py", 'if set(tags[first : last + 1]) != {"O"}', 'if False', "t5like/test_tasks", "spans"),
+    ("launch/aot/hlo.py", "if self._root(inside).name == within:", "if False:", "launch/aot/test_hlo", "hands_on"),
+    ("launch/aot/hlo.py", "for _, operand in pairs} - read", "for _, operand in pairs}", "launch/aot/test_hlo", "under_way"),
+    ("paradigm/losses.py", "if rows * parts > 1:", "if False:", "paradigm/test_losses", "between_devices"),
     ("launch/run/experiment.py", "slips.check_parts(self)", "pass", "launch/run/test_experiment", "parts_that_are_none"),
     # paradigm: the step
     ("paradigm/step.py", "jnp.where(good, 0, state.bad_steps + 1)", "state.bad_steps + 1", "paradigm/test_contract", "a_bad_step_changes"),

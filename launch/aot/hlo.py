@@ -246,11 +246,27 @@ class _Program:
         return memory_bytes(i.shape) + sum(map(memory_bytes, shapes))
 
     def _fusion(self, i, shapes):
-        """A fusion reads of an operand what it slices from it, and writes of a result what it updates of it."""
+        """A fusion reads of an operand what it slices from it, and writes of a result what it updates of it. What an
+        asynchronous collective is writing elsewhere meanwhile lies where it lies."""
         inside = i.attribute(r"calls=%?([\w.\-]+)")
-        sizes = {n: size for n, size in enumerate(map(memory_bytes, shapes)) if size}
+        results, operands = self._in_place(i, inside)
+        sizes = {n: size for n, size in enumerate(map(memory_bytes, shapes)) if size and n not in operands}
         total = sum(self._read(inside, name, sizes[n]) for n, name in self._parameters(inside) if n in sizes)
-        return total + min(self._written(inside), memory_bytes(i.shape))
+        ends = enumerate(leaves(i.shape))
+        most = sum(size for n, (size, on_chip) in ends if n not in results and not on_chip)
+        return total + min(self._written(inside, without=results), most)
+
+    def _in_place(self, i, inside):
+        """({positions of results}, {of operands}) of a fusion that hold what a collective that is under way reads and
+        writes. They are counted once, in the fusion that begins it, which reads the one and writes the other anew."""
+        if not any(b.opcode in KINDS for b in self.computations[inside]):
+            return set(), set()
+        pairs = i.attribute(r"output_to_operand_aliasing=\{(.*?\))\}") or ""
+        pairs = [(int(result or 0), int(operand)) for result, operand in re.findall(r"\{(\d*)\}: \((\d+)", pairs)]
+        begun = self._begun(inside)
+        read = {operand for b in self.computations[inside] if b.name in begun for operand in b.operands}
+        read = {n for n, name in self._parameters(inside) if name in read}
+        return {result for result, _ in pairs}, {operand for _, operand in pairs} - read
 
     def _parameters(self, computation):
         """[(position, name)] of a computation's parameters."""
@@ -266,23 +282,33 @@ class _Program:
                     parts += self._read(computation, user.name, full)
                 elif user.opcode == "fusion":
                     inside = user.attribute(r"calls=%?([\w.\-]+)")
-                    parts += self._read(inside, dict(self._parameters(inside))[position], full)
+                    within = dict(self._parameters(inside))[position]
+                    parts += self._read(inside, within, full)
+                    if self._root(inside).name == within:  # handed on as it is
+                        parts += self._read(computation, user.name, full)
                 elif user.opcode in ("dynamic-slice", "slice", "gather") and position == 0:
                     parts += nbytes(user.shape)
                 elif user.opcode != "dynamic-update-slice" or position:
                     return full
         return min(parts, full)
 
-    def _written(self, computation, name=None):
-        """Bytes that a fusion writes of an instruction's result; None is its root."""
+    def _root(self, computation):
+        """The instruction that a computation's result is, under other names or not."""
+        root = next(b for b in self.computations[computation] if b.root)
+        while root.opcode == "bitcast":
+            root = self._bodies[computation][root.operands[0]]
+        return root
+
+    def _written(self, computation, name=None, without=()):
+        """Bytes that a fusion writes of an instruction's result; None is its root. without: positions in a tuple."""
         body = {b.name: b for b in self.computations[computation]}
         b = body[name] if name else next(b for b in body.values() if b.root)
         if b.opcode == "bitcast":
             return self._written(computation, b.operands[0])
         if b.opcode == "tuple":
-            return sum(self._written(computation, operand) for operand in b.operands)
+            return sum(self._written(computation, operand) for n, operand in enumerate(b.operands) if n not in without)
         if b.opcode == "fusion":
-            return self._written(b.attribute(r"calls=%?([\w.\-]+)"))
+            return self._written(b.attribute(r"calls=%?([\w.\-]+)"), without=without)
         return nbytes(body[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else nbytes(b.shape)
 
 

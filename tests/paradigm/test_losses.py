@@ -180,6 +180,20 @@ def test_sharded_equals_one_device(shape):
         close(ours, theirs)
 
 
+def test_between_devices_the_kernels_gradient_has_the_dtype_of_the_products():
+    """Each device's sum is rounded to bfloat16 before they are added: half the bytes on the wire."""
+    hidden, *others = example(8, 6, 16, 32)
+    args = jnp.asarray(hidden, jnp.bfloat16), *others
+    mesh, shardings = sharded((2, 4, 1))
+    alone = loss_and_gradient(*args)[1][1]
+    with jax.set_mesh(mesh):
+        d_kernel = jax.jit(loss_and_gradient)(*jax.device_put(args, shardings))[1][1]
+    rounded = lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
+    close(d_kernel, alone, 1e-2)
+    assert d_kernel.dtype == jnp.float32 and np.array_equal(d_kernel, rounded(d_kernel))
+    assert not np.array_equal(alone, rounded(alone))
+
+
 def test_a_batch_that_the_mesh_does_not_divide():
     args = example(3, 6, 16, 32)
     expected = loss_and_gradient(*args)[0][0]

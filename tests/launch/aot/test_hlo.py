@@ -333,3 +333,76 @@ def test_a_scan_reads_one_layer_a_turn():
     fn = lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x * w[:8] + w[8:16]), None), x, w)[0]
     stack = np.prod(w.shape) * 4
     assert hlo.cost(compiled(fn, x, w).as_text()).memory < 3 * stack
+
+
+def test_what_a_collective_under_way_writes_counts_once():
+    """An asynchronous gather as a TPU's compiler writes it: begun, gone on with beside a product, waited for. What it
+    writes is passed from one to the next in its place."""
+    shard, whole = "bf16[64,128]{1,0}", "bf16[256,128]{1,0}"
+    gather = "channel_id=9, replica_groups={{0,1,2,3}}, dimensions={0}"
+    text = f"""HloModule step, num_partitions=4
+
+%begin (s: bf16[64,128]) -> (bf16[64,128], bf16[256,128]) {{
+  %s = {shard} parameter(0)
+  %g = {whole} all-gather(%s), {gather}
+  ROOT %b = ({shard}, {whole}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%beside (s.1: bf16[64,128], w.1: bf16[256,128], x.1: f32[8,16], y.1: f32[16,32]) -> (f32[8,32], bf16[64,128], bf16[256,128]) {{
+  %s.1 = {shard} parameter(0)
+  %w.1 = {whole} parameter(1)
+  %x.1 = f32[8,16]{{1,0}} parameter(2)
+  %y.1 = f32[16,32]{{1,0}} parameter(3)
+  %g.1 = {whole} all-gather(%s.1), {gather}
+  %d = f32[8,32]{{1,0}} dot(%x.1, %y.1), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %t = (f32[8,32]{{1,0}}, {shard}, {whole}) tuple(%d, %s.1, %w.1)
+}}
+
+%wait (s.2: bf16[64,128], w.2: bf16[256,128]) -> bf16[256,128] {{
+  %s.2 = {shard} parameter(0)
+  %w.2 = {whole} parameter(1)
+  %g.2 = {whole} all-gather(%s.2), {gather}
+  ROOT %e = {whole} custom-call(%s.2, %w.2, %g.2), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (p: bf16[64,128], x: f32[8,16], y: f32[16,32]) -> bf16[256,128] {{
+  %p = {shard} parameter(0)
+  %x = f32[8,16]{{1,0}} parameter(1)
+  %y = f32[16,32]{{1,0}} parameter(2)
+  %b.0 = ({shard}, {whole}) fusion(%p), kind=kCustom, output_to_operand_aliasing={{{{0}}: (0, {{}})}}, calls=%begin
+  %b.1 = {shard} get-tuple-element(%b.0), index=0
+  %b.2 = {whole} get-tuple-element(%b.0), index=1
+  %f = (f32[8,32]{{1,0}}, {shard}, {whole}) fusion(%b.1, %b.2, %x, %y), kind=kOutput, output_to_operand_aliasing={{{{1}}: (0, {{}}), {{2}}: (1, {{}})}}, calls=%beside
+  %f.1 = {shard} get-tuple-element(%f), index=1
+  %f.2 = {whole} get-tuple-element(%f), index=2
+  ROOT %r = {whole} fusion(%f.1, %f.2), kind=kCustom, output_to_operand_aliasing={{{{}}: (1, {{}})}}, calls=%wait
+}}"""
+    found = hlo.cost(text)
+    shard, product = 64 * 128 * 2, 4 * (8 * 16 + 16 * 32 + 8 * 32)
+    # Read and written where it begins, the product beside it; waiting reads the shard again.
+    assert found.memory == (shard + 4 * shard) + product + shard
+    assert [c.payload for c in found.collectives] == [4 * shard]
+
+
+@pytest.mark.parametrize("inner", ["bitcast(%q)", "parameter(0)"])
+def test_what_a_fusion_within_hands_on_is_read_by_its_user(inner):
+    body = "" if inner.startswith("parameter") else "  %q = f32[16,32]{1,0} parameter(0)\n"
+    text = f"""HloModule step
+
+%same (q: f32[16,32]) -> f32[16,32] {{
+{body}  ROOT %z = f32[16,32]{{1,0}} {inner}
+}}
+
+%outer (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {{
+  %a = f32[8,16]{{1,0}} parameter(0)
+  %b = f32[16,32]{{1,0}} parameter(1)
+  %c = f32[16,32]{{1,0}} fusion(%b), kind=kLoop, calls=%same
+  ROOT %d = f32[8,32]{{1,0}} dot(%a, %c), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+}}
+
+ENTRY %main (x: f32[8,16], y: f32[16,32]) -> f32[8,32] {{
+  %x = f32[8,16]{{1,0}} parameter(0)
+  %y = f32[16,32]{{1,0}} parameter(1)
+  ROOT %r = f32[8,32]{{1,0}} fusion(%x, %y), kind=kOutput, calls=%outer
+}}"""
+    assert hlo.cost(text).memory == 4 * (8 * 16 + 16 * 32 + 8 * 32)
