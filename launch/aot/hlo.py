@@ -18,6 +18,7 @@ import numpy as np
 
 from launch.aot.hlo_text import dims_of, groups_of, leaves, memory_bytes, metadata, nbytes, parse
 
+READER = 2  # one more whenever programs are read differently: docs/pods.json's rows say which of these has read them
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Opcodes that move nothing: names for what is there already, or counted where their computation is.
 FREE = set(

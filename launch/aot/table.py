@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 
+from launch.aot import hlo
 from launch.aot.dry_run import readable
 from launch.aot.topology import FLAT, parse_topology
 from launch.run.mesh import parse_mesh
@@ -44,16 +45,16 @@ COLUMNS = (
 
 def write(runs=(), missing=False, topology=None):
     """Compiles the rows of these run files (default: of all that name a pod) and writes both files; 1 if one does not
-    fit. missing: only rows that are not there, or of other settings than the run file's today. topology: of one row a
-    run (default: the run file's own pod, and those that it has rows of). Each compile has a process of its own, so that
-    memory and a crash stay in it."""
+    fit. missing: only rows that are not there, of other settings than the run file's today, or of another reader.
+    topology: of one row a run (default: the run file's own pod, and those that it has rows of). Each compile has a
+    process of its own, so that memory and a crash stay in it."""
     rows = load()
     names = list(runs) or pod_runs()
     for gone in {row["run"] for row in rows.values()} - set(pod_runs()):
         rows = {key: row for key, row in rows.items() if row["run"] != gone}
     for run in names:
         for pod in [topology] if topology else topologies(run, rows):
-            if missing and (row := rows.get(f"{run} {pod}")) and is_of_today(row):
+            if missing and (row := rows.get(f"{run} {pod}")) and is_of_today(row) and not _read_before(row):
                 continue
             rows[f"{run} {pod}"] = row = _compile(run, pod)
             print(f"{run} {pod}: {_verdict(row)}", flush=True)
@@ -118,7 +119,7 @@ def _compile(run, topology):
         found = {"fits": False, "error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     else:
         found = json.loads(lines[-1])
-    return {**found, "run": run, "topology": topology, "settings": settings(run)[0]}
+    return {**found, "run": run, "topology": topology, "settings": settings(run)[0], "reader": hlo.READER}
 
 
 def _verdict(row):
@@ -136,11 +137,17 @@ def page(rows, before=""):
     """The rows as Markdown, and the notes of the page as it was."""
     lines = [HEAD, "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows.values()]
+    if any(map(_read_before, rows.values())):
+        lines += ["", "\\* Its times were read before launch/aot/hlo.py was last mended; `--missing` reads them anew."]
     return "\n".join(lines) + "\n" + "".join(before.partition(NOTES)[1:])
 
 
+def _read_before(row):
+    return row.get("reader") != hlo.READER
+
+
 def _cells(row):
-    name = row["run"].removeprefix("runs/").removesuffix(".gin")
+    name = row["run"].removeprefix("runs/").removesuffix(".gin") + " \\*" * _read_before(row)
     if "error" in row:
         return [name, row["topology"], "", "", "no", *[""] * (len(COLUMNS) - 6), row["error"]]
     chips = parse_topology(row["topology"]).chips

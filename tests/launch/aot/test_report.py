@@ -213,14 +213,17 @@ def test_the_page_has_a_row_for_each():
     found = {"run": "runs/x.gin", "fits": True, "topology": "v5e:16x16", "mesh": "data:256", "flops": 1e15}
     found |= {"hbm_per_chip": 1 << 34, "arguments": 1 << 30, "temporaries": 1 << 31}
     found |= {"collectives": {"all-reduce": {"count": 3, "bytes": 1 << 20, "largest": 1}}}
-    found |= {"settings": {"batch_size": "512"}}
+    found |= {"settings": {"batch_size": "512"}, "reader": hlo.READER}
     line = {"step_seconds": 0.1, "without_overlap": 0.2, "estimate": 0.125, "bound": "memory", "mfu": 0.5}
     found |= {"roofline": line}
-    lost = {"run": "runs/y.gin", "fits": False, "topology": "v5e:16x16", "error": "error: no"}
+    lost = {"run": "runs/y.gin", "fits": False, "topology": "v5e:16x16", "error": "error: no", "reader": hlo.READER}
     page = table.page({"a": found, "b": lost})
     row = "| x | v5e:16x16 | data:256 | 2 | yes | 16 GiB | 1 GiB | 2 GiB | 1e+15 | 100 ms | 200 ms | 125 ms | memory | "
     assert row + "50 % | 40 % | all-reduce 1 MiB |" in page
     assert all(line.count("|") == len(table.COLUMNS) + 1 for line in page.splitlines() if line.startswith("|"))
+    assert "read before" not in page
+    page = table.page({"a": {**found, "reader": hlo.READER - 1}, "b": lost})  # its times are marked, and said to be old
+    assert "| x \\* | " in page and "| y | " in page and "read before launch/aot/hlo.py" in page
 
 
 def test_the_page_keeps_what_a_person_wrote_below_it():
