@@ -115,7 +115,7 @@ class _SILC(DINO):
         """({"image" [B, views, E], "text" [B, E], "student" [B, local views, ...], "teacher" [B, 2, ...]}, Loss)."""
         variables, index, views = self.variables(params, extra), batch["index"], self.augment_views(batch, ctx)
         seen, moments = self.encode_views(variables, views, index, ctx)
-        taught, of_teacher = self.encode_views(extra["teacher"], views[:GLOBAL], index, ctx, dropout=False)
+        taught, of_teacher = self.encode_views(extra["teacher"], views[:GLOBAL], index, ctx, dropout=None)
         aligned = l2_normalize(seen[:, :GLOBAL])
         if not ctx.train:
             aligned = self._image(variables, self.view(batch), ctx)[0][:, None]

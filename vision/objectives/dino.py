@@ -111,7 +111,7 @@ class DINO(MultiCrop):
     def encode(self, params, extra, batch, ctx):
         views, index, variables = self.augment_views(batch, ctx), batch["index"], self.variables(params, extra)
         student, moments = self.encode_views(variables, views, index, ctx)
-        teacher, seen = self.encode_views(extra["teacher"], views[:2], index, ctx, dropout=False)
+        teacher, seen = self.encode_views(extra["teacher"], views[:2], index, ctx, dropout=None)
         embeddings = {
             "student": self.embed(variables, student, ctx),
             "teacher": jax.lax.stop_gradient(self.embed(extra["teacher"], teacher, ctx)),

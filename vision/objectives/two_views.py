@@ -34,7 +34,7 @@ class TwoViews(ImageObjective):
         online, moments = self.encode_views(self.variables(params, extra), views, index, ctx, apart=True)
         if self.teacher is None:
             return {"online": online}, Loss(stats=moments)
-        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True)
+        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True, dropout="dropout/teacher")
         loss = Loss(stats={**moments, **prefixed("teacher", seen)})
         return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, loss
 
