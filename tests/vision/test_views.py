@@ -11,7 +11,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests.compiled import compiled
 from tests.vision import tiny
-from vision.objectives import BYOL, MAE, VQ, BEiT, MoCoV2, SimCLR
+from vision.objectives import BYOL, MAE, VQ, BEiT, Classify, MoCoV2, Rotation, Segmentation, SimCLR
 from vision.objectives.base import ImageObjective
 from vision.views import view_groups
 
@@ -138,3 +138,18 @@ def test_every_call_of_an_encoder_has_a_dropout_of_its_own(name, monkeypatch):
     streams = [stream for stream in asked if "dropout" in stream]
     assert len(streams) == len(set(streams)) == calls
     assert more > without + calls, "what is asked for is drawn from"
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_flops_are_of_the_views_and_not_of_the_encoders_own_size(kind):
+    large = dataclasses.replace(BIG, size=32)
+    encoder = tiny.encoder() if kind == "vit" else tiny.small_resnet().clone(image_size=16)
+    classes = {Classify: {"classes": 3}, SimCLR: {}, MoCoV2: {"queue": 8}, Rotation: {}}
+    for made, fields in (classes | ({Segmentation: {"classes": 3}} if kind == "vit" else {})).items():
+        small, wanted = (
+            made(encoder=encoder.clone(image_size=size), augment=large, host_image_size=32, **fields).forward_flops(
+                {"mask": np.zeros(8)}
+            )
+            for size in (16, 32)
+        )
+        assert small == wanted, made

@@ -85,6 +85,15 @@ class ImageObjective(ImageFeatures, Objective):
             return pooled[0], moments[0]
         return jnp.concatenate(pooled, 1), trees.mean(moments)
 
+    def patches_of(self, size):
+        """How many patches a view of this size has; None for an encoder without patches."""
+        return None if self.encoder.grid is None else (size // self.encoder.patch) ** 2
+
+    def encoder_flops(self, rows, views):
+        """Forward FLOPs of the encoder for these views, Augments of sizes of their own, of `rows` pictures."""
+        measure = (lambda size: size) if self.encoder.grid is None else self.patches_of
+        return sum(self.encoder.flops(rows, measure(view.size)) for view in views)
+
     def pooled(self, variables, images, ctx, keys):
         """(a vector of each view [B, D], moments): what `encode_views` makes of views of one size."""
         x, _, moments = self.apply("encoder", variables, images, ctx=ctx, keys=keys)

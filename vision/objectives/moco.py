@@ -96,7 +96,11 @@ class _MoCo(Projected):
     def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
         heads = {"projector": self.projector.flops(rows, self.encoder.features)}
-        return {"encoder": self.encoder.flops(rows), **heads, "logits": 2 * rows * self.output * self.queue}
+        return {
+            "encoder": self.encoder_flops(rows, self.views[:1]),
+            **heads,
+            "logits": 2 * rows * self.output * self.queue,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

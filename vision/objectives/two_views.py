@@ -54,7 +54,7 @@ class TwoViews(ImageObjective):
         rows, width, parts = 2 * batch_spec["mask"].size, self.encoder.features, {}
         for name, (module, _) in self.modules().items():
             if name == "encoder":
-                parts[name] = module.flops(rows)
+                parts[name] = self.encoder_flops(rows // 2, self.views)
             else:
                 parts[name], width = module.flops(rows, width), module.widths[-1]
         return parts
