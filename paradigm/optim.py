@@ -62,8 +62,9 @@ class Leaf:
 class LayerDecay:
     """A learning rate that falls from the output to the input (layer-wise decay, Clark et al. 2020, ELECTRA).
 
-    Counted as BEiT's and MAE's code count: layer i of L, from 0, has rate ** (L - i) of it, the embeddings have
-    rate ** (L + 1), and what follows the layers, heads included, has all.
+    Counted as BEiT's and MAE's code count: layer i of L, from 0, has rate ** (L - i) of it, its own table of relative
+    positions too, the embeddings have rate ** (L + 1), and what follows the layers, heads included, has all, as a
+    table that all layers share.
 
     embeddings: regexes of what comes before the layers. L is the depth of the deepest stack beside them.
     """
@@ -95,7 +96,7 @@ class LayerDecay:
             raise UserError(f"LayerDecay: no parameter lies in a stack of layers (such as {named[0][0]}): leave it out")
 
         def factor(name, x):
-            if trees.is_stacked(name):
+            if trees.is_stacked(name) or name.endswith("relative_bias/embedding") and x.ndim == 3:  # [layers, E, H]
                 return tuple(self.rate ** (len(x) - i) for i in range(len(x)))
             if not any(re.search(pattern, name) for pattern in self.embeddings):
                 return 1.0

@@ -11,6 +11,7 @@ from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.layers import NORMS
 from paradigm.metrics import Artefact
+from vision.patches import grid_of
 from vision.probe import check_plain, plain_encoder
 from vision.sheet import sheet
 from vision.vit import ViT
@@ -71,7 +72,7 @@ class AttentionMaps(Evaluator):
         weights = np.asarray(jax.jit(maps)(variables, images))[..., encoder.prefix :]  # [B, H, N]
         shown = np.concatenate([weights.mean(1, keepdims=True), weights[:, : self.heads]], 1)
         shown = shown / shown.max(-1, keepdims=True)
-        rows, columns = encoder.grid
+        rows, columns = grid_of(*images.shape[1:3], encoder.patch)
         shown = shown.reshape(*shown.shape[:2], rows, columns, 1).repeat(encoder.patch, 2).repeat(encoder.patch, 3)
         height, width = rows * encoder.patch, columns * encoder.patch
         originals = np.asarray(objective.views[0].undo(images))[:, :height, :width]  # what the patches cover

@@ -275,9 +275,9 @@ class ImageText(WithCaptions, PairEmbedding):
         rows = batch_spec["mask"].size
         heads = self.modules()
         image, text = heads["image_head"][0], heads["text_head"][0]
-        some = (self._kept,) if self.patch_drop else ()
+        whole = self.encoder_flops(rows, self.views[:1])
         return {
-            "encoder": self.encoder.flops(rows, *some),
+            "encoder": whole if not self.patch_drop else self.encoder.flops(rows, self._kept),
             "image_head": image.flops(rows, self.encoder.features, self._kept),
             "text": self.text.flops(rows),
             "text_head": text.flops(rows, self.text.features),

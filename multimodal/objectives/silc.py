@@ -115,7 +115,7 @@ class _SILC(DINO):
         """({"image" [B, views, E], "text" [B, E], "student" [B, local views, ...], "teacher" [B, 2, ...]}, Loss)."""
         variables, index, views = self.variables(params, extra), batch["index"], self.augment_views(batch, ctx)
         seen, moments = self.encode_views(variables, views, index, ctx)
-        taught, of_teacher = self.encode_views(extra["teacher"], views[:GLOBAL], index, ctx, dropout=False)
+        taught, of_teacher = self.encode_views(extra["teacher"], views[:GLOBAL], index, ctx, dropout=None)
         aligned = l2_normalize(seen[:, :GLOBAL])
         if not ctx.train:
             aligned = self._image(variables, self.view(batch), ctx)[0][:, None]
@@ -174,7 +174,7 @@ class _SILC(DINO):
         patches = [self.patches_of(view.size) or 0 for view in self.views]
         head = lambda sizes: sum(modules["image_head"][0].flops(rows, self.encoder.features, n) for n in sizes)
         return {
-            "encoder": self.encoder_flops(rows) + self._masked_flops(rows),
+            "encoder": self.encoder_flops(rows, self.views) + self._masked_flops(rows),
             "image_head": head(patches),
             "text": self.text.flops(rows),
             "text_head": modules["text_head"][0].flops(rows, self.text.features),
@@ -189,7 +189,7 @@ class _SILC(DINO):
         modules, seen = self.modules(), GLOBAL * rows * self.hidden_count
         heads = modules["patch_projector"][0].flops(seen, self.encoder.features)
         heads += modules["patch_prototypes"][0].flops(seen, self.bottleneck)
-        return heads + GLOBAL * self.encoder.flops(rows, self.patches_of(self.views[0].size))
+        return heads + self.encoder_flops(rows, self.views[:GLOBAL])
 
     def _head_flops(self, rows):
         modules = self.modules()
@@ -203,7 +203,7 @@ class _SILC(DINO):
         trained = sum(x * (1.0 if name in frozen else 3.0) for name, x in parts.items())
         taught = parts["image_head"] * GLOBAL / len(self.views) + sum(self._head_flops(rows * GLOBAL).values())
         passes = 2 if self.masked else 1  # for the vector, and for patches
-        return trained + taught + passes * GLOBAL * self.encoder.flops(rows, *self._large())
+        return trained + taught + passes * self.encoder_flops(rows, self.views[:GLOBAL])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

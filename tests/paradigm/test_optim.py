@@ -356,6 +356,7 @@ def test_layer_decay_in_a_tree_of_modules():
         "embed": {"kernel": x(4, 4)},
         "class_token": x(1, 1, 4),
         "positions": {"embedding": x(3, 4)},
+        "relative_bias": {"embedding": x(n, 5, 2) if n == 3 else x(5, 2)},
         "blocks": {"layers": {"mlp": {"up": {"kernel": x(n, 4, 4)}}}, "norm": {"scale": x(4)}},
     }
     params = {"encoder": tower(3), "text": tower(2), "classifier": {"output": {"kernel": x(4, 2), "bias": x(2)}}}
@@ -369,6 +370,9 @@ def test_layer_decay_in_a_tree_of_modules():
         "text/blocks/layers/mlp/up/kernel": (0.25, 0.5),
         "encoder/blocks/norm/scale": 1.0,
         "text/blocks/norm/scale": 1.0,
+        # BEiT's get_num_layer_for_vit: blocks.i.attn.relative_position_bias_table is of layer i, rel_pos_bias of none.
+        "encoder/relative_bias/embedding": (0.125, 0.25, 0.5),
+        "text/relative_bias/embedding": 1.0,
     }
 
 

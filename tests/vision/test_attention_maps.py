@@ -1,5 +1,7 @@
 """Attention maps: the weights are those of the block, and the sheet says which head is which."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,13 @@ def test_a_sheet_of_them():
     numbers, [artefact] = AttentionMaps(count=2).run(OBJECTIVE, variables(OBJECTIVE), data)
     assert not numbers and artefact.name == "attention_maps" and artefact.value.ndim == 3
     assert artefact.value.shape[1] == 4 * (16 * 6 + 2), "the original, the mean and two heads"
+
+
+def test_views_of_another_size_than_the_encoders():
+    larger = dataclasses.replace(OBJECTIVE, augment=no_views(22))
+    data = tiny.Opened(None, batch=tiny.batch_of(2, 20)(0))
+    _, [artefact] = AttentionMaps(count=2).run(larger, variables(OBJECTIVE), data)
+    assert artefact.value.shape[1] == 4 * (20 * 5 + 2), "5 x 5 patches of 4 pixels, enlarged 5 times"
 
 
 def test_an_adapted_encoders_maps_are_those_of_its_merged_form():

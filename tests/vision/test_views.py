@@ -11,7 +11,7 @@ from paradigm.errors import UserError
 from paradigm.objective import Context
 from tests.compiled import compiled
 from tests.vision import tiny
-from vision.objectives import SimCLR
+from vision.objectives import BYOL, MAE, VQ, BEiT, Classify, MoCoV2, Rotation, Segmentation, SimCLR
 from vision.objectives.base import ImageObjective
 from vision.views import view_groups
 
@@ -105,3 +105,51 @@ def test_what_is_no_group(augment, text):
 def test_a_pair_is_two_views(augment, count):
     with pytest.raises(UserError, match=f"SimCLR compares two views of a picture and its augment gives {count}"):
         SimCLR(encoder=tiny.encoder(), augment=augment, host_image_size=tiny.HOST_SIZE)
+
+
+def _beit(encoder, **fields):
+    parts = {"tokenizer": VQ(**fields, encoder=tiny.encoder()), "aggregate_from": 1, "block_smallest": 2}
+    return BEiT(encoder=encoder.clone(mask_token=True), **fields, **parts)
+
+
+RANDOM = {  # an objective of an encoder, and how many calls in training have that encoder's dropout
+    "MAE": (lambda **fields: MAE(**fields, decoder_width=16, decoder_layers=1, decoder_heads=2), 1),
+    "BEiT": (_beit, 2),
+    "MoCoV2": (lambda **fields: MoCoV2(**fields, queue=16, output=8), 2),
+    "BYOL": (lambda **fields: BYOL(**fields, hidden=8, output=8), 4),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_every_call_of_an_encoder_has_a_dropout_of_its_own(name, monkeypatch):
+    """A teacher's masks too are others than the student's: a query does not share what it has dropped with its key."""
+    make, calls = RANDOM[name]
+    keys, asked = Context.keys, []
+    monkeypatch.setattr(Context, "keys", lambda ctx, name, index: asked.append(name) or keys(ctx, name, index))
+
+    def draws(**changes):
+        o = make(encoder=tiny.encoder(**changes), augment=tiny.views(), host_image_size=tiny.HOST_SIZE)
+        params = jax.eval_shape(o.init, CTX.key("params"))
+        given = params, jax.eval_shape(o.init_extra, params, CTX.key("extra")), o.batch_spec(2)
+        asked.clear()
+        return str(jax.make_jaxpr(lambda *given: o.loss(*given, CTX).terms)(*given)).count("random_fold_in")
+
+    without, more = draws(), draws(drop_path=0.5)
+    streams = [stream for stream in asked if "dropout" in stream]
+    assert len(streams) == len(set(streams)) == calls
+    assert more > without + calls, "what is asked for is drawn from"
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_flops_are_of_the_views_and_not_of_the_encoders_own_size(kind):
+    large = dataclasses.replace(BIG, size=32)
+    encoder = tiny.encoder() if kind == "vit" else tiny.small_resnet().clone(image_size=16)
+    classes = {Classify: {"classes": 3}, SimCLR: {}, MoCoV2: {"queue": 8}, Rotation: {}}
+    for made, fields in (classes | ({Segmentation: {"classes": 3}} if kind == "vit" else {})).items():
+        small, wanted = (
+            made(encoder=encoder.clone(image_size=size), augment=large, host_image_size=32, **fields).forward_flops(
+                {"mask": np.zeros(8)}
+            )
+            for size in (16, 32)
+        )
+        assert small == wanted, made

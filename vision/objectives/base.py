@@ -61,16 +61,16 @@ class ImageObjective(ImageFeatures, Objective):
         keys = lambda number: ctx.keys(f"view/{number}", batch["index"])
         return draw_views(self.groups, batch["image"], self.aspect(batch), keys)
 
-    def encode_views(self, variables, views, index, ctx, apart=False, dropout=True):
+    def encode_views(self, variables, views, index, ctx, apart=False, dropout="dropout"):
         """(pooled [B, V, D], moments) of V views; in one pass those of one size that follow one another.
 
-        apart: whether a BatchNorm in the encoder sees one view at a time, or all of a size together. dropout: False for
-        a teacher that has none.
+        apart: whether a BatchNorm in the encoder sees one view at a time, or all of a size together. dropout: the
+        stream that its masks are drawn from, a teacher's another than the student's; None for a teacher that has none.
         """
         apart = apart and self.encoder.has_batch_norm
         keys = None
         if ctx.train and dropout and self.draws(self.encoder):
-            keys = [ctx.keys(f"dropout/{i}", index) for i in range(len(views))]
+            keys = [ctx.keys(f"{dropout}/{i}", index) for i in range(len(views))]
         # Views of a picture side by side: on a mesh each device keeps its own rows, as it would not if they were
         # concatenated.  V x [B, ...] -> [B, V, ...] -> [B V, ...]
         flat = lambda xs: jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:])
@@ -84,6 +84,15 @@ class ImageObjective(ImageFeatures, Objective):
         if len(pooled) == 1:
             return pooled[0], moments[0]
         return jnp.concatenate(pooled, 1), trees.mean(moments)
+
+    def patches_of(self, size):
+        """How many patches a view of this size has; None for an encoder without patches."""
+        return None if self.encoder.grid is None else (size // self.encoder.patch) ** 2
+
+    def encoder_flops(self, rows, views):
+        """Forward FLOPs of the encoder for these views, Augments of sizes of their own, of `rows` pictures."""
+        measure = (lambda size: size) if self.encoder.grid is None else self.patches_of
+        return sum(self.encoder.flops(rows, measure(view.size)) for view in views)
 
     def pooled(self, variables, images, ctx, keys):
         """(a vector of each view [B, D], moments): what `encode_views` makes of views of one size."""

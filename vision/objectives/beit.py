@@ -35,9 +35,9 @@ class Aggregator(nn.Module):
     layers: int = 2
 
     @nn.compact
-    def __call__(self, token, patches):
+    def __call__(self, token, patches, keys=None):
         x = constrain(jnp.concatenate([token[:, None], patches], 1), BATCH, None, None)
-        x, _ = self.encoder.stack(layers=self.layers, name="blocks")(x, AttentionMask())
+        x, _ = self.encoder.stack(layers=self.layers, name="blocks")(x, AttentionMask(), keys=keys)
         return x[:, 1:], {}
 
 
@@ -98,13 +98,14 @@ class BEiT(Reconstructing, MaskedImages):
             modules["aggregator"] = (self.aggregator, inputs)
         return modules
 
-    def hidden_patches(self, variables, images, mask, keys=None):
-        """([the encoder's output [B, M, D] at hidden patches, the aggregator's, if any], their places [B, M])."""
+    def hidden_patches(self, variables, images, mask, keys=None, again=None):
+        """([the encoder's output [B, M, D] at hidden patches, the aggregator's, if any], their places [B, M]). keys,
+        again: for the dropout of either."""
         _, seen, _ = self.apply("encoder", variables, images, mask=mask, keys=keys)
         patches = [seen["patches"]]
         if self.aggregate_from is not None:
             early = seen["layers"][self.aggregate_from - 1][:, self.encoder.prefix :]
-            patches += [self.apply("aggregator", variables, seen["layers"][-1][:, 0], early)[0]]
+            patches += [self.apply("aggregator", variables, seen["layers"][-1][:, 0], early, again)[0]]
         places = hidden_first(mask, self.hidden)
         return [jnp.take_along_axis(x, places[..., None], 1) for x in patches], places
 
@@ -113,7 +114,8 @@ class BEiT(Reconstructing, MaskedImages):
         big, small = (views[0], views[-1]) if isinstance(views, tuple) else (views, views)
         variables = self.variables(params, extra)
         ids, _, _ = self.apply("tokenizer", variables, small)
-        every, places = self.hidden_patches(variables, big, mask, self.dropout_keys(batch, ctx))
+        keys = [self.dropout_keys(batch, ctx, name) for name in ("dropout", "dropout/aggregator")]
+        every, places = self.hidden_patches(variables, big, mask, *keys)
         targets = jnp.take_along_axis(ids, places, 1)
         weight = jnp.take_along_axis(mask, places, 1) * batch["mask"][:, None]
         head = params["decoder"]["predict"]

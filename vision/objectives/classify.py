@@ -12,7 +12,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from paradigm.attentive import Attentive
@@ -129,7 +128,8 @@ class Classify(ClassifyingPictures, OnClasses, ImageObjective):
 
     def forward_flops(self, batch_spec):
         rows, width = batch_spec["mask"].size, self.encoder.features
-        parts = {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * width * self.known_classes}
+        parts = {"encoder": self.encoder_flops(rows, self.views[:1])}
+        parts["classifier"] = 2 * rows * width * self.known_classes
         if self.pool is not None:
-            parts["pool"] = self.pool.module(self.encoder).flops(rows, int(np.prod(self.encoder.grid)))
+            parts["pool"] = self.pool.module(self.encoder).flops(rows, self.patches_of(self.views[0].size))
         return parts

@@ -111,7 +111,7 @@ class DINO(MultiCrop):
     def encode(self, params, extra, batch, ctx):
         views, index, variables = self.augment_views(batch, ctx), batch["index"], self.variables(params, extra)
         student, moments = self.encode_views(variables, views, index, ctx)
-        teacher, seen = self.encode_views(extra["teacher"], views[:2], index, ctx, dropout=False)
+        teacher, seen = self.encode_views(extra["teacher"], views[:2], index, ctx, dropout=None)
         embeddings = {
             "student": self.embed(variables, student, ctx),
             "teacher": jax.lax.stop_gradient(self.embed(extra["teacher"], teacher, ctx)),
@@ -158,15 +158,12 @@ class DINO(MultiCrop):
         rows, parts = batch_spec["mask"].size, self.forward_flops(batch_spec)
         trained = sum(x * (1.0 if name in frozen else 3.0) for name, x in parts.items())
         heads = sum(x for name, x in parts.items() if name != "encoder") * 2 / len(self.views)
-        return trained + heads + 2 * self.encoder.flops(rows, *self._large())
-
-    def _large(self):
-        return () if self.encoder.grid is None else (self.patches_of(self.views[0].size),)
+        return trained + heads + self.encoder_flops(rows, self.views[:2])
 
     def forward_flops(self, batch_spec):
         rows, modules = batch_spec["mask"].size, self.modules()
         return {
-            "encoder": self.encoder_flops(rows),
+            "encoder": self.encoder_flops(rows, self.views),
             "projector": modules["projector"][0].flops(rows * len(self.views), self.encoder.features),
             "prototypes": modules["prototypes"][0].flops(rows * len(self.views), self.bottleneck),
         }

@@ -128,9 +128,9 @@ class MAE(Reconstructing, OneView):
             noise += masks(self.masking, keys, self.encoder.grid, self.patches - self.kept, **how)
         return jnp.argsort(noise, axis=1)
 
-    def predict(self, variables, images, ids_shuffle):
+    def predict(self, variables, images, ids_shuffle, keys=None):
         """[B, H, W, C], ids_shuffle [B, N] (see `shuffle`) -> the masked patches' predicted pixels [B, N - n, P]."""
-        _, intermediates, _ = self.apply("encoder", variables, images, keep=ids_shuffle[:, : self.kept])
+        _, intermediates, _ = self.apply("encoder", variables, images, keep=ids_shuffle[:, : self.kept], keys=keys)
         latent = jnp.concatenate([intermediates["class"][:, None], intermediates["patches"]], 1)
         return self.apply("decoder", variables, latent, ids_shuffle)[0]
 
@@ -147,7 +147,8 @@ class MAE(Reconstructing, OneView):
     def loss(self, params, extra, batch, ctx):
         images = self.draw(batch, ctx)
         ids_shuffle = self.shuffle(ctx.keys("mask", batch["index"]))
-        predicted = self.predict(self.variables(params, extra), images, ids_shuffle).astype(jnp.float32)
+        keys = self.dropout_keys(batch, ctx)
+        predicted = self.predict(self.variables(params, extra), images, ids_shuffle, keys).astype(jnp.float32)
         target, _, _ = self.target(images, ids_shuffle)
         error = jnp.square(predicted - target).mean((1, 2))
         return Loss({"pixels": Term(jnp.sum(error * batch["mask"]), batch["mask"].sum())})

@@ -53,8 +53,8 @@ class OneView(ImageObjective):
         plain = tuple(augment.plain(batch["image"], batch["aspect"]) for augment in sizes)
         return plain[0] if len(plain) == 1 else plain
 
-    def dropout_keys(self, batch, ctx):
-        return ctx.keys("dropout", batch["index"]) if ctx.train and self.draws(self.encoder) else None
+    def dropout_keys(self, batch, ctx, stream="dropout"):
+        return ctx.keys(stream, batch["index"]) if ctx.train and self.draws(self.encoder) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

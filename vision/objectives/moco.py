@@ -70,15 +70,15 @@ class _MoCo(Projected):
         queue = l2_normalize(jax.random.normal(rng.fold(key, "queue"), (self.queue, self.output)))
         return {**super().init_extra(params, key), "queue": queue, "cursor": jnp.zeros((), jnp.int32)}
 
-    def embed(self, variables, view, batch, ctx):
+    def embed(self, variables, view, batch, ctx, dropout="dropout"):
         """(unit vectors [B, output], moments) of a view."""
-        pooled, moments = self.encode_views(variables, (view,), batch["index"], ctx, apart=True)
+        pooled, moments = self.encode_views(variables, (view,), batch["index"], ctx, apart=True, dropout=dropout)
         return l2_normalize(self.apply("projector", variables, pooled[:, 0], ctx=ctx)[0]), moments
 
     def loss(self, params, extra, batch, ctx):
         query, key = self.augment_views(batch, ctx)
         q, moments = self.embed(self.variables(params, extra), query, batch, ctx)
-        k, seen = self.embed(extra["teacher"], key, batch, ctx)
+        k, seen = self.embed(extra["teacher"], key, batch, ctx, "dropout/teacher")
         k, queue, mask = jax.lax.stop_gradient(k), extra["queue"], batch["mask"]
         nll, correct = info_nce(q, queue, 1.0 / self.temperature, positives=k)
         rows = mask.sum()
@@ -96,7 +96,11 @@ class _MoCo(Projected):
     def forward_flops(self, batch_spec):
         rows = batch_spec["mask"].size
         heads = {"projector": self.projector.flops(rows, self.encoder.features)}
-        return {"encoder": self.encoder.flops(rows), **heads, "logits": 2 * rows * self.output * self.queue}
+        return {
+            "encoder": self.encoder_flops(rows, self.views[:1]),
+            **heads,
+            "logits": 2 * rows * self.output * self.queue,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -46,16 +46,6 @@ class MultiCrop(ImageObjective):
         terms = [-jnp.sum(targets[:, i] * log_p[:, v], -1) for i, v in self.pairs]
         return sum(terms) / len(terms)
 
-    def patches_of(self, size):
-        """How many patches a view of this size has; None for an encoder without patches."""
-        return None if self.encoder.grid is None else (size // self.encoder.patch) ** 2
-
-    def encoder_flops(self, rows):
-        """Of all views of `rows` pictures."""
-        if self.encoder.grid is None:  # products of a convolution go with the pixels
-            return sum(self.encoder.flops(rows) * (v.size / self.encoder.image_size) ** 2 for v in self.views)
-        return sum(self.encoder.flops(rows, self.patches_of(view.size)) for view in self.views)
-
 
 def entropy(p, weight):
     """(sum, weight) of the entropy in nats of distributions p [..., K], by weight [...]."""

@@ -38,4 +38,4 @@ class Rotation(ImageObjective):
 
     def forward_flops(self, batch_spec):
         rows = 4 * batch_spec["mask"].size
-        return {"encoder": self.encoder.flops(rows), "classifier": 2 * rows * self.encoder.features * 4}
+        return {"encoder": self.encoder_flops(rows, self.views[:1]), "classifier": 2 * rows * self.encoder.features * 4}

@@ -119,6 +119,6 @@ class Segmentation(Segmenting, ImageObjective):
         )
 
     def forward_flops(self, batch_spec):
-        rows, patches = batch_spec["mask"].size, int(np.prod(self.encoder.grid))
+        rows, patches = batch_spec["mask"].size, self.patches_of(self.views[0].size)
         head = 2 * rows * patches * self.encoder.features * self.classes
-        return {"encoder": self.encoder.flops(rows), "segmenter": head}
+        return {"encoder": self.encoder_flops(rows, self.views[:1]), "segmenter": head}

@@ -119,7 +119,7 @@ class SwAV(MultiCrop):
         rows = batch_spec["mask"].size
         seen = rows * len(self.views)
         return {
-            "encoder": self.encoder_flops(rows),
+            "encoder": self.encoder_flops(rows, self.views),
             "projector": self.projector.flops(seen, self.encoder.features),
             "prototypes": self.modules()["prototypes"][0].flops(seen, self.output),
         }

@@ -34,7 +34,7 @@ class TwoViews(ImageObjective):
         online, moments = self.encode_views(self.variables(params, extra), views, index, ctx, apart=True)
         if self.teacher is None:
             return {"online": online}, Loss(stats=moments)
-        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True)
+        teacher, seen = self.encode_views(extra["teacher"], views, index, ctx, apart=True, dropout="dropout/teacher")
         loss = Loss(stats={**moments, **prefixed("teacher", seen)})
         return {"online": online, "teacher": jax.lax.stop_gradient(teacher)}, loss
 
@@ -54,7 +54,7 @@ class TwoViews(ImageObjective):
         rows, width, parts = 2 * batch_spec["mask"].size, self.encoder.features, {}
         for name, (module, _) in self.modules().items():
             if name == "encoder":
-                parts[name] = module.flops(rows)
+                parts[name] = self.encoder_flops(rows // 2, self.views)
             else:
                 parts[name], width = module.flops(rows, width), module.widths[-1]
         return parts
