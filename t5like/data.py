@@ -24,8 +24,8 @@ class TextData:
 
     source: stdlib, a file or folder, tfds:NAME (see t5like/sources.py), or a directory that launch.prepare wrote, which
     is used as it is. tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from this text); or the
-    path of one (see t5like/tokenizers). extra_ids: sentinels; None: 100, and none for a tokenizer's file that is not
-    like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given. window: tokens a
+    path of one (see t5like/tokenizers). extra_ids: sentinels; None: as many as its directory says, else 100, and none
+    for a tokenizer's file that is not like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given. window: tokens a
     window; None takes what the objective reads. valid: share of the bytes that is held out: documents chosen by
     a hash of their names, and of long ones the end; a tfds validation split takes its place. valid_glob: names of the
     files to hold out instead, such as 'valid/*'. exclude: names of files to leave out, such as 'test/*' (both may be

@@ -4,6 +4,7 @@ All are picklable and light until first used, so that data workers can hold them
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -27,6 +28,16 @@ def check_texts(what, texts, wanted="a text is wanted, or a list of them"):
         if not isinstance(text, str):
             raise UserError(f"{what}: {wanted}, not {type(text).__name__}")
     return list(texts)
+
+
+def sentinels_among(find):
+    """Ids of <extra_id_0>, <extra_id_1> .. as far as there are some; mT5's pieces have a space before each.
+
+    find: piece -> its id, None where there is no such piece.
+    """
+    spelt = ((find(f"<extra_id_{i}>"), find(f"\u2581<extra_id_{i}>")) for i in itertools.count())
+    ids = (plain if plain is not None else spaced for plain, spaced in spelt)
+    return tuple(itertools.takewhile(lambda i: i is not None, ids))
 
 
 class Tokenizer:
