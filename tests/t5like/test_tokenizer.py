@@ -15,6 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from paradigm.errors import UserError
 from t5like import tokenizers as tok
+from t5like.labels import encode_words
 from t5like.tokenizers import subwords
 
 CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok)] + ["in 2024 " * 200]
@@ -159,6 +160,24 @@ def test_sentinels_that_a_model_has_itself(pieces, tmp_path):
     assert (v.size, v.sentinels) == (size, (size - 1, size - 2, size - 3))
     assert not v.is_text(np.array(v.sentinels)).any() and not found.byte_lengths[[*v.sentinels]].any()
     assert found.decode(found.encode_prompt("a<X> b")) == "a<X> b"
+
+
+def test_what_stands_behind_a_text_is_read_as_with_it():
+    """Llama's model puts a space before every text, and keeps those that are there: " cat" alone begins with two."""
+    model, lines = io.BytesIO(), ["the cat sat on the mat"] * 9
+    kept = dict(remove_extra_whitespaces=False, normalization_rule_name="identity", byte_fallback=True)
+    how = dict(model_type="bpe", vocab_size=280, minloglevel=2, **kept)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **how)
+    llama = tok.SentencePieceTokenizer(model.getvalue(), 4)
+    assert len(llama.encode(" sat")) == 1 + len(llama.encode("sat"))
+    for text in (" sat on", "s", "", "\n mat"):
+        [behind] = llama.encode_behind([text])
+        assert [*llama.encode("the cat"), *behind] == llama.encode("the cat" + text).tolist()
+    assert encode_words(llama, ["the", "cat", "sat"])[0].tolist() == llama.encode("the cat sat").tolist()
+    x = llama.sentinel(0)
+    assert llama.encode_prompt("the cat<X> sat").tolist() == [*llama.encode("the cat"), x, *llama.encode("sat")]
+    for other in (tok.ByteTokenizer(), tok.train_bpe(CORPUS, 400, extra_ids=0)):
+        assert other.encode_behind([" a"])[0].tolist() == other.encode(" a").tolist()
 
 
 def test_fairseq_numbers_pieces_in_its_own_way(pieces, tmp_path):
