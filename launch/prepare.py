@@ -54,7 +54,10 @@ TOKENIZER = flags.DEFINE_string(
     "tokenizer.json, merges.txt beside vocab.json, or vocab.txt; a directory with one of these or a saved tokenizer.",
 )
 EXTRA_IDS = flags.DEFINE_integer(
-    "extra_ids", None, "Sentinels; 100 unless given, and none above a tokenizer's file that is not like T5's.", 0
+    "extra_ids",
+    None,
+    "Sentinels; those of a tokenizer's directory, else 100, and none above a tokenizer's file that is not like T5's.",
+    0,
 )
 SPECIALS = flags.DEFINE_list("specials", [], "Ids to give the tokenizer, as in mask,cls,sep,bos.")
 WINDOW = flags.DEFINE_integer(

@@ -24,16 +24,16 @@ class TextData:
 
     source: stdlib, a file or folder, tfds:NAME (see t5like/sources.py), or a directory that launch.prepare wrote, which
     is used as it is. tokenizer: bytes; sentencepiece:SIZE, bpe:SIZE or wordpiece:SIZE (learnt from this text); or the
-    path of one (see t5like/tokenizers). extra_ids: sentinels; None: 100, and none for a tokenizer's file that is not
-    like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the tokenizer is given. window: tokens a
-    window; None takes what the objective reads. valid: share of the bytes that is held out: documents chosen by
-    a hash of their names, and of long ones the end; a tfds validation split takes its place. valid_glob: names of the
-    files to hold out instead, such as 'valid/*'. exclude: names of files to leave out, such as 'test/*' (both may be
-    several, comma-separated; each must match something). field: where the text stands in records (jsonl, csv, Parquet,
-    tfds), with dots for what is nested. extensions: what is text inside a folder or archive. invalid_utf8: 'replace'
-    (and count) or 'refuse'. shift_windows: cut the training text at other tokens in every epoch, as (seed, epoch) says
-    (ShiftedWindows in t5like/windows.py): for a text so small that it is read many times. Of a directory that is
-    prepared too, since nothing that is stored depends on it.
+    path of one (see t5like/tokenizers). extra_ids: sentinels; None: as many as its directory says, else 100, and none
+    for a tokenizer's file that is not like T5's. specials: names among mask, cls, sep, bos and eos, ids of which the
+    tokenizer is given. window: tokens a window; None takes what the objective reads. valid: share of the bytes that is
+    held out: documents chosen by a hash of their names, and of long ones the end; a tfds validation split takes its
+    place. valid_glob: names of the files to hold out instead, such as 'valid/*'. exclude: names of files to leave out,
+    such as 'test/*' (both may be several, comma-separated; each must match something). field: where the text stands in
+    records (jsonl, csv, Parquet, tfds), with dots for what is nested. extensions: what is text inside a folder or
+    archive. invalid_utf8: 'replace' (and count) or 'refuse'. shift_windows: cut the training text at other tokens in
+    every epoch, as (seed, epoch) says (ShiftedWindows in t5like/windows.py): for a text so small that it is read many
+    times. Of a directory that is prepared too, since nothing that is stored depends on it.
     """
 
     source: str = "stdlib"

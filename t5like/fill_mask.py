@@ -57,8 +57,8 @@ def fill_mask(objective, variables, tokenizer, text, top=5):
     if tokenizer.kind == "bytes":
         parts = [part + space for part, space in zip(parts, [*_MASK.findall(text), ""])]
     ids = tokenizer.encode(parts[0]).tolist() if parts[0] else []
-    for part in parts[1:]:
-        ids += [v.mask, *(tokenizer.encode(part).tolist() if part else [])]
+    for part, behind in zip(parts[1:], tokenizer.encode_behind(parts[1:])):
+        ids += [v.mask, *(behind.tolist() if part else [])]
     ids = np.array([i for i in (v.cls, *ids, v.sep) if i is not None], np.int32)
     if model.positions == "learned" and len(ids) > model.places:
         raise UserError(f"fill_mask: a text of {len(ids)} tokens, and the model has {model.places} learned positions")

@@ -184,7 +184,7 @@ def encode_words(tokenizer, words):
     if not words:
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
     plain = tokenizer.encode_batch(words)
-    spaced = [plain[0], *tokenizer.encode_batch([f" {word}" for word in words[1:]])]
+    spaced = [plain[0], *tokenizer.encode_behind([f" {word}" for word in words[1:]])]
     lengths = np.array([len(ids) for ids in spaced])
     starts = np.cumsum(lengths) - lengths
     alone = [len(a) == len(b) + 1 and np.array_equal(a[1:], b) for a, b in zip(spaced, plain)]

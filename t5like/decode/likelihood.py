@@ -196,5 +196,7 @@ def score(objective, variables, tokenizer, prompts, continuations, prefix=False)
     Raises:
         UserError: other counts, an empty continuation, a text longer than the model's positions.
     """
-    ids = (tokenizer.encode_batch(texts) for texts in (prompts, continuations))
-    return score_rows(objective, variables, *ids, tokenizer.vocabulary, prefix)
+    fresh, joined = tokenizer.encode_batch, isinstance(objective.model, Decoder)
+    behind = lambda n: joined and any(prompts[n : n + 1])
+    ids = [(tokenizer.encode_behind if behind(n) else fresh)([text])[0] for n, text in enumerate(continuations)]
+    return score_rows(objective, variables, fresh(prompts), ids, tokenizer.vocabulary, prefix)

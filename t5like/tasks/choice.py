@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paradigm.capabilities import Continuing
+from paradigm.capabilities import Continuing, Rewriting
 from paradigm.errors import UserError
 from paradigm.evaluator import Evaluator
 from paradigm.metrics import Artefact
@@ -117,15 +117,19 @@ class MultipleChoice(Evaluator):
 
     def _rows(self, objective, data):
         """([Row of each choice of each question], how many shots stand before each question)."""
-        asked, encode, rows, stood = self.questions(), data.tokenizer.encode, [], []
+        asked, rows, stood = self.questions(), [], []
+        fresh, behind = data.tokenizer.encode_batch, data.tokenizer.encode_behind
         for number, (context, texts, _) in enumerate(asked):
-            own, choices = encode(context), [encode(text) for text in texts]
+            alone = isinstance(objective, Rewriting) or not (context or self.shots)
+            choices = (fresh if alone else behind)(texts)
             if not all(map(len, choices)):
                 raise UserError(f"MultipleChoice: a choice after {context[-80:]!r} is empty: there is nothing to score")
-            before = [encode(text) for text in self.examples(number)]
-            while before and sum(map(len, before)) + len(own) + max(map(len, choices)) > self.length:
-                before.pop(0)
-            context = [*sum(map(list, before), []), *own]
+            before = self.examples(number)
+            parts = behind([*before, context])
+            while before and sum(map(len, parts)) + max(map(len, choices)) > self.length:
+                before, parts = before[1:], parts[1:]
+            [parts[0]] = fresh([*before, context][:1])
+            context = np.concatenate(parts).tolist()
             rows += [objective.continued(*self._cut(context, list(choice))) for choice in choices]
             stood.append(len(before))
         return rows, stood

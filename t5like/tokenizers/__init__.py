@@ -45,7 +45,7 @@ _FIRST = {  # the special ids of what each of them learns
     "wordpiece": {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4},
 }
 SENTINELS = 100  # as many as T5 has
-_SENTINEL = re.compile(r"<extra_id_\d+>$")
+_SENTINEL = re.compile(r"<extra_id_(\d+)>$")
 _OLD_META = "tokenizer.json"  # META's name before; the transformers library gives it to another file
 _FAIRSEQ = "sentencepiece.bpe.model"  # of XLM-R and mBART, whose ids are not the model's: they begin with four others
 _KNOWN = (
@@ -69,8 +69,8 @@ def get_tokenizer(spec, texts=None, extra_ids=None, specials=()):
             sentinels included; or a file or directory: what `save` wrote, a run or prepared data with such a
             tokenizer/, a SentencePiece model, tokenizer.json, vocab.json + merges.txt, vocab.txt.
         texts: iterable of str, or a function returning one, for what is learnt.
-        extra_ids: number of sentinels (a directory that `save` wrote knows its own). None: 100, and none for the file
-            of a tokenizer that is not like T5's.
+        extra_ids: number of sentinels (a directory that `save` wrote knows its own). None: as many as a directory of
+            the transformers library says, else 100, and none for the file of a tokenizer that is not like T5's.
         specials: names among mask, cls, sep, bos and eos, ids of which are added where it has none.
 
     Raises:
@@ -160,10 +160,13 @@ def _opened(path, extra_ids, specials):
             beside = settings(path.parent)
             if beside.kind == "SiglipTokenizer":
                 return siglip_tokenizer(path)
-            if why := _more_than(path, beside):
+            why, sentinels = _more_than(path, beside)
+            if why:
                 if not (path.parent / subwords.FILE).is_file():
                     beside.refuse(path.name, why)
                 path = path.parent / subwords.FILE
+            elif extra_ids is None:
+                extra_ids = sentinels
         if path.is_dir():
             held = ", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing"
             raise UserError(f"tokenizer: {path} holds no tokenizer of a known kind; it holds {held}; kinds: {_KNOWN}")
@@ -178,14 +181,19 @@ def _opened(path, extra_ids, specials):
 
 
 def _more_than(path, beside):
-    """Why the ids of a directory are not those of its SentencePiece model alone; None where they are."""
+    """(why the ids of a directory are not those of its SentencePiece model and sentinels above it, None where they are;
+    how many sentinels it says that there are, as UMT5's 300, None where it says nothing)."""
     if path.name == _FAIRSEQ or not beside.knows(".model"):
-        return f"which are a {beside.kind or 'fairseq vocabulary'}'s"
+        return f"which are a {beside.kind or 'fairseq vocabulary'}'s", None
     added, size = {i: token["content"] for i, token in beside.added.items()}, processor(path.read_bytes()).piece_size()
     if (there := path.parent / subwords.FILE).is_file():
         added |= {t["id"]: t["content"] for t in json.loads(there.read_text("utf-8")).get("added_tokens") or ()}
-    more = [f"{text!r}, added to it as {i}" for i, text in added.items() if i >= size and not _SENTINEL.match(text)]
-    return f"as {more[0]}" if more else None
+    above = {i: text for i, text in added.items() if i >= size}
+    firsts = [i + int(match[1]) for i, text in above.items() if (match := _SENTINEL.match(text))]  # of <extra_id_0>
+    more = [i for i, text in above.items() if not _SENTINEL.match(text)] or [i for i in above if len(set(firsts)) > 1]
+    if more:
+        return f"as {above[more[0]]!r}, added to it as {more[0]}", None
+    return None, firsts[0] + 1 - size if firsts else beside.entries.get("extra_ids")
 
 
 def _is_old_meta(path):

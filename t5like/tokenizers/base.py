@@ -4,6 +4,7 @@ All are picklable and light until first used, so that data workers can hold them
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -27,6 +28,16 @@ def check_texts(what, texts, wanted="a text is wanted, or a list of them"):
         if not isinstance(text, str):
             raise UserError(f"{what}: {wanted}, not {type(text).__name__}")
     return list(texts)
+
+
+def sentinels_among(find):
+    """Ids of <extra_id_0>, <extra_id_1> .. as far as there are some; mT5's pieces have a space before each.
+
+    find: piece -> its id, None where there is no such piece.
+    """
+    spelt = ((find(f"<extra_id_{i}>"), find(f"\u2581<extra_id_{i}>")) for i in itertools.count())
+    ids = (plain if plain is not None else spaced for plain, spaced in spelt)
+    return tuple(itertools.takewhile(lambda i: i is not None, ids))
 
 
 class Tokenizer:
@@ -71,6 +82,19 @@ class Tokenizer:
         """`encode` of each, as a list of int32 arrays."""
         return [np.asarray(ids, np.int32) for ids in self._encode_texts(list(texts))]
 
+    def encode_behind(self, texts):
+        """`encode_batch` of texts that stand behind others: without the space that some models put before every text,
+        beside one that it has (Llama's)."""
+        if not self._puts_space:
+            return self.encode_batch(texts)
+        line, *found = self.encode_batch(["\n", *(f"\n{text}" for text in texts)])
+        return [ids[len(line) :] for ids in found]
+
+    @functools.cached_property
+    def _puts_space(self):
+        """Whether a space is put before a text that begins with one too."""
+        return self.byte_lengths[self.encode("  ")].sum() == 3
+
     def sentinel(self, i):
         """Id of the i-th sentinel."""
         sentinels = self.vocabulary.sentinels
@@ -80,12 +104,11 @@ class Tokenizer:
 
     def encode_prompt(self, text):
         """`encode`, with <X>, <Y>, <Z> and <extra_id_i> read as sentinels 0, 1, 2 and i."""
-        parts, end = [], 0
-        for match in _SENTINEL.finditer(text):
-            i = "XYZ".index(match[1]) if match[1] else int(match[2])
-            parts += [self.encode(text[end : match.start()]), np.array([self.sentinel(i)], np.int32)]
-            end = match.end()
-        return np.concatenate([*parts, self.encode(text[end:])])
+        first, *others = _SENTINEL.split(text)  # text, then XYZ or None, number or None, text and so on
+        names, behind = zip(others[::3], others[1::3]), self.encode_behind(others[2::3])
+        marks = [self.sentinel("XYZ".index(letter) if letter else int(number)) for letter, number in names]
+        parts = [part for mark, ids in zip(marks, behind) for part in ([mark], ids)]
+        return np.concatenate([self.encode(first), *parts]).astype(np.int32)
 
     def decode(self, ids):
         """The text of ids [n]: pad, bos, eos, cls and sep vanish, unk is U+FFFD, mask reads <mask>, and sentinels

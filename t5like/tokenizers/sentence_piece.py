@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import io
-import itertools
 import pathlib
 import re
 
 from paradigm.errors import UserError
-from t5like.tokenizers.base import Tokenizer, checked_specials
+from t5like.tokenizers.base import Tokenizer, checked_specials, sentinels_among
 
 FILE = "sentencepiece.model"
 _SPACE = "\u2581"  # what SentencePiece writes for a space; a real one in the text must not become a space
@@ -75,9 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def own_sentinels(self):
-        sp = self._processor
-        ids = (sp.piece_to_id(f"<extra_id_{i}>") for i in itertools.count())
-        return tuple(itertools.takewhile(lambda i: not sp.is_unknown(i), ids))
+        return _own_sentinels(self._processor)
 
     @functools.cached_property
     def fingerprint(self):
@@ -137,9 +134,13 @@ def processor(model):
 
 
 def is_t5_like(model):
-    """Whether a serialised model has T5's pad 0, eos 1, unk 2 and no bos: then sentinels belong above it."""
+    """Whether a serialised model has T5's pad 0, eos 1, unk 2, no bos and no sentinels: then these belong above it."""
     sp = processor(model)
-    return (sp.pad_id(), sp.eos_id(), sp.unk_id(), sp.bos_id()) == (0, 1, 2, -1)
+    return (sp.pad_id(), sp.eos_id(), sp.unk_id(), sp.bos_id()) == (0, 1, 2, -1) and not _own_sentinels(sp)
+
+
+def _own_sentinels(sp):
+    return sentinels_among(lambda piece: None if sp.is_unknown(i := sp.piece_to_id(piece)) else i)
 
 
 def train_sentencepiece(texts, vocab_size, extra_ids=100, max_bytes=10_000_000, specials=()):

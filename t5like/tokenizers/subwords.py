@@ -8,14 +8,13 @@ vocab.txt                   WordPiece (Devlin et al. 2019, section 3)
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
 import re
 
 from paradigm.errors import UserError
 from paradigm.storage import expand
-from t5like.tokenizers.base import Tokenizer, checked_specials
+from t5like.tokenizers.base import Tokenizer, checked_specials, sentinels_among
 from t5like.tokenizers.released import settings
 
 FILE = "tokenizer.json"
@@ -109,9 +108,7 @@ class SubwordTokenizer(Tokenizer):
 
     @functools.cached_property
     def own_sentinels(self):
-        ids = {piece: i for i, piece in self._pieces.items()}
-        names = itertools.takewhile(ids.__contains__, (f"<extra_id_{i}>" for i in itertools.count()))
-        return tuple(ids[name] for name in names)
+        return sentinels_among({piece: i for i, piece in self._pieces.items()}.get)
 
     @functools.cached_property
     def fingerprint(self):

@@ -1,5 +1,6 @@
 """Tokenizers lose nothing, keep T5's id layout, survive pickling and saving, and say what is wrong with settings."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -10,9 +11,11 @@ import textwrap
 import numpy as np
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from paradigm.errors import UserError
 from t5like import tokenizers as tok
+from t5like.labels import encode_words
 from t5like.tokenizers import subwords
 
 CORPUS = [pathlib.Path(m.__file__).read_text("utf-8") for m in (textwrap, tok)] + ["in 2024 " * 200]
@@ -146,6 +149,37 @@ def test_other_peoples_models(pieces, tmp_path):
     assert other.decode(ids) == "<X> def f<Y> , return<Z><extra_id_3> x y"
 
 
+def test_sentinels_that_a_model_has_itself(pieces, tmp_path):
+    """mT5's are pieces, a space before each, the first one last: no others stand above them, and none spells text."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.model)
+    for i in (2, 1, 0):
+        proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=4)
+    (tmp_path / "spiece.model").write_bytes(proto.SerializeToString())
+    found, size = tok.get_tokenizer(tmp_path), pieces.text_size + 3
+    v = found.vocabulary
+    assert (v.size, v.sentinels) == (size, (size - 1, size - 2, size - 3))
+    assert not v.is_text(np.array(v.sentinels)).any() and not found.byte_lengths[[*v.sentinels]].any()
+    assert found.decode(found.encode_prompt("a<X> b")) == "a<X> b"
+
+
+def test_what_stands_behind_a_text_is_read_as_with_it():
+    """Llama's model puts a space before every text, and keeps those that are there: " cat" alone begins with two."""
+    model, lines = io.BytesIO(), ["the cat sat on the mat"] * 9
+    kept = dict(remove_extra_whitespaces=False, normalization_rule_name="identity", byte_fallback=True)
+    how = dict(model_type="bpe", vocab_size=280, minloglevel=2, **kept)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **how)
+    llama = tok.SentencePieceTokenizer(model.getvalue(), 4)
+    assert len(llama.encode(" sat")) == 1 + len(llama.encode("sat"))
+    for text in (" sat on", "s", "", "\n mat"):
+        [behind] = llama.encode_behind([text])
+        assert [*llama.encode("the cat"), *behind] == llama.encode("the cat" + text).tolist()
+    assert encode_words(llama, ["the", "cat", "sat"])[0].tolist() == llama.encode("the cat sat").tolist()
+    x = llama.sentinel(0)
+    assert llama.encode_prompt("the cat<X> sat").tolist() == [*llama.encode("the cat"), x, *llama.encode("sat")]
+    for other in (tok.ByteTokenizer(), tok.train_bpe(CORPUS, 400, extra_ids=0)):
+        assert other.encode_behind([" a"])[0].tolist() == other.encode(" a").tolist()
+
+
 def test_fairseq_numbers_pieces_in_its_own_way(pieces, tmp_path):
     """mBART's and XLM-R's directories hold a SentencePiece model whose ids are not those of their weights."""
     (tmp_path / "sentencepiece.bpe.model").write_bytes(pieces.model)
@@ -165,7 +199,13 @@ def test_a_sentencepiece_model_to_which_tokens_were_added(pieces, tmp_path):
     sentinel = {str(pieces.text_size): {"content": "<extra_id_19>", "special": True}}
     settings(tokenizer_class="T5Tokenizer", added_tokens_decoder=sentinel)
     assert model() == pieces
+    model = lambda: tok.get_tokenizer(tmp_path)  # as many as it says: UMT5 has 300
+    assert model() == pieces
+    settings(tokenizer_class="T5Tokenizer", extra_ids=20)
+    assert model() == pieces
+    ascending = {str(pieces.text_size + i): {"content": f"<extra_id_{i}>"} for i in range(2)}
     for entries, why in (
+        ({"added_tokens_decoder": ascending}, f"as '<extra_id_0>', added to it as {pieces.text_size}"),
         ({"added_tokens_decoder": {"650": {"content": "{", "special": False}}}, "as '{', added to it as 650"),
         ({"tokenizer_class": "PegasusTokenizer"}, "which are a PegasusTokenizer's"),  # whose ids are 103 higher
     ):
@@ -178,7 +218,7 @@ def test_a_sentencepiece_model_to_which_tokens_were_added(pieces, tmp_path):
     settings(tokenizer_class="T5TokenizerFast")
     learnt = json.loads(tok.train_bpe(CORPUS, 400, extra_ids=0).content)
     (tmp_path / "tokenizer.json").write_text(json.dumps(learnt))
-    assert model() == pieces
+    assert model() == dataclasses.replace(pieces, extra_ids=100)
     learnt["added_tokens"].append({**learnt["added_tokens"][-1], "id": 640, "content": "{}"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(learnt))
     assert model().kind == "subwords"

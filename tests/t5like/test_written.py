@@ -10,6 +10,7 @@ import pytest
 
 from paradigm.errors import UserError
 from t5like.bart import bart
+from t5like.decode import likelihood
 from t5like.models import gpt, t5
 from t5like.objectives import UL2, Bart, MaskedNextToken, NextToken, Pegasus, PrefixLM, SpanCorruption
 from t5like.records import TextRecords
@@ -92,6 +93,29 @@ def test_choices_by_likelihood(tmp_path):
         MultipleChoice(records, ("{a}", "{b}"), ("x", "y")).check(objective, data)
     with pytest.raises(UserError, match="1 choices and 0 classes: give two choices or more"):
         MultipleChoice(records, ("{a}",))
+
+
+class Spaced(ByteTokenizer):
+    """A space before every text, beside those that it has, as Llama's."""
+
+    def _encode_texts(self, texts):
+        return super()._encode_texts([f" {text}" if text else "" for text in texts])
+
+
+def test_a_continuation_is_read_as_with_what_is_before_it(tmp_path, monkeypatch):
+    tokenizer, asked = Spaced(), []
+    totals = lambda objective, variables, rows, v: asked.extend(rows) or [likelihood.Score(0, 1, True)]
+    for module in ("decode.likelihood", "tasks.choice"):
+        monkeypatch.setattr(f"t5like.{module}.totals", totals)
+    objective = NextToken(GPT, 16).bind(tokenizer.vocabulary)
+    likelihood.score(objective, {}, tokenizer, ["ab", ""], [" c", "d"])
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"q": q, "right": "y"}) + "\n" for q in ("ab", "cd")))
+    evaluator = MultipleChoice(TextRecords(str(path), "{q}", label="right"), (" n", " y"), ("n", "y"), shots=1)
+    with pytest.raises(ValueError, match="reshape"):  # there are no scores
+        evaluator.run(objective, {}, types.SimpleNamespace(tokenizer=tokenizer))
+    spelt = [tokenizer.decode([*row.read[1:], row.targets[-1]]) for row in asked]
+    assert spelt[:2] == [" ab c", " d"] and spelt[2:4] == [" cd y\n\nab n", " cd y\n\nab y"]
 
 
 T5 = t5("tiny", None, layers=1, d_model=16, heads=2, d_ff=32)
