@@ -34,6 +34,10 @@ ROWS = (
     ("t5like/labels.py", 'if set(tags[first : last + 1]) != {"O"}', 'if False', "t5like/test_tasks", "spans"),
     ("launch/aot/hlo.py", "if self._root(inside).name == within:", "if False:", "launch/aot/test_hlo", "hands_on"),
     ("launch/aot/hlo.py", "for _, operand in pairs} - read", "for _, operand in pairs}", "launch/aot/test_hlo", "under_way"),
+    ("t5like/labels.py", "tokenizer.encode_behind([", "tokenizer.encode_batch([", "t5like/test_tokenizer", "stands_behind"),
+    ("t5like/decode/likelihood.py", "tokenizer.encode_behind if behind(n) else fresh", "fresh", "t5like/test_written", "read_as_with"),
+    ("t5like/tokenizers/base.py", "plain if plain is not None else spaced", "plain", "t5like/test_tokenizer", "sentinels_that_a_model"),
+    ("t5like/tokenizers/__init__.py", "extra_ids = sentinels", "pass", "t5like/test_tokenizer", "tokens_were_added"),
     ("paradigm/losses.py", "if rows * parts > 1:", "if False:", "paradigm/test_losses", "between_devices"),
     ("launch/run/experiment.py", "slips.check_parts(self)", "pass", "launch/run/test_experiment", "parts_that_are_none"),
     # paradigm: the step
