@@ -65,7 +65,7 @@ def report(work, rates, found, forgets):
     for part, title, what in SECTIONS:
         there = {seed for (*cell, _, share, seed), run in found.items() if run and (*cell, share) in CELLS[part]}
         if there:
-            count = f"{len(there)} seed{'s' * (len(there) > 1)}."
+            count = "1 seed." if len(there) == 1 else f"{len(there)} seeds; what has no spread is of one."
             lines += [f"## {title}", "", *what, count, "", *section(part, work, rates, found, forgets)]
             lines += ["![accuracy by labels seen](adaptation.png)", ""] if part == "labels" else []
     return "\n".join(lines)
