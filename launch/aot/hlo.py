@@ -293,24 +293,23 @@ class _Program:
                     return full
         return min(parts, full)
 
-    def _root(self, computation):
-        """The instruction that a computation's result is, under other names or not."""
-        root = next(b for b in self.computations[computation] if b.root)
-        while root.opcode == "bitcast":
-            root = self._bodies[computation][root.operands[0]]
-        return root
+    def _root(self, computation, name=None):
+        """The instruction of this name, None for the one that a computation results in, below the bitcasts of it."""
+        body = self._bodies[computation]
+        found = body[name] if name else next(b for b in body.values() if b.root)
+        while found.opcode == "bitcast":
+            found = body[found.operands[0]]
+        return found
 
     def _written(self, computation, name=None, without=()):
         """Bytes that a fusion writes of an instruction's result; None is its root. without: positions in a tuple."""
-        body = {b.name: b for b in self.computations[computation]}
-        b = body[name] if name else next(b for b in body.values() if b.root)
-        if b.opcode == "bitcast":
-            return self._written(computation, b.operands[0])
+        b = self._root(computation, name)
         if b.opcode == "tuple":
             return sum(self._written(computation, operand) for n, operand in enumerate(b.operands) if n not in without)
         if b.opcode == "fusion":
             return self._written(b.attribute(r"calls=%?([\w.\-]+)"), without=without)
-        return nbytes(body[b.operands[1]].shape) if b.opcode == "dynamic-update-slice" else nbytes(b.shape)
+        updated = b.operands[1] if b.opcode == "dynamic-update-slice" else b.name
+        return nbytes(self._bodies[computation][updated].shape)
 
 
 def _constant(i):
