@@ -75,5 +75,5 @@ CELLS = {  # a part: (task, model, share of the labels) of its columns
     "entities": [(ENTITIES, ENCODER, 1.0)],
     "requests": [(REQUESTS, DECODER, 0.01)],
     "written": [(task, BOTH, 1.0) for task in (TRANSLATION, SUMMARIES)],
-    "pictures": [(LAND, model, share) for share in (0.01, TUNED) for model in PICTURES],
+    "pictures": [(LAND, model, share) for share in SHARES for model in PICTURES],
 }

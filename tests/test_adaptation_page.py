@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from benchmarks import adaptation_data, adaptation_page, compare
-from benchmarks.adaptation_cells import CELLS, ENCODER, INTENTS, METHODS, PICTURES, TUNED
+from benchmarks.adaptation_cells import CELLS, ENCODER, INTENTS, LAND, METHODS, PICTURES, TUNED
 from launch.results import runs
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -106,6 +106,13 @@ def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
     assert "| full fine-tuning |  | 50.0 ± 0.0 |  |  |  | 20 ms | +25.0 % | 0.01 |" in page
     assert "## Three architectures" in page and "## Land from above" not in page and "2 seeds" in page
     assert "| encoder | `masked_lm` |" in page
+
+    found = {(LAND, PICTURES[2], method, 0.01, 0): done, (LAND, PICTURES[0], method, 1.0, 0): done}
+    page = adaptation_page.report(work, {(method, model): 0.003 for model in PICTURES}, found, {})
+    few, some, every = page.partition("## Land from above")[2].split("### Land from above")[1:]
+    assert few.startswith(": 1 % of") and "| full fine-tuning |  |  | 50.0 |  |  |  |  | 0.003 |" in few
+    assert some.startswith(": 10 % of") and "50.0" not in some
+    assert every.startswith(": 100 % of") and "| full fine-tuning | 50.0 |  |  |  |  |  | 20 ms | 0.003 |" in every
 
 
 @pytest.mark.slow
