@@ -101,25 +101,26 @@ SECTIONS = (
     ("pictures", "Land from above", [
         "EuroSAT: accuracy with 1, 10 and 100 % of 800 labels a class, on vision transformers pre-trained on its",
         "training pictures, without labels but for the supervised one, which has seen all of them. What is trained,",
-        "memory and a step's time, as above, are the first one's.",
+        "memory and a step's time, as above, are the first one's, and the same whatever the share.",
     ]),
 )  # fmt: skip
 
 
-COSTED = ("labels", "pictures")  # the parts whose steps cost alike
+COSTED = {"labels": TUNED, "pictures": 1.0}  # with which share of the labels a step's cost is taken
 RATED = ("labels", "written", "pictures")  # the parts whose columns have one rate
 
 
 def section(part, columns, work, rates, found, forgets):
     """The table of a part, or of those of its columns."""
     rows = []
+    costed = next((share for _, _, share in columns if share == COSTED.get(part)), None)
     for method in METHODS:
         row = [method.name]
         for task, model, share in columns:
             row += [cell(scores(found, task, model, method, share, m), unit) for _, m, unit in task.metrics]
-        if part in COSTED:
-            task, model, share = columns[0]
-            row += costs(found.get((task, model, method, TUNED if part == "labels" else share, 0)))
+        if costed:
+            task, model, _ = columns[0]
+            row += costs(found.get((task, model, method, costed, 0)))
         if part == "labels":
             row += ["" if forgets.get(method) is None else f"{100 * forgets[method]:+.1f} %"]
         if part in RATED:
@@ -130,7 +131,7 @@ def section(part, columns, work, rates, found, forgets):
         how = f"in context, {shown['choice_shots']:.1f} examples (chance {100 * shown['choice_chance']:.1f})"
         rows.append([how, f"{100 * shown['choice']:.1f}", *[""] * (len(columns) - 1)])
     names = [f"{task_title(part, *c)} {name}".strip() for c in columns for name, _, _ in c[0].metrics]
-    names += ["trained", "memory", "step"] if part in COSTED else []
+    names += ["trained", "memory", "step"] if costed else []
     names += ["forgotten"] if part == "labels" else []
     names += ["rate"] if part in RATED else []
     return table(["", *names], rows)

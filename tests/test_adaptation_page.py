@@ -110,7 +110,7 @@ def test_each_part_has_its_section_and_cells_that_are_empty_stay_so(tmp_path):
     found = {(LAND, PICTURES[2], method, 0.01, 0): done, (LAND, PICTURES[0], method, 1.0, 0): done}
     page = adaptation_page.report(work, {(method, model): 0.003 for model in PICTURES}, found, {})
     few, some, every = page.partition("## Land from above")[2].split("### Land from above")[1:]
-    assert few.startswith(": 1 % of") and "| full fine-tuning |  |  | 50.0 |  |  |  |  | 0.003 |" in few
+    assert few.startswith(": 1 % of") and "| full fine-tuning |  |  | 50.0 |  | 0.003 |" in few
     assert some.startswith(": 10 % of") and "50.0" not in some
     assert every.startswith(": 100 % of") and "| full fine-tuning | 50.0 |  |  |  |  |  | 20 ms | 0.003 |" in every
 
