@@ -19,6 +19,7 @@ from multimodal.hf.siglip import SIGLIP
 from multimodal.views import clip_views, siglip_views
 from paradigm import hf
 from paradigm.errors import UserError
+from paradigm.storage import expand
 from t5like import tokenizers
 from t5like.vocabulary import Vocabulary
 
@@ -47,12 +48,12 @@ class Absent:
 
 def read_objective(path, tokenizer=None, **changes):
     """An objective and its parameters, from a directory that the transformers library's save_pretrained wrote, or that
-    holds open_clip_config.json and open_clip_model.safetensors.
+    holds open_clip_config.json and open_clip_model.safetensors. Pictures are normalised as its files say, if they do.
 
     Args:
         path: as `paradigm.hf.read`.
         tokenizer: of the captions; None is the one whose files lie there too, and without them ids alone can be read.
-        changes: fields of the objective in place of what config.json says: augment, host_image_size ...
+        changes: fields of the objective in place of what the files say: augment, host_image_size ...
 
     Returns:
         (CLIP, SigLIP or CoCa, params): params a nested dict of float32 numpy arrays, layers stacked.
@@ -62,9 +63,10 @@ def read_objective(path, tokenizer=None, **changes):
     """
     modules, params = read(path)
     [family] = hf.family_of(modules, FAMILIES)
+    pixels, _ = hf.moments(expand(path), modules["encoder"].channels)
     if family is COCA:
         tokenizer = tokenizer or tokenizers.beside(path, "clip")
-        objective = objectives.CoCa(**_coca(modules, tokenizer) | changes)
+        objective = objectives.CoCa(**_coca(modules, tokenizer, pixels) | changes)
         return _same(objective, family, modules, path), params
     kind, views = _OBJECTIVES[family.model_type]
     encoder, text, image_head = modules["encoder"], modules["text"], modules["image_head"]
@@ -76,14 +78,14 @@ def read_objective(path, tokenizer=None, **changes):
         "image_pool": "encoder" if image_head.tower is None else "map",
         "image_projection": image_head.projection,
         "text_projection": modules["text_head"].projection,
-        "augment": views(encoder.image_size),
+        "augment": views(encoder.image_size, **pixels),
         "host_image_size": encoder.image_size,
         "tokenizer": tokenizer or Absent(text.vocab_size, 1 if text.end_id is None else text.end_id),
     }
     return _same(kind(**fields | changes), family, modules, path), params
 
 
-def _coca(modules, tokenizer):
+def _coca(modules, tokenizer, pixels):
     """Fields of a CoCa. Without a tokenizer its ids are CLIP's: the last two begin and end a text."""
     encoder, text, pools = modules["encoder"], modules["text"], modules["pools"]
     last = text.vocab_size - 1
@@ -95,7 +97,7 @@ def _coca(modules, tokenizer):
         "image_pool": "one",
         "pool_width": pools.d_model,
         "pool_heads": pools.heads,
-        "augment": clip_views(encoder.image_size),
+        "augment": clip_views(encoder.image_size, **pixels),
         "host_image_size": encoder.image_size,
         "tokenizer": tokenizer or Absent(text.vocab_size, last, 0, last - 1),
     }

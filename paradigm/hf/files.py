@@ -20,6 +20,13 @@ PICKLES = {
     "adapter_model.safetensors": "adapter_model.bin",
 }
 DTYPES = ("F32", "F16", "BF16")  # read as float32; F32 is written
+# Files that say how pictures are read, what in them, and what mean and deviation are called there. The first counts:
+# version 5 of the library writes a pair's processors into one file.
+PIXELS = (
+    ("processor_config.json", "image_processor", ("image_mean", "image_std")),
+    ("preprocessor_config.json", None, ("image_mean", "image_std")),
+    (OPEN_CLIP[0], "preprocess_cfg", ("mean", "std")),
+)
 ROUNDING = 1e-5  # how far a constant may be from its formula: float32's rounding, where it was computed another way
 
 
@@ -48,6 +55,28 @@ def read_json(path):
         raise UserError(f"{path} is missing: name a directory that save_pretrained wrote") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def moments(path, channels):
+    """({"mean", "std"}: a tuple [channels] of each, by which a directory's pictures, from 0 to 1, are normalised; the
+    file that says so), or ({}, None) where none does. Raises UserError."""
+    for name, inside, names in PIXELS:
+        found = read_json(path / name) if (path / name).is_file() else None
+        said = found.get(inside) if inside and isinstance(found, dict) else found
+        if isinstance(said, dict) and all(n in said for n in names):
+            break
+    else:
+        return {}, None
+    whole = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255  # what a white pixel is
+    try:
+        both = [said[n] for n in names] if said.get("do_normalize", True) else [0, 1]
+        mean, std = (np.broadcast_to(np.asarray(x, np.float64) / whole, channels).tolist() for x in both)
+    except (TypeError, ValueError):
+        mean, std = (), (0,)
+    if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
+        raise UserError(f"{path / name} has {names[0]}={said[names[0]]!r} and {names[1]}={said[names[1]]!r}, and the "
+                        f"model reads {channels} channels: give a number for each, deviations above 0")  # fmt: skip
+    return {"mean": tuple(mean), "std": tuple(std)}, path / name
 
 
 def _listed(path):

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from multimodal import hf
 from multimodal.towers import clip_text
+from multimodal.views import clip_views
 from paradigm import hf as files
 from paradigm import trees
 from paradigm.errors import UserError
@@ -98,6 +99,25 @@ def test_settings_of_ours_are_kept(tmp_path):
     assert objective.ignore_aspect and objective.text.pool == "last" and not objective.text.causal
     with pytest.raises(UserError, match="holds a CLIP with image_head.width=10; the model has image_head.width=12"):
         hf.read_objective(released(tmp_path), width=12)
+
+
+def test_pictures_are_normalised_as_its_files_say(tmp_path):
+    """The library reads processor_config.json first, and pixels from 0 to 255 where it is told not to rescale."""
+    path = released(tmp_path)
+    assert hf.read_objective(path)[0].augment == clip_views(16)
+    say = lambda name, said: (path / name).write_text(json.dumps(said))
+    moments = lambda: (lambda views: (views.mean, views.std))(hf.read_objective(path)[0].augment)
+    own = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 1.0], "rescale_factor": 1 / 255}
+    say("preprocessor_config.json", own)
+    assert moments() == ((0.5, 0.25, 0.125), (0.5, 0.5, 1.0))
+    say("processor_config.json", {"image_processor": {"image_mean": 51, "image_std": 102, "do_rescale": False}})
+    assert moments() == ((0.2,) * 3, (0.4,) * 3)
+    say("processor_config.json", {"processor_class": "CLIPProcessor"})
+    say("preprocessor_config.json", own | {"do_normalize": False})
+    assert moments() == ((0.0,) * 3, (1.0,) * 3)
+    say("preprocessor_config.json", own | {"image_std": [0.5, 0.0, 0.5]})
+    with pytest.raises(UserError, match="preprocessor_config.json has .* the model reads 3 channels: give a"):
+        hf.read_objective(path)
 
 
 def test_without_its_tokenizer(tmp_path):
