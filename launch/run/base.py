@@ -82,6 +82,8 @@ def _model(base, setting, module):
 def _data(base, recipe, module):
     """Lines that make data ones that the module can read: ids of its tokenizer, or pictures of its channels."""
     name, settings = type(recipe).__name__, _fields(recipe)
+    if getattr(recipe, "turns", "") and pretrained.has_chat_template(filesystem.as_path(base)):
+        print(f"note: {base} has a chat template, which is not read: turns are written as {name}.turn says", flush=True)
     if "channels" in _fields(module):
         return [f"{name}.channels = {module.channels}"] if "channels" in settings else []
     lines = [f"{name}.tokenizer = {str(base)!r}"] if "tokenizer" in settings else []

@@ -5,6 +5,7 @@ import numpy as np
 from paradigm import hf
 from paradigm.capabilities import ImageFeatures, parts
 from paradigm.errors import UserError
+from paradigm.hf import files
 from paradigm.objective import BODIES
 
 
@@ -92,6 +93,13 @@ def other_moments(there, where, here):
         f"note: {where} has pictures of mean {text(there)}, and the run file's views of {text(here)}: bind mean and "
         "std of its augment"
     )
+
+
+def has_chat_template(path):
+    """Whether a directory says how a dialogue is written for its model."""
+    said = path / "tokenizer_config.json"
+    inside = files.read_json(said) if said.is_file() else {}
+    return (path / "chat_template.jinja").is_file() or bool(isinstance(inside, dict) and inside.get("chat_template"))
 
 
 def tokenizer(path):

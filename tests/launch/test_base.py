@@ -150,6 +150,15 @@ def test_an_encoder_of_pictures_comes_without_its_decoder_and_gets_a_classifier(
         assert told in found if told else not found
 
 
+def test_a_chat_template_that_is_not_read_is_told(tmp_path, capsys):
+    directory, run = make.released(cases.load("t5_v1_1"), tmp_path), "runs/smoke/text_to_text.gin"
+    (directory / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    experiment(directory, run=run)
+    assert "chat template" not in capsys.readouterr().out
+    experiment(directory, "TextRecords.turns = 'messages'", run=run)
+    assert "has a chat template, which is not read: turns are written as TextRecords.turn" in capsys.readouterr().out
+
+
 def test_what_cannot_be_a_base(tmp_path):
     directory = make.released(cases.load("bert"), tmp_path / "bert")
     with pytest.raises(UserError, match=r"holds model \(Encoder\), and MAE reads encoder: take another base"):
