@@ -22,6 +22,7 @@ from paradigm.errors import UserError
 from paradigm.storage import expand
 from t5like import tokenizers
 from t5like.vocabulary import Vocabulary
+from vision.hf import pixels
 
 FAMILIES = (CLIP, SIGLIP, COCA)
 read = functools.partial(hf.read, families=FAMILIES)
@@ -63,10 +64,13 @@ def read_objective(path, tokenizer=None, **changes):
     """
     modules, params = read(path)
     [family] = hf.family_of(modules, FAMILIES)
-    pixels, _ = hf.moments(expand(path), modules["encoder"].channels)
+    channels = modules["encoder"].channels
+    said, _ = hf.moments(expand(path), channels)
+    if not said and channels != 3:  # of which the families' are
+        said = {"mean": (), "std": ()}
     if family is COCA:
         tokenizer = tokenizer or tokenizers.beside(path, "clip")
-        objective = objectives.CoCa(**_coca(modules, tokenizer, pixels) | changes)
+        objective = objectives.CoCa(**_coca(modules, tokenizer, said) | changes)
         return _same(objective, family, modules, path), params
     kind, views = _OBJECTIVES[family.model_type]
     encoder, text, image_head = modules["encoder"], modules["text"], modules["image_head"]
@@ -78,14 +82,14 @@ def read_objective(path, tokenizer=None, **changes):
         "image_pool": "encoder" if image_head.tower is None else "map",
         "image_projection": image_head.projection,
         "text_projection": modules["text_head"].projection,
-        "augment": views(encoder.image_size, **pixels),
+        "augment": views(encoder.image_size, **said),
         "host_image_size": encoder.image_size,
         "tokenizer": tokenizer or Absent(text.vocab_size, 1 if text.end_id is None else text.end_id),
     }
     return _same(kind(**fields | changes), family, modules, path), params
 
 
-def _coca(modules, tokenizer, pixels):
+def _coca(modules, tokenizer, said):
     """Fields of a CoCa. Without a tokenizer its ids are CLIP's: the last two begin and end a text."""
     encoder, text, pools = modules["encoder"], modules["text"], modules["pools"]
     last = text.vocab_size - 1
@@ -97,7 +101,7 @@ def _coca(modules, tokenizer, pixels):
         "image_pool": "one",
         "pool_width": pools.d_model,
         "pool_heads": pools.heads,
-        "augment": clip_views(encoder.image_size, **pixels),
+        "augment": clip_views(encoder.image_size, **said),
         "host_image_size": encoder.image_size,
         "tokenizer": tokenizer or Absent(text.vocab_size, last, 0, last - 1),
     }
@@ -111,20 +115,27 @@ def _same(objective, family, modules, path):
 
 
 def write_objective(path, objective, params):
-    """Writes config.json, model.safetensors and the tokenizer, if it is CLIP's or SigLIP's own, into a directory.
+    """Writes config.json, model.safetensors, how pictures are read and the tokenizer, if it is CLIP's or SigLIP's own,
+    into a directory.
 
     Args: as `paradigm.hf.write`. objective: a CLIP with a ClipViT and a causal text tower, a SigLIP with attention
         pooling, or a CoCa with open_clip's settings (objectives/coca_open_clip.gin), whose files are open_clip's.
 
     Raises:
-        UserError: as `paradigm.hf.write`; a tokenizer is there already.
+        UserError: as `paradigm.hf.write`; a tokenizer, or how pictures are read, is there already.
     """
     tokenizer = objective.tokenizer
     own = isinstance(tokenizer, (tokenizers.ClipTokenizer, tokenizers.SigLipTokenizer))
     if own and any(tokenizers.beside(path, kind) for kind in _OBJECTIVES):
         raise UserError(f"{path} holds a tokenizer and it is not written over: choose another directory")
-    entries = {} if isinstance(objective, objectives.CoCa) else {"text_config": _ids(objective)}
-    left = write(path, _modules(objective), params, **entries)
+    view, channels = objective.views[0], objective.encoder.channels
+    if isinstance(objective, objectives.CoCa):
+        how = {"resize_mode": "squash" if objective.ignore_aspect else "shortest", "interpolation": view.filter}
+        left = write(path, _modules(objective), params, preprocess_cfg=how | pixels.moments(view, channels))
+    else:
+        write_pixels = pixels.writer(path, view, channels, objective.ignore_aspect)
+        left = write(path, _modules(objective), params, text_config=_ids(objective))
+        write_pixels()
     if own:
         tokenizer.save(pathlib.Path(path))
     return left

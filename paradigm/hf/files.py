@@ -202,7 +202,9 @@ def save(path, config, leaves, abstract, params, rename):
     leaves = [leaf for leaf in leaves if not isinstance(leaf.how, Absent)]
     place, file = CONFIG, TENSORS
     if config.get("model_type") == "open_clip":
-        (place, file), config = OPEN_CLIP, {"model_cfg": {k: v for k, v in config.items() if k != "model_type"}}
+        (place, file), beside = OPEN_CLIP, ("model_type", "preprocess_cfg")
+        shown = {"preprocess_cfg": config["preprocess_cfg"]} if "preprocess_cfg" in config else {}
+        config = {"model_cfg": {k: v for k, v in config.items() if k not in beside}, **shown}
     for name in (CONFIG, TENSORS, INDEX, *OPEN_CLIP):
         if (path / name).exists():
             raise UserError(f"{path / name} exists and is not written over: choose another directory")

@@ -26,6 +26,8 @@ from tests.parity import pairs_cases as cases
 
 EXPORTED = {"config.json", "model.safetensors", "tokenizer", "tokenizer.json", "tokenizer_config.json"}
 
+PIXELS = "preprocessor_config.json"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -107,7 +109,7 @@ def test_a_run_on_images(tmp_path):
     """MAE's averaged encoder and decoder there and back; of another objective on images, the encoder alone."""
     make_run(tmp_path / "run", MAE)
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors", PIXELS}
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["model_type"], config["mask_ratio"], config["norm_pix_loss"]) == ("vit_mae", 0.5, True)
     told = convert.to_checkpoint(tmp_path / "hf", tmp_path / "back")
@@ -138,7 +140,7 @@ def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
     text = registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text() + "\nPairData.tokenizer = 'bytes'\n"
     make_run(tmp_path / "run", text, ByteTokenizer(0))
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert {path.name for path in (tmp_path / "hf").iterdir()} == EXPORTED
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {*EXPORTED, PIXELS}
     objective, params = pairs.read_objective(tmp_path / "hf")
     wanted = load(tmp_path / "run").variables()["params"]
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from multimodal import hf
 from multimodal.towers import clip_text
-from multimodal.views import clip_views
+from multimodal.views import clip_views, siglip_views
 from paradigm import hf as files
 from paradigm import trees
 from paradigm.errors import UserError
@@ -118,6 +118,19 @@ def test_pictures_are_normalised_as_its_files_say(tmp_path):
     say("preprocessor_config.json", own | {"image_std": [0.5, 0.0, 0.5]})
     with pytest.raises(UserError, match="preprocessor_config.json has .* the model reads 3 channels: give a"):
         hf.read_objective(path)
+
+
+def test_how_pictures_are_normalised_goes_along(tmp_path):
+    for name, build, views in (("clip", tiny.clip, clip_views), ("siglip", tiny.siglip, siglip_views)):
+        for at, moments in enumerate(({}, {"mean": (0.1, 0.2, 0.3), "std": (0.7, 0.8, 0.9)})):
+            objective, out = build(augment=views(16, **moments)), tmp_path / f"{name}{at}"
+            params = jax.eval_shape(objective.init, jax.random.key(0))
+            hf.write_objective(out, objective, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params))
+            assert hf.read_objective(out)[0].augment == objective.augment
+            (out / "config.json").unlink()
+            (out / "model.safetensors").unlink()
+            with pytest.raises(UserError, match="preprocessor_config.json exists and is not written over"):
+                hf.write_objective(out, objective, params)
 
 
 def test_without_its_tokenizer(tmp_path):

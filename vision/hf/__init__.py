@@ -10,6 +10,7 @@ The library's poolers and classifiers, which no encoder of ours has, are left as
 import functools
 
 from paradigm import hf
+from vision.hf import pixels
 from vision.hf.beit import BEIT
 from vision.hf.data2vec import DATA2VEC
 from vision.hf.dinov2 import DINOV2, DINOV2_REGISTERS
@@ -25,11 +26,15 @@ write = functools.partial(hf.write, families=FAMILIES)
 
 
 def write_objective(path, objective, params):
-    """Writes the encoder of an objective, and the decoder of MAE and BEiT; as `paradigm.hf.write`."""
+    """Writes the encoder of an objective, the decoder of MAE and BEiT, and how pictures are read; as
+    `paradigm.hf.write`."""
+    write_pixels = pixels.writer(path, objective.views[0], objective.encoder.channels)
     entries = {"families": (DATA2VEC,)} if isinstance(objective, Data2Vec) else {}  # its decoder is not BEiT's
     if isinstance(objective, MAE):
         entries |= {"mask_ratio": objective.mask_ratio, "norm_pix_loss": objective.norm_pixels}
-    return write(path, {name: module for name, (module, _) in objective.modules().items()}, params, **entries)
+    left = write(path, {name: module for name, (module, _) in objective.modules().items()}, params, **entries)
+    write_pixels()
+    return left
 
 
 def texts_end(objective):
