@@ -63,19 +63,24 @@ def moments(path, channels):
     for name, inside, names in PIXELS:
         found = read_json(path / name) if (path / name).is_file() else None
         said = found.get(inside) if inside and isinstance(found, dict) else found
-        if isinstance(said, dict) and all(n in said for n in names):
+        said = said if isinstance(said, dict) else {}
+        normalised = said.get("do_normalize", True)
+        if not normalised or all(said.get(n) is not None for n in names):
             break
     else:
         return {}, None
-    whole = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255  # what a white pixel is
+    both = [said[n] for n in names] if normalised else [0, 1]
+    factor = said.get("rescale_factor") or 1 / 255
     try:
-        both = [said[n] for n in names] if said.get("do_normalize", True) else [0, 1]
-        mean, std = (np.broadcast_to(np.asarray(x, np.float64) / whole, channels).tolist() for x in both)
+        white = 255 * float(factor) if said.get("do_rescale", True) else 255.0
+        mean, std = (np.broadcast_to(np.asarray(x, np.float64) / white, channels).tolist() for x in both)
     except (TypeError, ValueError):
         mean, std = (), (0,)
     if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
-        raise UserError(f"{path / name} has {names[0]}={said[names[0]]!r} and {names[1]}={said[names[1]]!r}, and the "
-                        f"model reads {channels} channels: give a number for each, deviations above 0")  # fmt: skip
+        raise UserError(
+            f"{path / name} has {names[0]}={both[0]!r}, {names[1]}={both[1]!r} and rescale_factor={factor!r}, and the "
+            f"model reads {channels} channels: give a number for each, deviations above 0"
+        )
     return {"mean": tuple(mean), "std": tuple(std)}, path / name
 
 

@@ -115,6 +115,8 @@ def test_pictures_are_normalised_as_its_files_say(tmp_path):
     say("processor_config.json", {"processor_class": "CLIPProcessor"})
     say("preprocessor_config.json", own | {"do_normalize": False})
     assert moments() == ((0.0,) * 3, (1.0,) * 3)
+    say("preprocessor_config.json", {"image_mean": None, "image_std": None, "rescale_factor": None})
+    assert hf.read_objective(path)[0].augment == clip_views(16)
     say("preprocessor_config.json", own | {"image_std": [0.5, 0.0, 0.5]})
     with pytest.raises(UserError, match="preprocessor_config.json has .* the model reads 3 channels: give a"):
         hf.read_objective(path)
