@@ -18,6 +18,7 @@ from multimodal.hf.coca import COCA
 from multimodal.hf.siglip import SIGLIP
 from multimodal.views import clip_views, siglip_views
 from paradigm import hf
+from paradigm.capabilities import PairEmbedding, parts
 from paradigm.errors import UserError
 from paradigm.storage import expand
 from t5like import tokenizers
@@ -119,22 +120,24 @@ def write_objective(path, objective, params):
     into a directory.
 
     Args: as `paradigm.hf.write`. objective: a CLIP with a ClipViT and a causal text tower, a SigLIP with attention
-        pooling, or a CoCa with open_clip's settings (objectives/coca_open_clip.gin), whose files are open_clip's.
+        pooling, or a CoCa with open_clip's settings (objectives/coca_open_clip.gin), whose files are open_clip's; or a
+        combination with one of them in it (SLIP).
 
     Raises:
         UserError: as `paradigm.hf.write`; a tokenizer, or how pictures are read, is there already.
     """
-    tokenizer = objective.tokenizer
+    objective, left = _towers(objective)
+    params, tokenizer = {name: x for name, x in params.items() if name not in left}, objective.tokenizer
     own = isinstance(tokenizer, (tokenizers.ClipTokenizer, tokenizers.SigLipTokenizer))
     if own and any(tokenizers.beside(path, kind) for kind in _OBJECTIVES):
         raise UserError(f"{path} holds a tokenizer and it is not written over: choose another directory")
     view, channels = objective.views[0], objective.encoder.channels
     if isinstance(objective, objectives.CoCa):
         how = {"resize_mode": "squash" if objective.ignore_aspect else "shortest", "interpolation": view.filter}
-        left = write(path, _modules(objective), params, preprocess_cfg=how | pixels.moments(view, channels))
+        left += write(path, _modules(objective), params, preprocess_cfg=how | pixels.moments(view, channels))
     else:
         write_pixels = pixels.writer(path, view, channels, objective.ignore_aspect)
-        left = write(path, _modules(objective), params, text_config=_ids(objective))
+        left += write(path, _modules(objective), params, text_config=_ids(objective))
         write_pixels()
     if own:
         tokenizer.save(pathlib.Path(path))
@@ -143,7 +146,13 @@ def write_objective(path, objective, params):
 
 def texts_end(objective):
     """True: captions end with eos, as the run's tokenizer, which goes along, is to have it; None: it has its own."""
-    return True if objective.tokenizer is None else None
+    return True if _towers(objective)[0].tokenizer is None else None
+
+
+def _towers(objective):
+    """(the part of an objective that has two towers, itself where there is none; names of modules of others alone)."""
+    found = next((part.objective for part in parts(objective) if isinstance(part.objective, PairEmbedding)), objective)
+    return found, [name for name in objective.modules() if name not in found.modules()]
 
 
 def _ids(objective):

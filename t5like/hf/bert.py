@@ -62,7 +62,7 @@ def config(kind, architecture, bare=None):
             "num_hidden_layers": model.layers,
             "hidden_act": inverse(ACTIVATIONS).get(model.activation, "gelu"),
             "layer_norm_eps": model.eps,
-            "max_position_embeddings": model.max_length,
+            "max_position_embeddings": model.max_length or 512,  # None is of other positions, and they are what differs
             "type_vocab_size": model.token_types,
             "hidden_dropout_prob": model.dropout,
             "attention_probs_dropout_prob": MEANING["attention_dropout"](model),

@@ -11,7 +11,7 @@ import pytest
 
 from launch import convert, load
 from launch.run import registry
-from launch.run.experiment import Init
+from launch.run.experiment import Init, bound
 from launch.run.initial import initial_state
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
@@ -19,6 +19,7 @@ from launch.storage.checkpoint import Checkpoints
 from multimodal import hf as pairs
 from paradigm import trees
 from paradigm.errors import UserError
+from t5like import hf as texts
 from t5like.tokenizers import ByteTokenizer
 from tests.launch.test_load import NEXT, SPANS, make_run
 from tests.parity import make
@@ -144,6 +145,28 @@ def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
     objective, params = pairs.read_objective(tmp_path / "hf")
     wanted = load(tmp_path / "run").variables()["params"]
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)
+
+
+def parsed(run):
+    """(a run's objective for bytes and three classes, its parameters, all 0)."""
+    tokenizer = ByteTokenizer(20, ("mask", "cls", "sep"))
+    objective = bound(registry.parse([f"runs/smoke/{run}.gin"], []), tokenizer.vocabulary, tuple("abc"), None).objective
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    return objective, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def test_combinations_are_written_as_the_model_in_them(tmp_path):
+    objective, params = parsed("slip")
+    assert convert._package(objective).write_objective(tmp_path / "slip", objective, params) == ["projector"]
+    found = pairs.read_objective(tmp_path / "slip")[0]
+    assert found.augment.mean == dict(objective.parts)["clip"].augment.mean and pairs.texts_end(objective)
+    objective, params = parsed("spactor")
+    with pytest.raises(UserError, match="has no model: EncoderDecoder, generator: Encoder, detector: TokenHead; what"):
+        convert._package(objective).write_objective(tmp_path / "spactor", objective, params)
+    assert texts.ids(objective)["decoder_start_token_id"] == 0  # of one that leaves no head
+    objective, params = parsed("electra")
+    with pytest.raises(UserError, match="ELECTRA discriminator has activation='gelu_exact'; a model with activation"):
+        convert._package(objective).write_objective(tmp_path / "electra", objective, params)
 
 
 @pytest.mark.parametrize("kind", ["text", "images"])

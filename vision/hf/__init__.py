@@ -10,6 +10,7 @@ The library's poolers and classifiers, which no encoder of ours has, are left as
 import functools
 
 from paradigm import hf
+from paradigm.capabilities import ImageFeatures, parts
 from vision.hf import pixels
 from vision.hf.beit import BEIT
 from vision.hf.data2vec import DATA2VEC
@@ -28,7 +29,8 @@ write = functools.partial(hf.write, families=FAMILIES)
 def write_objective(path, objective, params):
     """Writes the encoder of an objective, the decoder of MAE and BEiT, and how pictures are read; as
     `paradigm.hf.write`."""
-    write_pixels = pixels.writer(path, objective.views[0], objective.encoder.channels)
+    seen = next(part.objective for part in parts(objective) if isinstance(part.objective, ImageFeatures))
+    write_pixels = pixels.writer(path, seen.views[0], seen.encoder.channels)
     entries = {"families": (DATA2VEC,)} if isinstance(objective, Data2Vec) else {}  # its decoder is not BEiT's
     if isinstance(objective, MAE):
         entries |= {"mask_ratio": objective.mask_ratio, "norm_pix_loss": objective.norm_pixels}
