@@ -18,7 +18,7 @@ from vision.hf.dinov2 import DINOV2, DINOV2_REGISTERS
 from vision.hf.ijepa import IJEPA_FAMILY
 from vision.hf.mae import MAE_FAMILY
 from vision.hf.vit import VIT
-from vision.objectives.data2vec import Data2Vec
+from vision.objectives.beit import BEiT
 from vision.objectives.mae import MAE
 
 FAMILIES = (VIT, MAE_FAMILY, BEIT, DINOV2, DINOV2_REGISTERS, IJEPA_FAMILY, DATA2VEC)
@@ -31,9 +31,11 @@ def write_objective(path, objective, params):
     `paradigm.hf.write`."""
     seen = next(part.objective for part in parts(objective) if isinstance(part.objective, ImageFeatures))
     write_pixels = pixels.writer(path, seen.views[0], seen.encoder.channels)
-    entries = {"families": (DATA2VEC,)} if isinstance(objective, Data2Vec) else {}  # its decoder is not BEiT's
-    if isinstance(objective, MAE):
-        entries |= {"mask_ratio": objective.mask_ratio, "norm_pix_loss": objective.norm_pixels}
+    # SimMIM's, MaskFeat's and data2vec's decoder is the same module as BEiT's, and predicts no tokens: it stays behind.
+    families = FAMILIES if isinstance(seen, BEiT) else tuple(family for family in FAMILIES if family is not BEIT)
+    entries = {"families": families}
+    if isinstance(seen, MAE):
+        entries |= {"mask_ratio": seen.mask_ratio, "norm_pix_loss": seen.norm_pixels}
     left = write(path, {name: module for name, (module, _) in objective.modules().items()}, params, **entries)
     write_pixels()
     return left
