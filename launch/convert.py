@@ -13,10 +13,11 @@ CoCa as open_clip has it (open_clip_config.json and open_clip_model.safetensors)
 
 The first form writes the weights that evaluation uses, the average where one is kept, and an adaptation (LoRA, IA3)
 merged into them; of a run on text its tokenizer too, ours in tokenizer/ and beside the weights what AutoTokenizer
-reads. The second writes an adaptation alone, as the peft library has it: heads that were trained beside it stay behind.
-The third writes a run directory of the newest checkpoint without the optimizer's state: --init_from, launch.evaluate
-and launch.load read it, and training cannot go on in it. The fourth writes a checkpoint of parameters alone, and prints
-the modules that a gin file has to describe; --init_from reads such a directory itself too. Nothing is written over.
+reads; of one on pictures its plain view, as AutoImageProcessor reads it. The second writes an adaptation alone, as the
+peft library has it: heads that were trained beside it stay behind. The third writes a run directory of the newest
+checkpoint without the optimizer's state: --init_from, launch.evaluate and launch.load read it, and training cannot go
+on in it. The fourth writes a checkpoint of parameters alone, and prints the modules that a gin file has to describe;
+--init_from reads such a directory itself too. Nothing is written over.
 """
 
 from absl import flags

@@ -31,6 +31,7 @@ _SIDES = ("input", "target")
 NAMED = 3  # broken records that are named; all are counted
 _SURVEYED = 10_000  # records of the first part among which one is held out in any case
 _NONE = ("null", "nan", "n/a", "<na>", "none")  # what tables say where a cell is empty
+_TURNS = (("role", "content"), ("from", "value"))  # what a turn has its speaker and text in
 _TOGETHER = 256  # texts that are encoded at once
 
 
@@ -91,11 +92,14 @@ def replies(recipe, record):
     said = []
     for k, turn in enumerate(turns):
         if isinstance(turn, dict):
-            role, text = (rows.lookup(turn, name) for name in ("role", "content"))
+            role, text = (rows.lookup(turn, name) for name in _TURNS["from" in turn])
         else:
             role, text = recipe.roles[k % len(recipe.roles)], turn
         if role not in recipe.roles:
-            raise ValueError(f"has a turn of {role!r}, which is none of {', '.join(recipe.roles)}")
+            raise ValueError(
+                f"has a turn of {role!r}, which is none of {', '.join(recipe.roles)}: set TextRecords.roles to "
+                "all that speak, the last of them who replies"
+            )
         said.append((role, tables.text_of(text, recipe.turns)))
     whole = {k: v for k, v in record.items() if k != recipe.turns} | {"dialogue": hash_of(repr(said))}
     written = [tables.render(recipe.turn, {"role": role, "text": text}) for role, text in said]

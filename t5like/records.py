@@ -38,9 +38,9 @@ class TextRecords:
         size); one that stands in another split alone is an error.
     label_kind: class, classes, number, tags or answer (see t5like/labels.py). The input of tags and the target of
         answers are read word by word.
-    turns: field with the turns of a dialogue, texts that `roles` say in turn or objects with role and content; "" for
-        none. Each turn of the last role, but the first of all, is an example, with the fields `response` and `context`:
-        the turns before it, each as the template `turn` writes its {role} and {text}.
+    turns: field with the turns of a dialogue, texts that `roles` say in turn or objects with role and content, or from
+        and value; "" for none. Each turn of the last role, but the first of all, is an example, with the fields
+        `response` and `context`: the turns before it, each as the template `turn` writes its {role} and {text}.
     fraction: the share of the training records that is used, of each class as large a one, drawn by fraction_seed: a
         smaller fraction is a part of a larger one. Preparing them is not done again for it.
     split: field that says train, valid or test. Else tfds splits, and files and folders of such names, say it; and

@@ -10,14 +10,10 @@ what a person binds beside counts more than either.
 
 import dataclasses
 
-import numpy as np
-
 from launch.run import pretrained
 from launch.run.initial import run_modules
 from launch.storage import filesystem
-from paradigm.capabilities import ImageFeatures
 from paradigm.errors import UserError
-from paradigm.hf import files
 from paradigm.hf.family import FREE
 from paradigm.objective import BODIES
 
@@ -41,7 +37,11 @@ def bindings(base, experiment):
     """
     objective, path = experiment.objective, filesystem.as_path(base)
     owner = type(objective).__name__
-    theirs = pretrained.modules(path) if pretrained.is_pretrained(path) else run_modules(path)
+    if pretrained.is_pretrained(path):
+        theirs = pretrained.modules(path)
+        moments = pretrained.moments(path, theirs)
+    else:
+        theirs, moments = run_modules(path)
     own = [name for name in _fields(objective) if name in BODIES]
     if len(own) != 1:  # of two towers the heads have to fit as well
         raise UserError(
@@ -53,7 +53,9 @@ def bindings(base, experiment):
         kinds = ", ".join(f"{name} ({type(module).__name__})" for name, module in theirs.items())
         raise UserError(f"--base={base} holds {kinds}, and {owner} reads {name}: take another base")
     lines = [*_model(base, f"{owner}.{name}", theirs[name]), *_data(base, experiment.data, theirs[name])]
-    _tell_pixels(path, objective)
+    here = pretrained.moments_of(objective, getattr(theirs[name], "channels", None))
+    if told := pretrained.other_moments(*moments, here):
+        print(told, flush=True)
     return [*lines, "Experiment.init = (@base/Init(),)", f"base/Init.path = {str(base)!r}", "base/Init.bodies = True"]
 
 
@@ -77,24 +79,11 @@ def _model(base, setting, module):
     return lines
 
 
-def _tell_pixels(path, objective):
-    """Tells where pictures are normalised otherwise than in pre-training: by which function's settings, gin knows."""
-    file = path / "preprocessor_config.json"
-    if not (isinstance(objective, ImageFeatures) and file.is_file()):
-        return
-    said = files.read_json(file)
-    there = [said.get(name) for name in ("image_mean", "image_std")] if isinstance(said, dict) else []
-    if there and all(isinstance(x, list) for x in there):
-        here = np.array(objective.views[0].moments(len(there[0])))
-        if not np.allclose(here, there, atol=1e-3):
-            text = lambda both: " and deviation ".join(f"({', '.join(f'{x:.3g}' for x in row)})" for row in both)
-            print(f"note: {file} has pictures of mean {text(there)}, and the run file's views of {text(here)}: bind "
-                  f"mean and std of {type(objective).__name__}.augment", flush=True)  # fmt: skip
-
-
 def _data(base, recipe, module):
     """Lines that make data ones that the module can read: ids of its tokenizer, or pictures of its channels."""
     name, settings = type(recipe).__name__, _fields(recipe)
+    if getattr(recipe, "turns", "") and pretrained.has_chat_template(filesystem.as_path(base)):
+        print(f"note: {base} has a chat template, which is not read: turns are written as {name}.turn says", flush=True)
     if "channels" in _fields(module):
         return [f"{name}.channels = {module.channels}"] if "channels" in settings else []
     lines = [f"{name}.tokenizer = {str(base)!r}"] if "tokenizer" in settings else []

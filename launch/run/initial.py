@@ -123,6 +123,10 @@ def initial_state(program, checkpoints, inits=()):
             fix = "" if why else f". --base={init.path} takes the model as it is there"
             raise UserError(f"{why}{error}{fix}") from None
         _compare(source, program.experiment.objective, matched)
+        if any("encoder" in name.split("/") for name in matched) and not init.bodies:  # of a --base it is told by now
+            here = pretrained.moments_of(program.experiment.objective)
+            if told := pretrained.other_moments(*source.moments, here):
+                print(told, flush=True)
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
@@ -182,7 +186,7 @@ def same_ids(found, wanted, found_in, wanted_in):
 class _Source(NamedTuple):
     """What an Init gives, renamed. params, stats: {name: array}. names: {renamed: as it was}. where: what to call it.
     modules: {name as it was: module}, adapt: that they are under; {} and None where that is not known. labels: names of
-    the classes that its heads tell apart."""
+    the classes that its heads tell apart. moments: by which pictures are normalised, and where that is said."""
 
     params: dict
     stats: dict
@@ -192,6 +196,7 @@ class _Source(NamedTuple):
     modules: Any = None
     adapt: Any = None
     labels: tuple = ()
+    moments: tuple = ({}, None)
 
 
 def _read(init, objective, base):
@@ -202,6 +207,7 @@ def _read(init, objective, base):
         params = trees.nested(pretrained.adapter(path, objective, base))
     elif pretrained.is_pretrained(path):
         about["modules"], params = pretrained.read(path)
+        about["moments"] = pretrained.moments(path, about["modules"])
     else:
         found = Checkpoints(path / "checkpoints").arrays(step, only=("params", "extra"))
         if found is None:
@@ -231,17 +237,18 @@ def _run_of(path):
 
 
 def run_modules(path):
-    """{name: module} of a run, or one checkpoint in it. Raises UserError where no gin file described them."""
+    """({name: module}, the _Source's moments) of a run, or one checkpoint in it. Raises UserError where no gin file
+    described them."""
     directory, step = _run_of(path)
     checkpoints, step = open_run(directory, step)
-    modules = _about(directory, checkpoints.meta(step)[0]).get("modules")
-    if modules is None:
+    about = _about(directory, checkpoints.meta(step)[0])
+    if "modules" not in about:
         raise UserError(f"{path} does not say what its model is: describe that in a gin file, for --init_from={path}")
-    return modules
+    return about["modules"], about["moments"]
 
 
 def _about(path, meta):
-    """Of a run, its vocabulary, labels, modules and adaptation; without the last two where no gin file described it."""
+    """Of a run, what a _Source says of it; its vocabulary and labels alone where no gin file described it."""
     tokenizer = tokenizer_of(path)
     about = {"vocabulary": tokenizer and tokenizer.vocabulary, "labels": labels_of(path)}
     try:
@@ -249,7 +256,8 @@ def _about(path, meta):
         objective = bound(experiment, about["vocabulary"], about["labels"], tokenizer).objective
     except (KeyError, UserError):
         return about
-    return {**about, "modules": {n: module for n, (module, _) in objective.modules().items()}, "adapt": objective.adapt}
+    modules = {n: module for n, (module, _) in objective.modules().items()}
+    return {**about, "modules": modules, "adapt": objective.adapt, "moments": (pretrained.moments_of(objective), path)}
 
 
 def _compare(source, objective, matched):

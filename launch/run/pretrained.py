@@ -1,7 +1,11 @@
 """Weights of the transformers library as parameters of ours, whatever package has the model."""
 
+import numpy as np
+
 from paradigm import hf
+from paradigm.capabilities import ImageFeatures, parts
 from paradigm.errors import UserError
+from paradigm.hf import files
 from paradigm.objective import BODIES
 
 
@@ -64,6 +68,38 @@ def adapter(path, objective, base):
             unused.add(beside)  # theirs holds several kernels of ours, and this one it leaves as it is
     ours.check_same(found, [(name, name) for name in own], path)
     return {name: x for name, x in own.items() if name.rpartition("/")[0] not in unused}
+
+
+def moments(path, modules):
+    """By which mean and deviation the pictures of such a directory are normalised, as `paradigm.hf.moments`; modules:
+    as of `modules`."""
+    return hf.moments(path, modules["encoder"].channels) if hasattr(modules.get("encoder"), "channels") else ({}, None)
+
+
+def moments_of(objective, channels=None):
+    """The same {"mean", "std"} of an objective's views; {} of one without pictures. channels: None: the encoder's."""
+    seen = [part.objective for part in parts(objective) if isinstance(part.objective, ImageFeatures)]
+    both = [seen[0].views[0].moments(channels or seen[0].encoder.channels)] if seen else []
+    return {name: x.tolist() for pair in both for name, x in zip(("mean", "std"), pair)}
+
+
+def other_moments(there, where, here):
+    """A line where pictures are normalised otherwise `here` than `there`, each as of `moments_of`; "" where not, or
+    where nothing is known of one."""
+    if not there or not here or all(np.allclose(here[name], x, atol=1e-3) for name, x in there.items()):
+        return ""
+    text = lambda both: " and deviation ".join(f"({', '.join(f'{x:.3g}' for x in row)})" for row in both.values())
+    return (
+        f"note: {where} has pictures of mean {text(there)}, and the run file's views of {text(here)}: bind mean and "
+        "std of its augment"
+    )
+
+
+def has_chat_template(path):
+    """Whether a directory says how a dialogue is written for its model."""
+    said = path / "tokenizer_config.json"
+    inside = files.read_json(said) if said.is_file() else {}
+    return (path / "chat_template.jinja").is_file() or bool(isinstance(inside, dict) and inside.get("chat_template"))
 
 
 def tokenizer(path):

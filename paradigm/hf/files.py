@@ -20,6 +20,13 @@ PICKLES = {
     "adapter_model.safetensors": "adapter_model.bin",
 }
 DTYPES = ("F32", "F16", "BF16")  # read as float32; F32 is written
+# Files that say how pictures are read, what in them, and what mean and deviation are called there. The first counts:
+# version 5 of the library writes a pair's processors into one file.
+PIXELS = (
+    ("processor_config.json", "image_processor", ("image_mean", "image_std")),
+    ("preprocessor_config.json", None, ("image_mean", "image_std")),
+    (OPEN_CLIP[0], "preprocess_cfg", ("mean", "std")),
+)
 ROUNDING = 1e-5  # how far a constant may be from its formula: float32's rounding, where it was computed another way
 
 
@@ -48,6 +55,33 @@ def read_json(path):
         raise UserError(f"{path} is missing: name a directory that save_pretrained wrote") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def moments(path, channels):
+    """({"mean", "std"}: a tuple [channels] of each, by which a directory's pictures, from 0 to 1, are normalised; the
+    file that says so), or ({}, None) where none does. Raises UserError."""
+    for name, inside, names in PIXELS:
+        found = read_json(path / name) if (path / name).is_file() else None
+        said = found.get(inside) if inside and isinstance(found, dict) else found
+        said = said if isinstance(said, dict) else {}
+        normalised = said.get("do_normalize", True)
+        if not normalised or all(said.get(n) is not None for n in names):
+            break
+    else:
+        return {}, None
+    both = [said[n] for n in names] if normalised else [0, 1]
+    factor = said.get("rescale_factor") or 1 / 255
+    try:
+        white = 255 * float(factor) if said.get("do_rescale", True) else 255.0
+        mean, std = (np.broadcast_to(np.asarray(x, np.float64) / white, channels).tolist() for x in both)
+    except (TypeError, ValueError):
+        mean, std = (), (0,)
+    if not (np.isfinite([*mean, *std]).all() and min(std) > 0):
+        raise UserError(
+            f"{path / name} has {names[0]}={both[0]!r}, {names[1]}={both[1]!r} and rescale_factor={factor!r}, and the "
+            f"model reads {channels} channels: give a number for each, deviations above 0"
+        )
+    return {"mean": tuple(mean), "std": tuple(std)}, path / name
 
 
 def _listed(path):
@@ -173,7 +207,9 @@ def save(path, config, leaves, abstract, params, rename):
     leaves = [leaf for leaf in leaves if not isinstance(leaf.how, Absent)]
     place, file = CONFIG, TENSORS
     if config.get("model_type") == "open_clip":
-        (place, file), config = OPEN_CLIP, {"model_cfg": {k: v for k, v in config.items() if k != "model_type"}}
+        (place, file), beside = OPEN_CLIP, ("model_type", "preprocess_cfg")
+        shown = {"preprocess_cfg": config["preprocess_cfg"]} if "preprocess_cfg" in config else {}
+        config = {"model_cfg": {k: v for k, v in config.items() if k not in beside}, **shown}
     for name in (CONFIG, TENSORS, INDEX, *OPEN_CLIP):
         if (path / name).exists():
             raise UserError(f"{path / name} exists and is not written over: choose another directory")

@@ -9,6 +9,7 @@ hf.write("exported", modules, params)
 import functools
 
 from paradigm import hf
+from paradigm.capabilities import parts
 from t5like.hf.bart import BART, MBART
 from t5like.hf.bert import BERT, ROBERTA
 from t5like.hf.electra import DISCRIMINATOR, GENERATOR
@@ -17,6 +18,7 @@ from t5like.hf.llama import LLAMAS
 from t5like.hf.modernbert import MODERNBERT
 from t5like.hf.t5 import MT5, T5, UMT5
 from t5like.models import Decoder, Encoder, EncoderDecoder
+from t5like.objectives.base import OnText
 
 FAMILIES = (T5, MT5, UMT5, BART, MBART, BERT, ROBERTA, DISCRIMINATOR, GENERATOR, MODERNBERT, GPT2, *LLAMAS)
 read = functools.partial(hf.read, families=FAMILIES)
@@ -40,7 +42,8 @@ def ids(objective):
     if isinstance(model, Decoder):
         return {"pad_token_id": v.filler, "bos_token_id": v.start, "eos_token_id": end}
     known = {"pad_token_id": v.filler, "bos_token_id": v.bos, "eos_token_id": end}
-    known["decoder_start_token_id"] = objective.decoder_start
+    first = next(part.objective for part in parts(objective) if isinstance(part.objective, OnText))
+    known["decoder_start_token_id"] = first.decoder_start
     return known | ({"forced_eos_token_id": end} if model.logits_bias else {})
 
 

@@ -7,7 +7,6 @@ from t5like.models import EncoderDecoder
 
 _OFFSET = 2  # the library's BartLearnedPositionalEmbedding: the first two rows are of padding
 _LOGITS_BIAS = "final_logits_bias"  # not in the files of a bare BartModel, as bart-base and bart-large are
-_TASK = "classification_head"  # of files that were tuned to a task: it stays behind
 # Of training or of classifiers, or read by no version of the library.
 _IRRELEVANT = ("activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classif_dropout", "num_hidden_layers",
                "add_bias_logits", "extra_pos_embeddings", "static_position_embeddings", "decoder_start_token_id",
@@ -118,9 +117,9 @@ def _family(title, kind, architecture, post):
         _model(post),
         _config(kind, architecture, post),
         _leaves(post),
-        rename=prefixed("model.", _LOGITS_BIAS, _TASK),
+        rename=prefixed("model.", _LOGITS_BIAS),
         irrelevant=_IRRELEVANT,
-        ignored=rf"model\.(encoder|decoder)\.version|{_TASK}\..*",
+        ignored=r"model\.(encoder|decoder)\.version",
     )
 
 

@@ -62,7 +62,7 @@ def config(kind, architecture, bare=None):
             "num_hidden_layers": model.layers,
             "hidden_act": inverse(ACTIVATIONS).get(model.activation, "gelu"),
             "layer_norm_eps": model.eps,
-            "max_position_embeddings": model.max_length,
+            "max_position_embeddings": model.max_length or 512,  # None is of other positions, and they are what differs
             "type_vocab_size": model.token_types,
             "hidden_dropout_prob": model.dropout,
             "attention_probs_dropout_prob": MEANING["attention_dropout"](model),
@@ -109,13 +109,10 @@ def _leaves(root, transform, transform_norm, bias, output):
     return leaves
 
 
-TASKS = ("classifier.", "qa_outputs.")  # of files that were tuned to a task
-
-
 def _renamed(name):
     """Files that TensorFlow's were made into have its words for a norm's two vectors; the bare model has no prefix."""
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    return prefixed("bert.", "cls.", *TASKS)(name)
+    return prefixed("bert.", "cls.")(name)
 
 
 HOW = {
@@ -137,7 +134,7 @@ BERT = text_family(
     ),
     **HOW,
     rename=_renamed,
-    ignored=r"bert\.pooler\..*|cls\.seq_relationship\..*|bert\.embeddings\.position_ids|classifier\..*|qa_outputs\..*",
+    ignored=r"bert\.pooler\..*|cls\.seq_relationship\..*|bert\.embeddings\.position_ids",
 )
 ROBERTA = text_family(
     "RoBERTa",
@@ -148,6 +145,6 @@ ROBERTA = text_family(
     config("roberta", "RobertaForMaskedLM", "RobertaModel"),
     _leaves("roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
     **HOW,
-    rename=prefixed("roberta.", *TASKS),
-    ignored=r"roberta\.pooler\..*|roberta\.embeddings\.position_ids|classifier\..*|qa_outputs\..*",
+    rename=prefixed("roberta."),
+    ignored=r"roberta\.pooler\..*|roberta\.embeddings\.position_ids",
 )

@@ -1,6 +1,7 @@
 """What the families of text models share: one module, named `model`."""
 
 import functools
+import re
 
 import jax.numpy as jnp
 
@@ -8,6 +9,8 @@ from paradigm.hf import Family
 from t5like.models import EncoderDecoder
 
 OUTPUT = "lm_head.weight"
+# Of files that were tuned to a task, whose heads no model of ours has: they stay behind.
+TASKS = ("classifier.", "qa_outputs.", "score.", "classification_head.", "multiple_choice_head.")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu", "silu": "silu",
                "swish": "silu", "quick_gelu": "quick_gelu"}  # fmt: skip
 
@@ -21,9 +24,9 @@ def _inputs(modules):
     return {"model": (tokens, tokens) if isinstance(modules["model"], EncoderDecoder) else (tokens,)}
 
 
-def text_family(title, model_type, kind, positions, model, config, leaves, **how):
+def text_family(title, model_type, kind, positions, model, config, leaves, ignored=r"$^", **how):
     """A Family of one module. model: (Config, Tensors) -> ours. config: ours -> dict. leaves: ours -> [Leaf] of paths
-    below `model`. positions: by which families of one kind are told apart."""
+    below `model`. positions: by which families of one kind are told apart. ignored: as a Family's, beside TASKS."""
     return Family(
         title,
         model_type,
@@ -34,6 +37,7 @@ def text_family(title, model_type, kind, positions, model, config, leaves, **how
         inputs=_inputs,
         when=lambda modules: modules["model"].positions == positions,
         root="model/",
+        ignored=rf"{ignored}|({'|'.join(map(re.escape, TASKS))}).*",
         **{"free": frozenset({"max_length"}), "meaning": {"decoder_layers": decoder_layers}} | how,
     )
 
@@ -44,4 +48,4 @@ def prefixed(prefix, *beside):
 
 
 def _prefixed(prefix, beside, name):
-    return name if name.startswith((prefix, "lm_head.", *beside)) else prefix + name
+    return name if name.startswith((prefix, "lm_head.", *TASKS, *beside)) else prefix + name

@@ -21,6 +21,7 @@ import numpy as np
 
 from paradigm.classes import OnClasses
 from paradigm.errors import UserError
+from paradigm.names import few
 from t5like.models import PARTITION_RULES, Decoder, Encoder, EncoderDecoder
 from t5like.objectives.base import OnText
 from t5like.records import PreparedRecords
@@ -153,13 +154,20 @@ class TextTask(OnText):
             )
         if isinstance(self, OnClasses) and self.label_kind != "number":
             self.check_classes(prepared, f"the field {prepared.meta['settings']['label']!r}")
+        settings, told = prepared.meta["settings"], []
+        for setting in ("input", "target", "turn"):
+            if spelt := prepared.tokenizer.specials_in(settings.get(setting, "")):
+                told.append(
+                    f"TextRecords.{setting} spells {few(spelt)}, of which the tokenizer has an id: in a record it is "
+                    "text like any other"
+                )
         most = self.length - self.around
         counts = {split: prepared.longer(most, self.side, split) for split in ("train", "valid")}
         if any(counts.values()):
             sizes = {split: prepared.meta["counts"][split]["records"] for split in counts}
-            told = " and ".join(f"{counts[s]:,} of {sizes[s]:,} {s}" for s in counts if sizes[s])
-            return (f"{told} records are longer than the {most} tokens that are read of them: their {self.cut_off}",)
-        return ()
+            long = " and ".join(f"{counts[s]:,} of {sizes[s]:,} {s}" for s in counts if sizes[s])
+            told.append(f"{long} records are longer than the {most} tokens that are read of them: their {self.cut_off}")
+        return tuple(told)
 
     def states(self, variables, batch, ctx):
         """float32 [B, L, D] of the model on `inputs`, from both sides but in a Decoder."""

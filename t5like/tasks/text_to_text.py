@@ -121,8 +121,9 @@ class TextToText(Rewriting, Continuing, TextTask, TextObjective):
 
     def check_data(self, prepared):
         told = super().check_data(prepared)
-        if told and self.keep == "begin" and prepared.meta["settings"]["turns"]:
-            told = (f"{told[0]}; a dialogue's last turns are kept by TextToText.keep = 'end'",)
+        if self.keep == "begin" and prepared.meta["settings"]["turns"]:
+            more = "; a dialogue's last turns are kept by TextToText.keep = 'end'"
+            told = tuple(line + more * line.endswith(self.cut_off) for line in told)
         if not prepared.meta["settings"]["target"]:
             there = ", ".join(prepared.source()[0]["fields"])
             raise UserError(f"TextToText needs a target: set TextRecords.target, as in '{{summary}}', of {there}")

@@ -110,6 +110,14 @@ class Tokenizer:
         parts = [part for mark, ids in zip(marks, behind) for part in ([mark], ids)]
         return np.concatenate([self.encode(first), *parts]).astype(np.int32)
 
+    def specials_in(self, text):
+        """The names of special ids and sentinels that a text spells, which `encode` reads as text."""
+        return sorted(name for name in {*self._names[1].values(), *self._special_pieces()} if name in text)
+
+    def _special_pieces(self):
+        """How the model's own files call ids that spell no text."""
+        return ()
+
     def decode(self, ids):
         """The text of ids [n]: pad, bos, eos, cls and sep vanish, unk is U+FFFD, mask reads <mask>, and sentinels
         <X> <Y> <Z> <extra_id_3> and so on."""

@@ -105,6 +105,10 @@ class SentencePieceTokenizer(Tokenizer):
             return " " + text
         return text
 
+    def _special_pieces(self):
+        v = self.vocabulary
+        return [self._processor.id_to_piece(i) for i in range(self.text_size) if not v.is_text(i)]
+
     def _text_byte_lengths(self):
         sp = self._processor
         pieces = ((i, sp.id_to_piece(i)) for i in range(self.text_size))

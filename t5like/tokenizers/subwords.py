@@ -126,6 +126,9 @@ class SubwordTokenizer(Tokenizer):
         begins = not piece.startswith("##") if self._model == "WordPiece" else piece.startswith(_SPACE)
         return f" {text}" if begins and not text.startswith(" ") else text
 
+    def _special_pieces(self):
+        return [piece for i, piece in self._pieces.items() if not self.vocabulary.is_text(i)]
+
     @property
     def _model(self):
         return self._json["model"].get("type")

@@ -1,11 +1,18 @@
 """--base: a run on a pre-trained model as it is there, whatever the run file makes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from launch import load, train
 from launch.run import base, pretrained, registry
+from launch.run.experiment import Init
+from launch.run.initial import initial_state
+from launch.run.mesh import make_mesh
+from launch.run.program import Program
+from launch.storage.checkpoint import Checkpoints
 from paradigm.errors import UserError
 from paradigm.hf.family import FREE, differing
 from t5like.tokenizers import ByteTokenizer
@@ -115,17 +122,41 @@ def test_pictures_are_of_the_channels_of_the_base_and_other_moments_are_told(tmp
         tmp_path, "mae_views.mean = (0.5, 0.5, 0.5)", "mae_views.std = (0.5, 0.5, 0.5)", run="runs/smoke/lora.gin"
     )
     assert not capsys.readouterr().out
+    # Version 5 of the library writes a pair's processors into one file, which counts more.
+    both = '{"image_processor": {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_normalize": false}}'
+    (tmp_path / "processor_config.json").write_text(both)
+    experiment(tmp_path, run="runs/smoke/lora.gin")
+    assert "processor_config.json has pictures of mean (0, 0, 0) and deviation (1, 1, 1)" in capsys.readouterr().out
 
 
 def test_an_encoder_of_pictures_comes_without_its_decoder_and_gets_a_classifier(tmp_path, capsys):
     was, state = make_run(tmp_path / "base", MASKED)
     params = ["Experiment.total_steps = 1", "Experiment.batch_size = 8", "Experiment.adapt = None"]
+    params += ["mae_views.std = (0.25,)", "mae_views.mean = (0.5,)"]
     train.run("runs/smoke/lora.gin", tmp_path / "run", params, base=tmp_path / "base")
     told = capsys.readouterr().out
     assert "not taken decoder" in told and "drawn are classifier/" in told
+    assert f"{tmp_path / 'base'} has pictures of mean (0.5) and deviation (0.5), and the run file's" in told
     run = load(tmp_path / "run")
     assert not differs(run.objective.encoder, was.objective.encoder)
     jax.tree.map(np.testing.assert_array_equal, run.params["encoder"], state.params["encoder"])
+    # --init_from tells it as well, once the parameters are known to fit.
+    views = dataclasses.replace(was.objective.augment, mean=(0.1,), std=(0.5,))
+    other = dataclasses.replace(was, objective=dataclasses.replace(was.objective, augment=views))
+    for experiment, told in ((was, ""), (other, "has pictures of mean (0.5) and deviation (0.5), and the run file's")):
+        program = Program(experiment, make_mesh("data:-1"))
+        initial_state(program, Checkpoints(tmp_path / "none"), (Init(str(tmp_path / "base")),))
+        found = capsys.readouterr().out
+        assert told in found if told else not found
+
+
+def test_a_chat_template_that_is_not_read_is_told(tmp_path, capsys):
+    directory, run = make.released(cases.load("t5_v1_1"), tmp_path), "runs/smoke/text_to_text.gin"
+    (directory / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    experiment(directory, run=run)
+    assert "chat template" not in capsys.readouterr().out
+    experiment(directory, "TextRecords.turns = 'messages'", run=run)
+    assert "has a chat template, which is not read: turns are written as TextRecords.turn" in capsys.readouterr().out
 
 
 def test_what_cannot_be_a_base(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from launch import convert, load
 from launch.run import registry
-from launch.run.experiment import Init
+from launch.run.experiment import Init, bound
 from launch.run.initial import initial_state
 from launch.run.mesh import make_mesh
 from launch.run.program import Program
@@ -19,12 +19,15 @@ from launch.storage.checkpoint import Checkpoints
 from multimodal import hf as pairs
 from paradigm import trees
 from paradigm.errors import UserError
+from t5like import hf as texts
 from t5like.tokenizers import ByteTokenizer
 from tests.launch.test_load import NEXT, SPANS, make_run
 from tests.parity import make
 from tests.parity import pairs_cases as cases
 
 EXPORTED = {"config.json", "model.safetensors", "tokenizer", "tokenizer.json", "tokenizer_config.json"}
+
+PIXELS = "preprocessor_config.json"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_a_run_on_images(tmp_path):
     """MAE's averaged encoder and decoder there and back; of another objective on images, the encoder alone."""
     make_run(tmp_path / "run", MAE)
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {"config.json", "model.safetensors", PIXELS}
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["model_type"], config["mask_ratio"], config["norm_pix_loss"]) == ("vit_mae", 0.5, True)
     told = convert.to_checkpoint(tmp_path / "hf", tmp_path / "back")
@@ -138,10 +141,32 @@ def test_a_run_on_pairs_takes_its_tokenizer_along(tmp_path):
     text = registry.SHIPPED.joinpath("runs/smoke/clip.gin").read_text() + "\nPairData.tokenizer = 'bytes'\n"
     make_run(tmp_path / "run", text, ByteTokenizer(0))
     convert.to_hf(tmp_path / "run", tmp_path / "hf")
-    assert {path.name for path in (tmp_path / "hf").iterdir()} == EXPORTED
+    assert {path.name for path in (tmp_path / "hf").iterdir()} == {*EXPORTED, PIXELS}
     objective, params = pairs.read_objective(tmp_path / "hf")
     wanted = load(tmp_path / "run").variables()["params"]
     jax.tree.map(np.testing.assert_array_equal, trees.merge_strict(wanted, params), wanted)
+
+
+def parsed(run):
+    """(a run's objective for bytes and three classes, its parameters, all 0)."""
+    tokenizer = ByteTokenizer(20, ("mask", "cls", "sep"))
+    objective = bound(registry.parse([f"runs/smoke/{run}.gin"], []), tokenizer.vocabulary, tuple("abc"), None).objective
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    return objective, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def test_combinations_are_written_as_the_model_in_them(tmp_path):
+    objective, params = parsed("slip")
+    assert convert._package(objective).write_objective(tmp_path / "slip", objective, params) == ["projector"]
+    found = pairs.read_objective(tmp_path / "slip")[0]
+    assert found.augment.mean == dict(objective.parts)["clip"].augment.mean and pairs.texts_end(objective)
+    objective, params = parsed("spactor")
+    with pytest.raises(UserError, match="has no model: EncoderDecoder, generator: Encoder, detector: TokenHead; what"):
+        convert._package(objective).write_objective(tmp_path / "spactor", objective, params)
+    assert texts.ids(objective)["decoder_start_token_id"] == 0  # of one that leaves no head
+    objective, params = parsed("electra")
+    with pytest.raises(UserError, match="ELECTRA discriminator has activation='gelu_exact'; a model with activation"):
+        convert._package(objective).write_objective(tmp_path / "electra", objective, params)
 
 
 @pytest.mark.parametrize("kind", ["text", "images"])

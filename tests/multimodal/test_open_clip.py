@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from launch.run import pretrained, registry
 from multimodal import hf
+from multimodal.views import CLIP_MEAN, CLIP_STD
 from paradigm.errors import UserError
 from paradigm.hf import OPEN_CLIP, config_of
 from tests.multimodal import tiny
@@ -47,7 +48,13 @@ def test_written_files_are_those_that_were_read(tmp_path):
     assert written.keys() == golden["weights"].keys()
     for name, x in golden["weights"].items():
         np.testing.assert_array_equal(written[name], x, err_msg=name)
-    config = json.loads((tmp_path / "written" / OPEN_CLIP[0]).read_text())["model_cfg"]
+    said = json.loads((tmp_path / "written" / OPEN_CLIP[0]).read_text())
+    config, (mean, std) = said["model_cfg"], (said["preprocess_cfg"][name] for name in ("mean", "std"))
+    assert (tuple(mean), tuple(std)) == (CLIP_MEAN, CLIP_STD)
+    assert hf.read_objective(tmp_path / "written")[0].augment == objective.augment
+    said["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.25]
+    (tmp_path / "written" / OPEN_CLIP[0]).write_text(json.dumps(said))
+    assert hf.read_objective(tmp_path / "written")[0].augment.mean == (0.5, 0.5, 0.25)
     assert config["vision_cfg"] == cases.CONFIG["vision_cfg"] and config["embed_dim"] == 12
     with pytest.raises(UserError, match="open_clip_config.json exists and is not written over"):
         hf.write_objective(tmp_path / "written", objective, params)

@@ -102,12 +102,12 @@ def test_weights_take_their_own_tokenizer_along(clip, siglip, tmp_path):
         params = jax.jit(objective.init)(jax.random.key(0))
         hf.write_objective(tmp_path / name, objective, params)
         assert hf.read_objective(tmp_path / name)[0].tokenizer == objective.tokenizer
-        for left in ("config.json", "model.safetensors"):
+        for left in ("config.json", "model.safetensors", "preprocessor_config.json"):
             (tmp_path / name / left).unlink()
         with pytest.raises(UserError, match="holds a tokenizer and it is not written over"):
             hf.write_objective(tmp_path / name, objective, params)
     hf.write_objective(tmp_path / "bytes", tiny.clip(), jax.jit(tiny.clip().init)(jax.random.key(0)))
-    assert len(list((tmp_path / "bytes").iterdir())) == 2
+    assert len(list((tmp_path / "bytes").iterdir())) == 3
 
 
 def test_what_is_no_tokenizer(tmp_path):

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from multimodal import hf
 from multimodal.towers import clip_text
+from multimodal.views import clip_views, siglip_views
 from paradigm import hf as files
 from paradigm import trees
 from paradigm.errors import UserError
@@ -98,6 +99,40 @@ def test_settings_of_ours_are_kept(tmp_path):
     assert objective.ignore_aspect and objective.text.pool == "last" and not objective.text.causal
     with pytest.raises(UserError, match="holds a CLIP with image_head.width=10; the model has image_head.width=12"):
         hf.read_objective(released(tmp_path), width=12)
+
+
+def test_pictures_are_normalised_as_its_files_say(tmp_path):
+    """The library reads processor_config.json first, and pixels from 0 to 255 where it is told not to rescale."""
+    path = released(tmp_path)
+    assert hf.read_objective(path)[0].augment == clip_views(16)
+    say = lambda name, said: (path / name).write_text(json.dumps(said))
+    moments = lambda: (lambda views: (views.mean, views.std))(hf.read_objective(path)[0].augment)
+    own = {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.5, 1.0], "rescale_factor": 1 / 255}
+    say("preprocessor_config.json", own)
+    assert moments() == ((0.5, 0.25, 0.125), (0.5, 0.5, 1.0))
+    say("processor_config.json", {"image_processor": {"image_mean": 51, "image_std": 102, "do_rescale": False}})
+    assert moments() == ((0.2,) * 3, (0.4,) * 3)
+    say("processor_config.json", {"processor_class": "CLIPProcessor"})
+    say("preprocessor_config.json", own | {"do_normalize": False})
+    assert moments() == ((0.0,) * 3, (1.0,) * 3)
+    say("preprocessor_config.json", {"image_mean": None, "image_std": None, "rescale_factor": None})
+    assert hf.read_objective(path)[0].augment == clip_views(16)
+    say("preprocessor_config.json", own | {"image_std": [0.5, 0.0, 0.5]})
+    with pytest.raises(UserError, match="preprocessor_config.json has .* the model reads 3 channels: give a"):
+        hf.read_objective(path)
+
+
+def test_how_pictures_are_normalised_goes_along(tmp_path):
+    for name, build, views in (("clip", tiny.clip, clip_views), ("siglip", tiny.siglip, siglip_views)):
+        for at, moments in enumerate(({}, {"mean": (0.1, 0.2, 0.3), "std": (0.7, 0.8, 0.9)})):
+            objective, out = build(augment=views(16, **moments)), tmp_path / f"{name}{at}"
+            params = jax.eval_shape(objective.init, jax.random.key(0))
+            hf.write_objective(out, objective, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params))
+            assert hf.read_objective(out)[0].augment == objective.augment
+            (out / "config.json").unlink()
+            (out / "model.safetensors").unlink()
+            with pytest.raises(UserError, match="preprocessor_config.json exists and is not written over"):
+                hf.write_objective(out, objective, params)
 
 
 def test_without_its_tokenizer(tmp_path):

@@ -66,6 +66,7 @@ def test_tokens_that_were_added_are_read_beside_a_vocabulary(tmp_path):
     (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<e>"]}')
     (tmp_path / "added_tokens.json").write_text('{"<e>": 7, "covid19": 6}')
     assert ids("Covid19 <e>") == [6, 1, 1, 1] and tok.get_tokenizer(tmp_path).vocab_size == 8
+    assert tok.get_tokenizer(tmp_path).specials_in("{text} <e>[SEP] covid19") == ["<e>", "[SEP]"]
     added = {"6": {"content": "cov", "special": False}, "7": {"content": "[E]", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "pad_token": "[E]"}))
     assert ids("covid19") == [6, 1] and tok.get_tokenizer(tmp_path).vocabulary.pad == 7

@@ -409,6 +409,9 @@ def test_data_that_a_task_cannot_learn_from(tmp_path):
     [said] = objective.check_data(built)
     assert said.startswith("3 of 3 train records are longer than the 10 tokens that are read of them")
     assert not dataclasses.replace(objective, length=15).check_data(built)
+    built.meta["settings"]["turn"] = "<X>{role}: {text}"
+    [said] = dataclasses.replace(objective, length=15).check_data(built)
+    assert said.startswith("TextRecords.turn spells <X>, of which the tokenizer has an id: in a record it is text")
     for wrong, text in (
         (dataclasses.replace(objective, classes=2), "classes=2 and the training records have 3 labels: set it to that"),
         (dataclasses.replace(objective, kind="classes"), "labels of kind 'classes' and the records' are 'class'"),

@@ -58,6 +58,7 @@ def test_layout(tokenizer, pieces):
     assert tokenizer.byte_lengths.shape == (tokenizer.vocab_size,) and tokenizer.byte_lengths.dtype == np.float32
     assert not tokenizer.byte_lengths[:3].any() and not tokenizer.byte_lengths[-20:].any()
     assert pieces.vocab_size == 640
+    assert pieces.specials_in("a<pad><X>b<extra_id_3><extra_id_20>") == ["<X>", "<extra_id_3>", "<pad>"]
     assert tok.ByteTokenizer().vocab_size == 359 and tok.ByteTokenizer().encode("A").tolist() == [68]
     with pytest.raises(UserError, match="there is no sentinel 20 among 20; raise extra_ids"):
         tokenizer.sentinel(20)

@@ -191,6 +191,17 @@ def test_a_bare_bart_has_no_prefix_and_no_bias_of_logits(tmp_path):
     assert equal(found, wanted)
 
 
+@pytest.mark.parametrize("case, head", [
+    ("gpt2", "score.weight"), ("gpt2", "qa_outputs.bias"), ("gpt2", "multiple_choice_head.summary.bias"),
+    ("qwen3", "score.weight"), ("t5_v1_1", "qa_outputs.weight"), ("bart", "qa_outputs.weight"),
+])  # fmt: skip
+def test_the_head_of_a_task_stays_behind(case, head, tmp_path):
+    golden = cases.load(case)
+    wanted = read(released(case, tmp_path))[1]
+    tuned = golden["weights"] | {head: np.zeros((2, 12), np.float32)}
+    assert equal(read(make.released(golden | {"weights": tuned}, tmp_path))[1], wanted)
+
+
 @pytest.mark.parametrize("case, prefix, head, beside", [
     ("bert", "bert.", ("cls.",), ("pooler.dense.weight", "pooler.dense.bias")),
     ("roberta", "roberta.", ("lm_head.",), ("pooler.dense.weight",)),

@@ -243,7 +243,8 @@ def test_dialogues_become_contexts_and_responses(tmp_path):
     rows = [{"turns": ["hi", "hello", "bye", "see you"]},
             {"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
             {"turns": [{"role": "cook", "content": "a"}]},
-            {"turns": ["hi"]}]  # fmt: skip
+            {"turns": ["hi"]},
+            {"turns": [{"from": "user", "value": "c"}, {"from": "assistant", "value": "d"}]}]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = TextRecords(
@@ -251,13 +252,15 @@ def test_dialogues_become_contexts_and_responses(tmp_path):
     )
     built = recipe.build(tmp_path / "out", progress=False, workers=1)
     text = built.tokenizer.decode
-    found = [(text(r["inputs"]), text(r["targets"])) for r in built.source().__getitems__(range(3))]
+    found = [(text(r["inputs"]), text(r["targets"])) for r in built.source().__getitems__(range(4))]
     assert found == [
         ("user: hi\nassistant:", "hello"),
         ("user: hi\nassistant: hello\nuser: bye\nassistant:", "see you"),
         ("user: a\nassistant:", "b"),
+        ("user: c\nassistant:", "d"),
     ]
     assert built.meta["broken"]["first"] == [
-        f"{path}:3 has a turn of 'cook', which is none of user, assistant",
+        f"{path}:3 has a turn of 'cook', which is none of user, assistant: set TextRecords.roles to all that speak, "
+        "the last of them who replies",
         f"{path}:4 has no turn of 'assistant' behind another: nobody replies",
     ]

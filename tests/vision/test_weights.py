@@ -17,7 +17,7 @@ from tests.parity import make
 from tests.parity import vision_cases as cases
 from vision import hf
 from vision.augment import no_views
-from vision.objectives import Data2Vec
+from vision.objectives import Data2Vec, MaskFeat, SimMIM
 from vision.objectives.mae import Decoder
 from vision.resnet import resnet
 from vision.vit import vit
@@ -71,10 +71,14 @@ def test_what_is_written_is_read(name, tmp_path):
         assert equal(again, params) and not files.differences(files.family_of(modules, hf.FAMILIES)[0], modules, found)
 
 
-def test_a_run_of_data2vec_is_written_as_one(tmp_path):
-    """Though its modules are named as BEiT's are."""
+@pytest.mark.parametrize(
+    "kind, how",
+    [(Data2Vec, {"top": 1, "block_smallest": 1}), (SimMIM, {"mask_unit": 1}), (MaskFeat, {"cell": 2, "block_smallest": 1})],
+)
+def test_a_decoder_of_no_tokens_is_not_written_as_beits(kind, how, tmp_path):
+    """Though the modules are named as BEiT's are: a head that predicts pixels would be read as logits of tokens."""
     encoder = vit("tiny", **SMALL, mask_token=True, grid_bias="shared", positions="none")
-    objective = Data2Vec(encoder=encoder, augment=no_views(8), top=1, block_smallest=1)
+    objective = kind(encoder=encoder, augment=no_views(8), **how)
     params = jax.jit(objective.init)(jax.random.key(0))
     assert hf.write_objective(tmp_path, objective, params) == ["decoder"]
     found, again = read(tmp_path)
