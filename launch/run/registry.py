@@ -365,11 +365,14 @@ def _line(text: str, number: int | None) -> str:
 def _wrong_part(error: Exception) -> str:
     """What a constructor was given that it cannot use; "" where no value of a gin text is to blame."""
     called = re.search(r"In call to configurable '(\w+)'", str(error))
-    bound = re.findall(rf"^((?:\w+/)*{called[1]}\.\w+) *=", gin.config_str(), re.MULTILINE) if called else ()
-    given = {name: gin.query_parameter(name) for name in bound}
+    every = re.findall(r"^((?:\w+/)*\w+\.\w+) *=", gin.config_str(), re.MULTILINE) if called else ()
+    every = {name: gin.query_parameter(name) for name in every}
+    given = {name: value for name, value in every.items() if f"/{name}".rsplit("/", 1)[1].startswith(f"{called[1]}.")}
     made = {name: copy.deepcopy(value) for name, value in given.items()}  # as gin does it
     if isinstance(error, ArithmeticError):
-        zeros = [f"{name} = {value!r}" for name, value in given.items() if made[name] in (0, 0.0)]
+        zero = lambda values: [name for name, value in values.items() if type(value) in (int, float) and not value]
+        sizes = [name for name in zero(every) if slips.wrong_number(name.split(".")[1], 0)]  # of what it is made of
+        zeros = [f"{name} = {every[name]!r}" for name in zero(made) or sizes]
         return f"{' or '.join(zeros)} must be above 0: it is divided by" if zeros else ""
     words = re.findall(r"\w+", str(error).splitlines()[0])  # the kinds of what did not go together among them
     told = {name: value for name, value in given.items() if type(made[name]).__name__ in words}

@@ -156,11 +156,11 @@ def wrong_values(value) -> Iterator[str]:
             yield f"{type(value).__name__}.{field.name} = {given!r}: the texts that it can be are {', '.join(known)}"
         elif isinstance(given, bool) or not isinstance(given, int | float):
             yield from wrong_values(given)
-        elif given != field.default and (said := _wrong_number(field.name, given)):
+        elif given != field.default and (said := wrong_number(field.name, given)):
             yield f"{type(value).__name__}.{field.name} = {given} must be {said}"
 
 
-def _wrong_number(name: str, value) -> str:
+def wrong_number(name: str, value) -> str:
     if not math.isfinite(value):
         return "a finite number"
     for pattern, said, holds in _RANGES:

@@ -241,6 +241,7 @@ def test_slips_are_told_in_words_with_their_line(line, text):
     ("Experiment.data = @Asks()\nAsks.model = 'vit'", "Asks.model = 'vit' is of another kind than Asks takes: write @"),
     ("Experiment.data = @Asks()\nAsks.model = @Signs()", "Asks.model = @Signs() is of another kind than Asks takes"),
     ("Experiment.data = @Cuts()\nCuts.side = 0", "Cuts.side = 0 must be above 0: it is divided by"),
+    ("Experiment.data = @Asks()\nAsks.model = @Tiles()\nTiles.patch = 0", "Tiles.patch = 0 must be above 0: it is"),
     ("Experiment.data = @cuts()\ncuts.side = '3'", "cuts.side = '3' is of another kind than cuts takes: write @NAME"),
     ("Experiment.data = @Cuts()\nCuts.side = @Signs()", "Cuts.side = @Signs() is not a whole number"),
     ("Experiment.data = @Cuts()\nCuts.side = {'a': 1}", "Cuts.side = {'a': 1} is not a whole number"),
@@ -250,7 +251,7 @@ def test_slips_are_told_in_words_with_their_line(line, text):
     ("Experiment.evaluators = @TwoTerms()", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told(line, text):
-    for configurable in (AdamW, Asks, Cuts, cuts):
+    for configurable in (AdamW, Asks, Cuts, Tiles, cuts):
         registry.register(configurable)
     assert text in failure(GOOD + line)
 
@@ -327,6 +328,15 @@ class Cuts:
 
     def __post_init__(self):
         assert 8 % self.side >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    patch: int = 4
+
+    @property
+    def image_size(self):
+        return 8 // self.patch
 
 
 def cuts(side=4):
