@@ -122,7 +122,7 @@ def load_tokenizer(path):
         tokenizer = kind.load(directory, **{k: v for k, v in meta.items() if k in known})
     except FileNotFoundError as error:
         raise UserError(f"tokenizer: {error.filename} is missing; {directory} should hold a saved tokenizer") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"tokenizer: {directory / name} is damaged ({error}); prepare the data again") from None
     if tokenizer.fingerprint != meta["fingerprint"]:
         raise UserError(
