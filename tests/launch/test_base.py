@@ -128,7 +128,7 @@ def test_an_encoder_of_pictures_comes_without_its_decoder_and_gets_a_classifier(
     jax.tree.map(np.testing.assert_array_equal, run.params["encoder"], state.params["encoder"])
 
 
-def test_what_cannot_be_a_base(tmp_path):
+def test_what_cannot_be_a_base(tmp_path, monkeypatch):
     directory = make.released(cases.load("bert"), tmp_path / "bert")
     with pytest.raises(UserError, match=r"holds model \(Encoder\), and MAE reads encoder: take another base"):
         experiment(directory, run="runs/smoke/mae.gin")
@@ -136,6 +136,10 @@ def test_what_cannot_be_a_base(tmp_path):
         experiment(directory, run="runs/smoke/slip.gin")
     with pytest.raises(UserError, match="CLIP has several models, or none"):
         experiment(directory, run="runs/smoke/clip.gin")
+    monkeypatch.setattr(pretrained, "modules", lambda path: {"encoder": vit("tiny")})
+    with pytest.raises(UserError, match=r"--base=\S+ does not go with runs/smoke/igpt.gin: .*IGPT.encoder = @vit\(\)"):
+        train.parsed(["runs/smoke/igpt.gin"], [], [], str(directory))
+    monkeypatch.undo()
     with pytest.raises(UserError, match="no such run directory"):
         experiment(tmp_path / "nowhere")
     with pytest.raises(UserError, match="SpanQA works on Encoder or EncoderDecoder"):
