@@ -4,7 +4,7 @@
         --grid='Experiment.seed=0,1,2' --grid='Cosine.peak=0.01,0.02'
 
 A --grid is a binding with several values: commas part them, but for those within brackets or quotes, which belong to
-a value: --grid="Experiment.freeze=(),(('^model/', True),)". --grid='gin_file=runs/a.gin,runs/b.gin' takes run files.
+a value: --grid="Experiment.freeze=(),(('^model/embed/', True),)". --grid='gin_file=runs/a.gin,runs/b.gin' takes run files.
 --workdir is the directory of all points, each named by what it has of its own; --dry_run prints the commands and runs
 none; all other flags are handed on to launch.train. All points are checked before the first one runs.
 
