@@ -245,7 +245,11 @@ def _look_at_texts(pairs, whole, place):
         if pairs.text == _DEFAULT and (texts := pairs.texts(position)):
             fields_too |= not set(captions_of(fields, pairs.text, pairs.separator)) <= set(texts)
     if not told:
-        only = f"; their .json have {few(sorted(names))}: choose with PairData.text" if names else f" ({reason})"
+        only = (
+            f"; their .json have {few(sorted(names))}: choose with PairData.text"
+            if names and not names & {*pairs.text}
+            else f" ({reason})"
+        )
         raise UserError(f"wds:{place}: none of {len(chosen)} pairs looked at has a text in {list(pairs.text)}{only}")
     return fields_too
 

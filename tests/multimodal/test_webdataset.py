@@ -80,6 +80,10 @@ def test_no_caption_under_that_name(tmp_path):
     with pytest.raises(UserError, match=message):
         opened(path)
     assert "captions from title of .json" in opened(path, text=["title"]).described
+    members = [m for i in range(6) for m in (pair(f"{i}", i)[0], (f"{i}.json", {"caption": [{"raw": "x", "id": i}]}))]
+    message = r"none of 6 pairs .* a text in \['caption'\] \(where its text should be stands an object of raw, id\)"
+    with pytest.raises(UserError, match=message):
+        opened(tar(tmp_path / "u.tar", *members))
 
 
 def test_classes_may_be_names(tmp_path):
