@@ -26,6 +26,7 @@ from launch.run.program import Program
 from launch.run.writers import Console, number
 from launch.storage import filesystem, sync
 from launch.storage.checkpoint import Checkpoints
+from launch.storage.workdir import config_of
 from paradigm.capabilities import parts
 from paradigm.classes import OnClasses, check_same
 from paradigm.errors import UserError
@@ -65,12 +66,11 @@ def _experiment(flag, workdir, gin_params=()):
     from launch.run import registry
 
     workdir = filesystem.as_path(workdir)
-    config = workdir / "config.gin"
     with filesystem.explained(workdir):
-        if not config.exists():
-            raise UserError(f"{flag}={workdir}: no run is here (no config.gin); give that of a training run")
-        text = config.read_text("utf-8")
-    experiment = registry.parse_text(text, gin_params, str(config))
+        text = config_of(workdir)
+    if text is None:
+        raise UserError(f"{flag}={workdir}: no run is here (no config.gin); give that of a training run")
+    experiment = registry.parse_text(text, gin_params, str(workdir / "config.gin"))
     validate(experiment, None)
     return workdir, completed(bound(experiment, vocabulary_of_run(workdir), labels_of(workdir), tokenizer_of(workdir)))
 

@@ -144,7 +144,7 @@ class Run:
 
         classes: names to choose among, for a run with two towers, which has none of its own (zero-shot); `how` then as
         in multimodal.ask.classify."""
-        from paradigm.capabilities import ClassifyingPictures, PairEmbedding, ask, parts
+        from paradigm.capabilities import ClassifyingPictures, ImageFeatures, PairEmbedding, ask, parts
 
         inputs = _listed(inputs)
         if classes is not None:
@@ -161,6 +161,8 @@ class Run:
 
                 variables = part.variables(self.variables(which))
                 return self._timed(classify, part.objective, variables, self.labels, inputs, **how)
+        if any(isinstance(part.objective, ImageFeatures) for part in parts(self.objective)):
+            return ask(ClassifyingPictures, self.objective, "classify", "load a run that was trained for it")
         return self._asked("classify", "Classifying", inputs, which, **how)
 
     def segment(self, images, which=None):

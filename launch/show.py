@@ -45,16 +45,15 @@ def diff(one, other):
     Raises UserError where one has no config.gin.
     """
     from launch.storage import filesystem
-    from launch.storage.workdir import compare
-    from paradigm.storage import retry
+    from launch.storage.workdir import compare, config_of
 
     texts = []
     for workdir in (one, other):
         path = filesystem.as_path(workdir)
         with filesystem.explained(path):
-            if not (path / "config.gin").is_file():
-                raise UserError(f"{workdir}: no run directory, it has no config.gin")
-            texts.append(retry((path / "config.gin").read_bytes).decode())
+            texts.append(config_of(path))
+        if texts[-1] is None:
+            raise UserError(f"{workdir}: no run directory, it has no config.gin")
     return compare(*texts) or ["no setting differs"]
 
 

@@ -4,9 +4,9 @@
         --grid='Experiment.seed=0,1,2' --grid='Cosine.peak=0.01,0.02'
 
 A --grid is a binding with several values: commas part them, but for those within brackets or quotes, which belong to
-a value: --grid="Experiment.freeze=(),(('^model/', True),)". --grid='gin_file=runs/a.gin,runs/b.gin' takes run files.
---workdir is the directory of all points, each named by what it has of its own; --dry_run prints the commands and runs
-none; all other flags are handed on to launch.train. All points are checked before the first one runs.
+a value: --grid="Experiment.freeze=(),(('^model/embed', True),)". --grid='gin_file=runs/a.gin,runs/b.gin' takes run
+files. --workdir is the directory of all points, each named by what it has of its own; --dry_run prints the commands and
+runs none; all other flags are handed on to launch.train. All points are checked before the first one runs.
 
 The same command goes on: what has ended is skipped, what was interrupted goes on. A point that fails is told at the
 end, with its last line and exit code 1; the others still run. Of several machines each takes its share: --index=I

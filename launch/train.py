@@ -94,7 +94,11 @@ def parsed(gin_files, gin_params, imports, base=None):
     found = registry.parse(gin_files, gin_params, imports)
     if base is None:
         return found
-    return registry.parse(gin_files, [*bindings(base, found), *gin_params], imports)
+    lines = bindings(base, found)
+    try:
+        return registry.parse(gin_files, [*lines, *gin_params], imports)
+    except UserError as error:  # of what the base has brought, since all else has been parsed above
+        raise UserError(f"--base={base} does not go with {' and '.join(gin_files)}: {error}") from error
 
 
 def main(argv):

@@ -4,6 +4,7 @@ import ast
 import csv
 import dataclasses
 import io
+import pathlib
 
 from multimodal import listed
 from multimodal.fields import IMAGE, RECIPE, complete, form_of, names_in
@@ -48,7 +49,7 @@ def read_table(path, recipe):
             raise
         recipe = dataclasses.replace(recipe, image=form)
         delimiter = _delimiter(path, text, recipe)
-    (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter)
+    (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter, recipe)
     header = [name.strip() for name in header]
     recipe = completed(recipe, header, rows)
     names = [name for _, name in _wanted(recipe)]
@@ -181,7 +182,7 @@ def check_wanted(what, header, recipe):
         )
 
 
-def _rows(path, text, delimiter):
+def _rows(path, text, delimiter, recipe):
     """(rows, the header among them, the numbers of their lines, what to say about quotes)."""
     plain = [(n, line.split(delimiter)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     plain[0] = plain[0][0], next(csv.reader([delimiter.join(plain[0][1])], delimiter=delimiter))
@@ -202,8 +203,7 @@ def _rows(path, text, delimiter):
     wrong["quoted"] = problem or wrong["quoted"]
     if wrong["quoted"] and wrong["plain"]:
         raise UserError(f"{path} {wrong['quoted']}")
-    if not any(wrong.values()) and len(plain) != len(quoted):
-        at = next(n for (n, _), (m, _) in zip(plain, [*quoted, (0, 0)]) if n != m)
+    if not any(wrong.values()) and (at := _line_or_cell(plain, quoted, recipe)):
         raise UserError(
             f"{path} line {at} is within quotes that begin before it, or a line of its own: double the quotes that "
             "stand for themselves, and put their cell in quotes"
@@ -215,3 +215,13 @@ def _rows(path, text, delimiter):
     elif cells := sum(a != b for (_, one), (_, other) in zip(plain, quoted) for a, b in zip(one, other)):
         said = f"{cells:,} cells in quotes" if len(plain) == len(quoted) and not wrong["plain"] else "cells in quotes"
     return [row for _, row in rows], [n for n, _ in rows], said
+
+
+def _line_or_cell(plain, quoted, recipe):
+    """The number of the first line that lies within quotes and yet has a picture's name where the others have theirs;
+    None where all that quotes enclose is text."""
+    header, starts = [name.strip() for name in quoted[0][1]], {n for n, _ in quoted}
+    columns = [header.index(name) for name in names_in([complete(recipe, header).image])]
+    ends = lambda cells: [pathlib.PurePath(cells[k].strip()).suffix.lower() for k in columns]
+    known = [ends(cells) for _, cells in quoted[1:]]
+    return next((n for n, cells in plain if n not in starts and ends(cells) in known), None)

@@ -143,10 +143,14 @@ class PairData:
         directory = pathlib.Path(cache_dir)
         meta, wanted = directory / _META, {"tokenizer": self.tokenizer}
         if meta.exists():
-            there = json.loads(meta.read_text())
+            try:
+                there = json.loads(meta.read_bytes())
+                held = there["tokenizer"]
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{meta} is damaged: delete {directory}, which is then made again") from None
             if there != wanted:
                 raise UserError(
-                    f"{directory} holds the tokenizer {there.get('tokenizer')!r} and PairData.tokenizer is "
+                    f"{directory} holds the tokenizer {held!r} and PairData.tokenizer is "
                     f"{self.tokenizer!r}: give another directory, or delete it"
                 )
             return load_tokenizer(directory / _TOKENIZER)

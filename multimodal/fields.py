@@ -52,8 +52,10 @@ def _texts(value, separator):
         value = value.get("text")
     if value is None:
         return ()
-    values = [value] if isinstance(value, (str, bytes)) else list(value)
-    texts = (_decoded(v) if isinstance(v, bytes) else str(v) for v in values)
+    values = [value] if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__") else value
+    if wrong := next((v for v in values if isinstance(v, dict)), None):
+        raise ValueError(f"where its text should be stands an object of {', '.join(map(str, wrong))}")
+    texts = (_decoded(v) if isinstance(v, bytes) else str(v) for v in values if v is not None)
     texts = (" ".join((t.replace(separator, ", ") if separator else t).split()) for t in texts)
     return tuple(t for t in texts if t)
 

@@ -60,8 +60,11 @@ def embedded(files):
 
 
 def _flat(record, before=""):
+    """A column for each plain field; of an object in it, and of several, with dots."""
     found = {}
     for name, value in record.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            value = {key: [one.get(key) for one in value] for key in dict.fromkeys(key for one in value for key in one)}
         found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
     return found
 

@@ -85,6 +85,10 @@ class Table:
     labels: np.ndarray | None
     seconds: tuple[str, ...] | None = None
 
+    def pictures(self, row):
+        """The names of a line's pictures, for a person."""
+        return self.names[row] if self.seconds is None else f"{self.names[row]} and {self.seconds[row] or 'none'}"
+
 
 @dataclasses.dataclass
 class TablePairs:
@@ -102,7 +106,8 @@ class TablePairs:
     def __getitem__(self, position):
         captions, row, place = self.captions(position), self.rows[position], self.places[position]
         if place < 0:
-            raise ValueError(f"there is no picture {self.table.names[row]}")
+            lacks = "there is no picture" if self.table.seconds is None else "one is not there of the pictures"
+            raise ValueError(f"{lacks} {self.table.pictures(row)}")
         files, reading = self.files[place], self.reading
         read = lambda name: decode(files.read(name), reading.channels, reading.max_pixels, RECIPE)
         label = -1 if self.table.labels is None else int(self.table.labels[row])
@@ -364,7 +369,7 @@ def _table_problems(table, nowhere, recipe, files):
     for mask, what in ((nowhere, "without a picture"), (silent, "without text")):
         if mask.any():
             first = int(np.argmax(mask))
-            problems.append(f"{mask.sum():,} lines {what}, first line {table.lines[first]} ({table.names[first]})")
+            problems.append(f"{mask.sum():,} lines {what}, first line {table.lines[first]} ({table.pictures(first)})")
     if problems and (recipe.on_broken == "refuse" or (nowhere | silent).all()):
         raise UserError(f"{table.path} has {'; '.join(problems)}: mend them, or set PairData.on_broken = 'replace'")
     return "; ".join(problems)

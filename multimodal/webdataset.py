@@ -228,7 +228,7 @@ def _split_of(path):
 
 def _look_at_texts(pairs, whole, place):
     """Whether a .json says more than the texts beside it. Raises UserError where none of some pairs has a text."""
-    fields_too, told, names, reason = False, 0, collections.Counter(), ""
+    fields_too, told, names, reason = False, 0, set(), ""
     chosen = whole[spread(len(whole), LOOKED)]
     for position in chosen.tolist():
         try:
@@ -241,11 +241,15 @@ def _look_at_texts(pairs, whole, place):
             fields = pairs.fields(position)
         except ValueError:
             continue
-        names.update(fields)
+        names |= fields.keys()
         if pairs.text == _DEFAULT and (texts := pairs.texts(position)):
             fields_too |= not set(captions_of(fields, pairs.text, pairs.separator)) <= set(texts)
     if not told:
-        only = f"; their .json have {few(sorted(names))}: choose with PairData.text" if names else f" ({reason})"
+        only = (
+            f"; their .json have {few(sorted(names))}: choose with PairData.text"
+            if names and not names & {*pairs.text}
+            else f" ({reason})"
+        )
         raise UserError(f"wds:{place}: none of {len(chosen)} pairs looked at has a text in {list(pairs.text)}{only}")
     return fields_too
 

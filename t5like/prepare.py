@@ -127,7 +127,11 @@ def _plan(recipe, settings, listing, held_out, texts, form, out, progress):
     path = out / PLAN
     split = digest(dataclasses.asdict(held_out))
     if path.exists() and any(out.glob("done-*")):  # else nothing is lost by starting over
-        plan = json.loads(path.read_text())
+        try:
+            plan = json.loads(path.read_bytes())
+            plan["settings"], plan["source"]
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path} is damaged: delete {out}, and prepare again") from None
         _same_settings(out, plan["settings"], settings)
         _same_source(out, plan, recipe, listing)
         if plan.get("split") == split:  # an earlier version may have held other text out

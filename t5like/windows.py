@@ -257,7 +257,7 @@ def read_meta(directory, kind="windows"):
         raise UserError(f"{directory} holds no prepared corpus (no {META}): run launch.prepare") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): prepare the corpus again") from None
-    found, wanted = meta.get("format"), FORMATS[kind]
+    found, wanted = meta.get("format") if isinstance(meta, dict) else None, FORMATS[kind]
     if found != wanted and found in FORMATS.values():
         [other] = [k for k in FORMATS if FORMATS[k] == found]
         raise UserError(f"{directory} holds {other}, and {kind} are wanted: prepare them with --kind={kind}")

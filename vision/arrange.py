@@ -73,7 +73,7 @@ def maps_of(names, folder, where):
     if not maps:
         folders = sorted({part for path in paths.values() for part in path[:-1]})
         raise UserError(
-            f"ImageData.regions='{folder}': {where} holds no folder of this name; it holds {few(folders, 8)}"
+            f"ImageData.regions='{folder}': {where} holds no folder of this name; it holds {few(folders, 8) or 'none'}"
         )
     found, alone = {}, []
     for name, path in paths.items():

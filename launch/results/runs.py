@@ -10,7 +10,7 @@ import statistics
 from typing import Any
 
 from launch.storage import filesystem
-from launch.storage.workdir import bindings
+from launch.storage.workdir import bindings, config_of
 from paradigm.errors import UserError
 from paradigm.storage import retry
 
@@ -131,7 +131,7 @@ def read(path):
     """
     path = filesystem.as_path(path)
     with filesystem.explained(path):
-        config = _text(path / "config.gin")
+        config = config_of(path)
         if config is None:
             return None
         lines, environment = _text(path / "metrics.jsonl") or "", _text(path / "environment.json")

@@ -136,9 +136,20 @@ def tokenizer_of(workdir):
 
 
 def labels_of(workdir):
-    """The names of the classes that a run was trained with, by number; () where there are none."""
+    """The names of the classes that a run was trained with, by number; () where there are none.
+
+    Raises UserError for a file that is damaged.
+    """
     path = workdir / LABELS
-    return tuple(json.loads(path.read_text())) if path.is_file() else ()
+    if not path.is_file():
+        return ()
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+        raise UserError(f"{path} is no list of names: put it back, or go on with the run, which writes it anew")
+    return tuple(found)
 
 
 def vocabulary_of_run(workdir):

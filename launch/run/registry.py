@@ -7,6 +7,7 @@ otherwise be a silent typo.
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -229,10 +230,15 @@ def _bound(text: str) -> set[str]:
 def _wrong_bindings(text: str) -> Iterator[str]:
     """What is wrong with values of another kind than their settings have, before a constructor fails of them."""
     for scope, name, setting in re.findall(r"^((?:\w+/)*)(\w+)\.(\w+) *=", text, re.MULTILINE):
-        if name in _registered and (
-            said := slips.wrong_kind(_registered[name], setting, gin.query_parameter(f"{scope}{name}.{setting}"))
-        ):
+        value = gin.query_parameter(f"{scope}{name}.{setting}")
+        if name in _registered and (said := slips.wrong_kind(_registered[name], setting, value, _made(value))):
             yield said
+
+
+def _made(value) -> type | None:
+    """The class of what a binding's value @Name() makes; None of other values, and where a function makes it."""
+    made = value.configurable.wrapped if isinstance(value, gin.config.ConfigurableReference) else None
+    return made if isinstance(made, type) else None
 
 
 def _refuse_unread(bound: set[str], read: set[str]) -> None:
@@ -279,7 +285,10 @@ def _pieces(text: str, origin: str) -> Iterator[tuple[str, str]]:
             path, begin = _find(match[1], f"{origin}:{number + 1}: include '{match[1]}'"), number + 1
             included = _text(path)
             if re.search(r"^include\s", included, re.MULTILINE):
-                raise UserError(f"{path}, included by {origin}:{number + 1}, includes others: includes go one deep")
+                fix = f"leave the line out, and give --gin_file={match[1]} before this file"
+                raise UserError(
+                    f"{path}, included by {origin}:{number + 1}, includes others: includes go one deep; {fix}"
+                )
             yield from _pieces(included, str(path))
     yield "\n" * begin + "\n".join(lines[begin:]), origin
 
@@ -339,12 +348,13 @@ def _in_one_line(origin: str, text: str = "") -> Iterator[None]:
         raise UserError(f"{origin}:{at}: {slips.open_bracket(_line(text, at))}") from None
     except RecursionError:
         raise UserError(f"{origin}: a macro or a configurable is set to itself, or to what refers to it") from None
-    except AttributeError as error:  # of a constructor that was given something of another kind
-        if not (said := _wrong_part(str(error))):
+    except (AttributeError, ArithmeticError) as error:  # of a constructor that was given what it cannot use
+        if not (said := _wrong_part(error)):
             raise
         raise UserError(f"{origin}: {said}") from error
     except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UserError(_explain(str(error), origin)) from error
+        said = _wrong_part(error) if isinstance(error, TypeError) else ""
+        raise UserError(f"{origin}: {said}" if said else _explain(str(error), origin)) from error
 
 
 def _line(text: str, number: int | None) -> str:
@@ -352,16 +362,24 @@ def _line(text: str, number: int | None) -> str:
     return lines[number - 1].strip() if number and number <= len(lines) else ""
 
 
-def _wrong_part(message: str) -> str:
-    """What a constructor was given that lacks what it asks it for; "" where no value of a gin text is to blame."""
-    lacks = re.match(r"'(\w+)' object has no attribute", message)
-    called = re.search(r"In call to configurable '(\w+)'", message)
-    if not (lacks and called):
-        return ""
-    bound = re.findall(rf"^((?:\w+/)*{called[1]}\.\w+) *=", gin.config_str(), re.MULTILINE)
-    given = {name: gin.query_parameter(name) for name in bound}
-    wrong = " or ".join(f"{name} = {value!r}" for name, value in given.items() if type(value).__name__ == lacks[1])
-    return wrong and f"{wrong} is of another kind than {called[1]} takes: write @NAME() for what gin makes"
+def _wrong_part(error: Exception) -> str:
+    """What a constructor was given that it cannot use; "" where no value of a gin text is to blame."""
+    called = re.search(r"In call to configurable '(\w+)'", str(error))
+    every = re.findall(r"^((?:\w+/)*\w+\.\w+) *=", gin.config_str(), re.MULTILINE) if called else ()
+    every = {name: gin.query_parameter(name) for name in every}
+    given = {name: value for name, value in every.items() if f"/{name}".rsplit("/", 1)[1].startswith(f"{called[1]}.")}
+    made = {name: copy.deepcopy(value) for name, value in given.items()}  # as gin does it
+    if isinstance(error, ArithmeticError):
+        zero = lambda values: [name for name, value in values.items() if type(value) in (int, float) and not value]
+        sizes = [name for name in zero(every) if slips.wrong_number(name.split(".")[1], 0)]  # of what it is made of
+        zeros = [f"{name} = {every[name]!r}" for name in zero(made) or sizes]
+        return f"{' or '.join(zeros)} must be above 0: it is divided by" if zeros else ""
+    words = re.findall(r"\w+", str(error).splitlines()[0])  # the kinds of what did not go together among them
+    told = {name: value for name, value in given.items() if type(made[name]).__name__ in words}
+    others = {name: value for name, value in told.items() if not isinstance(made[name], int | float)}
+    wrong = " or ".join(f"{name} = {value!r}" for name, value in (others or told).items())
+    takes = f"{wrong} is of another kind than {called[1]} takes" if wrong else ""
+    return wrong and f"{takes}: write @NAME() for what gin makes, and a number without quotes"
 
 
 def _explain(message: str, origin: str) -> str:

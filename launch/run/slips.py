@@ -156,11 +156,11 @@ def wrong_values(value) -> Iterator[str]:
             yield f"{type(value).__name__}.{field.name} = {given!r}: the texts that it can be are {', '.join(known)}"
         elif isinstance(given, bool) or not isinstance(given, int | float):
             yield from wrong_values(given)
-        elif given != field.default and (said := _wrong_number(field.name, given)):
+        elif given != field.default and (said := wrong_number(field.name, given)):
             yield f"{type(value).__name__}.{field.name} = {given} must be {said}"
 
 
-def _wrong_number(name: str, value) -> str:
+def wrong_number(name: str, value) -> str:
     if not math.isfinite(value):
         return "a finite number"
     for pattern, said, holds in _RANGES:
@@ -169,20 +169,25 @@ def _wrong_number(name: str, value) -> str:
     return "0 or more" if isinstance(value, int) and value < 0 and not re.fullmatch(_FROM_THE_END, name) else ""
 
 
-def wrong_kind(owner, name: str, value) -> str:
-    """What is wrong with a value that a dataclass's setting is bound to, before it is made; "" for nothing to say."""
+def wrong_kind(owner, name: str, value, made: type | None = None) -> str:
+    """What is wrong with a value that a dataclass's setting is bound to, before it is made; "" for nothing to say.
+
+    made: of a value @NAME() the class of what it makes.
+    """
     field = (
         next((f for f in dataclasses.fields(owner) if f.name == name), None)
         if dataclasses.is_dataclass(owner)
         else None
     )
     kinds = _kinds(field.type) if field else ()
-    plain = isinstance(value, bool | int | float | str | tuple | list | type(None))
-    return (
-        f"{owner.__name__}.{name} = {value!r} {_advice(value, kinds)}"
-        if plain and kinds and not _fits(value, kinds)
-        else ""
-    )
+    plain = isinstance(value, bool | int | float | str | tuple | list | dict | type(None))
+    if not kinds or not (plain or made) or (name in _MADE and isinstance(value, str)):
+        return ""
+    fits = issubclass(made, kinds) if made else _fits(value, kinds)
+    return "" if fits else f"{owner.__name__}.{name} = {value!r} {_advice(value, kinds)}"
+
+
+_MADE = ("evaluators", "init")  # of an experiment: several @NAME(), of which `check_parts` says what a text should be
 
 
 def check_parts(experiment) -> None:
@@ -195,11 +200,15 @@ def _wrong_parts(experiment) -> Iterator[str]:
     parts = {"objective": ("batch_spec", "MAE"), "optimizer": ("init", "AdamW"), "evaluators": ("check", "Probes")}
     parts |= {"init": ("path", "Init"), "adapt": ("interceptor", "LoRA")}
     for name, (method, example) in parts.items():
-        given = getattr(experiment.objective if name == "adapt" else experiment, name, None)
-        if name in ("evaluators", "init") and not isinstance(given, tuple | list):
+        given = getattr(experiment, name)
+        if name == "adapt" and given is None:
+            given = getattr(experiment.objective, name, None)
+        if name in _MADE and isinstance(given, str):
+            given = (given,)
+        if name in _MADE and not isinstance(given, tuple | list):
             yield f"Experiment.{name} = {_shown(given)} {_advice(given, (tuple,))}"
             continue
-        for one in given if name in ("evaluators", "init") else [given]:
+        for one in given if name in _MADE else [given]:
             fits = isinstance(one, Objective) if name == "objective" else hasattr(one, method)
             if isinstance(one, nn.Module) or not (fits or (name == "adapt" and one is None)):
                 what = (

@@ -39,17 +39,27 @@ def check(workdir, config, unset=()):
         unset: names of settings in it that are at their default because nobody has set them.
     """
     with _accessible(workdir):
-        path = workdir / "config.gin"
         exists = lambda name: retry((workdir / name).exists)
         begun = [name for name in ("checkpoints", "metrics.jsonl") if exists(name)]
         if begun and exists("config.gin"):  # a start that failed before its first row claims nothing
-            if lines := config_diff(retry(functools.partial(path.read_text, encoding="utf-8")), config, unset):
+            if lines := config_diff(config_of(workdir), config, unset):
                 raise UserError(
                     f"--workdir={workdir} holds the run of another experiment, which differs in: {'; '.join(lines)}. "
                     "Take another directory, or give the settings of that run"
                 )
         elif begun:
             raise UserError(f"--workdir={workdir} has {begun[0]} but no config.gin: take another directory")
+
+
+def config_of(workdir):
+    """What a run directory's config.gin says, or None where it has none; whatever a copy made of its line ends."""
+    path = workdir / "config.gin"
+    if not retry(path.exists):
+        return None
+    try:
+        return retry(path.read_bytes).decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not as the run wrote it (byte {error.start} is no UTF-8): put it back") from None
 
 
 @contextlib.contextmanager
@@ -176,7 +186,7 @@ def _record(path, imports, parameters):
         try:
             last = json.loads(path.read_text("utf-8"))
             earlier = [*last.pop("earlier", []), last]
-        except ValueError:  # cut off by a full disk: the new one is worth more
+        except (ValueError, TypeError, AttributeError):  # cut off by a full disk: the new one is worth more
             pass
     devices = jax.devices()
     now = {

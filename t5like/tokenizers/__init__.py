@@ -86,7 +86,12 @@ def get_tokenizer(spec, texts=None, extra_ids=None, specials=()):
         return TRAINERS[name](texts() if callable(texts) else texts, int(size), extra_ids, specials=specials)
     path = expand(spec)
     if path.exists():
-        return _opened(path, extra_ids, specials)
+        try:
+            return _opened(path, extra_ids, specials)
+        except UserError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:  # of text or JSON that is none
+            raise UserError(f"tokenizer: what is in {path} is damaged ({error}): fetch it again") from error
     near = difflib.get_close_matches(name, ["bytes", *TRAINERS], 1)
     hint = {"bytes": "'bytes'", **{n: f"'{n}:8192'" for n in TRAINERS}}
     did = f"; did you mean {hint[near[0]]}?" if near else ""
@@ -122,7 +127,7 @@ def load_tokenizer(path):
         tokenizer = kind.load(directory, **{k: v for k, v in meta.items() if k in known})
     except FileNotFoundError as error:
         raise UserError(f"tokenizer: {error.filename} is missing; {directory} should hold a saved tokenizer") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"tokenizer: {directory / name} is damaged ({error}); prepare the data again") from None
     if tokenizer.fingerprint != meta["fingerprint"]:
         raise UserError(
@@ -174,10 +179,20 @@ def _opened(path, extra_ids, specials):
         return clip_tokenizer(path)
     if path.suffix in (".json", ".txt"):
         return read_subwords(path, extra_ids or 0, specials)
-    model = path.read_bytes()
+    model = _whole(path)
     if extra_ids is None:
         extra_ids = SENTINELS if is_t5_like(model) else 0
     return SentencePieceTokenizer(model, extra_ids, specials)
+
+
+def _whole(path):
+    """The bytes of a SentencePiece model. Raises UserError, which names the file, if they are none."""
+    model = path.read_bytes()
+    try:
+        processor(model)
+    except UserError as error:
+        raise UserError(f"{error}: {path} is to be fetched again, or is of another kind; kinds: {_KNOWN}") from None
+    return model
 
 
 def _more_than(path, beside):
@@ -185,7 +200,7 @@ def _more_than(path, beside):
     how many sentinels it says that there are, as UMT5's 300, None where it says nothing)."""
     if path.name == _FAIRSEQ or not beside.knows(".model"):
         return f"which are a {beside.kind or 'fairseq vocabulary'}'s", None
-    added, size = {i: token["content"] for i, token in beside.added.items()}, processor(path.read_bytes()).piece_size()
+    added, size = {i: token["content"] for i, token in beside.added.items()}, processor(_whole(path)).piece_size()
     if (there := path.parent / subwords.FILE).is_file():
         added |= {t["id"]: t["content"] for t in json.loads(there.read_text("utf-8")).get("added_tokens") or ()}
     above = {i: text for i, text in added.items() if i >= size}

@@ -131,6 +131,8 @@ def processor(model):
     """A SentencePieceProcessor of a serialised model. Raises UserError if the bytes are none."""
     import sentencepiece
 
+    if not model:  # which the library takes for one that is loaded later
+        raise UserError("tokenizer: these 0 bytes are not a SentencePiece model")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:

@@ -202,6 +202,8 @@ def read_subwords(path, extra_ids=0, specials=()):
             from tokenizers import Tokenizer as Library
 
             library = Library.from_str(path.read_text("utf-8"))
+            if not library.get_vocab_size():
+                raise UserError(f"tokenizer: {path} holds no pieces: fetch it again")
     except UserError:
         raise
     except OSError as error:
@@ -236,7 +238,10 @@ def _wordpiece(path, beside):
     lowercase, chinese = said.get("do_lower_case", not cased), said.get("tokenize_chinese_chars", True)
     how = {"strip_accents": said.get("strip_accents"), "handle_chinese_chars": chinese}
     library = _bert(models.WordPiece(ids, unk_token="[UNK]"), lowercase, **how)
-    return _with_added(library, beside, "vocab.txt")
+    library = _with_added(library, beside, "vocab.txt")
+    if library.token_to_id("[UNK]") is None:
+        raise UserError(f"tokenizer: {path} is no whole vocabulary of WordPiece, it lacks [UNK]: fetch it again")
+    return library
 
 
 def _with_added(library, beside, file):

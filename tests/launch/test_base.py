@@ -159,7 +159,7 @@ def test_a_chat_template_that_is_not_read_is_told(tmp_path, capsys):
     assert "has a chat template, which is not read: turns are written as TextRecords.turn" in capsys.readouterr().out
 
 
-def test_what_cannot_be_a_base(tmp_path):
+def test_what_cannot_be_a_base(tmp_path, monkeypatch):
     directory = make.released(cases.load("bert"), tmp_path / "bert")
     with pytest.raises(UserError, match=r"holds model \(Encoder\), and MAE reads encoder: take another base"):
         experiment(directory, run="runs/smoke/mae.gin")
@@ -167,6 +167,10 @@ def test_what_cannot_be_a_base(tmp_path):
         experiment(directory, run="runs/smoke/slip.gin")
     with pytest.raises(UserError, match="CLIP has several models, or none"):
         experiment(directory, run="runs/smoke/clip.gin")
+    monkeypatch.setattr(pretrained, "modules", lambda path: {"encoder": vit("tiny")})
+    with pytest.raises(UserError, match=r"--base=\S+ does not go with runs/smoke/igpt.gin: .*IGPT.encoder = @vit\(\)"):
+        train.parsed(["runs/smoke/igpt.gin"], [], [], str(directory))
+    monkeypatch.undo()
     with pytest.raises(UserError, match="no such run directory"):
         experiment(tmp_path / "nowhere")
     with pytest.raises(UserError, match="SpanQA works on Encoder or EncoderDecoder"):

@@ -146,6 +146,9 @@ def test_embed_texts(tmp_path):
         run.embed(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="^classify.classes=.*: NextToken cannot embed pictures and texts, .*leave cla"):
         run.classify("Once", classes=["a", "b"])
+    pictures = dataclasses.replace(run, experiment=registry.parse(["runs/smoke/mae.gin"]))
+    with pytest.raises(UserError, match="^classify: MAE cannot classify pictures, Classify can: load a run that was"):
+        pictures.classify(np.zeros((8, 8, 1), np.uint8))
 
 
 def test_variables_that_a_run_has_not(tmp_path):

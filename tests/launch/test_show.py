@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import pytest
 
 from launch import show
+from launch.evaluate import evaluate
+from launch.results import runs
 from launch.storage import checkpoint
+from launch.storage.workdir import check
 from paradigm.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -87,6 +90,14 @@ def test_two_runs_are_told_apart_by_their_settings(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "A.x: 1 -> (not set)\nAdamW.b1: 0.9 -> 0.95\nB.y: (not set) -> 'z'\n"
     assert show.diff(tmp_path / "one", tmp_path / "same") == ["no setting differs"]
+    same = tmp_path / "same"
+    (same / "config.gin").write_bytes((tmp_path / "one" / "config.gin").read_bytes().replace(b"\n", b"\r\n"))
+    assert show.diff(tmp_path / "one", same) == ["no setting differs"]
+    (same / "config.gin").write_bytes(b"\xff\xfea")
+    (same / "metrics.jsonl").touch()  # a run that has begun
+    for read in (lambda path: show.diff(tmp_path / "one", path), evaluate, runs.read, lambda path: check(path, "")):
+        with pytest.raises(UserError, match="same/config.gin is not as the run wrote it .byte 0 is no UTF-8.: put it"):
+            read(same)
     done = run(f"--diff={tmp_path}/one")
     assert (done.returncode, done.stderr) == (2, "error: --diff takes two runs, as in --diff /tmp/one /tmp/other\n")
     with pytest.raises(UserError, match="nowhere: no run directory, it has no config.gin"):

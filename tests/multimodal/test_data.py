@@ -154,6 +154,11 @@ def test_a_learnt_tokenizer_is_kept(tmp_path):
         UserError, match=r"holds the tokenizer 'sentencepiece:320' and PairData.tokenizer is 'sent.*:321'"
     ):
         opened("shapes", tmp_path / "data", **settings | {"tokenizer": "sentencepiece:321"})
+    for damaged in ("", "[]", '{"tokeni'):
+        [meta] = (tmp_path / "data").glob("*.json")
+        meta.write_text(damaged)
+        with pytest.raises(UserError, match=r"\.json is damaged: delete .*/data, which is then made again"):
+            opened("shapes", tmp_path / "data", **settings)
 
 
 def test_a_fraction_is_balanced_nested_and_of_the_seed(tmp_path):

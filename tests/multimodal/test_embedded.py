@@ -34,6 +34,11 @@ def test_captions_beside_pictures_in_parquet(tmp_path):
     assert len({r["label"] for r in records(prepared, "valid")}) == 1  # a group is whole
     rows = [row(i, captions=[f"caption {i}", f"another {i}"]) for i in range(COUNT)]
     assert everything(opened(write(path, rows))) == {i: (*text, f"another {i}") for i, text in ALL.items()}
+    both = lambda i: [{"raw": text, "id": i} for text in (f"caption {i}", f"another {i}")]
+    rows = [row(i, captions=both(i)) for i in range(COUNT)]
+    with pytest.raises(UserError, match=r"no column 'caption', only image, captions.raw, captions.id: choose with"):
+        opened(write(path, rows))
+    assert everything(opened(path, text=["captions.raw"])) == {i: (*t, f"another {i}") for i, t in ALL.items()}
 
 
 def test_shards_of_splits_and_what_is_missing(tmp_path):

@@ -91,7 +91,9 @@ def test_a_table_may_name_two_pictures(tmp_path):
     source = prepared.source("train")
     assert source[1]["label"] == 0 and source[2]["label"] == 1
     np.testing.assert_array_equal(source[1]["second"], source[2]["image"])
-    assert "1 lines without a picture" in prepared.note
+    assert "1 lines without a picture, first line 6 (0.png and 9.png)" in prepared.note
+    with pytest.raises(ValueError, match="one is not there of the pictures 0.png and 9.png"):
+        source[4]
     objective = tiny.nlvr(tokenizer=None).bind(prepared.tokenizer.vocabulary)
     assert objective.check_data(prepared) == ("NLVR: 'True' is true and 'False' false",)
     batch = Dataset(source, objective.preprocess, 4).batch(0)

@@ -64,6 +64,13 @@ def test_the_line_of_a_pair_is_counted_in_the_file(tmp_path):
     assert "1 lines without text, first line 4 (img/1.png)" in opened(path, valid=0.6).note
 
 
+def test_lines_of_a_quoted_cell_that_could_be_rows_are_one_cell_unless_they_name_a_picture(tmp_path):
+    texts = ["two\nlines, a comma", "one", "a\n\nb, c\nd, e"]
+    prepared = opened(written(tmp_path, "p.csv", [(f"img/{i}.png", text) for i, text in enumerate(texts)]))
+    assert everything(prepared) == {i: (" ".join(text.split()),) for i, text in enumerate(texts)}
+    assert "cells in quotes" in prepared.described
+
+
 def test_quotes_that_stand_for_themselves(tmp_path):
     folder(tmp_path, {f"{i}.png": pixels(i) for i in range(4)})
     lines = [("0.png", '"Stop" says he'), ("1.png", 'a 5" nail'), ("2.png", "plain"), ("3.png", '"open')]

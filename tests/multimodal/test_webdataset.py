@@ -60,10 +60,15 @@ def test_all_caption_members_are_read(tmp_path):
     assert "captions from .txt (6), .caption (6), caption of .json (6)" in prepared.described
     members = []  # as img2dataset packs them: the .json says the caption once more
     for i in range(6):
-        members += [*pair(f"{i}", i), (f"{i}.json", {"caption": f"caption {i}", "url": "x"}), (f"{i}.npy", b"x")]
+        said = {"caption": f"caption {i}", "url": "x", "error_message": None, "width": i, "sha256": str(i)}
+        members += [*pair(f"{i}", i), (f"{i}.json", said), (f"{i}.npy", b"x")]
     prepared = opened(tar(tmp_path / "u.tar", *members))
     assert {len(r["captions"]) for r in records(prepared)} == {1}
     assert "captions from .txt (6); 6 files of .npy left out" in prepared.described
+    odd = [[None, "a"], 5, ["b"], "c", ["d", None], {"text": ["e"]}]
+    members = [m for i in range(6) for m in (pair(f"{i}", i)[0], (f"{i}.json", {"caption": odd[i]}))]
+    found = opened(tar(tmp_path / "o.tar", *members))
+    assert {r["captions"] for split in found.splits for r in records(found, split)} == {(x,) for x in "a5bcde"}
     members = [m for i in range(6) for m in (pair(f"{i}", i)[0], (f"{i}.json", [f"one {i}", f"two {i}"]))]
     assert {r["captions"][1][:3] for r in records(opened(tar(tmp_path / "v.tar", *members)))} == {"two"}
 
@@ -75,6 +80,10 @@ def test_no_caption_under_that_name(tmp_path):
     with pytest.raises(UserError, match=message):
         opened(path)
     assert "captions from title of .json" in opened(path, text=["title"]).described
+    members = [m for i in range(6) for m in (pair(f"{i}", i)[0], (f"{i}.json", {"caption": [{"raw": "x", "id": i}]}))]
+    message = r"none of 6 pairs .* a text in \['caption'\] \(where its text should be stands an object of raw, id\)"
+    with pytest.raises(UserError, match=message):
+        opened(tar(tmp_path / "u.tar", *members))
 
 
 def test_classes_may_be_names(tmp_path):

@@ -286,6 +286,12 @@ def test_resumes_after_an_interruption(folder, tmp_path, many_jobs, monkeypatch)
     assert not (out / "meta.json").exists() and len(list(out.glob("done-*"))) == 3
     with pytest.raises(UserError, match="holds no prepared corpus"):
         PreparedText(out)
+    plan = (out / "plan.json").read_bytes()
+    for cut in (plan[:40], b"[]"):
+        (out / "plan.json").write_bytes(cut)
+        with pytest.raises(UserError, match=r"plan.json is damaged: delete .*, and prepare again"):
+            make(folder, out)
+    (out / "plan.json").write_bytes(plan)
     # One finished shard is damaged, one half-written file lies about.
     damaged, other = sorted(out.glob("train-*"))[1], len(list(out.glob("done-*")))
     raw = bytearray(damaged.read_bytes())
@@ -490,9 +496,10 @@ def test_prepared_directory_must_be_whole(folder, tmp_path):
     (tmp_path / "out" / "meta.json").write_text(json.dumps({**meta, "format": "paradigm-text-0"}))
     with pytest.raises(UserError, match="is of format 'paradigm-text-0', this version reads 'paradigm-text-1'"):
         PreparedText(tmp_path / "out")
-    (tmp_path / "out" / "meta.json").write_text("{")
-    with pytest.raises(UserError, match="meta.json cannot be read"):
-        PreparedText(tmp_path / "out")
+    for spoilt, said in (("{", "meta.json cannot be read"), ("[]", "meta.json is of format None, this version reads")):
+        (tmp_path / "out" / "meta.json").write_text(spoilt)
+        with pytest.raises(UserError, match=said):
+            PreparedText(tmp_path / "out")
 
 
 def test_vocabulary_is_learnt_from_training_text_alone(folder, tmp_path):

@@ -172,6 +172,25 @@ def test_saved_pickled_and_learnt_again_they_are_the_same(learnt, tmp_path):
         np.testing.assert_array_equal(other.encode(CORPUS[0]), tokenizer.encode(CORPUS[0]))
 
 
+@pytest.mark.parametrize("files, message", [
+    ({"spiece.model": b""}, r"these 0 bytes are not a SentencePiece model: \S+/spiece.model is to be fetched again"),
+    ({"spiece.model": b"version https://git-lfs"}, r"these 23 bytes are not .*/spiece.model is to be fetched again"),
+    ({"spiece.model": None, "tokenizer.json": b'{"version": "1'}, "is damaged .*: fetch it again"),
+    ({"spiece.model": None, "tokenizer.json": b"[]"}, "is damaged .*: fetch it again"),
+    ({"merges.txt": b"\xff\xfe", "vocab.json": b"{}"}, "is damaged .*: fetch it again"),
+    ({"tokenizer.json": b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}'}, "tokenizer.json holds no pieces"),
+    ({"vocab.txt": b""}, "vocab.txt is no whole vocabulary of WordPiece, it lacks .UNK.: fetch it again"),
+    ({"vocab.txt": b"the\ncat\n"}, "vocab.txt is no whole vocabulary of WordPiece"),
+])  # fmt: skip
+def test_files_that_did_not_arrive_whole_are_named(files, message, tmp_path):
+    for name, content in files.items():
+        if content is None:
+            content = tok.get_tokenizer("sentencepiece:400", CORPUS, extra_ids=0).model
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        tok.get_tokenizer(tmp_path)
+
+
 def test_what_cannot_be(tmp_path):
     with pytest.raises(
         UserError, match="holds no tokenizer of a known kind; it holds config.json; kinds: paradigm_tok"

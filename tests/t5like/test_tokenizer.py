@@ -125,9 +125,10 @@ def test_damage_is_named(pieces, tmp_path):
     (tmp_path / "sentencepiece.model").unlink()
     with pytest.raises(UserError, match="sentencepiece.model is missing"):
         tok.load_tokenizer(tmp_path)
-    (tmp_path / "paradigm_tokenizer.json").write_text(json.dumps({"kind": "bytes"}))
-    with pytest.raises(UserError, match="paradigm_tokenizer.json is damaged"):
-        tok.load_tokenizer(tmp_path)
+    for damaged in (json.dumps({"kind": "bytes"}).encode(), b"\xff\xfe"):
+        (tmp_path / "paradigm_tokenizer.json").write_bytes(damaged)
+        with pytest.raises(UserError, match="paradigm_tokenizer.json is damaged"):
+            tok.load_tokenizer(tmp_path)
 
 
 def test_other_peoples_models(pieces, tmp_path):

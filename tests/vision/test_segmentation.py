@@ -175,6 +175,8 @@ def test_bad_maps(tmp_path):
     root = folder(tmp_path / "a", files)
     with pytest.raises(UserError, match="regions='mask': .* holds no folder of this name; it holds images, masks"):
         opened(root, regions="mask")
+    with pytest.raises(UserError, match="regions='masks': .* holds no folder of this name; it holds none$"):
+        opened(root / "images", regions="masks")
     other = folder(tmp_path / "b", {"images/a.png": pixels(0), "masks/c.png": np.zeros((6, 9), np.uint8)})
     with pytest.raises(
         UserError, match="none of the maps in masks is of a picture, such as masks/c.png: name each like"

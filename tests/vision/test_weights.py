@@ -202,6 +202,7 @@ def broken(case, match, **changes):
                config={"use_mask_token": False}),
         broken("beit", "use_relative_position_bias=True is not .* one for each, not both",
                config={"use_relative_position_bias": True}),
+        broken("beit", "architectures in .* is 1.5; of beit, these can be read", config={"architectures": 1.5}),
         broken("beit", "we do not know what this entry does", config={"rope": True}),
         broken("ijepa", r"position_embeddings: wanted \(1, 16, 12\), found \(1, 17, 12\)",
                **{"embeddings.position_embeddings": np.ones((1, 17, 12), "f4")}),

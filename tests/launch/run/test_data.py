@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch.run.data import Data
+from launch.run.data import Data, labels_of
 from paradigm.combine import Alternate, Stages
 from paradigm.dataset import Mixture
 from paradigm.errors import UserError
@@ -215,3 +215,10 @@ def test_examples_that_cannot_be_read_are_left_out(tmp_path, capsys):
     assert len(Data(small.experiment(data=Sorted(broken=10)), tmp_path).examples(2)["mask"]) == 1
     with pytest.raises(UserError, match="draws for the place of a broken record were broken too"):
         Data(small.experiment(data=Sorted(broken=10**6)), tmp_path).examples(2)
+
+
+@pytest.mark.parametrize("content", [b"", b'["a", "b', b"\xff\xfe", b'{"a": 0}', b"[0, 1]"])
+def test_a_damaged_list_of_classes_is_named(content, tmp_path):
+    (tmp_path / "labels.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"labels.json is no list of names: put it back, or go on with the run"):
+        labels_of(tmp_path)

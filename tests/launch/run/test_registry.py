@@ -239,12 +239,20 @@ def test_slips_are_told_in_words_with_their_line(line, text):
     ("Experiment.optimizer = @AdamW()\nAdamW.learning_rate = '1e-3'", "a text where a number or a schedule is wanted"),
     ("Experiment.optimizer = @AdamW()\nAdamW.layer_decay = 0.7", "layer_decay = 0.7 is not @LayerDecay() or None"),
     ("Experiment.data = @Asks()\nAsks.model = 'vit'", "Asks.model = 'vit' is of another kind than Asks takes: write @"),
+    ("Experiment.data = @Asks()\nAsks.model = @Signs()", "Asks.model = @Signs() is of another kind than Asks takes"),
+    ("Experiment.data = @Cuts()\nCuts.side = 0", "Cuts.side = 0 must be above 0: it is divided by"),
+    ("Experiment.data = @Asks()\nAsks.model = @Tiles()\nTiles.patch = 0", "Tiles.patch = 0 must be above 0: it is"),
+    ("Experiment.data = @cuts()\ncuts.side = '3'", "cuts.side = '3' is of another kind than cuts takes: write @NAME"),
+    ("Experiment.data = @Cuts()\nCuts.side = @Signs()", "Cuts.side = @Signs() is not a whole number"),
+    ("Experiment.data = @Cuts()\nCuts.side = {'a': 1}", "Cuts.side = {'a': 1} is not a whole number"),
+    ("Experiment.adapt = 'lora'", "Experiment.adapt = 'lora' is no adaptation: write @NAME(), as in @LoRA()"),
+    ("Experiment.init = '/tmp/base'", "Experiment.init = '/tmp/base' is no init: write @NAME(), as in @Init()"),
     ("Experiment.evaluators = (@TwoTerms())", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
     ("Experiment.evaluators = @TwoTerms()", "is no tuple: a tuple of one has a comma, as in (@TwoTerms(),)"),
 ])  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told(line, text):
-    registry.register(AdamW)
-    registry.register(Asks)
+    for configurable in (AdamW, Asks, Cuts, Tiles, cuts):
+        registry.register(configurable)
     assert text in failure(GOOD + line)
 
 
@@ -312,6 +320,27 @@ class Asks:
 
     def __post_init__(self):
         assert self.model.image_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuts:
+    side: int = 4
+
+    def __post_init__(self):
+        assert 8 % self.side >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    patch: int = 4
+
+    @property
+    def image_size(self):
+        return 8 // self.patch
+
+
+def cuts(side=4):
+    return Cuts(max(side, 2))
 
 
 def refuses_too():
