@@ -73,7 +73,11 @@ def test_what_is_written_is_read(name, tmp_path):
 
 @pytest.mark.parametrize(
     "kind, how",
-    [(Data2Vec, {"top": 1, "block_smallest": 1}), (SimMIM, {"mask_unit": 1}), (MaskFeat, {"cell": 2, "block_smallest": 1})],
+    [
+        (Data2Vec, {"top": 1, "block_smallest": 1}),
+        (SimMIM, {"mask_unit": 1}),
+        (MaskFeat, {"cell": 2, "block_smallest": 1}),
+    ],
 )
 def test_a_decoder_of_no_tokens_is_not_written_as_beits(kind, how, tmp_path):
     """Though the modules are named as BEiT's are: a head that predicts pixels would be read as logits of tokens."""
