@@ -21,6 +21,12 @@ import tempfile
 REPO = pathlib.Path(__file__).parent.parent
 ROWS = (
     # of late
+    ("paradigm/hf/files.py", 'white = 255 * float(factor) if said.get("do_rescale", True) else 255.0', "white = 1.0", "multimodal/test_weights", "normalised"),
+    ("multimodal/hf/__init__.py", '"augment": views(encoder.image_size, **said)', '"augment": views(encoder.image_size)', "multimodal/test_weights", "normalised"),
+    ("vision/hf/__init__.py", "families = FAMILIES if isinstance(seen, BEiT) else", "families = FAMILIES if True else", "vision/test_weights", "no_tokens"),
+    ("multimodal/fields.py", "for v in values if v is not None)", "for v in values)", "multimodal/test_webdataset", "all_caption_members"),
+    ("t5like/prepare_records.py", '_TURNS["from" in turn]', "_TURNS[0]", "t5like/test_written", "dialogues_become"),
+    ("benchmarks/adaptation_page.py", "if column[2] == share]", "]", "test_adaptation_page", "each_part"),
     ("paradigm/optim.py", ' or name.endswith("relative_bias/embedding") and x.ndim == 3', "", "paradigm/test_optim", "tree_of_modules"),
     ("vision/attention_maps.py", "grid_of(*images.shape[1:3], encoder.patch)", "encoder.grid", "vision/test_attention_maps", "another_size"),
     ("vision/objectives/mae.py", "keep=ids_shuffle[:, : self.kept], keys=keys", "keep=ids_shuffle[:, : self.kept]", "vision/test_views", "dropout_of_its_own"),
