@@ -77,7 +77,8 @@ class Family:
         """Whether a config.json is one of this family."""
         named = entries.get("architectures") or self.architectures
         return entries.get("model_type") == self.model_type and (
-            not self.architectures or {*named} & {*self.architectures}
+            not self.architectures
+            or (isinstance(named, list | tuple) and any(name in self.architectures for name in named))
         )
 
 
