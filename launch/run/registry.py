@@ -367,7 +367,7 @@ def _wrong_part(error: Exception) -> str:
     called = re.search(r"In call to configurable '(\w+)'", str(error))
     every = re.findall(r"^((?:\w+/)*\w+\.\w+) *=", gin.config_str(), re.MULTILINE) if called else ()
     every = {name: gin.query_parameter(name) for name in every}
-    given = {name: value for name, value in every.items() if f"/{name}".rsplit("/", 1)[1].startswith(f"{called[1]}.")}
+    given = {name: value for name, value in every.items() if name.split("/")[-1].startswith(f"{called[1]}.")}
     made = {name: copy.deepcopy(value) for name, value in given.items()}  # as gin does it
     if isinstance(error, ArithmeticError):
         zero = lambda values: [name for name, value in values.items() if type(value) in (int, float) and not value]

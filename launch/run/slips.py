@@ -169,6 +169,9 @@ def wrong_number(name: str, value) -> str:
     return "0 or more" if isinstance(value, int) and value < 0 and not re.fullmatch(_FROM_THE_END, name) else ""
 
 
+_MADE = ("evaluators", "init")  # of an experiment: several @NAME(), of which `check_parts` says what a text should be
+
+
 def wrong_kind(owner, name: str, value, made: type | None = None) -> str:
     """What is wrong with a value that a dataclass's setting is bound to, before it is made; "" for nothing to say.
 
@@ -185,9 +188,6 @@ def wrong_kind(owner, name: str, value, made: type | None = None) -> str:
         return ""
     fits = issubclass(made, kinds) if made else _fits(value, kinds)
     return "" if fits else f"{owner.__name__}.{name} = {value!r} {_advice(value, kinds)}"
-
-
-_MADE = ("evaluators", "init")  # of an experiment: several @NAME(), of which `check_parts` says what a text should be
 
 
 def check_parts(experiment) -> None:
