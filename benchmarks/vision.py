@@ -21,21 +21,25 @@ from absl import flags
 
 from benchmarks.compare import cell, chosen, curves, evaluate, save, table, there, train
 from benchmarks.machine import processor
-from benchmarks.vision_studies import FLOPS, MAIN, STUDIES, UNIT, variant
+from benchmarks.vision_studies import FLOPS, STUDIES, UNIT, variant
 from launch.run import cli, registry
 from launch.run.experiment import bound
 from paradigm.storage import expand
 
 HIDDEN = ("mae", "simmim", "beit", "maskfeat", "data2vec", "i_jepa", "aim")
 JOINT = ("simclr", "moco_v3", "byol", "barlow_twins", "vicreg", "swav", "dino", "ibot", "dinov2")
-OLD = ("supervised", "mae", "simclr", "moco_v2", "moco_v3")  # on grey pictures
 PROBES = {"knn": "k-NN", "linear": "linear", "linear_10pct": "10 % of labels", "linear_1pct": "1 %"}
 WHOLE = ("Probes.train_images = None", "Probes.test_images = None")
 GREY = ("size = 28", "patch = 7", "channels = 1", "mean = (0.286,)", "std = (0.353,)")  # of its training pictures
+PATCHES_OF_7 = {  # what is a multiple of a patch, or divides it
+    "maskfeat": ("MaskFeat.cell = 7",),
+    "swav": ("swav_views.local_size = 14",),
+    **dict.fromkeys(("dino", "ibot", "dinov2"), ("dino_views.local_size = 14",)),
+}
 CLASSES = 10  # of land, and of clothes
 UNTRAINED = "untrained "  # before the name of a run: its backbone as it was drawn
 STUDIED = dict.fromkeys(run.removeprefix(UNTRAINED) for study in STUDIES for run in study.rows.values())
-TUNED = (*MAIN, *(run for study in STUDIES if study.finetune for run in study.rows.values()))
+TUNED = ("supervised", *HIDDEN, *JOINT, *(run for study in STUDIES if study.finetune for run in study.rows.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ def main(argv):
     start, root = time.time(), expand(WORKDIR.value).resolve()
     sets = [Data("eurosat", "EuroSAT", f"zip:{there(PHOTOS.value)}", ("supervised", *HIDDEN, *JOINT))]
     if IMAGES.value:
-        sets.append(Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", OLD, GREY))
+        sets.append(Data("fashion", "Fashion-MNIST", f"idx:{there(IMAGES.value)}", (*sets[0].runs, "moco_v2"), GREY))
     asked = {data: [*(data.runs if "objectives" in PART.value else ())] for data in sets}
     asked[sets[0]] += STUDIED if "studies" in PART.value else ()
     only = chosen(ONLY.value, tuple(dict.fromkeys(run for runs in asked.values() for run in runs)))
@@ -79,7 +83,7 @@ def place(root, data, run, seed):
 def trained(root, data, run, seed):
     """Where a run is, trained; what it begins with before it."""
     kind, workdir = variant(run), place(root, data, run, seed)
-    own = [f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}", *data.bindings, *bindings(data, run)]
+    own = [f"ImageData.source = {data.source!r}", f"Experiment.seed = {seed}", *bindings(data, run)]
     own += GIN_PARAM.value
     if kind.reads:
         own.append(f"Init.path = '{trained(root, data, kind.reads, seed)}'")
@@ -121,18 +125,19 @@ def values(root, data, run, key):
 
 
 def bindings(data, run):
-    """What a run sets beside its file."""
+    """What a run sets beside its file on these data."""
+    own = [*data.bindings, *variant(run).bindings, *(PATCHES_OF_7.get(run, ()) if data.bindings is GREY else ())]
     if run.endswith(FLOPS):
         base = run.removesuffix(FLOPS)
         steps = round(setting(data, UNIT).total_steps * cost(data, UNIT)[1] / cost(data, base)[1])
-        return (*variant(base).bindings, f"Experiment.total_steps = {steps}")
-    return variant(run).bindings
+        own += [f"Experiment.total_steps = {steps}"]
+    return own
 
 
 @functools.cache
 def setting(data, run):
     """The Experiment of a run."""
-    own = [*data.bindings, *bindings(data, run), *GIN_PARAM.value]
+    own = [*bindings(data, run), *GIN_PARAM.value]
     return bound(registry.parse([f"runs/small/{variant(run).run}.gin"], own), classes=range(CLASSES))
 
 
@@ -252,7 +257,7 @@ if __name__ == "__main__":
     SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds.", lower_bound=1)
     PART = flags.DEFINE_multi_enum("part", ["objectives", "studies"], ["objectives", "studies"], "What is run.")
     ONLY = flags.DEFINE_list("only", None, "These objectives alone, in this order; what the others reached is kept.")
-    TUNE = flags.DEFINE_boolean("finetune", True, "Fine-tune those of several seeds as well.")
+    TUNE = flags.DEFINE_boolean("finetune", True, "Fine-tune the encoders of the photographs too.")
     GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding for every run: 'Experiment.total_steps = 500'.")
     OUT = flags.DEFINE_string("out", "docs/results", "Where the table and the picture go.")
     cli.run(main)
