@@ -74,7 +74,7 @@ def to_hf(workdir, out, step=None):
     told = f"step {run.step} of {workdir} -> {out}" + (f", without {', '.join(left)}" if left else "")
     told += "" if adapted is None else f", its {type(adapted).__name__} merged"
     ends = package.texts_end(objective)
-    remarks = [] if ends is None else _tokenizer(run, out, ends)
+    remarks = _both_sides(objective) + ([] if ends is None else _tokenizer(run, out, ends))
     return "\n".join([told, *(f"note: {line}" for line in remarks)])
 
 
@@ -142,6 +142,18 @@ def _package(objective):
 
     names = objective.modules()
     return text if "model" in names else pairs if "text" in names else images
+
+
+def _both_sides(objective):
+    """A line on a Decoder that learned to see tokens after its own, which the library's model does not; or none."""
+    from paradigm.capabilities import parts
+    from t5like.models import Decoder
+
+    model, _ = objective.modules().get("model", (None, None))
+    if type(model) is not Decoder or not any("prefix" in part.objective.batch_spec(1) for part in parts(objective)):
+        return []
+    name = type(objective).__name__
+    return [f"{name} trained its model to read from both sides; the library's reads from the left, and differs there"]
 
 
 def _tokenizer(run, out, ends):

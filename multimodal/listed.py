@@ -88,9 +88,9 @@ def _whole(part):
         captions = collections.defaultdict(list)
         try:
             for one in found["annotations"]:
-                captions[one["image_id"]].append(str(one["caption"]))
-            table = [[str(one["file_name"]), tuple(captions.get(one["id"], ()))] for one in found["images"]]
-            ids = collections.Counter(one["id"] for one in found["images"])
+                captions[str(one["image_id"])].append(str(one["caption"]))
+            table = [[str(one["file_name"]), tuple(captions.get(str(one["id"]), ()))] for one in found["images"]]
+            ids = collections.Counter(str(one["id"]) for one in found["images"])
             if twice := [i for i, n in ids.items() if n > 1]:
                 raise UserError(f"{part.path} has {ids[twice[0]]} images of the id {twice[0]}: give each its own")
             lost = sum(len(own) for i, own in captions.items() if i not in ids)

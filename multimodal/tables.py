@@ -350,15 +350,18 @@ def _table_files(path, recipe, names, seconds, header, rows, places, inside):
         stamps += one.sample(sorted(wanted & listed.keys()))
         files.append(one)
         found.append(np.array([a in listed and b in listed for a, b in zip(names, seconds)]))
+        if not found[-1].any() and names[0].startswith(("http:", "https:")):
+            raise UserError(
+                f"{path} names pictures by web addresses, such as {names[0].replace(':/', '://', 1)!r}, and nothing is "
+                "fetched here: img2dataset does, and its .tar files are read as they are (PairData.source = 'wds:DIR')"
+            )
         if not found[-1].any():
             pictures = [name for name in listed if is_picture(name)]
             form = form_of(header, rows, pictures)
             both = "PairData.image and PairData.image_suffix so that they give such names"
             fix = f"PairData.image = '{form}'" if form else both
-            raise UserError(
-                f"{place} has the picture of no line, such as {names[0]!r}; it holds {', '.join(pictures[:2])}: "
-                f"set {fix}"
-            )
+            holds = ", ".join(pictures[:2]) or "none"
+            raise UserError(f"{place} has the picture of no line, such as {names[0]!r}; it holds {holds}: set {fix}")
     return tuple(files), np.array(found), stamps, others
 
 

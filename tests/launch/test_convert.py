@@ -82,6 +82,14 @@ def test_a_decoder(tmp_path):
     assert convert.read(tmp_path / "hf")[0]["model"].positions == "rope"
 
 
+@pytest.mark.parametrize(
+    ("run", "differs"), [("prefix_lm", True), ("mntp", True), ("next_token", False), ("span_corruption", False)]
+)
+def test_a_decoder_that_read_from_both_sides_is_told(run, differs):
+    told = convert._both_sides(parsed(run)[0])
+    assert bool(told) is differs and all("read from both sides; the library's reads from the left" in x for x in told)
+
+
 MAE = """
 Experiment.objective = @MAE()
 Experiment.data = @ImageData()

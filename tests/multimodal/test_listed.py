@@ -26,6 +26,11 @@ FORMS = {
     "objects in objects": ("p.json", json.dumps(NESTED), {"image": "image.path"}),
     "captions by pictures": ("p.json", json.dumps({f"img/{i}.png": t for i, t in ALL.items()}, indent=1), {}),
     "COCO": ("captions_train2017.json", json.dumps(COCO), {}),
+    "COCO with ids as text": (
+        "p.json",
+        json.dumps(COCO | {"annotations": [a | {"image_id": str(a["image_id"])} for a in COCO["annotations"]]}),
+        {},
+    ),
 }
 
 

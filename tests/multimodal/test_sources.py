@@ -139,6 +139,11 @@ def write(tmp_path, text):
             {"image_suffix": ".jpg"},
             r"has the picture of no line, such as '0.png.jpg'; it holds 0.png, 1.png: set",
         ),
+        (
+            lambda d: write(d, "image\tcaption\nhttps://a.b/0.png\ta\nhttps://a.b/1.png\tb\n"),
+            {},
+            r"names pictures by web addresses, such as .https://a.b/0.png., and nothing is fetched here: img2d",
+        ),
         (lambda d: write(d, "image\tcaption\n0.png\t \n1.png\t\n"), {}, r"has 2 lines without text, first line 2 \(0"),
         (lambda d: write(d, "image\tcaption\n0.png\tx\n"), {}, r"holds 1 pair that belong together"),
     ],
