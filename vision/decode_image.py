@@ -94,14 +94,17 @@ def to_channels(image, channels):
 
 
 def class_map(raw, size):
-    """A map of classes, the bytes of a picture file of grey or palette numbers -> uint8 [height, width].
+    """A map of classes, the bytes of a picture file of grey or palette numbers -> uint8 [height, width], upright.
 
-    size: (height, width) of the picture that it is of. Raises ValueError for a map of another size or another mode.
+    size: (height, width) of the picture that it is of. Raises ValueError for a map of another size, of another mode, or
+    as JPEG, which blends numbers.
     """
     with Image.open(io.BytesIO(raw)) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError("a map of classes as JPEG, which blends the numbers of neighbours: write maps as PNG")
         if image.mode not in ("L", "P", "1"):
             raise ValueError(f"a map of classes has grey or palette numbers, and this one is {image.mode}")
-        found = np.asarray(image, np.uint8)
+        found = np.asarray(ImageOps.exif_transpose(image), np.uint8)
     if found.shape != tuple(size):
         raise ValueError(f"the map has {found.shape[1]} x {found.shape[0]} pixels, its picture {size[1]} x {size[0]}")
     return found

@@ -1,6 +1,7 @@
 """Segmentation: what every objective passes, the loss by loops, maps of classes that follow their picture."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tests.compiled import compiled
 from tests.vision import tiny
 from tests.vision.pictures import encoded, folder, opened, pixels, records, zipped
 from vision import ask, segments
+from vision.decode_image import class_map
 from vision.objectives import Segmentation
 from vision.preprocess import PreprocessRegions
 from vision.resnet import resnet
@@ -183,6 +185,7 @@ def test_bad_maps(tmp_path):
     ):
         opened(other, regions="masks")
     for bad, match in ((pixels(0), "grey or palette numbers, and this one is RGB"),
+                       (encoded(np.zeros((6, 9), np.uint8), "JPEG"), "as JPEG, which blends the numbers of neighbours"),
                        (np.zeros((9, 6), np.uint8), "the map has 6 x 9 pixels, its picture 9 x 6")):  # fmt: skip
         broken = {**files, "masks/a.png": bad, "masks/b.png": np.zeros((6, 9), np.uint8)}
         with pytest.raises(UserError, match=match):
@@ -196,6 +199,13 @@ def test_bad_maps(tmp_path):
         opened("digits", regions="masks")
     with pytest.raises(UserError, match="regions of shapes"):
         opened("shapes", regions="size")
+
+
+def test_a_map_that_lies_on_its_side_is_turned_upright():
+    number, file, exif = np.arange(54, dtype=np.uint8).reshape(6, 9), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # EXIF's orientation: the row on top is the right-hand side
+    Image.fromarray(number).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(class_map(file.getvalue(), (9, 6)), np.rot90(number, -1))
 
 
 def test_masks_in_black_and_white_are_refused(tmp_path):
