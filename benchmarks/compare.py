@@ -36,10 +36,10 @@ def train(run, workdir, bindings):
     command("launch.train", f"--gin_file=runs/small/{run}.gin", f"--workdir={workdir}", bindings=bindings)
 
 
-def chosen(only, runs):
-    """The runs that are asked for by name, in that order; all where none is."""
+def chosen(only, runs, flag="only"):
+    """The runs that a flag asks for by name, in that order; all where it names none."""
     if unknown := set(only or ()) - set(runs):
-        raise UserError(f"--only={','.join(sorted(unknown))}: choose from {', '.join(runs)}")
+        raise UserError(f"--{flag}={','.join(sorted(unknown))}: choose from {', '.join(runs)}")
     return tuple(only or runs)
 
 

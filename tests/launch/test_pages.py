@@ -26,7 +26,8 @@ def bench(monkeypatch, tmp_path):
     def evaluate(workdir, name, bindings):
         if not (workdir / f"{name}.json").exists():
             calls.append((name, workdir.parent.name, workdir.name, tuple(bindings)))
-            keys = {"finetune"} if name == "finetune" else {*vision.PROBES, *multimodal.METRICS, "cider", "caption_nll"}
+            pairs = {*multimodal.METRICS, "image_to_text@1", "cider", "caption_nll"}
+            keys = {"finetune"} if name == "finetune" else {*vision.PROBES, *pairs}
             share = {"aim": 0.9, "dino": 0.8, "mae": 0.7, "simclr": 0.6}.get(workdir.parent.name, 0.5)
             numbers = dict.fromkeys(sorted(keys), share + int(workdir.name) / 100)
             (workdir / f"{name}.json").write_text(json.dumps(numbers | {f"random/{k}": 0.25 for k in keys}))
@@ -40,7 +41,8 @@ def bench(monkeypatch, tmp_path):
             "TUNE": True,
             "PART": ["objectives"],
             "EMOJI": tmp_path,
-            "DATA": ["emoji", "shapes"],
+            "BOOKS_AT": None,
+            "DATA": None,
         }
         for name, value in (given | values).items():
             monkeypatch.setattr(module, name, SimpleNamespace(value=value), raising=False)
@@ -105,11 +107,18 @@ def test_compute_is_counted_in_supervised_training(bench):
     assert rows["dino"].split(" | ")[2] == "2 + 4 small" and float(rows["dino"].split(" | ")[3]) > 3
 
 
-def test_the_page_of_pairs(bench):
+def test_the_page_of_pairs(bench, tmp_path):
     calls, rows = bench(multimodal, ONLY=["clip", "coca", "simvlm"])
     assert [run for what, run, _ in calls if what == "train"] == ["clip", "coca", "simvlm"] * 2
     assert {"clip", "coca", "simvlm", "random init"} <= set(rows) and "siglip" not in rows
     assert bench(multimodal, ONLY=["clip", "coca", "simvlm"])[0] == []
+    (tmp_path / "books").mkdir()
+    calls, _ = bench(multimodal, ONLY=["clip", "coca"], BOOKS_AT=tmp_path / "books", DATA=["books"])
+    assert [run for what, run, _ in calls if what == "train"] == ["clip", "coca"]
+    page = (tmp_path / "out" / "multimodal.md").read_text().partition("Figures of textbooks")[2].partition("Scenes")[0]
+    assert "| coca | 1 | 50.0 |" in page and "| coca | 1 | 0.50 | 0.50 |" in page and "siglip" not in page
+    with pytest.raises(UserError, match="--data=made_up: choose from emoji, shapes"):
+        bench(multimodal, DATA=["made_up"])
 
 
 @pytest.mark.parametrize("module", [vision, multimodal])
