@@ -21,6 +21,11 @@ import tempfile
 REPO = pathlib.Path(__file__).parent.parent
 ROWS = (
     # of late
+    ("vision/decode_image.py", 'if image.format in ("JPEG", "MPO"):', 'if image.format in ("MPO",):', "vision/test_segmentation", "bad_maps"),
+    ("vision/decode_image.py", "np.asarray(ImageOps.exif_transpose(image), np.uint8)", "np.asarray(image, np.uint8)", "vision/test_segmentation", "on_its_side"),
+    ("multimodal/listed.py", 'captions[str(one["image_id"])]', 'captions[one["image_id"]]', "multimodal/test_listed", "json_of_pairs"),
+    ("multimodal/tables.py", 'names[0].startswith(("http:", "https:"))', "False", "multimodal/test_sources", "cannot_be_used"),
+    ("launch/convert.py", '"prefix" in part.objective.batch_spec(1)', '"inputs" in part.objective.batch_spec(1)', "launch/test_convert", "from_both_sides"),
     ("paradigm/hf/files.py", 'white = 255 * float(factor) if said.get("do_rescale", True) else 255.0', "white = 1.0", "multimodal/test_weights", "normalised"),
     ("multimodal/hf/__init__.py", '"augment": views(encoder.image_size, **said)', '"augment": views(encoder.image_size)', "multimodal/test_weights", "normalised"),
     ("vision/hf/__init__.py", "families = FAMILIES if isinstance(seen, BEiT) else", "families = FAMILIES if True else", "vision/test_weights", "no_tokens"),
