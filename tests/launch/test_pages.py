@@ -27,6 +27,7 @@ def bench(monkeypatch, tmp_path):
         if not (workdir / f"{name}.json").exists():
             calls.append((name, workdir.parent.name, workdir.name, tuple(bindings)))
             pairs = {*multimodal.METRICS, "image_to_text@1", "cider", "caption_nll"}
+            pairs |= {f"test/{key}" for key in pairs}
             keys = {"finetune"} if name == "finetune" else {*vision.PROBES, *pairs}
             share = {"aim": 0.9, "dino": 0.8, "mae": 0.7, "simclr": 0.6}.get(workdir.parent.name, 0.5)
             numbers = dict.fromkeys(sorted(keys), share + int(workdir.name) / 100)
