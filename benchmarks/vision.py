@@ -32,7 +32,7 @@ PROBES = {"knn": "k-NN", "linear": "linear", "linear_10pct": "10 % of labels", "
 WHOLE = ("Probes.train_images = None", "Probes.test_images = None")
 GREY = ("size = 28", "patch = 7", "channels = 1", "mean = (0.286,)", "std = (0.353,)")  # of its training pictures
 PATCHES_OF_7 = {  # what is a multiple of a patch, or divides it
-    "maskfeat": ("MaskFeat.cell = 7",),
+    "maskfeat": ("MaskFeat.cell = 7", "MaskFeat.window = 7"),
     "swav": ("swav_views.local_size = 14",),
     **dict.fromkeys(("dino", "ibot", "dinov2"), ("dino_views.local_size = 14",)),
 }
