@@ -2,7 +2,7 @@
 
 import dataclasses
 
-MAIN = ("supervised", "mae", "beit", "simclr", "moco_v3", "dino", "ibot", "i_jepa")  # several seeds, and fine-tuned
+MAIN = ("supervised", "mae", "beit", "simclr", "moco_v3", "dino", "ibot", "i_jepa")  # of several seeds
 UNIT = "simclr"  # whose FLOPs the study at equal FLOPs takes
 FLOPS = "_flops"
 
