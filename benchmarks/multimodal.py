@@ -104,38 +104,41 @@ def main(argv):
     print(json.dumps({"wrote": str(write(root)), "seconds": round(time.time() - start)}))
 
 
-def books_tests(run, seed):
-    """Bindings: retrieval among the second set's test pictures, and captions of them."""
-    tests, bindings = [], ["Experiment.eval_batches = 1000"]
-    if run in TOWERS:
-        tests.append("@Retrieval()")
-        bindings += ["Retrieval.split = 'test'", f"Retrieval.seed = {seed}", f"Retrieval.random = {run == 'clip'}"]
-    if run in CAPTIONERS:
-        tests.append("@Captions()")
-        bindings += ["Captions.split = 'test'", f"Captions.seed = {seed}", "Captions.images = None"]
-    return [f"Experiment.evaluators = ({', '.join(tests + bigram(run))},)", *bindings]
-
-
 def emoji_tests(run, seed):
     """Bindings: retrieval, and classification among the names of the concepts that a split shows; captions."""
-    tests, bindings = [], ["PairData.label = 'name'"]
+    tests = []
     for split in SPLITS:
         if run in TOWERS:
-            tests += [f"@{split}/{name}()" for name in ("Retrieval", "ZeroShot")]
-            bindings += [f"{split}/ZeroShot.name = '{prefix(split)}zero_shot'", f"{split}/ZeroShot.present = True"]
-            bindings += [f"{split}/ZeroShot.templates = ('plain',)"]
-            for name in ("Retrieval", "ZeroShot"):
-                bindings += [f"{split}/{name}.split = '{split}'", f"{split}/{name}.seed = {seed}"]
-                bindings += [f"{split}/{name}.random = {run == 'clip'}"]  # SigLIP's and CoCa's towers are alike
+            how = {"seed": seed, "random": run == "clip"}  # SigLIP's and CoCa's towers are alike
+            tests.append(evaluator("Retrieval", split, **how))
+            name = f"{prefix(split)}zero_shot"
+            tests.append(evaluator("ZeroShot", split, **how, name=name, present=True, templates=("plain",)))
         if run in CAPTIONERS:
-            tests.append(f"@{split}/Captions()")
-            bindings += [f"{split}/Captions.split = '{split}'", f"{split}/Captions.seed = {seed}"]
-            bindings += [f"{split}/Captions.images = 300"]
-    return [f"Experiment.evaluators = ({', '.join(tests + bigram(run))},)", "Experiment.eval_batches = 1000", *bindings]
+            tests.append(evaluator("Captions", split, seed=seed, images=300))
+    return [*together(run, tests), "PairData.label = 'name'"]
 
 
-def bigram(run):
-    return ["@BigramCaptions()"] if run in CAPTIONERS else []
+def books_tests(run, seed):
+    """Bindings: retrieval among the second set's test pictures, and captions of them."""
+    tests = []
+    if run in TOWERS:
+        tests.append(evaluator("Retrieval", "test", seed=seed, random=run == "clip"))
+    if run in CAPTIONERS:
+        tests.append(evaluator("Captions", "test", seed=seed, images=None))
+    return together(run, tests)
+
+
+def evaluator(kind, split, **settings):
+    """(an evaluator of a split, its bindings)."""
+    settings = {"split": split, **settings}
+    return f"@{split}/{kind}()", [f"{split}/{kind}.{key} = {value!r}" for key, value in settings.items()]
+
+
+def together(run, tests):
+    """Bindings: all of these tests, and bigrams where captions are written."""
+    evaluators = [name for name, _ in tests] + ["@BigramCaptions()"] * (run in CAPTIONERS)
+    bindings = [binding for _, own in tests for binding in own]
+    return [f"Experiment.evaluators = ({', '.join(evaluators)},)", "Experiment.eval_batches = 1000", *bindings]
 
 
 def prefix(split):
@@ -145,20 +148,15 @@ def prefix(split):
 
 def shapes_tests(run, seed):
     """Bindings: colour and shape of the largest thing, in scenes of known pairs and of held-out ones; captions."""
-    tests, bindings = [], ["Experiment.eval_batches = 1000"]
+    tests, random = [], run == "clip"
     for split in ("valid", "test"):
         if run in TOWERS:
-            tests.append(f"@{split}/ZeroShot()")
-            bindings += [f"{split}/ZeroShot.split = '{split}'", f"{split}/ZeroShot.name = '{prefix(split)}zero_shot'"]
-            bindings += [f"{split}/ZeroShot.templates = ('shapes',)", f"{split}/ZeroShot.seed = {seed}"]
-            bindings += [f"{split}/ZeroShot.random = {run == 'clip'}"]
+            name = f"{prefix(split)}zero_shot"
+            tests.append(evaluator("ZeroShot", split, name=name, templates=("shapes",), seed=seed, random=random))
         if run in CAPTIONERS:
-            tests.append(f"@{split}/Captions()")
-            bindings += [f"{split}/Captions.split = '{split}'", f"{split}/Captions.seed = {seed}"]
-            bindings += [f"{split}/Captions.images = 300"]
-    bindings += ["Probes.methods = ('linear',)", "Probes.train_images = 5000", f"Probes.seed = {seed}"]
-    bindings += [f"Probes.random = {run == 'clip'}"]
-    return [f"Experiment.evaluators = ({', '.join([*tests, *bigram(run), '@Probes()'])},)", *bindings]
+            tests.append(evaluator("Captions", split, seed=seed, images=300))
+    probes = {"methods": ("linear",), "train_images": 5000, "seed": seed, "random": random}
+    return together(run, [*tests, ("@Probes()", [f"Probes.{key} = {value!r}" for key, value in probes.items()])])
 
 
 def values(root, data, run, key):
@@ -271,7 +269,8 @@ def report(root, pictures):
             "",
             "Photographs, paintings, maps and drawings of 18 books, 1,963 to learn from and 184 to be tested on, with",
             "their alternative text and their caption, of which training draws one, its first 64 tokens; each is seen",
-            "26 times. Tests take the alternative text; nats a token are of those of 218 others that were held out.",
+            f"{steps * batch / 1963:.0f} times. Tests take the alternative text; nats a token are of those of 218",
+            "others that were held out.",
             "",
         ]
         lines += table(["", "n", *ways.values()], found) if found else []
