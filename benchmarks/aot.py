@@ -29,7 +29,7 @@ TOPOLOGY = "v5e:16x16"
 CASES = {
     "1.1B, 20 layers of 2048": (
         "runs/gpt_1b_c4.gin",
-        (),
+        ("gpt.remat = 'full'", "Experiment.microbatches = 1"),
         ("base_num_decoder_layers=20", "base_mlp_dim=5504", "vocab_size=32128"),
         512,
         2048,

@@ -193,12 +193,15 @@ def _advice(experiment, found, topology, frozen=()):
             changes.append("an optimizer with less state, as in Experiment.optimizer = @Adafactor()")
         changes.append("more chips")
     else:
-        for path, value in flatten(experiment.objective).items():
-            if path.endswith(".remat") and value != "'full'":
-                changes.append(f"recompute activations: set the {path.split('.')[-2]}'s remat = 'full' (now {value})")
+        flat = flatten(experiment.objective)
+        remat = {path.split(".")[-2]: value for path, value in flat.items() if path.endswith(".remat")}
+        for name in (name for name, value in remat.items() if value == "'none'"):
+            changes.append(f"keep the products with kernels alone: set the {name}'s remat = 'dots' (now 'none')")
         shape = mesh_shape(experiment.mesh, topology.chips)
         if parts := _parts(experiment, shape["data"] * shape["fsdp"], found, frozen):
             changes.append(f'cut the batch: --gin_param="Experiment.microbatches = {parts}"')
+        for name in (name for name, value in remat.items() if value != "'full'"):  # a quarter of the FLOPs once more
+            changes.append(f"compute activations again: set the {name}'s remat = 'full' (now {remat[name]})")
         if 2 * shape["tensor"] <= topology.chips:
             changes.append(f"split each layer over more chips: tensor:{2 * shape['tensor']} in --mesh")
         if experiment.objective.context_length is not None:
