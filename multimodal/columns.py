@@ -9,7 +9,7 @@ import pathlib
 from multimodal import listed
 from multimodal.fields import IMAGE, RECIPE, complete, form_of, names_in
 from paradigm.errors import UserError
-from paradigm.names import few, plain, split_of
+from paradigm.names import few, plain, says_splits, split_of
 from paradigm.storage import expand
 from t5like import files
 from vision.files import is_picture, open_container
@@ -25,11 +25,11 @@ def read_table(path, recipe):
     """
     if listed.is_listed(path):
         header, rows, lines, said = listed.read(path)
-        given, recipe = recipe, completed(recipe, header, rows)
+        given, (recipe, rows, lines, odd) = recipe, completed(recipe, header, rows, lines)
         if recipe.image == IMAGE and IMAGE not in header:
             recipe = dataclasses.replace(recipe, image=form_of(header, rows, _pictures(path, recipe)) or IMAGE)
         check_wanted(path, header, recipe)
-        return recipe, header, rows, lines, "; ".join(filter(None, (said, columns_told(given, recipe, header))))
+        return recipe, header, rows, lines, "; ".join(filter(None, (said, columns_told(given, recipe, header), odd)))
     try:
         with files.reading(path), files.open_file(str(path)) as stream:
             text = io.TextIOWrapper(stream, "utf-8-sig").read()
@@ -51,7 +51,7 @@ def read_table(path, recipe):
         delimiter = _delimiter(path, text, recipe)
     (header, *rows), (_, *lines), quotes = _rows(path, text, delimiter, recipe)
     header = [name.strip() for name in header]
-    recipe = completed(recipe, header, rows)
+    recipe, rows, lines, odd = completed(recipe, header, rows, lines)
     names = [name for _, name in _wanted(recipe)]
     if double := next((name for name in names if header.count(name) > 1), None):
         raise UserError(f"{path} has {header.count(double)} columns {double!r}: give each a name of its own")
@@ -60,7 +60,7 @@ def read_table(path, recipe):
         quotes,
     ]
     rows, several = _lists(rows, [header.index(name) for name in names_in(recipe.text)])
-    notes += [several, columns_told(given, recipe, header)]
+    notes += [several, columns_told(given, recipe, header), odd]
     return recipe, header, rows, lines, "; ".join(filter(None, notes))
 
 
@@ -88,12 +88,20 @@ def places_of(path, recipe):
     return places if recipe.images else [own if own.is_file() else path.parent, *places]
 
 
-def completed(recipe, header, rows):
-    """The recipe with the columns that it leaves open."""
+def completed(recipe, header, rows, lines):
+    """(the recipe with the columns that it leaves open, rows, lines, a note): without the rows whose split is another
+    than train, valid and test, as COCO's restval, in a column of that name."""
     found = complete(recipe, header)
-    if found.split and not recipe.split and not all(split_of(row[header.index(found.split)]) for row in rows):
-        return dataclasses.replace(found, split="")  # a column of that name that says something else
-    return found
+    if not found.split or recipe.split:
+        return found, rows, lines, ""
+    said = [single(row[header.index(found.split)]) for row in rows]
+    splits = [split_of(word) for word in said]
+    if not says_splits(splits):
+        return dataclasses.replace(found, split=""), rows, lines, ""  # a column of that name that says something else
+    odd = sorted({word for word, split in zip(said, splits) if not split})
+    note = f"{splits.count(None):,} of {few(map(repr, odd), 4)} in {found.split} left out" if odd else ""
+    kept = [k for k, split in enumerate(splits) if split]
+    return found, [rows[k] for k in kept], [lines[k] for k in kept], note
 
 
 def _lists(rows, columns):
@@ -124,7 +132,7 @@ def columns_told(given, recipe, header, every=False):
         notes.append(f"pictures from {recipe.image}")
     if recipe.split != given.split:
         notes.append(f"splits from {recipe.split}")
-    if odd := [name for name in names if name.lower() == "split" and name != recipe.split]:
+    if odd := [name for name in header if name.lower() == "split" and name != recipe.split]:
         notes.append(f"no splits from {odd[0]}, which says others than train, valid and test")
     if recipe.label:
         notes.append(f"classes from {recipe.label}")

@@ -72,8 +72,8 @@ def _flat(record, before=""):
 def _cell(value):
     """A value as a cell: several texts of a list, else one."""
     if isinstance(value, list):
-        return tuple(str(v) for v in value if v is not None)
-    return "" if value is None else str(value)
+        return tuple(str(v) for v in value if not rows.is_null(v))
+    return "" if rows.is_null(value) else str(value)
 
 
 def _whole(part):

@@ -234,11 +234,12 @@ def open_columns(place, recipe, cache_dir=None):
         raise UserError(f"parquet:{place}: no such file or directory")
     files = open_embedded(path, recipe.image, "PairData.image", recipe.max_pixels, RECIPE)
     header, rows, lines, said = listed.embedded(files)
-    given, recipe = recipe, completed(dataclasses.replace(recipe, image=files.column), header, rows)
+    given = recipe
+    recipe, rows, lines, odd = completed(dataclasses.replace(recipe, image=files.column), header, rows, lines)
     check_wanted(path, header, recipe)
     told = columns_told(given, recipe, header, every=True)
     content = [(name, sample_of(file)) for name, file in files.files.items()]
-    return _opened(path, content, recipe, header, rows, lines, "; ".join(filter(None, (said, told))), files)
+    return _opened(path, content, recipe, header, rows, lines, "; ".join(filter(None, (said, told, odd))), files)
 
 
 def _opened(path, content, recipe, header, rows, lines, said, inside=None):

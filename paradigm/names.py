@@ -7,7 +7,10 @@ import unicodedata
 
 SPLITS = {  # split -> what people call it, in any case
     "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev", "development", "eval", "evaluation"),
+    "valid": (
+        *("valid", "validation", "val", "dev", "development", "eval", "evaluation"),
+        *("heldout", "held-out", "held_out", "holdout", "hold-out", "hold_out"),
+    ),
     "test": ("test", "testing"),
 }
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
@@ -16,6 +19,7 @@ _CLEAN = re.compile(  # after a number, before what it is a split of, before a y
     rf"(?:\d+[-_. ]+)?({_WORD})[-_. ]*(?:set|data|dataset|images?|imgs?|photos|split)?[-_. ]*(?:(?:19|20)\d\d)?"
 )
 _COMPOUND = re.compile(rf"(?:(.+)[-_. ])?({_WORD})(?:[-_. ](.+))?")
+_FIRST = re.compile(rf"({_WORD})(?![a-z])")
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+(-[0-9a-f]+)?)?$")
 HIDDEN, DANGLING, REPLACED = KINDS = "hidden name", "dangling link", "replaced file"  # left out, beside suffixes
 _NAMED = 6  # kinds of files that a line names
@@ -40,6 +44,12 @@ def split_of(name):
     """train, valid or test for one of their names, such as Training, val2017 or test_set; None for any other."""
     found = _CLEAN.fullmatch(name.strip().lower())
     return found and SPLIT_OF[found[1]]
+
+
+def says_splits(splits):
+    """Whether the cells of a column, each read by `split_of`, say splits: all of them one, or train and another."""
+    known = {*splits} - {None}
+    return bool(known) and ("train" in known and len(known) > 1 or None not in splits)
 
 
 def splits_of(names):
@@ -68,10 +78,29 @@ def splits_by_path(paths):
     for path in paths.values():
         for k, part in enumerate(path):
             beside[tuple(path[:k])].add(part)
-    said = {folder: splits_of(parts) for folder, parts in beside.items()}
+    said = {folder: _said(parts) for folder, parts in beside.items()}
     said = {f: {n: s for s, own in by.items() for n in own} for f, by in said.items() if "train" in by and len(by) > 1}
     split = lambda path: next((s for k, n in enumerate(path) if (s := said.get(tuple(path[:k]), {}).get(n))), None)
     return {key: found for key, path in paths.items() if (found := split(path))}
+
+
+def first_of(name):
+    """The split that a name begins with, as validation_matched and test1 do; None."""
+    word = _FIRST.match(name.lower())
+    return word and SPLIT_OF[word[1]]
+
+
+def _said(names):
+    """`splits_of`, and beside a train also names that begin with a split, as dev_matched does beside train."""
+    found, begun = splits_of(names), collections.defaultdict(list)
+    known = {name for own in found.values() for name in own} if "train" in found else set()
+    for name in sorted(set(names) - known):
+        if split := first_of(name):
+            begun[split].append(name)
+    if "train" not in found and not ("train" in begun and len(begun) > 1):
+        return found
+    found = found if known else {}
+    return {split: own for split in SPLITS if (own := [*found.get(split, ()), *begun[split]])}
 
 
 def without_shard(name):

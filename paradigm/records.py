@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import zlib
 from typing import Any
 
@@ -28,6 +29,22 @@ class Prepared:
     def source(self, split="train"):
         """The records of a split, a source (see paradigm/dataset.py). Raises UserError where there is no such split."""
         raise NotImplementedError
+
+
+def class_names(schema):
+    """{column: names of its classes} that the datasets library wrote into the schema of a Parquet or Arrow file."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: tuple(f["names"]) for name, f in features.items() if isinstance(f, dict) and f.get("names")}
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def named(label, names):
+    """The name of a class for its number, of each in a list; None for -1, where it is kept secret."""
+    if isinstance(label, list):
+        return [named(one, names) for one in label]
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else None if label == -1 else label
 
 
 def build(recipe, directory, window, progress):

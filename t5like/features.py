@@ -65,6 +65,12 @@ def _encode(objective, layer, pool, variables, tokens, segments):
     return (x if pool is None else pooled(x, segments, pool)).astype(jnp.float32)
 
 
+def check_layer(model, layer, setting):
+    """Raises UserError unless a layer, None for the last one's output, is one of the model's."""
+    if layer is not None and not (type(layer) is int and -model.layers <= layer < model.layers):
+        raise UserError(f"{setting}={layer!r}: the model has layers 0 to {model.layers - 1}")
+
+
 def embed(objective, variables, tokenizer, texts, pool="mean", layer=None):
     """Vectors of texts, float32 [n, D]; of one, [D]. pool, layer: as of `read`.
 
@@ -77,6 +83,7 @@ def embed(objective, variables, tokenizer, texts, pool="mean", layer=None):
     if not (isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts)):
         raise UserError("embed: this run reads texts: give a text, or a list of them")
     check_pool(objective.model, pool, "embed: pool")
+    check_layer(objective.model, layer, "embed: layer")
     model, ids = objective.model, tokenizer.encode_batch(texts)
     more = sum(map(len, ends(objective)))
     lengths = [len(text) + more for text in ids]

@@ -154,7 +154,7 @@ def told(left):
 
 def matches(names, globs):
     """Whether one of some names matches one of some patterns, with commas between."""
-    return any(fnmatch.fnmatchcase(name, glob) for glob in patterns(globs) for name in names)
+    return any(name == glob or fnmatch.fnmatchcase(name, glob) for glob in patterns(globs) for name in names)
 
 
 def patterns(globs):

@@ -12,6 +12,9 @@
 `read` takes a label from a record as JSON has it, `encode` makes of it what the right column says.
 """
 
+import ast
+import contextlib
+import json
 import math
 import re
 
@@ -25,6 +28,7 @@ KINDS = ("class", "classes", "number", "tags", "answer")
 NAMED = ("class", "classes", "tags")  # whose names are learnt from the training records
 WORDS = {"tags": "input", "answer": "target"}  # which of the two texts is read word by word
 _WORD = re.compile(r"\S+")
+_UNCOMMAED = re.compile(r"""^\s*\[\s*(['"])[^'",]*\1\s+['"]""")
 _UNSPACED = re.compile(UNSPACED)
 
 
@@ -40,7 +44,7 @@ def words_of(kind, template, record):
     Raises ValueError where the template is no single field's.
     """
     value = _whole(template, record)
-    if kind == "tags" and isinstance(value, list):
+    if kind == "tags" and isinstance(value := _listed(value, template.strip()[1:-1]), list):
         return [tables.text_of(word, template.strip()[1:-1]) for word in value]
     return _WORD.findall(tables.render(template, record))
 
@@ -51,6 +55,21 @@ def _whole(template, record):
     return rows.lookup(record, fields[0]) if [template.strip()] == [f"{{{field}}}" for field in fields] else None
 
 
+def _listed(value, field):
+    """A value, a list where it is a text that holds one as Python or JSON writes it, as tables have lists.
+
+    Raises ValueError for one as numpy writes it, without commas.
+    """
+    if not (isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")):
+        return value
+    if _UNCOMMAED.search(value):
+        raise ValueError(f"has a list without commas in {field!r} ({value[:40]}): write it as JSON has it")
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+            return parse(value.strip())
+    return value
+
+
 def read(kind, record, field, words, template=""):
     """The label in a field, as JSON has it; None for none. Raises ValueError saying what is wrong with it.
 
@@ -59,7 +78,11 @@ def read(kind, record, field, words, template=""):
     value = rows.lookup(record, field)
     if kind == "class":
         return tables.class_of(value, field) or None
+    if kind in ("classes", "tags"):
+        value = _listed(value, field)
     if kind == "classes":
+        if isinstance(value, list) and len(set(map(str, value))) < len(value) and all(v in (0, 1) for v in value):
+            raise ValueError(f"has {str(value)[:40]} in {field!r}, a place for each class: name those that hold")
         parts = value if isinstance(value, list) else re.split(r"\s*,\s*", tables.text_of(value, field).strip())
         return sorted({tables.class_of(part, field) for part in parts} - {""})
     if kind == "number":

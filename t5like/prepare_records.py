@@ -405,6 +405,12 @@ def summary(meta):
                 f"warning    {len(several):,} of them are others with commas between ({min(several)!r}): if a record "
                 "may be of several classes, set label_kind to 'classes'"
             )
+        train = meta["counts"]["train"]
+        if len(whole) > 1 and all(train["classes"].get(name) == train["records"] for name in whole):
+            lines.append(
+                "warning    every record is of all classes: there is nothing to tell apart; if lists have a place for "
+                "each class, name those that hold"
+            )
         if len(whole) == 1:
             lines.append(
                 f"warning    all labels are {meta['classes'][0]!r}: of one class there is nothing to tell apart"

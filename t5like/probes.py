@@ -20,7 +20,7 @@ from paradigm.errors import UserError, choose
 from paradigm.evaluator import Evaluator
 from paradigm.probing import attentive, knn, linear
 from paradigm.storage import expand
-from t5like.features import check_pool, read
+from t5like.features import check_layer, check_pool, read
 
 METHODS = ("knn", "linear", "attentive")
 
@@ -64,8 +64,7 @@ class TextProbes(Evaluator):
     def check(self, objective, data):
         super().check(objective, data)
         model = self.part(objective).objective.model
-        if self.layer is not None and not -model.layers <= self.layer < model.layers:
-            raise UserError(f"TextProbes.layer={self.layer}: the model has layers 0 to {model.layers - 1}")
+        check_layer(model, self.layer, "TextProbes.layer")
         check_pool(model, self.pool, "TextProbes.pool")
         self.read()
 

@@ -11,6 +11,7 @@ import json
 import re
 
 from paradigm.errors import UserError
+from paradigm.records import class_names, named
 from t5like.files import open_file, place_of, reading, unpacked_ending
 
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".tab": "tsv", ".csv": "csv",
@@ -309,10 +310,11 @@ def _parquet(piece):
     file = _parquet_file(piece)
     groups = range(piece.start, file.metadata.num_row_groups if piece.end is None else piece.end)
     number = sum(file.metadata.row_group(i).num_rows for i in range(piece.start))
+    names = class_names(file.schema_arrow)
     for batch in file.iter_batches(batch_size=256, row_groups=list(groups)):
         for record in batch.to_pylist():
             number += 1
-            yield number, {k: _plain(v) for k, v in record.items()}
+            yield number, _record(record, names)
 
 
 def _arrow(piece):
@@ -333,7 +335,12 @@ def _arrow(piece):
         for batch in batches:
             for record in batch.to_pylist():
                 number += 1
-                yield number, {k: _plain(v) for k, v in record.items()}
+                yield number, _record(record, class_names(batch.schema))
+
+
+def _record(record, names):
+    """A row as JSON has it, with the names of classes for their numbers where the file has them."""
+    return {k: named(_plain(v), names[k]) if k in names else _plain(v) for k, v in record.items()}
 
 
 def _plain(value):

@@ -24,7 +24,8 @@ import re
 
 from paradigm import tfds
 from paradigm.errors import UserError
-from paradigm.names import SPLIT_OF, few, split_in
+from paradigm.names import few, first_of, split_in
+from paradigm.records import named
 from paradigm.storage import here
 from t5like import rows, sources, stdlib_records
 from t5like.files import (
@@ -216,8 +217,7 @@ def _file_parts(source):
 
 def _split_of(words):
     """The split that one of these names begins with, as validation_matched and dev.tsv do; None."""
-    found = [SPLIT_OF.get(re.split(r"[^a-z]", word.lower())[0]) for word in words]
-    return next((split for split in found if split), None)
+    return next((split for split in map(first_of, words) if split), None)
 
 
 def _parts_of(file, kind, split):
@@ -300,10 +300,10 @@ def read(part, columns=()):
 
 def _tfds_records(part):
     features = tfds.builder(part.member).info.features
-    named = {name: f.names for name, f in features.items() if getattr(f, "names", None)}
+    names = {name: f.names for name, f in features.items() if getattr(f, "names", None)}
     for number, (_, example) in enumerate(sources.tfds_rows(part), part.start):
         record = {name: _plain(value) for name, value in example.items()}
-        yield f"{part.path} record {number}", record | {k: _named(record[k], names) for k, names in named.items()}
+        yield f"{part.path} record {number}", record | {k: named(record[k], own) for k, own in names.items()}
 
 
 def _plain(value):
@@ -315,10 +315,3 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def _named(label, names):
-    """The name of a class for its number; None for -1, where it is kept secret."""
-    if isinstance(label, list):
-        return [_named(one, names) for one in label]
-    return names[label] if label >= 0 else None

@@ -41,6 +41,8 @@ def arrange(names, where, labels=True):
             else:
                 outside[f"{path[0]}/" if len(path) > 1 else path[0]] += 1
         rows = {split: _unnested(rows[split], split, own[0]) for split, own in found.items()}
+        inner, rows = _one_inside(rows)
+        notes += [f"all of a split inside of {'/'.join(inner)}"] if inner else []
         notes.append("splits by folder: " + ", ".join(f"{own[0]} is {split}" for split, own in found.items()))
         if outside:
             notes.append(
@@ -129,6 +131,17 @@ def _unnested(rows, split, name):
     while len({p[0] for _, p in rows}) == 1 and all(len(p) > 1 for _, p in rows) and again(rows[0][1][0]):
         rows = [(name, p[1:]) for name, p in rows]
     return rows
+
+
+def _one_inside(rows):
+    """(folders, {split: rows below them}): of the one folder that all splits have inside, which is no class alone."""
+    passed = []
+    while all(len(p) > 1 for own in rows.values() for _, p in own):
+        if len(inside := {p[0] for own in rows.values() for _, p in own}) > 1:
+            break
+        passed += inside
+        rows = {split: [(name, p[1:]) for name, p in own] for split, own in rows.items()}
+    return passed, rows
 
 
 def _check_splits(found, others, paths, where):

@@ -78,7 +78,9 @@ class ImageData:
         reading = Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
         opened = open_source(self.source, reading)
         splits, how = dict(opened.splits), ""
-        if "valid" not in splits and "test" in splits and not self.hold_out:
+        only_test = "valid" not in splits and "test" in splits and not self.hold_out
+        secret = only_test and _has_labels(splits["train"]) and not _has_labels(splits["test"])
+        if only_test and not secret:
             splits["valid"] = splits["test"]
         elif "valid" not in splits or self.hold_out:
             splits["train"], splits["valid"] = _hold_out(splits["train"], self.valid, self.source)
@@ -97,7 +99,8 @@ class ImageData:
         )
         fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()[:32]
         bare = {s: int(np.sum(x < 0)) for s, own in opened.splits.items() if (x := known_labels(own)) is not None}
-        told = [opened.note, *(f"{n:,} of {split} without a label" for split, n in bare.items() if n)]
+        why = "valid held out of train, since test has no labels" * secret
+        told = [opened.note, why, *(f"{n:,} of {split} without a label" for split, n in bare.items() if n)]
         note = "; ".join(filter(None, told))
         prepared = PreparedImages(
             name=self.source,
@@ -181,6 +184,12 @@ def known_labels(source):
         return getattr(source, "labels", None)
     labels = known_labels(source.source)
     return None if labels is None else np.asarray(labels)[source.positions]
+
+
+def _has_labels(source):
+    """Whether a record of a source has a label, where they are in memory."""
+    labels = known_labels(source)
+    return labels is not None and bool(np.any(np.asarray(labels) >= 0))
 
 
 def _labels(source):

@@ -8,12 +8,12 @@ data/train-00000-of-00002.parquet, or else in a column `split`.
 import bisect
 import collections
 import contextlib
-import json
 import os
 import pathlib
 
 from paradigm.errors import UserError
-from paradigm.names import few, is_hidden, split_of, splits_by_path, without_shard
+from paradigm.names import few, is_hidden, says_splits, split_of, splits_by_path, without_shard
+from paradigm.records import class_names, named
 from paradigm.tfds import first_line
 from vision.files import check_bytes
 
@@ -57,7 +57,7 @@ class Table:
                 schema, counts = self._table.schema, [self._table.num_rows]
         self.fields = {field.name: field.type for field in schema}
         self.ends = [sum(counts[: k + 1]) for k in range(len(counts))]
-        self.names = _class_names(schema.metadata or {})
+        self.names = class_names(schema)
 
     def __len__(self):
         return self.ends[-1] if self.ends else 0
@@ -73,8 +73,7 @@ class Table:
         with _told(self.path):
             found = [value for k in range(len(self.ends)) for value in self.group(k, column).to_pylist()]
         if names := self.names.get(column):
-            named = lambda v: names[v] if isinstance(v, int) and 0 <= v < len(names) else None if v == -1 else v
-            return [named(value) for value in found]
+            return [named(value, names) for value in found]
         return found
 
     def holds_pictures(self, column):
@@ -95,15 +94,6 @@ class Table:
                     f"{self.path} has {size / 1e9:.1f} GB of pictures in one row group, all of which would be held in "
                     "memory: write it again with pyarrow.parquet.write_table(..., row_group_size=100)"
                 )
-
-
-def _class_names(metadata):
-    """{column: names of its classes} that the datasets library wrote into a file."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {name: tuple(f["names"]) for name, f in features.items() if isinstance(f, dict) and f.get("names")}
-    except (KeyError, TypeError, ValueError):
-        return {}
 
 
 @contextlib.contextmanager
@@ -226,7 +216,8 @@ def splits_of_rows(container):
             f"{container.root} holds {few(files, 4)}, of which none is of train: add that, or name the file to train on"
         )
     if not by_file and column:
-        return {f: [split_of(v) for v in container.table(f).values(column)] for f in files}, f"splits from {column}"
+        said = {f: container.table(f).values(column) for f in files}
+        return {f: [_split_said(v) for v in own] for f, own in said.items()}, f"splits from {column}"
     if left := [name for name in files if by_file and name not in by_file]:
         raise UserError(f"{container.root} holds {few(left, 4)} beside files of train, valid and test: move it away")
     counts = collections.Counter(by_file.values())
@@ -235,8 +226,13 @@ def splits_of_rows(container):
 
 
 def _split_column(container):
-    """The column `split`, where each of its cells says one; "" where there is none."""
+    """The column `split`, where its cells say splits; "" where there is none."""
     tables = [container.table(file) for file in container.files]
     found = [name for name in tables[0].fields if name.lower() == _SPLIT]
-    says = lambda value: isinstance(value, str) and split_of(value)
-    return found[0] if len(found) == 1 and all(says(v) for t in tables for v in t.values(found[0])) else ""
+    says = lambda name: says_splits([_split_said(v) for t in tables for v in t.values(name)])
+    return found[0] if len(found) == 1 and says(found[0]) else ""
+
+
+def _split_said(value):
+    """The split that a cell says; None for any other, as COCO's restval."""
+    return split_of(value) if isinstance(value, str) else None

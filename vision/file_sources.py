@@ -168,6 +168,8 @@ def open_parquet(place, reading):
     table = files.table(next(iter(files.files)))
     rest = [n for n in table.fields if n not in (files.column, field) and f"splits from {n}" != said]
     notes = [f"pictures from {files.column}", f"classes from {field}: {few(classes)}" if field else "", said]
+    odd = sum(own.count(None) for own in split_by.values())
+    notes += [f"{odd:,} whose split is no train, valid or test left out"] * bool(odd)
     notes += [f"columns left out: {few(rest)}"] * bool(rest) + [survey(split, s) for split, s in splits.items()]
     lines = [f"{name} {os.path.getsize(p)} {sample_of(p)}" for name, p in files.files.items()]
     lines += [files.column, field, said]

@@ -35,8 +35,10 @@ def make_state(experiment, given=None, stats=None):
     taken = lambda given: lambda name, x: given.get(name, x)
     if given is not None:
         drawn, adapt = e.objective.init(rng.key(e.seed, "params")), e.objective.adapt
+        first = dict(trees.named_leaves(drawn))
+        # Moments and averages begin from these, so that what param_dtype stores has to wait for init_state.
+        given = {name: x.astype(first[name].dtype) for name, x in given.items()}
         if adapt is not None:
-            first = dict(trees.named_leaves(drawn))
             given = {name: adapt.begin(name, first[name], x) for name, x in given.items()}
         params = trees.named_map(taken(given), drawn)
     state = init_state(e.objective, e.optimizer, e.seed, e.ema, params, e.freeze, e.param_dtype, e.moment_dtype)
@@ -130,7 +132,7 @@ def initial_state(program, checkpoints, inits=()):
         if twice := sorted(set(matched) & set(given)):
             others = ", ".join(str(other.path) for other in inits)
             raise UserError(f"Experiment.init: {twice[0]} is in more than one of {others}: rename it in one of them")
-        given |= {name: x.astype(wanted[name].dtype) for name, x in matched.items()}
+        given |= matched
         # Running statistics belong to the parameters that were trained with them.
         stats |= stats_for(wanted_stats, source.stats)
         lines.append(line)

@@ -155,10 +155,9 @@ def open_run(workdir, step=None):
         if not workdir.is_dir():
             raise UserError(f"{workdir}: no such run directory")
     if step not in (None, "best"):
-        try:
-            step = int(step)
-        except (ValueError, TypeError):
-            raise UserError(f"step={step!r}: write a number or 'best'") from None
+        if not str(step).strip().isdecimal():  # 240.7 and True are no steps either
+            raise UserError(f"step={step!r}: write a number or 'best'")
+        step = int(step)
     checkpoints = Checkpoints(workdir / "checkpoints")
     found = checkpoints.find(step)
     if found is None:

@@ -151,6 +151,8 @@ def decode_rows(
     if source is not None:
         source = jnp.take(source, jnp.arange(len(read)) % len(prompts), axis=0)
     index = np.stack([np.zeros(len(read)), np.arange(len(read))], axis=1).astype(np.uint32)
+    if not isinstance(seed, numbers.Integral):
+        raise UserError(f"seed={seed!r}: write a whole number, another one for other draws")
     keys = rng.per_example(rng.key(seed, "decode"), index)
     fixed = new, sampling, vocabulary.end, inputs, segments, prefix, vocabulary.filler, source, name
     count = lambda tokens: written(tokens, vocabulary.end)

@@ -188,6 +188,8 @@ def test_refusals(tmp_path):
         UserError, match=r"checkpoints/0 holds weights and no run: launch.train --init_from=.*begins one"
     ):
         load(tmp_path / "weights")
+    with pytest.raises(UserError, match="step=1.5: write a number or 'best'"):
+        load(tmp_path, step=1.5)
     with pytest.raises(UserError, match=r"step=\[1\]: write a number or 'best'"):
         load(tmp_path, [1])
     registry.parse_text(NEXT + "\ngpt.vocab_size = 512")

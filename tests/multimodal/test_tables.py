@@ -57,6 +57,11 @@ def test_columns_of_plain_names_are_taken_and_said(tmp_path):
     mixed = [(*row[:2], "a half" if i else "train") for i, row in enumerate(rows)]  # says something else
     other = opened(written(tmp_path, "q.csv", mixed, ("image", "caption", "split")))
     assert "columns left out: split" in other.described and list(other.splits) == ["train", "valid"]
+    assert "no splits from split" in other.described
+    coco = [(*row[:2], word) for row, word in zip(rows, "train restval val test train odd".split())]
+    some = opened(written(tmp_path, "r.csv", coco, ("image", "caption", "split")))
+    assert {split: len(some.source(split)) for split in some.splits} == {"train": 2, "valid": 1, "test": 1}
+    assert "2 of 'odd', 'restval' in split left out" in some.described
 
 
 def test_the_line_of_a_pair_is_counted_in_the_file(tmp_path):

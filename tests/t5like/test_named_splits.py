@@ -62,6 +62,15 @@ def test_what_names_call_a_split_is_one(layout, packed, tmp_path, capsys):
     assert f"{layout.format(split='dev')} is trained on: exclude leaves files out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", ["train dev_matched test_matched", "train1 heldout-1 test1"])
+def test_names_that_begin_with_a_split_beside_train(names, tmp_path):
+    lay(tmp_path / "in", "{split}")
+    for name, split in zip(names.split(), WORDS):
+        (tmp_path / "in" / split).rename(tmp_path / "in" / f"{name}.txt")
+    prepared = make(tmp_path / "in", tmp_path / "out")
+    assert said(prepared, "train") == {"train"} and said(prepared, "valid") == {"dev"}
+
+
 def test_a_name_alone_says_nothing(tmp_path):
     (tmp_path / "in" / "test").mkdir(parents=True)
     (tmp_path / "in" / "test" / "a.txt").write_text("\n".join(WORDS["test"]))

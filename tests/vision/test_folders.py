@@ -22,6 +22,7 @@ from vision.decode_image import suffixes
         ("Train dev Test", "Test is test, Train is train, dev is valid"),
         ("seg_train seg_test", "seg_test is test, seg_train is train"),
         ("1_train 2_test", "1_train is train, 2_test is test"),
+        ("train heldout", "heldout is valid, train is train"),
     ],
 )
 def test_splits_have_many_names(tmp_path, names, words):
@@ -32,6 +33,21 @@ def test_splits_have_many_names(tmp_path, names, words):
         assert len(prepared.source("train")) == 4
         assert f"all inside of data; splits by folder: {words}" in prepared.described
         assert "classes by folder: a, b" in prepared.described
+
+
+def test_one_folder_inside_of_all_splits_is_no_class(tmp_path):
+    files = {f"{part}/images/{c}/{i}.png": pixels(i) for part in ("train", "test") for i, c in enumerate("aabb")}
+    prepared = opened(folder(tmp_path / "d", files))
+    assert prepared.classes == ("a", "b") and "all of a split inside of images; splits by folder" in prepared.described
+    flat = {f"{part}/images/{i}.png": pixels(i) for part in ("train", "test") for i in range(4)}
+    assert "no labels" in opened(folder(tmp_path / "f", flat)).described
+
+
+def test_a_test_split_without_labels_is_no_validation(tmp_path):
+    files = {f"train/{c}/{i}.png": pixels(i) for i, c in enumerate("aaaabbbb")}
+    prepared = opened(folder(tmp_path / "d", files | {f"test/{i}.png": pixels(i) for i in range(4)}))
+    assert "valid held out of train, since test has no labels" in prepared.described
+    assert {record["label"] for record in records(prepared, "valid")} == {0, 1} and len(prepared.source("test")) == 4
 
 
 def test_classes_may_bring_their_splits(tmp_path):

@@ -16,6 +16,7 @@ from launch.storage import manifest
 from launch.storage.checkpoint import Checkpoints
 from paradigm.combine import Sum
 from paradigm.errors import UserError
+from paradigm.optim import AdamW
 from tests import contract, miniatures
 from tests.launch import small
 
@@ -41,6 +42,18 @@ def test_own_checkpoint_before_init_from_before_scratch(tmp_path, capsys):
 
     loop.train(dataclasses.replace(new, total_steps=2), tmp_path / "scratch", init_from=tmp_path / "donor")
     assert f"resumed from step 1 ({tmp_path / 'donor'} is for new runs)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_what_is_given_is_narrowed_where_it_is_stored_alone(stored, tmp_path):
+    """Moments and averages begin from float32 parameters, whatever these are stored in."""
+    donor = small.experiment(total_steps=2, save_every=2, eval_every=100, param_dtype=stored)
+    loop.train(donor, tmp_path / "donor")
+    new = small.experiment(total_steps=1, ema=0.5, param_dtype="bfloat16", optimizer=AdamW(1e-3), eval_every=100)
+    state = loop.train(new, tmp_path / "new", init_from=tmp_path / "donor").state
+    assert jnp.dtype("bfloat16") in {x.dtype for x in jax.tree.leaves(state.params)}
+    for tree in (state.opt_state, state.extra["ema"]):
+        assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
 
 
 @dataclasses.dataclass(frozen=True)
