@@ -42,9 +42,7 @@ def test_classes_that_a_parquet_file_names(tmp_path):
         (tmp_path / "glue").mkdir(exist_ok=True)
         table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
         pyarrow.parquet.write_table(table, tmp_path / "glue" / f"{split}-00000-of-00001.parquet")
-    built = TextRecords(source=str(tmp_path / "glue"), input="{text}", target="", tokenizer="bytes").build(
-        tmp_path / "c"
-    )
+    built = TextRecords(str(tmp_path / "glue"), label="label", tokenizer="bytes").build(tmp_path / "cache")
     assert built.classes == ("negative", "positive")
     assert [int(built.source("valid")[i]["label"]) for i in range(2)] == [1, 0]
     assert [int(built.source("test")[i]["label"]) for i in range(2)] == [-1, -1]
