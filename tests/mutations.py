@@ -312,7 +312,7 @@ ROWS = (
     ("vision/probe.py", "augment=mild(objective.views[0])", "augment=objective.views[0]", "vision/test_probe", "mild_views"),
     ("multimodal/captions.py", 'before = "" if self.split == "valid" else', 'before = "" if self.split else', "multimodal/test_captioners", "scored_and_shown"),
     ("multimodal/fields.py", "len(found := one((IMAGE, *_PLAIN[IMAGE]))) == 1", "len(found := one((IMAGE, *_PLAIN[IMAGE]))) >= 1", "multimodal/test_tables", "cannot_be_read"),
-    ("multimodal/columns.py", "not all(split_of(row[header.index(found.split)]) for row in rows)", "not any(split_of(row[header.index(found.split)]) for row in rows)", "multimodal/test_tables", "plain_names"),
+    ("paradigm/names.py", '("train" in known and len(known) > 1 or None not in splits)', "None not in splits", "multimodal/test_tables", "plain_names"),
     ("paradigm/probing.py", "best = int(np.argmax([_accuracy(head, x[apart], y[apart])", "best = int(np.argmax([_accuracy(head, x_test, y_test)", "vision/test_probe", "chosen_without"),
     ("t5like/sources.py", "for file in sorted(files):", "for file in files:", "t5like/test_sources", "file_system"),
     ("t5like/baselines.py", "i * size // wanted", "i", "t5like/test_baselines", "spread"),
@@ -374,6 +374,12 @@ ROWS = (
     ("t5like/hf/bert.py", "if bias in tensors else {}", "if True else {}", "t5like/test_weights", "with_its_head"),
     ("t5like/hf/bert.py", r"bert\.pooler\..*", r"bert\.pooler\.", "t5like/test_weights", "with_its_head"),
     ("t5like/tokenizers/subwords.py", 'return 2 if sep == "</s>" else 1', "return 1", "t5like/test_subwords", "stands_around"),
+    ("launch/run/initial.py", "x.astype(first[name].dtype)", "x", "launch/run/test_initial", "narrowed"),
+    ("t5like/labels.py", "isinstance(value := _listed(value, template.strip()[1:-1]), list)", "isinstance(value, list)", "t5like/test_labels", "tags_and_words"),
+    ("vision/data.py", "if only_test and not secret:", "if only_test:", "vision/test_folders", "without_labels"),
+    ("vision/arrange.py", "inner, rows = _one_inside(rows)", "inner = ()", "vision/test_folders", "one_folder_inside"),
+    ("paradigm/records.py", "None if label == -1 else label", "label", "t5like/test_labels", "parquet_file_names"),
+    ("t5like/features.py", "type(layer) is int and ", "", "launch/test_load", "embed"),
 )  # fmt: skip
 
 

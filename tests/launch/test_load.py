@@ -141,6 +141,11 @@ def test_embed_texts(tmp_path):
     assert middle.shape == found[0].shape and not np.allclose(middle, found[0])
     with pytest.raises(UserError, match="^embed: pool='cls': a Decoder's first place has seen nothing of the text"):
         run.embed(texts[0], pool="cls")
+    for layer in (99, -99, 0.5):
+        with pytest.raises(UserError, match=f"^embed: layer={layer}: the model has layers 0 to "):
+            run.embed(texts[0], layer=layer)
+    with pytest.raises(UserError, match="^seed=None: write a whole number, another one for other draws"):
+        run.generate(texts[0], seed=None, max_new_tokens=1)
     assert run.embed([]).shape == (0, run.model.d_model)
     with pytest.raises(UserError, match="^embed: this run reads texts: give a text, or a list of them"):
         run.embed(np.zeros((8, 8, 3), np.uint8))
