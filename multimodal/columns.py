@@ -132,7 +132,7 @@ def columns_told(given, recipe, header, every=False):
         notes.append(f"pictures from {recipe.image}")
     if recipe.split != given.split:
         notes.append(f"splits from {recipe.split}")
-    if odd := [name for name in header if name.lower() == "split" and name != recipe.split]:
+    if odd := [name for name in header if name.lower() == "split" and not recipe.split]:
         notes.append(f"no splits from {odd[0]}, which says others than train, valid and test")
     if recipe.label:
         notes.append(f"classes from {recipe.label}")

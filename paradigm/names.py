@@ -92,15 +92,12 @@ def first_of(name):
 
 def _said(names):
     """`splits_of`, and beside a train also names that begin with a split, as dev_matched does beside train."""
-    found, begun = splits_of(names), collections.defaultdict(list)
-    known = {name for own in found.values() for name in own} if "train" in found else set()
-    for name in sorted(set(names) - known):
-        if split := first_of(name):
-            begun[split].append(name)
-    if "train" not in found and not ("train" in begun and len(begun) > 1):
-        return found
-    found = found if known else {}
-    return {split: own for split in SPLITS if (own := [*found.get(split, ()), *begun[split]])}
+    found, said = splits_of(names), collections.defaultdict(list)
+    known = {name: split for split, own in found.items() for name in own} if "train" in found else {}
+    for name in sorted(names):
+        if split := known.get(name) or first_of(name):
+            said[split].append(name)
+    return dict(said) if "train" in said and len(said) > 1 else found
 
 
 def without_shard(name):

@@ -333,9 +333,10 @@ def _arrow(piece):
             batches = pyarrow.ipc.open_stream(data)
         number = 0
         for batch in batches:
+            names = class_names(batch.schema)
             for record in batch.to_pylist():
                 number += 1
-                yield number, _record(record, class_names(batch.schema))
+                yield number, _record(record, names)
 
 
 def _record(record, names):
